@@ -1,0 +1,109 @@
+"""A site's images: found, checked, normalised, split by patient. Nothing here is ever sent.
+
+`check_site` collects what is wrong for `fedseg data check`; loading stops at the first error.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedseg.data.cases import Case, SiteData, split
+from fedseg.data.layouts import entries, load_case
+from fedseg.errors import CaseError, ConfigError
+from fedseg.study import Study
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `fedseg data check`: `severity` is "error" (training would stop), "warning" or "info"."""
+
+    severity: str
+    where: str
+    message: str
+
+
+def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
+    """Every site's data by site id, from `data_dir/<site id>/`; layout "phantom" needs no folder.
+
+    Warns where delta is not below 1/patients.
+
+    Raises:
+        ConfigError: a folder is missing or lists nobody.
+        CaseError: a file is missing, damaged or inconsistent.
+    """
+    cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
+    patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
+    if study.private and study.privacy.delta is not None and study.privacy.delta >= 1 / patients:
+        warnings.warn(
+            f"[privacy] delta = {study.privacy.delta:g} is not below 1/{patients} (one over the patients), which "
+            "would allow publishing one patient; choose a tenth of that",
+            stacklevel=2,
+        )
+    return cohort
+
+
+def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
+    """One site's cases, split by patient; `folder` is the site's own folder, None with layout "phantom".
+
+    Raises:
+        ConfigError: the site is not in the study, or its folder is missing or lists nobody.
+        CaseError: a file is missing, damaged or inconsistent.
+    """
+    member = next((candidate for candidate in study.sites if candidate.id == site), None)
+    if member is None:
+        raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
+    if member.patients is not None:
+        from fedseg.data.phantom import phantom_site
+
+        return phantom_site(site, study, member.patients, study.data.split_seed)
+    return split(site, [load_case(entry, site, study) for entry in entries(_given(folder, study), study)], study)
+
+
+def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
+    """Everything that is wrong or odd with a site's folder, all cases, errors first."""
+    if study.data.layout == "phantom":
+        return [Finding("info", site, "is made by the package; there is nothing to check")]
+    try:
+        listed = entries(_given(folder, study), study)
+    except (ConfigError, CaseError) as error:
+        return [Finding("error", site, str(error))]
+    findings, cases = [], []
+    for entry in listed:
+        try:
+            cases.append(load_case(entry, site, study))
+        except CaseError as error:
+            findings.append(Finding("error", site, str(error)))
+    for case in cases:
+        findings += _odd(case, study)
+    return [*findings, *_overview(site, cases, study)]
+
+
+def _given(folder: Path | None, study: Study) -> Path:
+    if folder is None:
+        raise ConfigError(f"[data] layout = '{study.data.layout}' needs images: give their folder with --data")
+    return folder
+
+
+def _odd(case: Case, study: Study) -> list[Finding]:
+    present = np.unique(case.label) if case.label is not None else np.array([])
+    absent = [name for value, name in enumerate(study.structures, start=1) if value not in present]
+    if len(absent) == len(study.structures):
+        return [Finding("warning", case.site, f"{case.name}: the label map is empty; is that so?")]
+    return [Finding("warning", case.site, f"{case.name}: has no {name}") for name in absent]
+
+
+def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:
+    if not cases:
+        return []
+    data = split(site, cases, study)
+    spacings = np.array([case.spacing for case in cases])
+    return [
+        Finding(
+            "info",
+            site,
+            f"{len({case.patient for case in cases})} patients, {len(data.train)} cases to train and "
+            f"{len(data.test)} to test; working voxels {spacings.min():.2f} to {spacings.max():.2f} mm",
+        )
+    ]

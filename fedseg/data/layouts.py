@@ -1,0 +1,148 @@
+"""Folders that people have on their disks, FeTA/BIDS and Medical Segmentation Decathlon, read through MONAI.
+
+Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label that does not lie exactly on
+its image is refused, not resampled.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from monai.transforms import LoadImage
+from numpy.typing import NDArray
+
+from fedseg.data.cases import Case, working_case
+from fedseg.errors import CaseError, ConfigError
+from fedseg.study import Study
+
+SAME_GRID_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Files of one case; `label` may not exist yet, which is found when it is read."""
+
+    patient: str
+    image: Path
+    label: Path
+
+
+def entries(folder: Path, study: Study) -> list[Entry]:
+    """What the site's folder lists, sorted by image path.
+
+    Raises:
+        ConfigError: the folder or its index is missing, malformed or lists nobody.
+        CaseError: a listed patient has no image.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
+    listed = sorted(LAYOUTS[study.data.layout](folder, study), key=lambda entry: entry.image)
+    if not listed:
+        raise ConfigError(f"{folder}: no patients in layout '{study.data.layout}'; correct the folder or the layout")
+    return listed
+
+
+def load_case(entry: Entry, site: str, study: Study) -> Case:
+    """Read, check and normalise one case.
+
+    Raises:
+        CaseError: a missing, damaged or inconsistent file.
+    """
+    image, affine = read_image(entry.image, study)
+    label = _read_label(entry, image.shape[1:], affine, study)
+    return working_case(site, entry.patient, str(entry.image), image, label, affine, study)
+
+
+def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels (C, X, Y, Z) float32 in the file's units and its affine (4, 4).
+
+    Raises:
+        CaseError: missing, damaged, not three-dimensional, wrong number of channels, NaN or infinite voxels.
+    """
+    image, affine = _read_nifti(path)
+    if image.ndim != 4 or min(image.shape[1:]) < 1:
+        raise CaseError(str(path), f"has {image.ndim - 1} spatial axes; a volume or a stack of slices has three")
+    if len(image) != study.in_channels:
+        raise CaseError(
+            str(path),
+            f"has {len(image)} channels and [data] modality lists {study.in_channels}; correct either",
+        )
+    if bad := int(np.count_nonzero(~np.isfinite(image))):
+        raise CaseError(str(path), f"has {bad} voxels that are NaN or infinite; export the image again")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise CaseError(str(path), "has an affine that is no geometry; correct the header's sform")
+    return image, affine
+
+
+def _read_label(entry: Entry, shape: tuple[int, ...], affine: NDArray[np.float64], study: Study) -> NDArray[np.uint8]:
+    """Label values (X, Y, Z) uint8 on exactly the image's grid."""
+    path = str(entry.label)
+    if not entry.label.exists():
+        raise CaseError(path, f"the label map of {entry.image.name} is missing; add it or remove the image")
+    label, label_affine = _read_nifti(entry.label)
+    if label.shape != (1, *shape):
+        extents = " x ".join(map(str, label.shape[1:])), " x ".join(map(str, shape))
+        raise CaseError(path, f"is {extents[0]} voxels and its image is {extents[1]}; export both on one grid")
+    if not np.allclose(label_affine, affine, atol=SAME_GRID_MM):
+        worst = float(np.abs(label_affine - affine).max())
+        raise CaseError(path, f"has another affine than its image (by up to {worst:.3g} mm); export both on one grid")
+    known = np.arange(len(study.structures) + 1)
+    unknown = np.setdiff1d(label, known)
+    if len(unknown):
+        raise CaseError(
+            path,
+            f"has label value {unknown[0]:g}, and the study's structures are 0 to {known[-1]}; "
+            "correct the label map or [study] structures",
+        )
+    return label[0].astype(np.uint8)
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    if not path.exists():
+        raise CaseError(str(path), "is missing; add it or remove the patient from the list")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
+    except Exception as error:  # readers raise anything on damaged bytes
+        raise CaseError(str(path), "cannot be read as NIfTI (truncated or damaged?); copy it again") from error
+    return np.asarray(image.numpy(), np.float32), np.asarray(image.affine, np.float64)
+
+
+def _feta(folder: Path, study: Study) -> Iterator[Entry]:
+    """`sub-*/anat/*_<modality>.nii.gz` beside `*_dseg.nii.gz`; `participants.tsv`, if there, is the list."""
+    ending = f"_{study.data.modality[0]}.nii.gz"
+    index = folder / "participants.tsv"
+    if index.exists():
+        rows = [line.split("\t") for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not rows or rows[0][0] != "participant_id":
+            raise ConfigError(f"{index}: its first column must be participant_id; correct the header line")
+        patients = [row[0] for row in rows[1:]]
+    else:
+        patients = [path.name for path in folder.glob("sub-*") if path.is_dir()]
+    for patient in patients:
+        images = sorted((folder / patient / "anat").glob(f"*{ending}"))
+        if not images:
+            raise CaseError(str(folder / patient), f"has no anat/*{ending}; add it or remove the patient")
+        for image in images:
+            yield Entry(patient, image, image.with_name(image.name.removesuffix(ending) + "_dseg.nii.gz"))
+
+
+def _decathlon(folder: Path, study: Study) -> Iterator[Entry]:
+    """`dataset.json` lists the image and label of every patient."""
+    index = folder / "dataset.json"
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["training"]
+        pairs = [(folder / item["image"], folder / item["label"]) for item in listed]
+    except OSError as error:
+        raise ConfigError(f"{index}: is missing; a Decathlon folder has one, or set [data] layout") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{index}: 'training' must list image and label of every patient; correct it") from error
+    for image, label in pairs:
+        yield Entry(image.name.removesuffix(".gz").removesuffix(".nii"), image, label)
+
+
+LAYOUTS = {"feta": _feta, "decathlon": _decathlon}

@@ -1,0 +1,44 @@
+"""Errors of fedseg, for people: one sentence that says what is wrong, where, and what to do.
+
+A message about one patient's data is a `CaseError`: it is shown locally and never sent anywhere.
+"""
+
+
+class FedSegError(Exception):
+    """Root of everything that fedseg raises on purpose."""
+
+
+class ConfigError(FedSegError, ValueError):
+    """A study, folder or argument of ours is wrong or unsafe; nothing has been trained or sent."""
+
+
+class CaseError(FedSegError):
+    """One case's files are missing, damaged or inconsistent; local only, never sent.
+
+    Attributes:
+        case: what a person has to look at: usually the file.
+    """
+
+    def __init__(self, case: str, message: str) -> None:
+        super().__init__(f"{case}: {message}")
+        self.case = case
+
+
+class PrivacyError(FedSegError):
+    """The promised guarantee cannot be given."""
+
+
+class BudgetExceededError(PrivacyError):
+    """The next whole round would pass the privacy budget; it was not started."""
+
+
+class UnsupportedModelError(PrivacyError):
+    """A layer mixes patients, so that per-patient clipping would not bound one patient's influence."""
+
+
+class LedgerError(PrivacyError):
+    """The ledger is damaged, was edited, or does not belong to this study."""
+
+
+class RoundFailedError(FedSegError):
+    """A round ended without a new model; the last whole round's model stands."""

@@ -1,0 +1,151 @@
+"""MONAI networks with GroupNorm chosen explicitly, and models as safetensors files.
+
+A layer that mixes patients would break per-patient clipping, so it is refused by name. Nothing is ever
+unpickled.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from monai.networks.nets import SegResNet, UNet
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.study import Study, parse_study
+from secagg.prg import Stream
+
+GROUPS = 4
+
+
+def build_model(study: Study) -> torch.nn.Module:
+    """The study's network: (k, C, *size) float32 to logits (k, structures + 1, *size).
+
+    Every party builds the same initial weights: they depend on the study's name, network and `seed` only.
+
+    Raises:
+        ConfigError: the channels do not fit the network.
+        UnsupportedModelError: a layer mixes patients.
+    """
+    widths = study.model.channels
+    if any(width % GROUPS for width in widths):
+        raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
+    start = Stream.seeded(study.study.seed or 0, "weights", study.study.name, study.model.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
+        model = NETWORKS[study.model.name](study)
+    check_model(model)
+    return model
+
+
+def check_model(model: torch.nn.Module) -> None:
+    """Accept only networks in which one patient's output does not depend on another patient.
+
+    Raises:
+        UnsupportedModelError: any BatchNorm, or an InstanceNorm with running statistics; names the layer.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
+            raise UnsupportedModelError(
+                f"layer '{name}' is a {type(layer).__name__}, which mixes patients, so no clipping bounds "
+                "one patient's influence; use GroupNorm instead"
+            )
+
+
+def _unet_small(study: Study) -> torch.nn.Module:
+    return _unet(study, study.model.channels or (8, 16, 32))
+
+
+def _unet_large(study: Study) -> torch.nn.Module:
+    return _unet(study, study.model.channels or (16, 32, 64, 128))
+
+
+def _unet(study: Study, widths: tuple[int, ...]) -> torch.nn.Module:
+    if len(widths) < 2:
+        raise ConfigError(f"[model] channels = {list(widths)}: a U-Net needs at least two levels")
+    return UNet(
+        spatial_dims=study.data.dims,
+        in_channels=study.in_channels,
+        out_channels=len(study.structures) + 1,
+        channels=widths,
+        strides=(1, *(2,) * (len(widths) - 2)),
+        num_res_units=0,
+        act="RELU",
+        norm=("GROUP", {"num_groups": GROUPS}),
+    )
+
+
+def _segresnet(study: Study) -> torch.nn.Module:
+    widths = study.model.channels or (8,)
+    if len(widths) != 1:
+        raise ConfigError(f"[model] channels = {list(widths)}: segresnet takes one number, its first width")
+    return SegResNet(
+        spatial_dims=study.data.dims,
+        init_filters=widths[0],
+        in_channels=study.in_channels,
+        out_channels=len(study.structures) + 1,
+        norm=("GROUP", {"num_groups": GROUPS}),
+        blocks_down=(1, 1, 2),
+        blocks_up=(1, 1),
+    )
+
+
+NETWORKS: Mapping[str, Callable[[Study], torch.nn.Module]] = {
+    "unet-small": _unet_small,
+    "unet": _unet_large,
+    "segresnet": _segresnet,
+}
+
+
+def metadata_of(study: Study) -> dict[str, str]:
+    """What a model file says about itself: the study's hash, structures and TOML text."""
+    return {"study_hash": study.hash().hex(), "structures": ",".join(study.structures), "study": study.toml()}
+
+
+def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file beside `path`, then rename it: the file is whole or absent."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside, dict(metadata))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_model(path: Path, study: Study) -> torch.nn.Module:
+    """The study's network with the weights of a safetensors file.
+
+    Raises:
+        ConfigError: no such file, not safetensors, or weights of another network; names the file.
+    """
+    model = build_model(study)
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path}: its weights do not fit network '{study.model.name}' with {len(study.structures)} "
+            "structures; use the study that it was trained with"
+        ) from error
+    return model
+
+
+def study_of(path: Path) -> Study:
+    """The study that a model file was trained with.
+
+    Raises:
+        ConfigError: no such file, or it holds no study.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
+    if "study" not in metadata:
+        raise ConfigError(f"{path}: holds no study; give the study file too")
+    return parse_study(metadata["study"], str(path))

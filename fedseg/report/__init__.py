@@ -1,0 +1,165 @@
+"""Writes a run folder's report: one HTML file that works offline and can be forwarded.
+
+It reads only the run folder and must never fetch anything, run a script, or show a number that the run did not record.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import jinja2
+from markupsafe import Markup
+
+from fedseg.errors import ConfigError
+from fedseg.report import claims, figures
+from fedseg.report.folder import Run, of_kind, read_run
+from fedseg.report.records import Dropped, Interval, RoundEnded, StepAccepted, StepClosed
+
+__all__ = ["write_report"]
+
+_PACKAGES = ("secagg", "torch", "monai", "cryptography", "dp-accounting", "numpy")
+
+
+def write_report(run: Path) -> Path:
+    """Writes `run/report.html`, beside and renamed, so that no half report is ever seen.
+
+    Args:
+        run: a finished run folder (events.jsonl, metrics.json, study.toml; examples.npz and ledger/ if present).
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ConfigError: a file of the run is missing, truncated or of another run, or the folder cannot be written.
+    """
+    target = run / "report.html"
+    beside = run / "report.html.part"
+    html = _render(read_run(run))
+    try:
+        beside.write_text(html, encoding="utf-8")
+        os.replace(beside, target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ConfigError(f"{target} cannot be written ({error.strerror}); free some space or fix its rights") from error
+    return target
+
+
+def _render(run: Run) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(size=_size, duration=_duration, number=_number)
+    zoomed = _zoomed_round(run)
+    return environment.get_template("template.html").render(
+        run=run,
+        study=run.study,
+        metrics=run.metrics,
+        dice=run.metrics.dice,
+        privacy=claims.privacy(run),
+        seeded=claims.seeded(run),
+        simulated=claims.simulated(run),
+        warnings=list(claims.warnings(run)),
+        summary=claims.summary(run),
+        guarantees=list(claims.guarantees(run)),
+        dropouts=list(claims.dropouts(run)),
+        dropped=of_kind(run, Dropped),
+        survived=_survived(run),
+        convergence=figures.convergence(run),
+        budget=figures.budget(run),
+        overview=figures.overview(run),
+        zoom=figures.zoom(run, zoomed) if zoomed is not None else Markup(),
+        zoomed=zoomed,
+        steps=figures.STEPS,
+        structures=_structures(run),
+        baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
+        pictures=[(example, figures.pictures(example)) for example in run.examples],
+        tints=figures.TINTS,
+        costs=list(_costs(run)),
+        final_head=max(of_kind(run, RoundEnded), key=lambda end: end.round).head if run.metrics.history else "",
+        versions=run.metrics.versions or _versions(),
+    )
+
+
+def _survived(run: Run) -> int:
+    """Dropouts in rounds that completed all the same."""
+    completed = {end.round for end in of_kind(run, RoundEnded)}
+    return sum(drop.round in completed for drop in of_kind(run, Dropped))
+
+
+def _zoomed_round(run: Run) -> int | None:
+    """The first completed round with a dropout, else the last completed round."""
+    completed = [end.round for end in of_kind(run, RoundEnded)]
+    dropped = [drop.round for drop in of_kind(run, Dropped) if drop.round in completed]
+    return min(dropped) if dropped else max(completed, default=None)
+
+
+def _structures(run: Run) -> list[tuple[str, Interval | None]]:
+    return [(name, run.metrics.dice.overall.get(name)) for name in run.study.structures]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one protocol step, or training, took: bytes over the run, median seconds of a round."""
+
+    step: str
+    plain: str
+    up: int
+    down: int
+    seconds: float | None
+
+
+def _costs(run: Run) -> Iterator[Cost]:
+    ends = of_kind(run, RoundEnded)
+    accepted, closed = of_kind(run, StepAccepted), of_kind(run, StepClosed)
+    for step, plain in {"train": "private training at the sites", **figures.STEPS}.items():
+        seconds = [end.seconds[step] for end in ends if step in end.seconds]
+        yield Cost(
+            step=step,
+            plain=plain,
+            up=sum(event.bytes for event in accepted if event.step == step),
+            down=sum(event.bytes_down for event in closed if event.step == step),
+            seconds=median(seconds) if seconds else None,
+        )
+
+
+def _versions() -> dict[str, str]:
+    """Versions where the report was written, for runs that did not record their own."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _size(count: int) -> str:
+    """ "1.2 MB"; decimal units, as networks are sold."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} GB"
+
+
+def _duration(seconds: float) -> str:
+    """ "3 min 20 s", or "0.42 s"."""
+    if seconds < 99.5:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "n/a" if value is None else f"{value:.{digits}g}"

@@ -1,0 +1,156 @@
+"""The report's sentences: warnings, summary, and what is guaranteed against whom. Read this file to check its claims.
+
+It must never claim more than the run gave: no privacy sentence for a seeded run or `mechanism = "none"`, no hidden
+updates for a plain sum. It never calls data anonymous or anything compliant.
+"""
+
+from collections.abc import Iterator
+
+from fedseg.report.folder import Run, of_kind
+from fedseg.report.records import Dropped, Privacy, RoundEnded
+
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun if number == 1 else f"{noun}s"
+    return f"{_WORDS[number] if number < len(_WORDS) else f'{number:,}'} {plural}"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def seeded(run: Run) -> bool:
+    """Whether the noise came from a seed that somebody knows."""
+    return run.metrics.seeded_no_privacy_claim or run.study.seed is not None
+
+
+def privacy(run: Run) -> Privacy | None:
+    """The accountant's guarantee, None with `mechanism = "none"`."""
+    return None if run.study.mechanism == "none" else run.metrics.privacy
+
+
+def simulated(run: Run) -> bool:
+    """Whether one process held the data of all sites."""
+    return "simulate" in run.metrics.command.split()
+
+
+def guarantee(found: Privacy) -> str:
+    """ "(ε = 7.94, δ = 0.0003)" """
+    return f"(ε = {found.epsilon:.3g}, δ = {found.delta:.2g})"
+
+
+def warnings(run: Run) -> Iterator[str]:
+    """What a reader must know before any number, most important first."""
+    study, found = run.study, privacy(run)
+    if study.mechanism == "none":
+        yield "no privacy claim: the study ran with mechanism = 'none', so updates carry no noise"
+    elif seeded(run):
+        yield "seeded: no privacy claim: whoever knows the seed can recompute the noise"
+    if not study.secure:
+        yield "plain sum: the coordinator saw every update"
+    if found and found.unit != "patient":
+        yield f"the privacy unit is the {found.unit}, not the patient: weaker than it sounds for everybody with several"
+    if found and study.budget is not None and found.epsilon > study.budget * (1 + 1e-6):
+        yield f"epsilon {found.epsilon:.3g} is above the budget of {study.budget:.3g}"
+    patients = sum(site.n_train or 0 for site in run.metrics.dice.sites.values())
+    if found and patients and found.delta >= 1 / patients:
+        yield f"delta {found.delta:.2g} is not below 1/{patients}: it permits giving one patient away outright"
+    broken = sorted({event.round for event in of_kind(run, RoundEnded) if event.exact is False})
+    if broken:
+        rounds = ", ".join(map(str, broken))
+        yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
+    if run.examples and run.layout != "phantom":
+        yield (
+            "shows images of patients: keep it where the data is, or delete examples.npz and write the report again"
+        )
+
+
+def summary(run: Run) -> str:
+    """The whole study in one sentence."""
+    study, protocol, found = run.study, run.metrics.protocol, privacy(run)
+    sites, drops = _count(len(study.sites), "site").capitalize(), len(of_kind(run, Dropped))
+    parts = [
+        f"{sites} trained one model of {study.parameters:,} parameters to outline "
+        f"{_count(len(study.structures), 'structure')} in {_count(protocol.rounds_completed, 'round')}, "
+        "and no image left the site that holds it"
+    ]
+    if simulated(run):
+        parts = [parts[0].removesuffix(", and no image left the site that holds it")]
+    if found and not seeded(run):
+        parts.append(f"what the model can reveal about one {found.unit} is bounded by {guarantee(found)}")
+    if study.secure:
+        parts.append(f"the coordinator could open only sums of at least {_count(study.min_survivors, 'update')}")
+    if drops:
+        came = "one site dropped out of a round, and it" if drops == 1 else f"sites dropped out {drops} times, and it"
+        parts.append(f"{came} {'still completed' if not protocol.burned else 'cost ' + _burned(protocol.burned)}")
+    return "; ".join(parts) + "."
+
+
+def _burned(rounds: int) -> str:
+    return _count(rounds, "burned round")
+
+
+def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
+    """(against whom, what they learn at most, what that rests on)."""
+    study, c = run.study, run.study.max_corrupt
+    helpers = f"up to {_count(c, 'site')}"
+    if study.secure:
+        yield (
+            f"The coordinator, even one that lies, together with {helpers}",
+            f"the sum of at least {study.min_survivors} updates a round ({study.min_survivors - c} of them honest), "
+            "and who took part; never one honest site's update",
+            f"at most {c} of {study.n} sites collude; threshold {study.threshold} of {study.n}; {study.suite}. "
+            "The coordinator can refuse to work",
+        )
+        yield (
+            f"Another site, or {helpers} together with the coordinator",
+            "the same sums, and the model after every round",
+            "each site checks signatures, shares and the list of survivors itself before it opens anything",
+        )
+        later = "post-quantum hybrid, so also" if study.suite == "MLKEM768_X25519" else "classical only, so not"
+        yield (
+            "Somebody who records all messages",
+            "message sizes and times",
+            f"sealed envelopes and masks under {study.suite}: {later} against a later quantum computer",
+        )
+    else:
+        yield "The coordinator", "every site's update, one by one", "nothing: this was a plain sum"
+    yield "Anybody who has the model, now or later", *_about_patients(run)
+    yield (
+        "A site that wants to spoil the model",
+        "it can: updates are clipped, not checked for honesty",
+        "trust in the enrolled sites",
+    )
+
+
+def _about_patients(run: Run) -> tuple[str, str]:
+    found = privacy(run)
+    if found is None:
+        return "no bound: models can reveal who trained them", "a sum is not differential privacy; mechanism = 'none'"
+    if seeded(run):
+        return "no bound is claimed", f"the run was seeded; unseeded, the same settings give {guarantee(found)}"
+    trust = f"trust model: {found.trust}; " if found.trust else ""
+    return (
+        f"about any one {found.unit}: {guarantee(found)}-differential privacy, whatever else they know",
+        f"{trust}mechanism '{run.study.mechanism}', {found.neighbouring or 'add or remove one ' + found.unit}. "
+        "The Dice numbers of this report are not covered by epsilon",
+    )
+
+
+def dropouts(run: Run) -> Iterator[str]:
+    """What each dropout meant for its round's sum."""
+    ended = {event.round: event for event in of_kind(run, RoundEnded)}
+    for drop in of_kind(run, Dropped):
+        after = f"after {drop.after}" if drop.after else "before its first message"
+        end = ended.get(drop.round)
+        if end is None:
+            yield f"Round {drop.round}: {drop.site} dropped {after}, and the round did not complete."
+            continue
+        is_in = drop.site in end.included
+        exact = ", checked value by value" if end.exact else ""
+        yield (
+            f"Round {drop.round}: {drop.site} dropped {after}. Its update is {'in' if is_in else 'not in'} the sum, which "
+            f"is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}."
+        )

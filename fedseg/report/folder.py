@@ -1,0 +1,164 @@
+"""Reads a run folder for the report and cross-checks its files.
+
+It must never guess: a file that is missing, cut off or of another run is refused by name. Pictures are loaded without
+pickle; nothing outside the folder is opened.
+"""
+
+import hashlib
+import json
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from fedseg.errors import ConfigError
+from fedseg.report.records import EVENT, KINDS, Event, Example, Metrics, RoundEnded, StudyStarted, finite
+
+RANKS = ("best", "median", "worst")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report may know."""
+
+    study: StudyStarted
+    events: tuple[Event, ...]
+    metrics: Metrics
+    toml: str
+    layout: str
+    examples: tuple[Example, ...]
+    digests: dict[str, str]
+
+
+E = TypeVar("E", bound=Event)
+
+
+def of_kind(run: Run, kind: type[E], round_number: int | None = None) -> list[E]:
+    """The run's events of one kind, in order; of one round where a number is given."""
+    return [
+        event
+        for event in run.events
+        if isinstance(event, kind) and (round_number is None or getattr(event, "round", None) == round_number)
+    ]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads and cross-checks a run folder.
+
+    Raises:
+        ConfigError: a file is missing, truncated, malformed, or of another run; names the file and the remedy.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such run folder; name one that `fedseg simulate` or `coordinator` wrote")
+    toml = _text(folder / "study.toml")
+    try:
+        layout = str(tomllib.loads(toml).get("data", {}).get("layout", ""))
+    except (tomllib.TOMLDecodeError, AttributeError) as error:
+        raise ConfigError(f"{folder / 'study.toml'}: not a study file ({error}); copy the study here again") from error
+    metrics = _metrics(folder / "metrics.json")
+    path = folder / "events.jsonl"
+    events = tuple(_events(path))
+    if not events or not isinstance(events[0], StudyStarted):
+        raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
+    run = Run(events[0], events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
+    if run.study.study_hash != metrics.study_hash:
+        raise ConfigError(f"{path} and metrics.json have different study hashes: the folder mixes two runs")
+    finished = len({event.round for event in of_kind(run, RoundEnded)})
+    if finished != metrics.protocol.rounds_completed:
+        raise ConfigError(
+            f"{path} has {finished} finished rounds and metrics.json says {metrics.protocol.rounds_completed}: "
+            "one of them is cut off; finish the run with --resume or run it again"
+        )
+    return run
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} is missing: the run did not finish; go on with --resume or run again"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _metrics(path: Path) -> Metrics:
+    try:
+        return Metrics.model_validate(json.loads(_text(path)))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is cut off or not JSON (line {error.lineno}); run the study again"
+        ) from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}") from error
+
+
+def _events(path: Path) -> Iterator[Event]:
+    shift = last = 0.0
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        try:
+            fields = json.loads(line)
+            if fields.get("kind") not in KINDS:
+                continue
+            event: Event = EVENT.validate_python(fields)
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}: line {number} is cut off or not a JSON object; "
+                "finish the run with --resume or run it again"
+            ) from error
+        except ValidationError as error:
+            raise ConfigError(f"{path}: line {number}, {_first(error)}") from error
+        if isinstance(event, StudyStarted) and event.t + shift < last:
+            shift = last - event.t  # a resumed run counts its seconds from zero again
+        last = event.t + shift
+        yield event.model_copy(update={"t": last}) if shift else event
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"field {where}: {problem['msg'].lower()}; the file was written by something else, run the study again"
+
+
+def _examples(path: Path) -> tuple[Example, ...]:
+    if not path.exists():
+        return ()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            found = [
+                Example(
+                    *(np.asarray(arrays[f"{name}_{i}"]) for name in ("image", "truth", "prediction")),
+                    rank=str(item["rank"]),
+                    site=str(item["site"]),
+                    case=str(item["case"]),
+                    dice=finite(item["dice"]),
+                )
+                for i, item in enumerate(meta)
+            ]
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is cut off or not a picture file of a run; delete it or run again") from error
+    for i, example in enumerate(found):
+        if example.image.ndim != 2 or not example.image.shape == example.truth.shape == example.prediction.shape:
+            raise ConfigError(
+                f"{path}: image_{i}, truth_{i} and prediction_{i} must have one two-dimensional shape"
+            )
+    return tuple(sorted(found, key=lambda example: [*RANKS, example.rank].index(example.rank)))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that the report stands for, by name relative to the folder."""
+    names = ["study.toml", "model.safetensors", "metrics.json", "events.jsonl"]
+    paths = [folder / name for name in names] + sorted((folder / "ledger").glob("*.jsonl"))
+    found = {}
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

@@ -1,0 +1,295 @@
+"""The study file: what a federation agreed to, in TOML; unknown fields are errors.
+
+Everything except `[run]` and `[report]` is hashed into every round. Nothing here touches data, and a study
+whose secure aggregation would be unsafe cannot be constructed.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from fedseg.errors import ConfigError
+from secagg.encoding import digest
+from secagg.errors import ConfigError as PolicyError
+from secagg.policy import Policy, Suite
+
+VALUE_BITS = 20
+SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StudySection(_Section):
+    """`[study]`."""
+
+    name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
+    structures: tuple[str, ...] = Field(min_length=1, max_length=254, description="names of label values 1, 2, ...")
+    rounds: Count = Field(description="secure aggregations")
+    local_steps: Count = Field(description="gradient steps of a site in one round")
+    lr: Positive = Field(description="learning rate of a site's optimiser")
+    seed: Seed | None = Field(default=None, description="reproducible run, no privacy claim")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.structures)) != len(self.structures):
+            raise ValueError("structures: two have the same name; give every label value its own")
+        return self
+
+
+class DataSection(_Section):
+    """`[data]`."""
+
+    layout: Literal["feta", "decathlon", "phantom"] = Field(description="how a site's folder is organised")
+    modality: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="image channels in order, such as ['T2w']"
+    )
+    dims: Literal[2, 3] = Field(description="2 for slices, 3 for volumes")
+    size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
+    slices_per_patient: Count = Field(default=1, description="slices (2D) or patches (3D) of a sampled patient")
+    split_seed: Seed = Field(default=0, description="seed of the split by patient")
+    holdout: float = Field(default=0.2, ge=0, lt=1, description="fraction of a site's patients kept for testing")
+
+    @model_validator(mode="after")
+    def _grid(self) -> Self:
+        if self.size % 16:
+            raise ValueError(f"size = {self.size}: must be a multiple of 16, such as {self.size // 16 * 16 + 16}")
+        if self.dims == 3 and self.slices_per_patient != 1:
+            raise ValueError("slices_per_patient: with dims = 3 a patient contributes the whole volume; set it to 1")
+        return self
+
+
+class ModelSection(_Section):
+    """`[model]`."""
+
+    name: Literal["unet-small", "unet", "segresnet"] = Field(default="unet-small", description="the network")
+    channels: tuple[Count, ...] = Field(default=(), max_length=5, description="features per level; () for the default")
+    start: str = Field(default="scratch", min_length=1, description="'scratch', 'phantom' or a .safetensors file")
+
+
+class PrivacySection(_Section):
+    """`[privacy]`: the promise to every patient; with mechanism 'none' the rest only shapes the batches."""
+
+    mechanism: Literal["local", "none"] = Field(description="'local' (each update is private on its own) or 'none'")
+    unit: Literal["patient"] = "patient"
+    epsilon: Positive | None = Field(default=None, description="the budget of every site over the whole study")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="it has no default: choose it below 1/patients, for example 1/(10 patients)"
+    )
+    sample_rate: float = Field(gt=0, le=1, description="probability that a patient is drawn in a step")
+    clip_norm: Positive | None = Field(default=None, description="L2 bound of one patient's gradient")
+    denominator: Count = Field(description="public constant, about the patients drawn per step and site")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.mechanism == "local":
+            for name in ("epsilon", "delta", "clip_norm"):
+                if getattr(self, name) is None:
+                    remedy = type(self).model_fields[name].description
+                    raise ValueError(f"{name} is missing and mechanism = 'local' needs it; add {name}: {remedy}")
+        return self
+
+
+class SecAggSection(_Section):
+    """`[secagg]`."""
+
+    suite: Suite = Suite.MLKEM768_X25519
+    max_corrupt: int = 1
+    min_survivors: int = Field(default=0, ge=0, description="0 for the smallest safe number")
+    bits: int = 32
+    clip_range: Positive = Field(description="bound of every value of an update, fixed and never taken from data")
+
+
+class ReportSection(_Section):
+    """`[report]`: not hashed."""
+
+    share_metrics: bool = Field(default=False, description="send validation Dice; not covered by epsilon")
+
+
+class RunSection(_Section):
+    """`[run]`: how fast, never what; not hashed."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Count = 1
+    workers: Count = 1
+
+
+class Site(_Section):
+    """`[[sites]]`."""
+
+    id: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
+    weight: Positive = Field(default=1.0, description="public constant")
+    patients: Count | None = Field(default=None, description="layout 'phantom' only: patients to make")
+
+
+class Study(_Section):
+    """A whole study. Raises `ConfigError` through `load_study`, `parse_study` and `replace`."""
+
+    study: StudySection
+    data: DataSection
+    model: ModelSection = ModelSection()
+    privacy: PrivacySection
+    secagg: SecAggSection
+    report: ReportSection = ReportSection()
+    run: RunSection = RunSection()
+    sites: tuple[Site, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [site.id for site in self.sites]
+        for site_id in ids:
+            if ids.count(site_id) > 1:
+                raise ValueError(f"[[sites]] id = '{site_id}' is there {ids.count(site_id)} times; rename all but one")
+        for site in self.sites:
+            if (site.patients is None) == (self.data.layout == "phantom"):
+                wish = "add it" if site.patients is None else "remove it"
+                raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        self.policy(1)
+        return self
+
+    @property
+    def site_ids(self) -> list[str]:
+        """Ids in the order of the file."""
+        return [site.id for site in self.sites]
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of label values 1, 2, ...; 0 is background."""
+        return list(self.study.structures)
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels: one per modality."""
+        return len(self.data.modality)
+
+    @property
+    def private(self) -> bool:
+        """Whether an epsilon is promised at all."""
+        return self.privacy.mechanism != "none"
+
+    def hash(self) -> bytes:
+        """Digest of all that can change results or privacy, 32 bytes; `[run]` and `[report]` cannot."""
+        content = self.model_dump(mode="json", exclude={"run", "report"})
+        return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
+
+    def policy(self, length: int, server_key: bytes = b"") -> Policy:
+        """The pinned aggregation policy for vectors of `length` values.
+
+        Raises:
+            ConfigError: the parameters are unsafe; names the study's field.
+        """
+        try:
+            return Policy(
+                project=self.study.name,
+                clients=len(self.sites),
+                length=length,
+                clip_range=self.secagg.clip_range,
+                max_corrupt=self.secagg.max_corrupt,
+                min_survivors=self.secagg.min_survivors,
+                suite=self.secagg.suite,
+                bits=self.secagg.bits,
+                value_bits=VALUE_BITS,
+                weights={site.id: site.weight for site in self.sites},
+                server_key=server_key,
+            )
+        except PolicyError as error:
+            text = str(error)
+            section = SECTIONS.get(text.split()[0], "[secagg]")
+            raise ConfigError(f"{section} {text}") from error
+
+    def replace(self, **sections: Mapping[str, object]) -> "Study":
+        """A copy with some fields changed, checked again: `study.replace(privacy={"mechanism": "none"})`.
+
+        Raises:
+            ConfigError: as `load_study`.
+        """
+        content = self.model_dump(mode="json")
+        for section, changes in sections.items():
+            content[section] = {**content[section], **changes}
+        return _checked(content, "study")
+
+    def toml(self) -> str:
+        """This study as TOML text that `parse_study` reads back to an equal study."""
+        lines = []
+        for section, content in self.model_dump(mode="json", exclude_none=True).items():
+            for table in content if isinstance(content, list) else [content]:
+                lines.append(f"[[{section}]]" if isinstance(content, list) else f"[{section}]")
+                lines += [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+                lines.append("")
+        return "\n".join(lines)
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown or missing field, unsafe policy: one sentence with the
+            file, the field and the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a study file ({error}); give the path of a TOML file") from error
+    return parse_study(text, str(path))
+
+
+def parse_study(text: str, where: str) -> Study:
+    """Check the text of a study; `where` begins every error. Raises as `load_study`."""
+    try:
+        return _checked(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML ({error}); correct that line") from error
+
+
+def _checked(content: Mapping[str, Any], where: str) -> Study:
+    try:
+        # Through JSON, because pydantic's strict mode takes arrays and names of enums only from there.
+        return Study.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error.errors()[0])}") from error
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One of pydantic's errors in the study's words."""
+    loc = error["loc"]
+    section, owner = _owner(loc)
+    name = str(loc[-1]) if len(loc) > 1 or error["type"] in ("missing", "extra_forbidden") else ""
+    given = error["input"]
+    match error["type"]:
+        case "missing" if len(loc) == 1:
+            return f"section [{name}] is missing; add it"
+        case "missing":
+            return f"{section} {name} is missing; add {name}: {owner.model_fields[name].description}"
+        case "extra_forbidden":
+            near = get_close_matches(name, owner.model_fields, n=1)
+            remedy = f"did you mean '{near[0]}'?" if near else f"use one of {', '.join(owner.model_fields)}"
+            return f"{section} {name} is not a field of a study; {remedy}".lstrip()
+        case "value_error":
+            return f"{section} {error['ctx']['error']!s}".lstrip()
+        case "literal_error" | "enum":
+            return f"{section} {name} = {given!r}: use {error['ctx']['expected']}"
+        case _:
+            field = str(loc[1]) if loc[0] != "sites" else str(loc[-1])
+            return f"{section} {field} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _owner(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The section's heading as in the file, and its class, of a pydantic location."""
+    if not loc or (len(loc) == 1 and loc[0] not in Study.model_fields):
+        return "", Study
+    if loc[0] == "sites":
+        return "[[sites]]" if len(loc) == 1 else f"[[sites]] number {int(loc[1]) + 1}", Site
+    annotation = Study.model_fields[str(loc[0])].annotation
+    return f"[{loc[0]}]", annotation if isinstance(annotation, type) else Study

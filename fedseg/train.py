@@ -1,0 +1,91 @@
+"""One site's part of a round: `local_steps` noisy steps from the global model, charged in the ledger before the first.
+
+What comes out is the difference of weights, noised (or marked unprotected with mechanism "none"). Must never: train
+before the ledger's event is on disk, or keep anything of one round (optimiser, noise, gradients) for the next.
+PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from fedseg.data.cases import Case, SiteData, batch_of
+from fedseg.errors import ConfigError
+from fedseg.ledger import Ledger
+from fedseg.models import check_model
+from fedseg.privacy.budget import charge, noise_multiplier
+from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient
+from fedseg.study import Study
+from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
+from secagg.prg import Stream
+
+OnStep = Callable[[int, int], None]
+
+
+def train_round(
+    model: torch.nn.Module,
+    data: SiteData,
+    study: Study,
+    *,
+    site: str,
+    round_number: int,
+    ledger: Ledger,
+    on_step: OnStep | None = None,
+) -> NoisedUpdate:
+    """Charge the round, train it, and return the difference of weights; `model` is left as it was.
+
+    Args:
+        model: the global model; tensors that require no gradient stay as they are.
+        data: the site's cases; those of `data.train` are drawn by patient.
+        study: gives steps, learning rate, privacy and seed.
+        site: the site's id.
+        round_number: at least 1.
+        ledger: the site's ledger.
+        on_step: called after every step with its number and the number of steps.
+
+    Raises:
+        BudgetExceededError: this round would pass the budget; nothing was trained.
+        LedgerError: the ledger is damaged or cannot be written; nothing was trained.
+        UnsupportedModelError: the model mixes patients.
+        CaseError: a case has no label map.
+        ConfigError: training without privacy diverged.
+    """
+    check_model(model)
+    event_id = charge(ledger, study, site, round_number)
+    start = flatten(model)
+    try:
+        _train(model, data, study, site, round_number, on_step)
+        update = LocalUpdate(flatten(model) - start, site)
+    finally:
+        assign(model, start)
+    if not np.isfinite(update.vector).all():
+        raise ConfigError(f"[study] lr = {study.study.lr:g}: training diverged in round {round_number}; lower it")
+    return NoisedUpdate(update.vector, site, event_id) if study.private else NoisedUpdate.unprotected(update)
+
+
+def _train(
+    model: torch.nn.Module, data: SiteData, study: Study, site: str, round_number: int, on_step: OnStep | None
+) -> None:
+    privacy, steps = study.privacy, study.study.local_steps
+    mechanism = Mechanism(
+        privacy.clip_norm if study.private else None, noise_multiplier(study), privacy.denominator
+    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(parameters, lr=study.study.lr, momentum=MOMENTUM)
+    by_patient = {patient: [case for case in data.train if case.patient == patient] for patient in data.patients}
+    model.train()
+    for step in range(1, steps + 1):
+
+        def stream(purpose: str, step: int = step) -> Stream:
+            seed = study.study.seed
+            return Stream() if seed is None else Stream.seeded(seed, purpose, site, round_number, step)
+
+        drawn = draw(data.patients, privacy.sample_rate, stream("sampling"))
+        losses = _losses(model, [by_patient[patient] for patient in drawn], study, stream("slices"))
+        _set_gradient(parameters, noisy_gradient(parameters, losses, mechanism, stream("noise")))
+        optimiser.step()
+        if on_step is not None:
+            on_step(step, steps)

@@ -1,0 +1,54 @@
+"""Secure aggregation against a server that lies: vectors are added, and nobody sees any one of them.
+
+Sans-I/O: bytes in, bytes out. `import secagg` opens no socket, reads no clock and loads neither torch nor grpc nor
+asyncio. The protocol is in `client`, `server` and `session`; its specification in docs/spec.md.
+"""
+
+from secagg import wire
+from secagg.client import open_round
+from secagg.errors import (
+    AbortedError,
+    AuthenticationError,
+    ComplaintError,
+    ConfigError,
+    IllegalTransitionError,
+    InconsistentViewError,
+    MalformedMessageError,
+    ProtocolError,
+    SecAggError,
+    ShareError,
+    TooFewClientsError,
+    UnexpectedMessageError,
+)
+from secagg.keys import SigningKey
+from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.quantize import dequantize
+from secagg.session import ClientSession, ServerSession
+from secagg.state import MemoryStore, RoundContext, Store
+
+__all__ = [
+    "AbortedError",
+    "AuthenticationError",
+    "ClientSession",
+    "ComplaintError",
+    "ConfigError",
+    "IllegalTransitionError",
+    "InconsistentViewError",
+    "MalformedMessageError",
+    "MemoryStore",
+    "PinnedRoster",
+    "Policy",
+    "ProtocolError",
+    "RoundContext",
+    "SecAggError",
+    "ServerSession",
+    "ShareError",
+    "SigningKey",
+    "Store",
+    "Suite",
+    "TooFewClientsError",
+    "UnexpectedMessageError",
+    "dequantize",
+    "open_round",
+    "wire",
+]

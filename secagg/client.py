@@ -1,0 +1,522 @@
+"""The client: everything that leaves a site, in the order in which it leaves.
+
+This file is the trust boundary. Each class is what a client holds between two messages; each method checks what the
+server sent, makes the next message and gives up its state. The server is assumed to lie: no parameter, identity or
+threshold is taken from it. Specification: docs/spec.md, one section per round; the ids in the comments are the rows
+of its table of checks.
+"""
+
+import secrets
+from dataclasses import dataclass, field
+
+from secagg.errors import (
+    AbortedError,
+    ConfigError,
+    InconsistentViewError,
+    MalformedMessageError,
+    ShareError,
+    TooFewClientsError,
+)
+from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal
+from secagg.masking import (
+    Vector,
+    envelope_info,
+    mask_vector,
+    pair_commitment,
+    pair_mask_seed,
+    self_commitment,
+    self_mask_seed,
+    share_commitment,
+)
+from secagg.messages import (
+    NONCE_BYTES,
+    AdvertiseKeys,
+    Attestation,
+    Attestations,
+    Bundle,
+    EncryptedShares,
+    Header,
+    IncludedSet,
+    MaskedInput,
+    Reports,
+    Result,
+    Roster,
+    RoundStart,
+    ShareInbox,
+    ShareReport,
+    UnmaskingShares,
+)
+from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.quantize import dtype_for, pack
+from secagg.shamir import SHARE_BYTES, is_share, split
+from secagg.state import (
+    CONSISTENCY_CHECK,
+    MASKED_INPUT_COLLECTION,
+    SHARE_KEYS,
+    SHARE_REPORT,
+    UNMASKING,
+    RoundContext,
+    State,
+    Store,
+    next_head,
+)
+
+# --- RoundStart: what the server proposes, held against what is pinned -------------------------------------------
+
+
+def open_round(
+    policy: Policy, training_run: str, start: RoundStart, store: Store, *, accept_exposure: bool = False
+) -> RoundContext:
+    """Verify a signed round start, replay the completed rounds that this client missed, and return the context.
+
+    Args:
+        policy: own pinned policy with a `server_key`.
+        training_run: the run that this client has agreed to take part in.
+        start: the server's message.
+        store: durable marks of the data set; missed receipts are appended to its log.
+        accept_exposure: go on although unmasking shares were sent for a round that the server now calls burned. Right
+            where the updates are differentially private and that round was charged; otherwise a named decision.
+
+    Raises:
+        ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow, C-05 an opened round burned.
+    """
+    if not policy.server_key:
+        raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
+    start.verify(policy.server_key, "C-01")
+    if start.training_run != training_run:
+        raise InconsistentViewError("C-02", f"the server opened run {start.training_run}, pinned is {training_run}")
+    for receipt in start.missed:
+        number, head = store.head(training_run)
+        if receipt.round_number <= number:
+            continue
+        receipt.verify(policy.server_key, "C-01")
+        follows = next_head(head, receipt.round_id, receipt.attested, receipt.total_hash)
+        if (receipt.training_run, receipt.previous_head, receipt.head) != (training_run, head, follows):
+            raise InconsistentViewError("C-04", f"the receipt of round {receipt.round_number} does not follow our log")
+        store.finish(training_run, receipt.round_number, receipt.head, receipt.statement() + receipt.signature)
+    number, head = store.head(training_run)
+    if start.previous_head != head or start.round_number <= number:
+        raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
+    if store.released(training_run) > number and not accept_exposure:
+        raise InconsistentViewError(
+            "C-05",
+            f"this site sent unmasking shares for round {store.released(training_run)}, which the server now calls "
+            "burned: without differential privacy, rerunning it could single out one site; an operator must accept that",
+        )
+    return RoundContext(
+        training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
+    )
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class _Own:
+    """What does not change within a slot."""
+
+    policy: Policy
+    me: str
+    signing_key: SigningKey
+    pinned: PinnedRoster
+    context: RoundContext
+    store: Store
+    slot: bytes
+
+    def enough(self, step: str, have: int) -> None:
+        """Every set holds at least min_survivors, or nothing more is sent."""
+        if have < self.policy.min_survivors:
+            raise TooFewClientsError(step, have, self.policy.min_survivors)
+
+
+# --- Round 0: AdvertiseKeys --------------------------------------------------------------------------------------
+
+
+class Joining(State):
+    """Before the first message.
+
+    Raises:
+        ConfigError: `me` is not in the roster, or the signing key is not the one pinned for it.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        me: str,
+        signing_key: SigningKey,
+        roster: PinnedRoster,
+        context: RoundContext,
+        store: Store,
+    ) -> None:
+        if me not in roster:
+            raise ConfigError(f"client {me!r} is not in the roster")
+        if signing_key.verify_key != roster[me]:
+            raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
+        slot = context.slot(session_id(policy, roster))
+        self._own = _Own(policy, me, signing_key, roster, context, store, slot)
+
+    def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
+        """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03)."""
+        self._leave()
+        own = self._own
+        own.store.join(own.context.training_run, own.context.round_number, own.context.attempt)
+        channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
+        message = AdvertiseKeys(
+            own.slot,
+            own.me,
+            channel_key.public,
+            mask_key.dh_public,
+            mask_key.kem_public,
+            secrets.token_bytes(NONCE_BYTES),
+        ).sign(own.signing_key)
+        return Advertised(own, channel_key, mask_key, message), message
+
+
+# --- Round 1a: ShareKeys -----------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Advertised(State):
+    """Holds the two private keys; waits for the roster."""
+
+    own: _Own
+    channel_key: ChannelKey
+    mask_key: MaskKey
+    advertisement: AdvertiseKeys
+
+    def share_keys(self, roster: Roster) -> tuple["Shared", EncryptedShares]:
+        """Check U1, then share s_u and a fresh b_u among the others, sealed and committed.
+
+        Raises:
+            ProtocolError: C-06 an unknown id or bad signature, C-07 unusable or repeated keys, C-08 own entry changed.
+            TooFewClientsError: |U1| < min_survivors.
+        """
+        self._leave()
+        own, policy = self.own, self.own.policy
+        verify_roster(own, roster, self.advertisement)
+        self_seed = secrets.token_bytes(32)
+        others = [client_id for client_id in roster.by_id if client_id != own.me]
+        positions = [roster.positions[client_id] for client_id in others]
+        mask_key_shares = split(self.mask_key.seed, policy.threshold, positions)
+        self_seed_shares = split(self_seed, policy.threshold, positions)
+        bundles = tuple(
+            self._bundle(roster, peer, mask_key_share, self_seed_share)
+            for peer, mask_key_share, self_seed_share in zip(others, mask_key_shares, self_seed_shares, strict=True)
+        )
+        commitment = self_commitment(own.slot, own.me, self_seed)
+        digests = tuple(bundle.digest() for bundle in bundles)
+        header = Header(own.slot, roster.hash, own.me, commitment, digests).sign(own.signing_key)
+        state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, header)
+        return state, EncryptedShares(header, bundles)
+
+    def _bundle(self, roster: Roster, peer: str, mask_key_share: bytes, self_seed_share: bytes) -> Bundle:
+        own, keys = self.own, roster.by_id[peer]
+        suite, slot, me = own.policy.suite, own.slot, own.me
+        info = envelope_info("shares", slot, roster.hash, me, peer)
+        shares = seal(suite, keys.channel_pk, info, mask_key_share + self_seed_share)
+        pair, committed = b"", b""
+        if keys.mask_kem_pk and me < peer:
+            secret = self.mask_key.pair_secret(peer)
+            committed = pair_commitment(slot, me, peer, secret)
+            pair = seal(suite, keys.mask_kem_pk, envelope_info("pair", slot, roster.hash, me, peer), secret)
+        return Bundle(
+            shares,
+            pair,
+            share_commitment(slot, roster.hash, me, peer, "s", mask_key_share),
+            share_commitment(slot, roster.hash, me, peer, "b", self_seed_share),
+            committed,
+        )
+
+
+def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> None:
+    """Checks C-06 to C-08 on U1 and its size."""
+    own.enough(SHARE_KEYS, len(roster.by_id))
+    seen: set[bytes] = set()
+    for client_id, entry in roster.by_id.items():
+        if client_id not in own.pinned or entry.slot != own.slot:
+            raise InconsistentViewError("C-06", f"the roster lists {client_id}, who is unknown or in another slot")
+        entry.verify(own.pinned[client_id], "C-06")
+        keys = (entry.channel_pk, entry.mask_dh_pk, entry.mask_kem_pk)
+        fresh = {key for key in keys if key}
+        if not check_public(own.policy.suite, *keys) or seen & fresh or len(fresh) != sum(map(bool, keys)):
+            raise MalformedMessageError("C-07", f"the roster lists unusable or repeated keys for {client_id}")
+        seen |= fresh
+    if roster.by_id.get(own.me) != advertisement:
+        raise InconsistentViewError("C-08", "the roster does not list this client's own keys")
+
+
+# --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Shared(State):
+    """Has dealt its shares; waits for those of the others."""
+
+    own: _Own
+    channel_key: ChannelKey
+    mask_key: MaskKey
+    self_seed: bytes
+    roster: Roster
+    header: Header
+
+    def report(self, inbox: ShareInbox) -> tuple["Reported", ShareReport]:
+        """Open every envelope now and report ok, or name the first dealer whose bundle does not open.
+
+        Raises:
+            ProtocolError: the server's fault. C-09 a header that is not its dealer's for this slot and roster, C-10
+                dealers outside U1 or own header changed, C-11 a bundle that is not the one in the signed header.
+            TooFewClientsError: fewer than min_survivors dealers.
+        """
+        self._leave()
+        own = self.own
+        self._verify_headers(inbox)
+        held, complaint = _Held(self.mask_key, self.self_seed), ""
+        bundles = iter(inbox.bundles)
+        for dealer, header in inbox.by_dealer.items():
+            if dealer == own.me:
+                continue
+            bundle = next(bundles)
+            index = [client_id for client_id in self.roster.by_id if client_id != dealer].index(own.me)
+            if bundle.digest() != header.digests[index]:
+                raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
+            try:
+                self._open(dealer, bundle, held)
+            except ShareError:
+                complaint = complaint or dealer
+        message = ShareReport(own.slot, self.roster.hash, inbox.roster2, own.me, complaint).sign(own.signing_key)
+        return Reported(own, held, self.roster, inbox, message), message
+
+    def _verify_headers(self, inbox: ShareInbox) -> None:
+        own, roster = self.own, self.roster
+        own.enough(SHARE_REPORT, len(inbox.by_dealer))
+        for dealer, header in inbox.by_dealer.items():
+            if dealer not in roster.by_id or len(header.digests) != len(roster.by_id) - 1:
+                raise InconsistentViewError("C-10", f"the header of {dealer} does not fit the roster")
+            if (header.slot, header.roster1) != (own.slot, roster.hash):
+                raise InconsistentViewError("C-09", f"the header of {dealer} is for another slot or roster")
+            header.verify(own.pinned[dealer], "C-09")
+        if inbox.by_dealer.get(own.me) != self.header or len(inbox.bundles) != len(inbox.headers) - 1:
+            raise InconsistentViewError("C-10", "this client's own header is missing, or a bundle is")
+
+    def _open(self, dealer: str, bundle: Bundle, held: "_Held") -> None:
+        """C-12: the envelopes open, the shares are field elements, and every commitment matches; else `ShareError`."""
+        own, roster1, slot = self.own, self.roster.hash, self.own.slot
+        try:
+            opened = self.channel_key.open(envelope_info("shares", slot, roster1, dealer, own.me), bundle.shares)
+            mask_key_share, self_seed_share = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
+            expects_pair = bool(self.mask_key.kem_public) and dealer < own.me
+            secret = b""
+            if expects_pair:
+                secret = self.mask_key.open_pair(envelope_info("pair", slot, roster1, dealer, own.me), bundle.pair)
+        except ValueError:
+            raise ShareError("C-12", f"an envelope of {dealer} does not open", [dealer]) from None
+        committed = (
+            share_commitment(slot, roster1, dealer, own.me, "s", mask_key_share),
+            share_commitment(slot, roster1, dealer, own.me, "b", self_seed_share),
+            pair_commitment(slot, dealer, own.me, secret) if expects_pair else b"",
+        )
+        promised = (bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment)
+        if committed[: 2 + expects_pair] != promised[: 2 + expects_pair] or not (
+            is_share(mask_key_share) and is_share(self_seed_share)
+        ):
+            raise ShareError("C-12", f"a share of {dealer} does not match its commitment", [dealer])
+        held.mask_key_shares[dealer] = mask_key_share
+        held.self_seed_shares[dealer] = self_seed_share
+        if expects_pair:
+            held.pair_secrets[dealer] = secret
+
+
+@dataclass(repr=False, eq=False)
+class _Held:
+    """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
+
+    mask_key: MaskKey
+    self_seed: bytes
+    mask_key_shares: dict[str, bytes] = field(default_factory=dict)
+    self_seed_shares: dict[str, bytes] = field(default_factory=dict)
+    pair_secrets: dict[str, bytes] = field(default_factory=dict)
+
+    def pair_secret(self, me: str, peer: str) -> bytes:
+        """r_uv: derived where this client comes first, received where it comes second."""
+        return self.mask_key.pair_secret(peer) if me < peer else self.pair_secrets.get(peer, b"")
+
+
+# --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Reported(State):
+    """Has reported on its shares; waits for U2."""
+
+    own: _Own
+    held: _Held
+    roster: Roster
+    inbox: ShareInbox
+    reported: ShareReport
+
+    def mask_input(self, reports: Reports, update: Vector, event_id: str = "") -> tuple["Masked", MaskedInput]:
+        """Mark the contribution durably, then mask the quantised update under every pair of U2 and the self mask.
+
+        Args:
+            reports: U2 with its signed reports.
+            update: (d,) unsigned integers modulo 2^b, from `quantize`.
+            event_id: the ledger event that this contribution was charged to.
+
+        Raises:
+            ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution.
+            AbortedError: this client is not in U2, or U2 is too small: it contributes nothing.
+        """
+        self._leave()
+        own, policy, context = self.own, self.own.policy, self.own.context
+        if update.shape != (policy.length,) or update.dtype != dtype_for(policy.bits):
+            raise ConfigError(f"the update must be quantised to {policy.length} values of {dtype_for(policy.bits)}")
+        self._verify_reports(reports)
+        round_id = context.round_id(own.slot, self.inbox.roster2, reports.sharers_hash)
+        own.store.contribute(context.training_run, context.round_number, event_id)
+        add = [self_mask_seed(self.roster.hash, round_id, own.me, self.held.self_seed)]
+        subtract: list[bytes] = []
+        for peer in reports.by_id:
+            if peer != own.me:
+                exchanged = self.held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk)
+                secret = self.held.pair_secret(own.me, peer)
+                seed = pair_mask_seed(self.roster.hash, round_id, (own.me, peer), exchanged, secret)
+                (add if own.me < peer else subtract).append(seed)
+        y = pack(mask_vector(update, policy, round_id, add, subtract), policy.bits)
+        message = MaskedInput(round_id, self.roster.hash, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
+            own.signing_key
+        )
+        return Masked(own, self.held, self.roster, frozenset(reports.by_id), message), message
+
+    def _verify_reports(self, reports: Reports) -> None:
+        own = self.own
+        if own.me not in reports.by_id:
+            raise AbortedError(SHARE_REPORT, "this client is not among the sharers; it may join the next round")
+        own.enough(MASKED_INPUT_COLLECTION, len(reports.by_id))
+        view = (own.slot, self.roster.hash, self.inbox.roster2, "")
+        for client_id, report in reports.by_id.items():
+            if client_id not in self.inbox.by_dealer:
+                raise InconsistentViewError("C-13", f"{client_id} reports without having dealt shares")
+            if (report.slot, report.roster1, report.roster2, report.complaint) != view:
+                raise InconsistentViewError("C-13", f"{client_id} reports a complaint or another view of the round")
+            report.verify(own.pinned[client_id], "C-13")
+        if reports.by_id[own.me] != self.reported:
+            raise InconsistentViewError("C-13", "the server shows a report that this client did not send")
+
+
+# --- Round 3: ConsistencyCheck -----------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Masked(State):
+    """Has sent its masked input; waits for U3."""
+
+    own: _Own
+    held: _Held
+    roster: Roster
+    sharers: frozenset[str]
+    masked: MaskedInput
+
+    def attest(self, included: IncludedSet) -> tuple["Attested", Attestation]:
+        """Sign the one U3 that this client accepts; without this step a server names each client another drop list.
+
+        Raises:
+            ProtocolError: C-15 an entry that its client did not sign for this round, C-16 U3 outside U2 or own entry
+                changed.
+            AbortedError: this client is not in U3, or U3 is too small: it signs nothing more.
+        """
+        self._leave()
+        own, mine = self.own, self.masked.acceptance()
+        if own.me not in included.by_id:
+            raise AbortedError(MASKED_INPUT_COLLECTION, "this client is not in the sum; it may join the next round")
+        own.enough(CONSISTENCY_CHECK, len(included.by_id))
+        view = (mine.round_id, mine.roster1, mine.roster2, mine.sharers_hash)
+        for client_id, entry in included.by_id.items():
+            if client_id not in self.sharers:
+                raise InconsistentViewError("C-16", f"{client_id} is included without being a sharer")
+            if (entry.round_id, entry.roster1, entry.roster2, entry.sharers_hash) != view:
+                raise InconsistentViewError("C-15", f"{client_id} masked for another round, model or set of sharers")
+            entry.verify(own.pinned[client_id], "C-15")
+        if included.by_id[own.me] != mine:
+            raise InconsistentViewError("C-16", "the server shows a masked input that this client did not send")
+        message = Attestation(included.attested, own.me).sign(own.signing_key)
+        state = Attested(own, self.held, self.sharers, included, message)
+        return state, message
+
+
+# --- Round 4: Unmasking ------------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Attested(State):
+    """Has attested one U3; waits to see that a quorum has attested the same."""
+
+    own: _Own
+    held: _Held
+    sharers: frozenset[str]
+    included: IncludedSet
+    attestation: Attestation
+
+    def unmask(self, attestations: Attestations) -> tuple["Released", UnmaskingShares]:
+        """Release own b_u, b shares of the included, s shares and pair secrets of the dropped: disjoint, once.
+
+        Raises:
+            ProtocolError: C-17 fewer than q distinct valid attestations of the included on this client's own statement.
+        """
+        self._leave()
+        own, held, policy = self.own, self.held, self.own.policy
+        for client_id, entry in attestations.by_id.items():
+            if client_id not in self.included.by_id or entry.attested != self.attestation.attested:
+                raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
+            entry.verify(own.pinned[client_id], "C-17")
+        if len(attestations.by_id.keys() | {own.me}) < policy.threshold:
+            raise TooFewClientsError(UNMASKING, len(attestations.by_id), policy.threshold)
+        own.store.release(own.context.training_run, own.context.round_number)
+        dropped = sorted(self.sharers - self.included.by_id.keys())
+        message = UnmaskingShares(
+            self.included.inputs[0].round_id,
+            self.attestation.attested,
+            own.me,
+            held.self_seed,
+            {peer: held.self_seed_shares[peer] for peer in self.included.by_id if peer != own.me},
+            {peer: held.mask_key_shares[peer] for peer in dropped},
+            {peer: held.pair_secret(own.me, peer) for peer in dropped if held.mask_key.kem_public and own.me < peer},
+        ).sign(own.signing_key)
+        return Released(own, message.round_id, message.attested), message
+
+
+# --- Round 5: Result ---------------------------------------------------------------------------------------------
+
+
+@dataclass(repr=False, eq=False)
+class Released(State):
+    """Has released its unmasking shares and holds no secret any more; waits for the sum."""
+
+    own: _Own
+    round_id: bytes
+    attested: bytes
+
+    def conclude(self, result: Result) -> bytes:
+        """Verify the new head against this client's own statement and append it to the durable log.
+
+        Returns:
+            The new head, 32 bytes.
+
+        Raises:
+            ProtocolError: C-18 the receipt is not signed by the pinned server key, C-19 it is about another round, set
+                or sum.
+        """
+        self._leave()
+        own, context, receipt = self.own, self.own.context, result.receipt
+        if own.policy.server_key:
+            receipt.verify(own.policy.server_key, "C-18")
+        head = next_head(context.previous_head, self.round_id, self.attested, result.total_hash)
+        mine = (context.training_run, context.round_number, self.round_id, self.attested, result.total_hash, head)
+        told = (
+            receipt.training_run,
+            receipt.round_number,
+            receipt.round_id,
+            receipt.attested,
+            receipt.total_hash,
+            receipt.head,
+        )
+        if mine != told or receipt.previous_head != context.previous_head:
+            raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
+        own.store.finish(context.training_run, context.round_number, head, receipt.statement() + receipt.signature)
+        return head

@@ -1,0 +1,444 @@
+"""The messages of the protocol: what each holds, what its sender signs, and how it enters a hash.
+
+A message checks its own shape when it is built, so that code behind it never meets a short key or an unsorted list.
+Nothing here decides whether a message is welcome: that is for `client` and `server`. Specification: docs/spec.md,
+section "Messages".
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Self, TypeAlias
+
+from secagg.encoding import HASH_BYTES, Field, digest, encode
+from secagg.errors import AuthenticationError, MalformedMessageError
+from secagg.keys import SigningKey, verify
+from secagg.shamir import is_share
+
+SIGNATURE_BYTES = 64
+NONCE_BYTES = 16
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise MalformedMessageError("M-01", f"a message has {what}")
+
+
+def _hashes(*values: bytes) -> None:
+    _require(all(len(value) == HASH_BYTES for value in values), "a hash or secret that is not 32 bytes")
+
+
+def _sorted_ids(ids: Iterable[str]) -> None:
+    listed = list(ids)
+    _require(all(0 < len(i) <= 64 and i.isascii() for i in listed), "an id that is not 1 to 64 ASCII characters")
+    _require(listed == sorted(set(listed)), "ids that are not sorted and distinct")
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A message with an Ed25519 signature over its canonical statement."""
+
+    def statement(self) -> bytes:
+        """The canonical bytes that are signed: every field but the signature."""
+        raise NotImplementedError
+
+    def sign(self, key: SigningKey) -> Self:
+        """A copy that carries `key`'s signature."""
+        return replace(self, signature=key.sign(self.statement()))  # type: ignore[call-arg]
+
+    def verify(self, verify_key: bytes, check: str, culprit: str = "") -> None:
+        """Return nothing, or raise `AuthenticationError(check)` that blames `culprit` (nobody: the server)."""
+        if not verify(verify_key, self.statement(), getattr(self, "signature", b"")):
+            raise AuthenticationError(
+                check,
+                f"{type(self).__name__} of {culprit or 'the server'} carries a signature that does not verify",
+                [culprit] if culprit else [],
+            )
+
+
+@dataclass(frozen=True)
+class Receipt(Signed):
+    """What the server signs about a completed round; a rejoiner replays the ones that it missed."""
+
+    training_run: str
+    round_number: int
+    round_id: bytes
+    attested: bytes
+    total_hash: bytes
+    previous_head: bytes
+    head: bytes
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.attested, self.total_hash, self.previous_head, self.head)
+        _require(0 < len(self.training_run) <= 256 and self.training_run.isascii(), "a training run that is not ASCII")
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        hashes = (self.round_id, self.attested, self.total_hash, self.previous_head, self.head)
+        return encode("receipt", self.training_run, self.round_number, *hashes)
+
+
+@dataclass(frozen=True)
+class RoundStart(Signed):
+    """Opens an attempt: the context of the round and every completed round that its reader may have missed."""
+
+    training_run: str
+    round_number: int
+    attempt: int
+    model_hash: bytes
+    task_hash: bytes
+    previous_head: bytes
+    missed: tuple[Receipt, ...] = ()
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.model_hash, self.task_hash, self.previous_head)
+        _require(0 < len(self.training_run) <= 256 and self.training_run.isascii(), "a training run that is not ASCII")
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        missed = [receipt.statement() for receipt in self.missed]
+        hashes = (self.model_hash, self.task_hash, self.previous_head)
+        return encode("round-start", self.training_run, self.round_number, self.attempt, *hashes, missed)
+
+
+@dataclass(frozen=True)
+class AdvertiseKeys(Signed):
+    """Round 0, up: fresh public keys of this slot. `mask_kem_pk` is empty in the X25519 suite."""
+
+    slot: bytes
+    client_id: str
+    channel_pk: bytes
+    mask_dh_pk: bytes
+    mask_kem_pk: bytes
+    nonce: bytes
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.slot)
+        _sorted_ids([self.client_id])
+        _require(len(self.nonce) == NONCE_BYTES, "a nonce that is not 16 bytes")
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        keys = (self.channel_pk, self.mask_dh_pk, self.mask_kem_pk)
+        return encode("advertise-keys", self.slot, self.client_id, *keys, self.nonce)
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Round 0, down: U1, every signed advertisement in order of the ids."""
+
+    advertisements: tuple[AdvertiseKeys, ...]
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.by_id)
+        _require(len(self.by_id) == len(self.advertisements), "two advertisements of one client")
+
+    @cached_property
+    def by_id(self) -> Mapping[str, AdvertiseKeys]:
+        """Advertisements by client id."""
+        return {entry.client_id: entry for entry in self.advertisements}
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """Shamir x of each client: 1 + position in the roster."""
+        return {client_id: i for i, client_id in enumerate(self.by_id, start=1)}
+
+    @cached_property
+    def hash(self) -> bytes:
+        """roster1 = H(sorted signed AdvertiseKeys)."""
+        return digest("roster1", [[entry.statement(), entry.signature] for entry in self.advertisements])
+
+
+@dataclass(frozen=True, repr=False)
+class Bundle:
+    """Round 1a, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
+
+    `pair` and `pair_commitment` are empty where the recipient's id sorts before the sender's, and in the X25519 suite.
+    """
+
+    shares: bytes
+    pair: bytes
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+
+    def __post_init__(self) -> None:
+        _hashes(self.mask_key_commitment, self.self_seed_commitment)
+        _require(len(self.pair_commitment) in (0, HASH_BYTES), "a commitment that is not 32 bytes")
+
+    def digest(self) -> bytes:
+        """H(H(envelope 1) | H(envelope 2, empty if none) | share commitments | C_uv, empty if none)."""
+        return digest(
+            "bundle",
+            digest("envelope", self.shares),
+            digest("envelope", self.pair) if self.pair else b"",
+            self.mask_key_commitment,
+            self.self_seed_commitment,
+            self.pair_commitment,
+        )
+
+
+@dataclass(frozen=True)
+class Header(Signed):
+    """Round 1a: the dealer's signed commitment to b_u and to every bundle, in roster order with itself left out."""
+
+    slot: bytes
+    roster1: bytes
+    client_id: str
+    self_commitment: bytes
+    digests: tuple[bytes, ...]
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.slot, self.roster1, self.self_commitment, *self.digests)
+        _sorted_ids([self.client_id])
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.digests)
+
+
+@dataclass(frozen=True, repr=False)
+class EncryptedShares:
+    """Round 1a, up: a dealer's header and its bundle for every peer, in roster order with itself left out."""
+
+    header: Header
+    bundles: tuple[Bundle, ...]
+
+
+@dataclass(frozen=True)
+class ShareInbox:
+    """Round 1a, down: the headers of all dealers, and from each other dealer the bundle for the reader."""
+
+    headers: tuple[Header, ...]
+    bundles: tuple[Bundle, ...]
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.by_dealer)
+        _require(len(self.by_dealer) == len(self.headers), "two headers of one dealer")
+
+    @cached_property
+    def by_dealer(self) -> Mapping[str, Header]:
+        """Headers by dealer id."""
+        return {header.client_id: header for header in self.headers}
+
+    @cached_property
+    def roster2(self) -> bytes:
+        """roster2 = H(sorted headers)."""
+        return headers_hash(self.headers)
+
+
+def headers_hash(headers: Iterable[Header]) -> bytes:
+    """roster2 = H(sorted signed headers): 32 bytes."""
+    return digest("roster2", [[header.statement(), header.signature] for header in headers])
+
+
+@dataclass(frozen=True)
+class ShareReport(Signed):
+    """Round 1b, up: every envelope opened and every commitment matched, or the id of one dealer whose did not.
+
+    A complaint reveals neither key nor share.
+    """
+
+    slot: bytes
+    roster1: bytes
+    roster2: bytes
+    client_id: str
+    complaint: str = ""
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.slot, self.roster1, self.roster2)
+        _sorted_ids([self.client_id])
+        _require(self.complaint.isascii() and len(self.complaint) <= 64, "a complaint that names no id")
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return encode("share-report", self.slot, self.roster1, self.roster2, self.client_id, self.complaint)
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Round 1b, down: U2 is the signers of these reports."""
+
+    reports: tuple[ShareReport, ...]
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.by_id)
+        _require(len(self.by_id) == len(self.reports), "two reports of one client")
+
+    @cached_property
+    def by_id(self) -> Mapping[str, ShareReport]:
+        """Reports by client id."""
+        return {report.client_id: report for report in self.reports}
+
+    @cached_property
+    def sharers_hash(self) -> bytes:
+        """H(U2)."""
+        return digest("sharers", list(self.by_id))
+
+
+@dataclass(frozen=True, repr=False)
+class MaskedInput(Signed):
+    """Round 2, up: y_u, the low b bits of every value and slot, packed little-endian. The signature covers H(y)."""
+
+    round_id: bytes
+    roster1: bytes
+    roster2: bytes
+    sharers_hash: bytes
+    client_id: str
+    y: bytes
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.roster1, self.roster2, self.sharers_hash)
+        _sorted_ids([self.client_id])
+
+    @cached_property
+    def y_hash(self) -> bytes:
+        """H(y)."""
+        return digest("masked-input", self.y)
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return self.acceptance().statement()
+
+    def acceptance(self) -> "AcceptedInput":
+        """What everybody learns about this message: its hash and its signature."""
+        hashes = (self.round_id, self.roster1, self.roster2, self.sharers_hash)
+        return AcceptedInput(*hashes, self.client_id, self.y_hash, self.signature)
+
+
+@dataclass(frozen=True)
+class AcceptedInput(Signed):
+    """Round 2, down: a client of U3, the hash of its masked input, and its own signature on both."""
+
+    round_id: bytes
+    roster1: bytes
+    roster2: bytes
+    sharers_hash: bytes
+    client_id: str
+    y_hash: bytes
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.roster1, self.roster2, self.sharers_hash, self.y_hash)
+        _sorted_ids([self.client_id])
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        hashes = (self.round_id, self.roster1, self.roster2, self.sharers_hash)
+        return encode("masked-input", *hashes, self.client_id, self.y_hash)
+
+
+@dataclass(frozen=True)
+class IncludedSet:
+    """Round 2, down: U3 with the signature of each of its clients on its own masked input."""
+
+    inputs: tuple[AcceptedInput, ...]
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.by_id)
+        _require(0 < len(self.by_id) == len(self.inputs), "no masked inputs, or two of one client")
+
+    @cached_property
+    def by_id(self) -> Mapping[str, AcceptedInput]:
+        """Accepted inputs by client id."""
+        return {entry.client_id: entry for entry in self.inputs}
+
+    @cached_property
+    def attested(self) -> bytes:
+        """H(statement) = H(round, roster1, roster2, H(U2), U3, H(y list)): the thing that clients attest."""
+        first = self.inputs[0]
+        hashes = (first.round_id, first.roster1, first.roster2, first.sharers_hash)
+        return digest("attested", *hashes, list(self.by_id), [entry.y_hash for entry in self.inputs])
+
+
+@dataclass(frozen=True)
+class Attestation(Signed):
+    """Round 3, up: one client's signature on the one U3 that it has seen."""
+
+    attested: bytes
+    client_id: str
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.attested)
+        _sorted_ids([self.client_id])
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return encode("attestation", self.attested, self.client_id)
+
+
+@dataclass(frozen=True)
+class Attestations:
+    """Round 3, down: U4 is the signers."""
+
+    attestations: tuple[Attestation, ...]
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.by_id)
+        _require(len(self.by_id) == len(self.attestations), "two attestations of one client")
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Attestation]:
+        """Attestations by client id."""
+        return {entry.client_id: entry for entry in self.attestations}
+
+
+@dataclass(frozen=True, repr=False)
+class UnmaskingShares(Signed):
+    """Round 4, up: own b_u; b shares of U3; s shares and pair secrets of U2 minus U3.
+
+    Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
+    """
+
+    round_id: bytes
+    attested: bytes
+    client_id: str
+    self_seed: bytes
+    self_seed_shares: Mapping[str, bytes]
+    mask_key_shares: Mapping[str, bytes]
+    pair_secrets: Mapping[str, bytes]
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.attested, self.self_seed, *self.pair_secrets.values())
+        for ids in (self.self_seed_shares, self.mask_key_shares, self.pair_secrets, [self.client_id]):
+            _sorted_ids(ids)
+        _require(not self.self_seed_shares.keys() & self.mask_key_shares.keys(), "shares of both kinds for one peer")
+        _require(self.pair_secrets.keys() <= self.mask_key_shares.keys(), "a pair secret of a client that is included")
+        shares = [*self.self_seed_shares.values(), *self.mask_key_shares.values()]
+        _require(all(map(is_share, shares)), "a share outside the field")
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        lists = (self.self_seed_shares, self.mask_key_shares, self.pair_secrets)
+        items: list[Field] = [[[client_id, value] for client_id, value in entries.items()] for entries in lists]
+        return encode("unmasking", self.round_id, self.attested, self.client_id, self.self_seed, *items)
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """Round 5, down: the packed sum (slots included) and the server's signed receipt with the new head."""
+
+    total: bytes
+    receipt: Receipt
+
+    @staticmethod
+    def hash_of(total: bytes) -> bytes:
+        """H(sum) of a packed sum: 32 bytes."""
+        return digest("total", total)
+
+    @cached_property
+    def total_hash(self) -> bytes:
+        """H(sum)."""
+        return self.hash_of(self.total)
+
+
+FromClient: TypeAlias = AdvertiseKeys | EncryptedShares | ShareReport | MaskedInput | Attestation | UnmaskingShares
+FromServer: TypeAlias = RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result

@@ -1,0 +1,160 @@
+"""The mask generator and the random streams: AES-256 in counter mode, from the `cryptography` library.
+
+Chunk i (2^18 bytes) of a keystream is AES-256-CTR from the counter block (i as 96 bits, big-endian) | 2: what
+AES-256-GCM encrypts zeros to under nonce i (SP 800-38D keeps block 1 for the tag). `keystream` goes the first way and
+can start anywhere; the others go the second, up to twice as fast in OpenSSL. A seed makes one keystream, which is used
+once, and never serves real GCM.
+
+Must never: fall back to a generator that is not cryptographic, or print, copy or pickle a key. Specification:
+docs/spec.md, section "Primitives".
+"""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import AEADEncryptionContext, Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
+from numpy.typing import NDArray
+
+from secagg.encoding import digest
+
+KEY_BYTES = 32
+CHUNK_BYTES = 1 << 18
+BLOCK_BYTES = 16
+_FIRST_BLOCK = 2
+_ZEROS = memoryview(bytes(CHUNK_BYTES))
+
+
+def apply_masks(
+    vector: NDArray[np.uint32] | NDArray[np.uint64], add: Sequence[bytes], subtract: Sequence[bytes]
+) -> None:
+    """Adds and subtracts the masks of many seeds, in place, modulo 2^32 or 2^64.
+
+    Chunks are the outer loop and seeds the inner one, so that what is being masked stays in the cache.
+
+    Args:
+        vector: (d,) uint32 or uint64, contiguous; the protocol reads the low b bits of the result.
+        add: 32-byte seeds whose keystream, read as little-endian words, is added.
+        subtract: 32-byte seeds whose keystream is subtracted.
+
+    Raises:
+        ValueError: a vector of another kind, or a seed of another length; the vector is then unchanged.
+    """
+    if vector.dtype not in (np.uint32, np.uint64) or vector.ndim != 1 or not vector.flags.c_contiguous:
+        raise ValueError("apply_masks takes a contiguous one-dimensional array of uint32 or uint64")
+    keys = [(np.add, AES256(seed)) for seed in add] + [(np.subtract, AES256(seed)) for seed in subtract]
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    words = np.frombuffer(buffer, vector.dtype.newbyteorder("<"))
+    for index, start in enumerate(range(0, len(vector), len(words))):
+        part = vector[start : start + len(words)]
+        mask, target, zeros = words[: len(part)], buffer[: part.nbytes], _ZEROS[: part.nbytes]
+        for operation, key in keys:
+            _chunk(key, index).update_into(zeros, target)
+            operation(part, mask, out=part)
+
+
+def keystream(seed: bytes, start: int, length: int) -> bytes:
+    """Bytes `start` to `start + length` of a seed's keystream, by plain AES-256-CTR.
+
+    Raises:
+        ValueError: a seed that is not 32 bytes, or a negative position or length.
+    """
+    if start < 0 or length < 0:
+        raise ValueError("a keystream has no negative positions")
+    pieces = []
+    while length > 0:
+        index, offset = divmod(start, CHUNK_BYTES)
+        block, skip = divmod(offset, BLOCK_BYTES)
+        size = min(length, CHUNK_BYTES - offset)
+        counter = index.to_bytes(12, "big") + (_FIRST_BLOCK + block).to_bytes(4, "big")
+        pieces.append(Cipher(AES256(seed), CTR(counter)).encryptor().update(bytes(skip + size))[skip:])
+        start, length = start + size, length - size
+    return b"".join(pieces)
+
+
+class Stream:
+    """Randomness for sampling, noise and stochastic rounding: the keystream of a key, read once from its start.
+
+    Keyed from the operating system unless a key is given. A seeded stream is reproducible and protects nobody.
+    Not safe for two threads at once.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        """Takes 32 bytes, or draws them. ValueError for another length."""
+        self._key = AES256(secrets.token_bytes(KEY_BYTES) if key is None else key)
+        self._position = 0
+
+    @classmethod
+    def seeded(cls, seed: int, *labels: str | int) -> "Stream":
+        """The stream of H(seed, labels): same seed and labels (purpose, site, round, step), same numbers.
+
+        Raises:
+            ValueError: a seed or integer label outside 0..2^64-1, or text outside ASCII.
+        """
+        return cls(digest("stream", seed, *labels))
+
+    def __repr__(self) -> str:
+        return "<Stream>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Stream is never copied or pickled")
+
+    def words(self, n: int) -> NDArray[np.uint32]:
+        """(n,) uniform uint32."""
+        return self._read(n, np.dtype(np.uint32))
+
+    def words64(self, n: int) -> NDArray[np.uint64]:
+        """(n,) uniform uint64."""
+        return self._read(n, np.dtype(np.uint64))
+
+    def uniform(self, n: int) -> NDArray[np.float64]:
+        """(n,) uniform in the open interval (0, 1): odd multiples of 2^-53, symmetric about 1/2."""
+        values = (self.words64(n) >> np.uint64(12)).astype(np.float64)
+        values += 0.5
+        values *= 2.0**-52
+        return values
+
+    def integers(self, n: int, below: int) -> NDArray[np.int64]:
+        """(n,) uniform in 0..below-1, without bias. ValueError unless 1 <= below <= 2^63."""
+        if not 1 <= below <= 2**63:
+            raise ValueError("below must be 1 to 2^63")
+        last = np.uint64(2**64 - 2**64 % below - 1)
+        kept: NDArray[np.uint64] = np.empty(0, np.uint64)
+        while len(kept) < n:
+            fresh = self.words64(n - len(kept))
+            kept = np.concatenate([kept, fresh[fresh <= last]])
+        return (kept % np.uint64(below)).astype(np.int64)
+
+    def permutation(self, n: int) -> NDArray[np.int64]:
+        """(n,) uniform random order of 0..n-1: the order of n distinct random keys."""
+        while True:
+            keys = self.words64(n)
+            order = np.argsort(keys)
+            if (np.diff(keys[order]) != 0).all():
+                return order.astype(np.int64)
+
+    def bernoulli(self, n: int, probability: float) -> NDArray[np.bool_]:
+        """(n,) independent, True with this probability (to 2^-53). ValueError outside 0..1."""
+        if not 0 <= probability <= 1:
+            raise ValueError("a probability is 0 to 1")
+        return self.uniform(n) < probability
+
+    def _read(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        octets = bytearray(n * dtype.itemsize)
+        rest = memoryview(octets)
+        while rest:
+            index, offset = divmod(self._position, CHUNK_BYTES)
+            if offset == 0:
+                self._context = _chunk(self._key, index)
+            size = min(len(rest), CHUNK_BYTES - offset)
+            self._context.update_into(_ZEROS[:size], rest[:size])
+            self._position += size
+            rest = rest[size:]
+        return np.frombuffer(octets, dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
+def _chunk(key: AES256, index: int) -> AEADEncryptionContext:
+    return Cipher(key, GCM(index.to_bytes(12, "big"))).encryptor()

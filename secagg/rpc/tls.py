@@ -1,0 +1,341 @@
+"""Certificates: who the coordinator and the sites are to each other on the wire, and why a connection fails.
+
+Mutual TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site
+certificates differ in extended key usage, so that no site can pose as the coordinator. `make_certificates` is
+for demonstrations and tests: its authority key is thrown away. This module must never write a key that others can
+read, nor put one into a repr, error or pickle.
+"""
+
+import datetime as dt
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, NoReturn, Self
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from secagg.errors import ConfigError
+
+AUTHORITY = "authority"
+COORDINATOR = "coordinator"
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_CLOCK_SKEW = dt.timedelta(minutes=5)
+_DIAGNOSIS_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """One party's certificate, checked against its key and the authority; use `ServerTls` or `ClientTls`."""
+
+    name: str
+    authority: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+    paths: tuple[Path, Path] = field(repr=False)
+
+    _usage: ClassVar[x509.ObjectIdentifier]
+    _role: ClassVar[str]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("credentials hold a private key and cannot be copied or serialised")
+
+    @classmethod
+    def _load(cls, authority: Path, certificate: Path, key: Path) -> Self:
+        authority_pem, certificate_pem, key_pem = (
+            _read(path, what) for path, what in ((authority, "authority"), (certificate, "certificate"), (key, "key"))
+        )
+        roots = _certificates(authority, authority_pem)
+        chain = _certificates(certificate, certificate_pem)
+        _check_dates(authority, roots[0])
+        _check_dates(certificate, chain[0])
+        if not _leads_to(chain, roots):
+            raise ConfigError(
+                f"certificate {certificate} was not issued by the authority {authority}; use the authority file "
+                "that came with it, or ask the coordinator for a new certificate"
+            )
+        if _public_bytes(chain[0].public_key()) != _public_bytes(_private_key(key, key_pem).public_key()):
+            raise ConfigError(f"key {key} does not belong to certificate {certificate}; take the pair made together")
+        if not _allows(chain[0], cls._usage):
+            raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
+        return cls(_common_name(chain[0]), authority_pem, certificate_pem, key_pem, (certificate, key))
+
+
+class ServerTls(Credentials):
+    """The coordinator's credentials."""
+
+    _usage = ExtendedKeyUsageOID.SERVER_AUTH
+    _role = "coordinator"
+
+    @classmethod
+    def load(cls, authority: Path, certificate: Path, key: Path) -> Self:
+        """Read three PEM files.
+
+        Raises:
+            ConfigError: a file is missing or unreadable, expired, not yet valid, from another authority, not a
+                coordinator's, or the key does not match; names the file and what to do.
+        """
+        return cls._load(authority, certificate, key)
+
+
+class ClientTls(Credentials):
+    """A site's credentials; `name` is the site id."""
+
+    _usage = ExtendedKeyUsageOID.CLIENT_AUTH
+    _role = "site"
+
+    @classmethod
+    def load(cls, authority: Path, certificate: Path, key: Path, roster: Collection[str]) -> Self:
+        """Read three PEM files; the certificate's common name must be one of `roster`.
+
+        Raises:
+            ConfigError: as `ServerTls.load`, or the name is not in the roster.
+        """
+        credentials = cls._load(authority, certificate, key)
+        if credentials.name not in roster:
+            raise ConfigError(
+                f"certificate {certificate} is for {credentials.name!r}, which is not in the roster "
+                f"({', '.join(sorted(roster))}); use this site's own certificate"
+            )
+        return credentials
+
+
+class Authority:
+    """A certificate authority that lives as long as this object: its key is never written.
+
+    Args:
+        valid: first and last moment of the authority's own certificate and, unless given, of those it issues.
+    """
+
+    def __init__(self, valid: tuple[dt.datetime, dt.datetime] | None = None) -> None:
+        now = dt.datetime.now(dt.UTC)
+        self._valid = valid or (now - _CLOCK_SKEW, now + dt.timedelta(days=30))
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"secagg {AUTHORITY}")])
+        builder = self._builder(self._name, self._key.public_key(), self._valid)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        self._certificate = builder.add_extension(_key_usage(authority=True), critical=True).sign(
+            self._key, hashes.SHA256()
+        )
+
+    def write(self, folder: Path) -> Path:
+        """Write `authority.pem`, which every party pins."""
+        pem = self._certificate.public_bytes(serialization.Encoding.PEM)
+        return _write(folder / f"{AUTHORITY}.pem", pem, 0o644)
+
+    def issue(
+        self,
+        folder: Path,
+        name: str,
+        hosts: Iterable[str] = (),
+        valid: tuple[dt.datetime, dt.datetime] | None = None,
+    ) -> tuple[Path, Path]:
+        """Write `NAME.pem` and `NAME.key` (EC P-256, readable by the owner only), and return the two paths.
+
+        A certificate with `hosts`, under which sites reach it, is a coordinator's, without them a site's.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        alternatives = [_general_name(host) for host in hosts]
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if alternatives else ExtendedKeyUsageOID.CLIENT_AUTH
+        builder = self._builder(subject, key.public_key(), valid or self._valid)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(_key_usage(authority=False), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256())
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return (
+            _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+            _write(folder / f"{name}.key", key_pem, 0o600),
+        )
+
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, valid: tuple[dt.datetime, dt.datetime]
+    ) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .issuer_name(self._name)
+            .subject_name(subject)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(valid[0])
+            .not_valid_after(valid[1])
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+
+
+def make_certificates(folder: Path, sites: Iterable[str], hosts: Iterable[str] = ()) -> None:
+    """Write `authority.pem`, `coordinator.pem/.key` and `SITE.pem/.key` for a demonstration, valid for 30 days.
+
+    Existing files are replaced. The coordinator is localhost, 127.0.0.1, ::1 and `hosts`.
+
+    Raises:
+        ConfigError: a site has one of the names above, or the folder cannot be written.
+    """
+    sites = sorted(sites)
+    for name in {AUTHORITY, COORDINATOR} & set(sites):
+        raise ConfigError(f"site id {name!r} is the name of a file that the coordinator needs; choose another id")
+    authority = Authority()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        authority.write(folder)
+        authority.issue(folder, COORDINATOR, [*LOCAL_HOSTS, *hosts])
+        for site in sites:
+            authority.issue(folder, site)
+    except OSError as error:
+        raise ConfigError(f"folder {folder}: cannot write certificates ({error.strerror}); choose another") from None
+
+
+def diagnose(host: str, port: int, tls: ClientTls) -> str:
+    """Connect once with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
+
+    Returns:
+        Why nothing answers (it may be there later), or "" if the connection is sound.
+
+    Raises:
+        ConfigError: waiting cannot help: one of the two certificates is refused, or it is no TLS port.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=tls.authority.decode("ascii"))
+    context.load_cert_chain(*tls.paths)
+    context.set_alpn_protocols(["h2"])
+    where = f"the coordinator at {host}:{port}"
+    try:
+        with (
+            socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            # In TLS 1.3 the server's refusal of our certificate arrives only after the handshake.
+            return "" if connection.recv(1) else "it closed the connection"
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(
+            f"{where} shows a certificate that is not trusted here ({error.verify_message}); check the address and "
+            "the authority file, or ask for a coordinator certificate with this address"
+        ) from None
+    except ssl.SSLError as error:
+        if "ALERT" in (error.reason or ""):
+            raise ConfigError(
+                f"{where} refuses certificate {tls.paths[0]} ({_alert(error)}); use the certificate that was issued "
+                "for this study, or ask the coordinator for a new one"
+            ) from None
+        raise ConfigError(f"{where} does not speak TLS there; check the address and the port") from None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _alert(error: ssl.SSLError) -> str:
+    return (error.reason or "").lower().replace("_", " ").partition("alert ")[2]
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{what} file {path} cannot be read ({error.strerror}); check the path, or make certificates first"
+        ) from None
+
+
+def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ConfigError(f"{path} is not a certificate in PEM form; it begins with BEGIN CERTIFICATE") from None
+
+
+def _private_key(path: Path, pem: bytes) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        raise ConfigError(f"key {path} has a password; store it without one, readable by you only") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not a private key in PEM form; it begins with BEGIN PRIVATE KEY") from None
+
+
+def _check_dates(path: Path, certificate: x509.Certificate) -> None:
+    now = dt.datetime.now(dt.UTC)
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > last:
+        raise ConfigError(f"certificate {path} expired on {last:%Y-%m-%d %H:%M} UTC; ask for a new one")
+    if now < first:
+        raise ConfigError(
+            f"certificate {path} is not valid before {first:%Y-%m-%d %H:%M} UTC; check the clock of this computer"
+        )
+
+
+def _leads_to(chain: list[x509.Certificate], roots: list[x509.Certificate]) -> bool:
+    certificate, intermediates = chain[0], chain[1:]
+    while not any(_issued(certificate, root) for root in roots):
+        issuer = next((candidate for candidate in intermediates if _issued(certificate, candidate)), None)
+        if issuer is None:
+            return False
+        intermediates.remove(issuer)
+        certificate = issuer
+    return True
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _public_bytes(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _allows(certificate: x509.Certificate, usage: x509.ObjectIdentifier) -> bool:
+    try:
+        return usage in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _common_name(certificate: x509.Certificate) -> str:
+    return "".join(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _key_usage(authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _write(path: Path, data: bytes, mode: int) -> Path:
+    # Beside and renamed: a repeat replaces a key without ever widening its rights or leaving half of it.
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+    os.replace(fresh, path)
+    return path

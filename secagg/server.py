@@ -1,0 +1,454 @@
+"""The server: collects each round's messages, drops culprits, and opens nothing but the sum.
+
+It runs every check that a client would, first, so that an honest server never makes an honest client abort. It draws
+no randomness and holds no secret but what clients release in the last round. Specification: docs/spec.md, one section
+per round; the ids in the comments are the rows of its table of checks.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from secagg.errors import (
+    AuthenticationError,
+    ComplaintError,
+    InconsistentViewError,
+    MalformedMessageError,
+    ProtocolError,
+    ShareError,
+    TooFewClientsError,
+    UnexpectedMessageError,
+)
+from secagg.keys import MaskKey, SigningKey, check_public, envelope_length
+from secagg.masking import (
+    PAIR_PLAINTEXT_BYTES,
+    SHARES_PLAINTEXT_BYTES,
+    Vector,
+    envelope_info,
+    pair_commitment,
+    pair_mask_seed,
+    self_commitment,
+    self_mask_seed,
+    share_commitment,
+    slot_values,
+)
+from secagg.messages import (
+    AdvertiseKeys,
+    Attestation,
+    Attestations,
+    Bundle,
+    EncryptedShares,
+    FromClient,
+    IncludedSet,
+    MaskedInput,
+    Receipt,
+    Reports,
+    Result,
+    Roster,
+    ShareInbox,
+    ShareReport,
+    UnmaskingShares,
+    headers_hash,
+)
+from secagg.policy import PinnedRoster, Policy
+from secagg.prg import apply_masks
+from secagg.quantize import dtype_for, pack, unpack
+from secagg.shamir import combine
+from secagg.state import (
+    ADVERTISE_KEYS,
+    CONSISTENCY_CHECK,
+    MASKED_INPUT_COLLECTION,
+    SHARE_KEYS,
+    SHARE_REPORT,
+    UNMASKING,
+    RoundContext,
+    State,
+    next_head,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What does not change within a slot."""
+
+    policy: Policy
+    pinned: PinnedRoster
+    context: RoundContext
+    slot: bytes
+    signing_key: SigningKey | None
+
+
+class Collecting(State):
+    """One round's worth of messages: at most one from each expected client, checked on arrival.
+
+    `step` names the round; `expected` is who may still send; `received` is whose message was accepted.
+    """
+
+    step: ClassVar[str]
+    accepts: ClassVar[type]
+
+    def __init__(self, round: Round, expected: Iterable[str]) -> None:
+        self.round = round
+        self.expected = frozenset(expected)
+        self.received: dict[str, Any] = {}
+
+    def receive(self, sender: str, message: FromClient) -> None:
+        """Accept a message or raise; a byte-identical repeat changes nothing, a refused message leaves no trace.
+
+        Raises:
+            ProtocolError: S-01 out of turn, S-02 a second and different message, or what the round's own checks find.
+        """
+        if sender not in self.expected or not isinstance(message, self.accepts):
+            raise UnexpectedMessageError("S-01", f"{type(message).__name__} of {sender} is out of turn in {self.step}")
+        kept = self._kept(message)
+        if sender in self.received:
+            if self.received[sender] != kept:
+                raise UnexpectedMessageError("S-02", f"{sender} sent two different messages in {self.step}", [sender])
+            return
+        self._check(sender, message)
+        self.received[sender] = kept
+
+    @property
+    def ready(self) -> bool:
+        """Whether every expected client has been heard."""
+        return len(self.received) == len(self.expected)
+
+    def _kept(self, message: Any) -> Any:
+        return message
+
+    def _check(self, sender: str, message: Any) -> None:
+        raise NotImplementedError
+
+    def _in_order(self) -> list[Any]:
+        return [self.received[client_id] for client_id in sorted(self.received)]
+
+    def _enough(self, need: int | None = None) -> None:
+        need = self.round.policy.min_survivors if need is None else need
+        if len(self.received) < need:
+            raise TooFewClientsError(self.step, len(self.received), need)
+
+    def _own(self, sender: str, claimed: str) -> None:
+        if claimed != sender:
+            raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
+
+
+# --- Round 0 -----------------------------------------------------------------------------------------------------
+
+
+class Advertising(Collecting):
+    """Collects fresh public keys: U1."""
+
+    step = ADVERTISE_KEYS
+    accepts = AdvertiseKeys
+
+    def _check(self, sender: str, message: AdvertiseKeys) -> None:
+        self._own(sender, message.client_id)
+        if message.slot != self.round.slot:
+            raise InconsistentViewError("S-04", f"{sender} joins another slot: its study or roster differs", [sender])
+        message.verify(self.round.pinned[sender], "S-04", sender)
+        keys = (message.channel_pk, message.mask_dh_pk, message.mask_kem_pk)
+        fresh = [key for key in keys if key]
+        seen = {key for m in self.received.values() for key in (m.channel_pk, m.mask_dh_pk, m.mask_kem_pk)}
+        if not check_public(self.round.policy.suite, *keys) or len(set(fresh)) < len(fresh) or seen & set(fresh):
+            raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
+
+    def close(self) -> tuple["SharingKeys", Mapping[str, Roster]]:
+        """Fix U1 and tell it to its members."""
+        self._leave()
+        self._enough()
+        roster = Roster(tuple(self._in_order()))
+        return SharingKeys(self.round, roster), dict.fromkeys(self.received, roster)
+
+
+# --- Round 1a ----------------------------------------------------------------------------------------------------
+
+
+class SharingKeys(Collecting):
+    """Collects sealed shares; the dealers are the signers of complete, well-formed bundles."""
+
+    step = SHARE_KEYS
+    accepts = EncryptedShares
+
+    def __init__(self, round: Round, roster: Roster) -> None:
+        super().__init__(round, roster.by_id)
+        self.roster = roster
+
+    def _check(self, sender: str, message: EncryptedShares) -> None:
+        header, suite = message.header, self.round.policy.suite
+        self._own(sender, header.client_id)
+        if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
+            raise InconsistentViewError("S-06", f"the header of {sender} is for another slot or roster", [sender])
+        header.verify(self.round.pinned[sender], "S-06", sender)
+        if header.digests != tuple(bundle.digest() for bundle in message.bundles):
+            raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
+        peers = [client_id for client_id in self.roster.by_id if client_id != sender]
+        sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
+        for peer, bundle in zip(peers, message.bundles, strict=False):
+            paired = bool(self.roster.by_id[peer].mask_kem_pk) and sender < peer
+            pair = envelope_length(suite, PAIR_PLAINTEXT_BYTES) if paired else 0
+            if (len(bundle.shares), len(bundle.pair), bool(bundle.pair_commitment)) != (sealed, pair, paired):
+                raise MalformedMessageError("S-08", f"{sender} sends envelopes of the wrong size", [sender])
+        if len(peers) != len(message.bundles):
+            raise MalformedMessageError("S-08", f"{sender} does not send one bundle to every peer", [sender])
+
+    def close(self) -> tuple["Reporting", Mapping[str, ShareInbox]]:
+        """Fix the dealers and relay to each the bundles for it, with all headers."""
+        self._leave()
+        self._enough()
+        bundles = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
+        headers = tuple(message.header for message in self._in_order())
+        inboxes = {
+            reader: ShareInbox(headers, tuple(sent[reader] for dealer, sent in bundles.items() if dealer != reader))
+            for reader in bundles
+        }
+        return Reporting(self.round, self.roster, headers_hash(headers), self.received, bundles), inboxes
+
+    def _by_peer(self, dealer: str) -> dict[str, Bundle]:
+        peers = (client_id for client_id in self.roster.by_id if client_id != dealer)
+        return dict(zip(peers, self.received[dealer].bundles, strict=True))
+
+
+# --- Round 1b ----------------------------------------------------------------------------------------------------
+
+
+class Reporting(Collecting):
+    """Collects share reports: U2, unless somebody complains, which ends the attempt."""
+
+    step = SHARE_REPORT
+    accepts = ShareReport
+
+    def __init__(
+        self,
+        round: Round,
+        roster: Roster,
+        roster2: bytes,
+        dealt: Mapping[str, EncryptedShares],
+        bundles: Mapping[str, Mapping[str, Bundle]],
+    ) -> None:
+        super().__init__(round, dealt)
+        self.roster, self.roster2, self.bundles = roster, roster2, bundles
+        self.self_commitments = {dealer: message.header.self_commitment for dealer, message in dealt.items()}
+
+    def _check(self, sender: str, message: ShareReport) -> None:
+        self._own(sender, message.client_id)
+        if (message.slot, message.roster1, message.roster2) != (self.round.slot, self.roster.hash, self.roster2):
+            raise InconsistentViewError("S-09", f"{sender} reports on another round", [sender])
+        if message.complaint and message.complaint not in self.expected - {sender}:
+            raise MalformedMessageError("S-09", f"{sender} complains about somebody who dealt nothing", [sender])
+        message.verify(self.round.pinned[sender], "S-09", sender)
+
+    def close(self) -> tuple["CollectingInputs", Mapping[str, Reports]]:
+        """Fix U2 and tell it to its members; from here the round completes or burns.
+
+        Raises:
+            ComplaintError: a client could not open what a dealer sealed for it.
+            TooFewClientsError: |U2| < min_survivors.
+        """
+        self._leave()
+        complaints = [(sender, m.complaint) for sender, m in self.received.items() if m.complaint]
+        if complaints:
+            raise ComplaintError(self.step, complaints)
+        self._enough()
+        reports = Reports(tuple(self._in_order()))
+        return CollectingInputs(self, reports), dict.fromkeys(self.received, reports)
+
+
+# --- Round 2 -----------------------------------------------------------------------------------------------------
+
+
+class CollectingInputs(Collecting):
+    """Adds masked inputs as they come: U3. Memory: one accumulator, whatever the number of clients."""
+
+    step = MASKED_INPUT_COLLECTION
+    accepts = MaskedInput
+
+    def __init__(self, shares: Reporting, reports: Reports) -> None:
+        super().__init__(shares.round, reports.by_id)
+        self.shares, policy = shares, shares.round.policy
+        round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
+        self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
+        self.total: Vector = np.zeros(policy.length + policy.slots, dtype_for(policy.bits))
+
+    def _kept(self, message: MaskedInput) -> Any:
+        return message.acceptance()
+
+    def _check(self, sender: str, message: MaskedInput) -> None:
+        self._own(sender, message.client_id)
+        if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
+            raise InconsistentViewError("S-10", f"{sender} masked for another round, model or set of sharers", [sender])
+        message.verify(self.round.pinned[sender], "S-10", sender)
+        try:
+            masked = unpack(message.y, len(self.total), self.round.policy.bits)
+        except ValueError as error:
+            raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
+        np.add(self.total, masked, out=self.total)
+
+    def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
+        """Fix U3 and show each of its members every signature on it."""
+        self._leave()
+        self._enough()
+        included = IncludedSet(tuple(self._in_order()))
+        return Attesting(self, included), dict.fromkeys(self.received, included)
+
+
+# --- Round 3 -----------------------------------------------------------------------------------------------------
+
+
+class Attesting(Collecting):
+    """Collects signatures on the one U3: U4."""
+
+    step = CONSISTENCY_CHECK
+    accepts = Attestation
+
+    def __init__(self, inputs: CollectingInputs, included: IncludedSet) -> None:
+        super().__init__(inputs.round, included.by_id)
+        self.inputs, self.included = inputs, included
+
+    def _check(self, sender: str, message: Attestation) -> None:
+        self._own(sender, message.client_id)
+        if message.attested != self.included.attested:
+            raise InconsistentViewError("S-12", f"{sender} attests another set of included clients", [sender])
+        message.verify(self.round.pinned[sender], "S-12", sender)
+
+    def close(self) -> tuple["Unmasking", Mapping[str, Attestations]]:
+        """Show the quorum to those who formed it."""
+        self._leave()
+        self._enough(self.round.policy.threshold)
+        attestations = Attestations(tuple(self._in_order()))
+        return Unmasking(self.inputs, self.included, self.received), dict.fromkeys(self.received, attestations)
+
+
+# --- Round 4 -----------------------------------------------------------------------------------------------------
+
+
+class Unmasking(Collecting):
+    """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3."""
+
+    step = UNMASKING
+    accepts = UnmaskingShares
+
+    def __init__(self, inputs: CollectingInputs, included: IncludedSet, attesters: Iterable[str]) -> None:
+        super().__init__(inputs.round, attesters)
+        self.inputs, self.included, self.shares = inputs, included, inputs.shares
+        self.dropped = sorted(inputs.expected - included.by_id.keys())
+
+    def _check(self, sender: str, message: UnmaskingShares) -> None:
+        self._own(sender, message.client_id)
+        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
+            raise InconsistentViewError("S-13", f"{sender} unmasks another round", [sender])
+        message.verify(self.round.pinned[sender], "S-13", sender)
+        advertised, roster1, slot = self.shares.roster.by_id, self.shares.roster.hash, self.round.slot
+        later = [peer for peer in self.dropped if sender < peer and advertised[peer].mask_kem_pk]
+        lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
+        if lists != (sorted(self.included.by_id.keys() - {sender}), self.dropped, later):
+            raise InconsistentViewError("S-14", f"{sender} releases shares for the wrong clients", [sender])
+        if self_commitment(slot, sender, message.self_seed) != self.shares.self_commitments[sender]:
+            raise ShareError("S-15", f"{sender} releases a self seed that it never committed to", [sender])
+        for kind, released in (("s", message.mask_key_shares), ("b", message.self_seed_shares)):
+            for dealer, share in released.items():
+                bundle = self.shares.bundles[dealer][sender]
+                promised = bundle.mask_key_commitment if kind == "s" else bundle.self_seed_commitment
+                if share_commitment(slot, roster1, dealer, sender, kind, share) != promised:
+                    raise ShareError("S-16", f"{sender} releases a share of {dealer} that does not match", [sender])
+        for peer, secret in message.pair_secrets.items():
+            if pair_commitment(slot, sender, peer, secret) != self.shares.bundles[sender][peer].pair_commitment:
+                raise ShareError("S-17", f"{sender} releases a pair secret that it never committed to", [sender])
+
+    def close(self) -> tuple[Vector, Mapping[str, Result]]:
+        """Remove the masks that did not cancel.
+
+        Returns:
+            The total, (d,) unsigned integers modulo 2^b, and the result for every included client.
+
+        Raises:
+            TooFewClientsError: fewer than t clients released their shares; the round is burned.
+            ShareError: S-18 a dealer whose shares miss what it committed to, S-19 constant slots that do not add up.
+        """
+        self._leave()
+        policy = self.round.policy
+        self._enough(policy.threshold)
+        add, subtract = self._pairwise_seeds()
+        round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
+        subtract += [self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id]
+        total = self.inputs.total
+        apply_masks(total, add, subtract)
+        total &= total.dtype.type((1 << policy.bits) - 1)
+        expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
+        if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
+            raise ShareError("S-19", "the constant slots do not add up: some client masked inconsistently")
+        return total[: policy.length], dict.fromkeys(self.included.by_id, self._result(total))
+
+    def _result(self, total: Vector) -> Result:
+        packed, context = pack(total, self.round.policy.bits), self.round.context
+        total_hash = Result.hash_of(packed)
+        round_id, attested = self.inputs.view[0], self.included.attested
+        head = next_head(context.previous_head, round_id, attested, total_hash)
+        receipt = Receipt(
+            context.training_run, context.round_number, round_id, attested, total_hash, context.previous_head, head
+        )
+        return Result(packed, receipt.sign(self.round.signing_key) if self.round.signing_key else receipt)
+
+    def _self_seed(self, client_id: str) -> bytes:
+        if client_id in self.received:
+            own: bytes = self.received[client_id].self_seed
+            return own
+        seed = self._combine(client_id, "self_seed_shares")
+        if self_commitment(self.round.slot, client_id, seed) != self.shares.self_commitments[client_id]:
+            raise self._convict(client_id)
+        return seed
+
+    def _mask_key(self, client_id: str) -> MaskKey:
+        key = MaskKey(self.round.policy.suite, self._combine(client_id, "mask_key_shares"))
+        advertised = self.shares.roster.by_id[client_id]
+        if (key.dh_public, key.kem_public) != (advertised.mask_dh_pk, advertised.mask_kem_pk):
+            raise self._convict(client_id)
+        return key
+
+    def _combine(self, dealer: str, kind: str) -> bytes:
+        positions = self.shares.roster.positions
+        held = {
+            positions[holder]: getattr(message, kind)[dealer]
+            for holder, message in self.received.items()
+            if holder != dealer
+        }
+        try:
+            return combine(held, self.round.policy.threshold)
+        except ValueError:
+            raise self._convict(dealer) from None
+
+    def _convict(self, dealer: str) -> ProtocolError:
+        return ShareError("S-18", f"{dealer} dealt shares of something else than it committed to", [dealer])
+
+    def _pairwise_seeds(self) -> tuple[list[bytes], list[bytes]]:
+        """Seeds of the masks between each dropped w and each included u; u added where u < w, so that is subtracted."""
+        add: list[bytes] = []
+        subtract: list[bytes] = []
+        round_id, roster = self.inputs.view[0], self.shares.roster
+        for dropped in self.dropped:
+            key = self._mask_key(dropped)
+            for client_id in self.included.by_id:
+                exchanged = key.exchange(roster.by_id[client_id].mask_dh_pk)
+                secret = self._pair_secret(key, dropped, client_id) if key.kem_public else b""
+                seed = pair_mask_seed(roster.hash, round_id, (client_id, dropped), exchanged, secret)
+                (subtract if client_id < dropped else add).append(seed)
+        return add, subtract
+
+    def _pair_secret(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
+        """r_uv from whoever has it: derived from the dropped key, released by u, or opened from u's envelope (S-17)."""
+        first, second = sorted((dropped, client_id))
+        bundle, secret = self.shares.bundles[first][second], b""
+        if first == dropped:
+            secret = key.pair_secret(second)
+        elif first in self.received:
+            secret = self.received[first].pair_secrets[second]
+        else:
+            info = envelope_info("pair", self.round.slot, self.shares.roster.hash, first, second)
+            try:
+                secret = key.open_pair(info, bundle.pair)
+            except ValueError:
+                raise self._convict(first) from None
+        if pair_commitment(self.round.slot, first, second, secret) != bundle.pair_commitment:
+            raise self._convict(first)
+        return secret

@@ -1,0 +1,278 @@
+"""The whole automaton, client and server, each as one `match`: bytes are elsewhere, time is elsewhere.
+
+A session never half-advances: a message is answered, or the session ends for good. Specification: docs/spec.md,
+section "Rounds".
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secagg.client import Advertised, Attested, Joining, Masked, Released, Reported, Shared
+from secagg.errors import (
+    AbortedError,
+    ConfigError,
+    IllegalTransitionError,
+    ProtocolError,
+    SecAggError,
+    UnexpectedMessageError,
+)
+from secagg.keys import SigningKey
+from secagg.masking import Vector
+from secagg.messages import (
+    Attestations,
+    FromClient,
+    FromServer,
+    IncludedSet,
+    Receipt,
+    Reports,
+    Result,
+    Roster,
+    ShareInbox,
+)
+from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.prg import Stream
+from secagg.quantize import quantize
+from secagg.server import Advertising, Attesting, CollectingInputs, Reporting, Round, SharingKeys, Unmasking
+from secagg.state import RESULT, STEPS, RoundContext, Store
+
+
+class ClientSession:
+    """One client in one attempt at one round.
+
+    Args:
+        policy: own pinned parameters.
+        me: own id in the roster.
+        signing_key: own identity.
+        roster: pinned identities of the cohort.
+        round_context: what the attempt is about; `secagg.open_round` makes it from a signed round start.
+        store: durable at-most-once marks of the data set.
+
+    Raises:
+        ConfigError: identity, roster and policy do not fit together.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        me: str,
+        signing_key: SigningKey,
+        roster: PinnedRoster,
+        round_context: RoundContext,
+        store: Store,
+    ) -> None:
+        self._policy, self._me = policy, me
+        self._state: object = Joining(policy, me, signing_key, roster, round_context, store)
+        self._update: Vector | None = None
+        self._event_id = ""
+        self._waiting: Reports | None = None
+        self._last: tuple[FromServer, FromClient | None] | None = None
+        self.clip_rate = 0.0
+        self.head: bytes | None = None
+        self.finished = False
+
+    def start(self) -> FromClient:
+        """The first message: AdvertiseKeys.
+
+        Raises:
+            UnexpectedMessageError: C-03, this attempt was joined before.
+        """
+        if not isinstance(self._state, Joining):
+            raise IllegalTransitionError("start() was already called")
+        self._state, message = self._state.advertise_keys()
+        return message
+
+    def provide(
+        self, update: NDArray[np.float32] | NDArray[np.float64], event_id: str = "", stream: Stream | None = None
+    ) -> None:
+        """Hand over the update, any time before masking: rounds 0 and 1 run while training.
+
+        Args:
+            update: (d,) float32 or float64; it is clipped, weighted and stochastically rounded here.
+            event_id: ledger event that the contribution was charged to.
+            stream: randomness of the rounding; the operating system's where not given.
+
+        Raises:
+            ConfigError: wrong shape, or a value that is not finite.
+            IllegalTransitionError: an update was already provided.
+        """
+        if self._update is not None:
+            raise IllegalTransitionError("an update was already provided for this round")
+        self._update, self.clip_rate = quantize(update, self._policy, self._me, stream or Stream())
+        self._event_id = event_id
+
+    def pending(self) -> FromClient | None:
+        """After `provide`: the reply to reports that came while training, if they did."""
+        if self._waiting is None or self._update is None:
+            return None
+        reports, self._waiting = self._waiting, None
+        return self._answer(reports)
+
+    def receive(self, message: FromServer) -> FromClient | None:
+        """Answer a message of the server; None where there is nothing to send (yet).
+
+        Raises:
+            ProtocolError: the server is at fault; this session is over.
+            AbortedError: nobody's fault; this session is over and the client may join the next round.
+            IllegalTransitionError: the session was already over.
+        """
+        if self._last is not None and message == self._last[0]:
+            return self._last[1]
+        if self.finished:
+            raise IllegalTransitionError("this session is over")
+        if isinstance(message, Reports) and isinstance(self._state, Reported) and self._update is None:
+            self._waiting = self._waiting or message
+            return None
+        return self._answer(message)
+
+    def _answer(self, message: FromServer) -> FromClient | None:
+        try:
+            reply = self._advance(message)
+        except SecAggError:
+            self.close()
+            raise
+        self._last = (message, reply)
+        return reply
+
+    def _advance(self, message: FromServer) -> FromClient | None:
+        reply: FromClient | None = None
+        match self._state, message:
+            case Advertised() as state, Roster():
+                self._state, reply = state.share_keys(message)
+            case Shared() as state, ShareInbox():
+                self._state, reply = state.report(message)
+            case Reported() as state, Reports() if self._update is not None:
+                self._state, reply = state.mask_input(message, self._update, self._event_id)
+                self._update = None
+            case Masked() as state, IncludedSet():
+                self._state, reply = state.attest(message)
+            case Attested() as state, Attestations():
+                self._state, reply = state.unmask(message)
+            case Released() as state, Result():
+                self.head = state.conclude(message)
+                self.close()
+            case _:
+                raise UnexpectedMessageError("C-20", f"the server sent {type(message).__name__} out of turn")
+        return reply
+
+    def close(self) -> None:
+        """End the session and let go of its secrets; safe to call at any time."""
+        self.finished = True
+        self._state = self._update = self._waiting = None
+
+
+class ServerSession:
+    """The server in one attempt at one round.
+
+    Args:
+        policy: parameters, the same as every client's.
+        roster: pinned identities of the cohort.
+        round_context: what the attempt is about.
+        signing_key: key of `policy.server_key`; None where the policy names none.
+        leave_out: clients not admitted to this attempt, after complaints or convictions.
+
+    Attributes:
+        step: name of the round that is being collected.
+        result: the total after the last round, (d,) unsigned integers modulo 2^b.
+        included, dropped: U3 and U2 minus U3, sorted, once they are fixed.
+        receipt, head: what the next round start builds on, after the last round.
+        burned: sharers are known, so this round number completes or is burned.
+
+    Raises:
+        ConfigError: roster, policy and key do not fit together.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        roster: PinnedRoster,
+        round_context: RoundContext,
+        signing_key: SigningKey | None = None,
+        leave_out: Collection[str] = (),
+    ) -> None:
+        if (signing_key.verify_key if signing_key else b"") != policy.server_key:
+            raise ConfigError("the server's signing key is not the policy's server_key")
+        slot = round_context.slot(session_id(policy, roster))
+        opened = Round(policy, roster, round_context, slot, signing_key)
+        self._state: object = Advertising(opened, roster.keys() - set(leave_out))
+        self.step = STEPS[0]
+        self.result: Vector | None = None
+        self.head: bytes | None = None
+        self.receipt: Receipt | None = None
+        self.included: tuple[str, ...] = ()
+        self.dropped: tuple[str, ...] = ()
+        self.burned = False
+        self.finished = False
+
+    @property
+    def _collecting(self) -> Advertising | SharingKeys | Reporting | CollectingInputs | Attesting | Unmasking:
+        match self._state:
+            case Advertising() | SharingKeys() | Reporting() | CollectingInputs() | Attesting() | Unmasking() as state:
+                return state
+            case _:
+                raise IllegalTransitionError("this session is over")
+
+    @property
+    def expected(self) -> frozenset[str]:
+        """Whose messages this round takes."""
+        return self._collecting.expected
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Who has not been heard in this round."""
+        state = self._collecting
+        return tuple(sorted(state.expected - state.received.keys()))
+
+    @property
+    def ready(self) -> bool:
+        """Whether every expected client has been heard; the caller may also close at a deadline."""
+        return not self.finished and self._collecting.ready
+
+    def receive(self, sender: str, message: FromClient) -> None:
+        """Take a message of an authenticated sender.
+
+        Raises:
+            ProtocolError: the message was refused and has left no trace; the round goes on without it.
+        """
+        self._collecting.receive(sender, message)
+
+    def close_round(self) -> Mapping[str, FromServer]:
+        """Close the round and return the message for each client that takes part in the next.
+
+        Raises:
+            TooFewClientsError: fewer than min_survivors (or t) are left; nothing was opened.
+            ComplaintError: open another attempt that leaves one end of each complaint out.
+            ProtocolError: a convicted dealer; the round is burned, and the dealer stays out for good.
+        """
+        try:
+            return self._close()
+        except (ProtocolError, AbortedError):
+            self.finished, self._state = True, None
+            raise
+
+    def _close(self) -> Mapping[str, FromServer]:
+        replies: Mapping[str, FromServer]
+        match self._collecting:
+            case Advertising() as state:
+                self._state, replies = state.close()
+            case SharingKeys() as state:
+                self._state, replies = state.close()
+            case Reporting() as state:
+                self._state, replies = state.close()
+                self.burned = True
+            case CollectingInputs() as state:
+                self._state, replies = state.close()
+                self.included = tuple(sorted(state.received))
+                self.dropped = tuple(sorted(state.expected - state.received.keys()))
+            case Attesting() as state:
+                self._state, replies = state.close()
+            case Unmasking() as state:
+                self.result, results = state.close()
+                self._state, self.finished, self.burned = None, True, False
+                self.receipt = next(iter(results.values())).receipt
+                self.head = self.receipt.head
+                self.step = RESULT
+                return results
+        self.step = self._collecting.step
+        return replies
