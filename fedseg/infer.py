@@ -31,7 +31,7 @@ NIFTI = (".nii", ".nii.gz")
 
 def predict(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.uint8]:
     """Label values of a case on the working grid: (*spatial) uint8."""
-    return _scores(model, case, study).argmax(axis=0).astype(np.uint8)
+    return np.asarray(_scores(model, case, study).argmax(axis=0), dtype=np.uint8)
 
 
 def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study) -> Path:
@@ -75,7 +75,7 @@ def _scores(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.floa
             window = (study.data.size,) * 3
             outputs = sliding_window_inference(inputs.to(device), window, 1, model).softmax(1).cpu()
             return np.asarray(outputs[0].numpy(), dtype=np.float32)
-        batches = [model(batch.to(device)).softmax(1).cpu() for batch in inputs.split(SLICES_AT_ONCE)]
+        batches = [model(batch.to(device)).softmax(1).cpu() for batch in torch.split(inputs, SLICES_AT_ONCE)]
     return np.moveaxis(torch.cat(batches).numpy(), 0, case.slice_axis + 1)
 
 
@@ -108,7 +108,7 @@ def _picture(case: Case, labels: NDArray[np.int64], study: Study) -> Figure:
     busiest = np.argsort(-np.count_nonzero(stack, axis=(1, 2)), kind="stable")[: max(len(stack) // 2, PANELS)]
     chosen = np.sort(busiest)[np.linspace(0, len(busiest) - 1, min(PANELS, len(busiest))).round().astype(int)]
     figure = Figure(figsize=(3 * len(chosen), 3.4), facecolor="black", layout="constrained")
-    colours = colormaps["tab10"].colors
+    colours = colormaps["tab10"](range(10))
     for panel, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         panel.imshow(np.rot90(image[index]), cmap="gray", vmin=0, vmax=1.2)
         for value in range(1, len(study.structures) + 1):

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedseg.errors import LedgerError
 from secagg.encoding import digest
@@ -169,8 +169,10 @@ def _canonical(body: dict[str, object]) -> bytes:
 def _parse(line: bytes, where: str) -> Event:
     try:
         body = json.loads(line)
+        if not isinstance(body, dict):
+            raise ValueError("not an object")
         return Event.model_validate({name: body[name] for name in body if name not in ("previous", "event_id")})
-    except (ValueError, TypeError, ValidationError) as error:
+    except ValueError as error:  # of JSON, UTF-8 or the event's fields
         raise LedgerError(f"{where}: this is not a ledger event; {_RESTORE}") from error
 
 

@@ -67,7 +67,7 @@ def _unet_large(study: Study) -> torch.nn.Module:
 def _unet(study: Study, widths: tuple[int, ...]) -> torch.nn.Module:
     if len(widths) < 2:
         raise ConfigError(f"[model] channels = {list(widths)}: a U-Net needs at least two levels")
-    return UNet(
+    network: torch.nn.Module = UNet(
         spatial_dims=study.data.dims,
         in_channels=study.in_channels,
         out_channels=len(study.structures) + 1,
@@ -77,13 +77,14 @@ def _unet(study: Study, widths: tuple[int, ...]) -> torch.nn.Module:
         act="RELU",
         norm=("GROUP", {"num_groups": GROUPS}),
     )
+    return network
 
 
 def _segresnet(study: Study) -> torch.nn.Module:
     widths = study.model.channels or (8,)
     if len(widths) != 1:
         raise ConfigError(f"[model] channels = {list(widths)}: segresnet takes one number, its first width")
-    return SegResNet(
+    network: torch.nn.Module = SegResNet(
         spatial_dims=study.data.dims,
         init_filters=widths[0],
         in_channels=study.in_channels,
@@ -92,6 +93,7 @@ def _segresnet(study: Study) -> torch.nn.Module:
         blocks_down=(1, 1, 2),
         blocks_up=(1, 1),
     )
+    return network
 
 
 NETWORKS: Mapping[str, Callable[[Study], torch.nn.Module]] = {

@@ -240,8 +240,10 @@ def load_study(path: Path) -> Study:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a study file ({error}); give the path of a TOML file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the path of a study file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text; give the path of a study file in TOML") from error
     return parse_study(text, str(path))
 
 
@@ -258,7 +260,9 @@ def _checked(content: Mapping[str, Any], where: str) -> Study:
         # Through JSON, because pydantic's strict mode takes arrays and names of enums only from there.
         return Study.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(error.errors()[0])}") from error
+        # An unknown field goes first: it is usually the misspelt one that another error calls missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        raise ConfigError(f"{where}: {_sentence(first)}") from error
 
 
 def _sentence(error: ErrorDetails) -> str:
@@ -269,7 +273,8 @@ def _sentence(error: ErrorDetails) -> str:
     given = error["input"]
     match error["type"]:
         case "missing" if len(loc) == 1:
-            return f"section [{name}] is missing; add it"
+            heading = "[[sites]]" if name == "sites" else f"[{name}]"
+            return f"section {heading} is missing; add it"
         case "missing":
             return f"{section} {name} is missing; add {name}: {owner.model_fields[name].description}"
         case "extra_forbidden":
@@ -280,9 +285,11 @@ def _sentence(error: ErrorDetails) -> str:
             return f"{section} {error['ctx']['error']!s}".lstrip()
         case "literal_error" | "enum":
             return f"{section} {name} = {given!r}: use {error['ctx']['expected']}"
+        case "string_pattern_mismatch":
+            return f"{section} {name} = {given!r}: must be {owner.model_fields[name].description}"
         case _:
-            field = str(loc[1]) if loc[0] != "sites" else str(loc[-1])
-            return f"{section} {field} = {given!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+            field = next((str(part) for part in loc[1:] if isinstance(part, str)), str(loc[0]))
+            return f"{section} {field} = {given!r}: {error['msg'].replace('Input should', 'must')}"
 
 
 def _owner(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:

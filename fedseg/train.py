@@ -5,12 +5,12 @@ before the ledger's event is on disk, or keep anything of one round (optimiser, 
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.data.cases import Case, SiteData, batch_of
 from fedseg.errors import ConfigError
@@ -22,7 +22,11 @@ from fedseg.study import Study
 from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
 from secagg.prg import Stream
 
-OnStep = Callable[[int, int], None]
+OnStep: TypeAlias = Callable[[int, int], None]
+
+MOMENTUM = 0.9
+LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+"""Dice over all of a patient's slices at once: a slice without the structure is no loss of its own."""
 
 
 def train_round(
@@ -70,22 +74,35 @@ def _train(
     model: torch.nn.Module, data: SiteData, study: Study, site: str, round_number: int, on_step: OnStep | None
 ) -> None:
     privacy, steps = study.privacy, study.study.local_steps
-    mechanism = Mechanism(
-        privacy.clip_norm if study.private else None, noise_multiplier(study), privacy.denominator
-    )
+    mechanism = Mechanism(privacy.clip_norm if study.private else None, noise_multiplier(study), privacy.denominator)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = [parameter.numel() for parameter in parameters]
     optimiser = torch.optim.SGD(parameters, lr=study.study.lr, momentum=MOMENTUM)
-    by_patient = {patient: [case for case in data.train if case.patient == patient] for patient in data.patients}
+    cases = {patient: [case for case in data.train if case.patient == patient] for patient in data.patients}
     model.train()
     for step in range(1, steps + 1):
-
-        def stream(purpose: str, step: int = step) -> Stream:
-            seed = study.study.seed
-            return Stream() if seed is None else Stream.seeded(seed, purpose, site, round_number, step)
-
-        drawn = draw(data.patients, privacy.sample_rate, stream("sampling"))
-        losses = _losses(model, [by_patient[patient] for patient in drawn], study, stream("slices"))
-        _set_gradient(parameters, noisy_gradient(parameters, losses, mechanism, stream("noise")))
+        sampling, slices, noise = (
+            _stream(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
+        )
+        drawn = draw(data.patients, privacy.sample_rate, sampling)
+        losses = (patient_loss(model, cases[patient], study, slices) for patient in drawn)
+        gradient = noisy_gradient(parameters, losses, mechanism, noise)
+        for parameter, piece in zip(parameters, torch.split(gradient, sizes), strict=True):
+            parameter.grad = piece.view_as(parameter)
         optimiser.step()
         if on_step is not None:
             on_step(step, steps)
+
+
+def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
+    """Dice + cross-entropy of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
+    images, labels = batch_of(cases[int(stream.integers(1, len(cases))[0])], study, stream)
+    device = next(model.parameters()).device
+    loss: torch.Tensor = LOSS(model(images.to(device)), labels.to(device)[:, None])
+    return loss
+
+
+def _stream(study: Study, purpose: str, site: str, round_number: int, step: int) -> Stream:
+    """Randomness that is used once: from the operating system, or reproducible where the study has a seed."""
+    seed = study.study.seed
+    return Stream() if seed is None else Stream.seeded(seed, purpose, site, round_number, step)

@@ -15,10 +15,10 @@ from secagg.errors import (
     InconsistentViewError,
     MalformedMessageError,
     ShareError,
-    TooFewClientsError,
 )
-from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal
+from secagg.keys import ChannelKey, MaskKey, Secret, SigningKey, check_public, seal
 from secagg.masking import (
+    PAIR_PLAINTEXT_BYTES,
     Vector,
     envelope_info,
     mask_vector,
@@ -30,6 +30,7 @@ from secagg.masking import (
 )
 from secagg.messages import (
     NONCE_BYTES,
+    AcceptedInput,
     AdvertiseKeys,
     Attestation,
     Attestations,
@@ -101,7 +102,7 @@ def open_round(
         raise InconsistentViewError(
             "C-05",
             f"this site sent unmasking shares for round {store.released(training_run)}, which the server now calls "
-            "burned: without differential privacy, rerunning it could single out one site; an operator must accept that",
+            "burned: without differential privacy a rerun could single out one site; an operator must accept that",
         )
     return RoundContext(
         training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
@@ -121,9 +122,10 @@ class _Own:
     slot: bytes
 
     def enough(self, step: str, have: int) -> None:
-        """Every set holds at least min_survivors, or nothing more is sent."""
-        if have < self.policy.min_survivors:
-            raise TooFewClientsError(step, have, self.policy.min_survivors)
+        """C-21: every set holds at least min_survivors. An honest server ends the round instead of showing less."""
+        need = self.policy.min_survivors
+        if have < need:
+            raise InconsistentViewError("C-21", f"before {step} the server shows {have} clients; the policy needs {need}")
 
 
 # --- Round 0: AdvertiseKeys --------------------------------------------------------------------------------------
@@ -185,8 +187,8 @@ class Advertised(State):
         """Check U1, then share s_u and a fresh b_u among the others, sealed and committed.
 
         Raises:
-            ProtocolError: C-06 an unknown id or bad signature, C-07 unusable or repeated keys, C-08 own entry changed.
-            TooFewClientsError: |U1| < min_survivors.
+            ProtocolError: C-06 an unknown id or bad signature, C-07 unusable or repeated keys, C-08 own entry changed,
+                C-21 |U1| < min_survivors.
         """
         self._leave()
         own, policy = self.own, self.own.policy
@@ -261,8 +263,8 @@ class Shared(State):
 
         Raises:
             ProtocolError: the server's fault. C-09 a header that is not its dealer's for this slot and roster, C-10
-                dealers outside U1 or own header changed, C-11 a bundle that is not the one in the signed header.
-            TooFewClientsError: fewer than min_survivors dealers.
+                dealers outside U1 or own header changed, C-11 a bundle that is not the one in the signed header, C-21
+                fewer than min_survivors dealers.
         """
         self._leave()
         own = self.own
@@ -280,6 +282,7 @@ class Shared(State):
                 self._open(dealer, bundle, held)
             except ShareError:
                 complaint = complaint or dealer
+        self.channel_key.wipe()
         message = ShareReport(own.slot, self.roster.hash, inbox.roster2, own.me, complaint).sign(own.signing_key)
         return Reported(own, held, self.roster, inbox, message), message
 
@@ -313,18 +316,16 @@ class Shared(State):
             pair_commitment(slot, dealer, own.me, secret) if expects_pair else b"",
         )
         promised = (bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment)
-        if committed[: 2 + expects_pair] != promised[: 2 + expects_pair] or not (
-            is_share(mask_key_share) and is_share(self_seed_share)
-        ):
+        well_formed = is_share(mask_key_share) and is_share(self_seed_share)
+        if committed != promised or not well_formed or len(secret) != PAIR_PLAINTEXT_BYTES * expects_pair:
             raise ShareError("C-12", f"a share of {dealer} does not match its commitment", [dealer])
         held.mask_key_shares[dealer] = mask_key_share
         held.self_seed_shares[dealer] = self_seed_share
-        if expects_pair:
-            held.pair_secrets[dealer] = secret
+        held.pair_secrets[dealer] = secret
 
 
 @dataclass(repr=False, eq=False)
-class _Held:
+class _Held(Secret):
     """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
 
     mask_key: MaskKey
@@ -335,7 +336,12 @@ class _Held:
 
     def pair_secret(self, me: str, peer: str) -> bytes:
         """r_uv: derived where this client comes first, received where it comes second."""
-        return self.mask_key.pair_secret(peer) if me < peer else self.pair_secrets.get(peer, b"")
+        return self.mask_key.pair_secret(peer) if me < peer else self.pair_secrets[peer]
+
+    def wipe(self) -> None:
+        """See `Secret.wipe`."""
+        self.mask_key.wipe()
+        super().wipe()
 
 
 # --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
@@ -360,8 +366,9 @@ class Reported(State):
             event_id: the ledger event that this contribution was charged to.
 
         Raises:
-            ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution.
-            AbortedError: this client is not in U2, or U2 is too small: it contributes nothing.
+            ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution, C-21 |U2| <
+                min_survivors.
+            AbortedError: this client is not in U2: it contributes nothing.
         """
         self._leave()
         own, policy, context = self.own, self.own.policy, self.own.context
@@ -382,7 +389,7 @@ class Reported(State):
         message = MaskedInput(round_id, self.roster.hash, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )
-        return Masked(own, self.held, self.roster, frozenset(reports.by_id), message), message
+        return Masked(own, self.held, frozenset(reports.by_id), message.acceptance()), message
 
     def _verify_reports(self, reports: Reports) -> None:
         own = self.own
@@ -409,20 +416,19 @@ class Masked(State):
 
     own: _Own
     held: _Held
-    roster: Roster
     sharers: frozenset[str]
-    masked: MaskedInput
+    mine: AcceptedInput
 
     def attest(self, included: IncludedSet) -> tuple["Attested", Attestation]:
         """Sign the one U3 that this client accepts; without this step a server names each client another drop list.
 
         Raises:
             ProtocolError: C-15 an entry that its client did not sign for this round, C-16 U3 outside U2 or own entry
-                changed.
-            AbortedError: this client is not in U3, or U3 is too small: it signs nothing more.
+                changed, C-21 |U3| < min_survivors.
+            AbortedError: this client is not in U3: it signs nothing more.
         """
         self._leave()
-        own, mine = self.own, self.masked.acceptance()
+        own, mine = self.own, self.mine
         if own.me not in included.by_id:
             raise AbortedError(MASKED_INPUT_COLLECTION, "this client is not in the sum; it may join the next round")
         own.enough(CONSISTENCY_CHECK, len(included.by_id))
@@ -466,7 +472,7 @@ class Attested(State):
                 raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
             entry.verify(own.pinned[client_id], "C-17")
         if len(attestations.by_id.keys() | {own.me}) < policy.threshold:
-            raise TooFewClientsError(UNMASKING, len(attestations.by_id), policy.threshold)
+            raise InconsistentViewError("C-17", f"fewer than {policy.threshold} clients attest this included set")
         own.store.release(own.context.training_run, own.context.round_number)
         dropped = sorted(self.sharers - self.included.by_id.keys())
         message = UnmaskingShares(
@@ -476,8 +482,9 @@ class Attested(State):
             held.self_seed,
             {peer: held.self_seed_shares[peer] for peer in self.included.by_id if peer != own.me},
             {peer: held.mask_key_shares[peer] for peer in dropped},
-            {peer: held.pair_secret(own.me, peer) for peer in dropped if held.mask_key.kem_public and own.me < peer},
+            {peer: held.pair_secret(own.me, peer) for peer in dropped if held.mask_key.kem_public},
         ).sign(own.signing_key)
+        held.wipe()
         return Released(own, message.round_id, message.attested), message
 
 

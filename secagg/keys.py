@@ -199,7 +199,7 @@ def check_public(suite: Suite, channel_pk: bytes, mask_dh_pk: bytes, mask_kem_pk
             _public_key(suite, key)
     except ValueError:
         return False
-    return all(_is_contributory(key[-KEY_BYTES:]) for key in [*kem_keys, mask_dh_pk])
+    return all(map(_is_contributory, [mask_dh_pk, *(key[-KEY_BYTES:] for key in kem_keys)]))
 
 
 def _is_contributory(point: bytes) -> bool:

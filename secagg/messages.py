@@ -8,7 +8,7 @@ section "Messages".
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self, TypeAlias
+from typing import NoReturn, Self, TypeAlias
 
 from secagg.encoding import HASH_BYTES, Field, digest, encode
 from secagg.errors import AuthenticationError, MalformedMessageError
@@ -300,7 +300,7 @@ class MaskedInput(Signed):
     @cached_property
     def y_hash(self) -> bytes:
         """H(y)."""
-        return digest("masked-input", self.y)
+        return digest("masked-vector", self.y)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -392,7 +392,7 @@ class Attestations:
 
 @dataclass(frozen=True, repr=False)
 class UnmaskingShares(Signed):
-    """Round 4, up: own b_u; b shares of U3; s shares and pair secrets of U2 minus U3.
+    """Round 4, up: own b_u; b shares of U3; s shares of U2 minus U3, and the pair secrets with them (post-quantum suite).
 
     Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
     """
@@ -414,6 +414,9 @@ class UnmaskingShares(Signed):
         _require(self.pair_secrets.keys() <= self.mask_key_shares.keys(), "a pair secret of a client that is included")
         shares = [*self.self_seed_shares.values(), *self.mask_key_shares.values()]
         _require(all(map(is_share, shares)), "a share outside the field")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("UnmaskingShares holds shares and is never pickled: use secagg.wire")
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""

@@ -72,7 +72,7 @@ class Policy:
             yield f"clients = {self.clients}: secure aggregation needs 3 to {MAX_CLIENTS} clients"
         if self.max_corrupt < 1:
             yield f"max_corrupt = {self.max_corrupt}: at least 1, because whoever receives the sum may collude"
-        if self.threshold > self.clients:
+        if self.max_corrupt > max(self.clients - 2, 1):
             yield (
                 f"max_corrupt = {self.max_corrupt}: {self.clients} clients tolerate at most "
                 f"{max(self.clients - 2, 1)} colluding ones"

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import AEADEncryptionContext, Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from secagg.encoding import digest
 KEY_BYTES = 32
 CHUNK_BYTES = 1 << 18
 BLOCK_BYTES = 16
+_TAG_BYTES = 16
+_NONCE_BYTES = 12
 _FIRST_BLOCK = 2
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
 
@@ -45,14 +48,15 @@ def apply_masks(
     """
     if vector.dtype not in (np.uint32, np.uint64) or vector.ndim != 1 or not vector.flags.c_contiguous:
         raise ValueError("apply_masks takes a contiguous one-dimensional array of uint32 or uint64")
-    keys = [(np.add, AES256(seed)) for seed in add] + [(np.subtract, AES256(seed)) for seed in subtract]
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    words = np.frombuffer(buffer, vector.dtype.newbyteorder("<"))
+    masks = [(np.add, _gcm(seed)) for seed in add] + [(np.subtract, _gcm(seed)) for seed in subtract]
+    buffer = memoryview(bytearray(CHUNK_BYTES + _TAG_BYTES))
+    words = np.frombuffer(buffer[:CHUNK_BYTES], vector.dtype.newbyteorder("<"))
     for index, start in enumerate(range(0, len(vector), len(words))):
         part = vector[start : start + len(words)]
-        mask, target, zeros = words[: len(part)], buffer[: part.nbytes], _ZEROS[: part.nbytes]
-        for operation, key in keys:
-            _chunk(key, index).update_into(zeros, target)
+        mask, target, zeros = words[: len(part)], buffer[: part.nbytes + _TAG_BYTES], _ZEROS[: part.nbytes]
+        nonce = index.to_bytes(_NONCE_BYTES, "big")
+        for operation, gcm in masks:
+            gcm.encrypt_into(nonce, zeros, None, target)
             operation(part, mask, out=part)
 
 
@@ -69,7 +73,7 @@ def keystream(seed: bytes, start: int, length: int) -> bytes:
         index, offset = divmod(start, CHUNK_BYTES)
         block, skip = divmod(offset, BLOCK_BYTES)
         size = min(length, CHUNK_BYTES - offset)
-        counter = index.to_bytes(12, "big") + (_FIRST_BLOCK + block).to_bytes(4, "big")
+        counter = index.to_bytes(_NONCE_BYTES, "big") + (_FIRST_BLOCK + block).to_bytes(4, "big")
         pieces.append(Cipher(AES256(seed), CTR(counter)).encryptor().update(bytes(skip + size))[skip:])
         start, length = start + size, length - size
     return b"".join(pieces)
@@ -143,18 +147,21 @@ class Stream:
         return self.uniform(n) < probability
 
     def _read(self, n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-        octets = bytearray(n * dtype.itemsize)
-        rest = memoryview(octets)
+        out = np.empty(n * dtype.itemsize, np.uint8)
+        rest = out.data
         while rest:
             index, offset = divmod(self._position, CHUNK_BYTES)
             if offset == 0:
-                self._context = _chunk(self._key, index)
+                nonce = index.to_bytes(_NONCE_BYTES, "big")
+                self._context = Cipher(self._key, GCM(nonce)).encryptor()
             size = min(len(rest), CHUNK_BYTES - offset)
             self._context.update_into(_ZEROS[:size], rest[:size])
             self._position += size
             rest = rest[size:]
-        return np.frombuffer(octets, dtype.newbyteorder("<")).astype(dtype, copy=False)
+        return out.view(dtype.newbyteorder("<")).astype(dtype, copy=False)
 
 
-def _chunk(key: AES256, index: int) -> AEADEncryptionContext:
-    return Cipher(key, GCM(index.to_bytes(12, "big"))).encryptor()
+def _gcm(seed: bytes) -> AESGCM:
+    if len(seed) != KEY_BYTES:
+        raise ValueError("a seed has 32 bytes")
+    return AESGCM(seed)

@@ -53,9 +53,8 @@ def quantize(
     """
     largest = _check_update(update, policy)
     limit = policy.largest_value * policy.weight(client_id) / policy.largest_weight
-    # Rounded down, so that a value of exactly the clip range does not count as clipped.
+    # Rounded down, so that clip_range * scale is never above the limit, which the bit budget counts on.
     scale = math.nextafter(limit / policy.clip_range, 0.0)
-    clips = largest * scale > limit
     # As many random bits below the point as float64 has left, so that the sum never rounds up to the next integer.
     fraction_bits = min(32, 53 - policy.value_bits)
     surplus, unit = np.uint32(32 - fraction_bits), 2.0**-fraction_bits
@@ -64,14 +63,16 @@ def quantize(
     clipped = 0
     for start in range(0, policy.length, _QUANTIZE_CHUNK):
         part = update[start : start + _QUANTIZE_CHUNK]
-        values = np.multiply(part, scale, dtype=np.float64)
-        if clips:
-            clipped += int(np.count_nonzero(np.abs(values) > limit))
-            np.clip(values, -limit, limit, out=values)
-        values += np.multiply(stream.words(len(part)) >> surplus, unit, dtype=np.float64)
-        np.floor(values, out=values)
-        # The bit budget of the policy holds every value in the signed word.
-        np.copyto(signed[start : start + _QUANTIZE_CHUNK], values, casting="unsafe")
+        values = part.astype(np.float64)
+        if largest > policy.clip_range:
+            clipped += int(np.count_nonzero(np.abs(values) > policy.clip_range))
+            np.clip(values, -policy.clip_range, policy.clip_range, out=values)
+        values *= scale
+        fractions = (stream.words(len(part)) >> surplus).astype(np.float64)
+        fractions *= unit
+        values += fractions
+        # The bit budget of the policy fits every value into the signed word.
+        signed[start : start + _QUANTIZE_CHUNK] = np.floor(values, out=values)
     if policy.bits != 8 * out.itemsize:
         out &= out.dtype.type(2**policy.bits - 1)
     return out, clipped / policy.length
@@ -107,7 +108,8 @@ def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -
             f"the sum is {total.dtype} of shape {total.shape}; the policy says {dtype} of shape ({policy.length},)"
         )
     spare = 8 * dtype.itemsize - policy.bits
-    lifted = (total << dtype.type(spare)).view(f"i{dtype.itemsize}") >> spare
+    lifted = (total << dtype.type(spare)).view(f"i{dtype.itemsize}")
+    lifted >>= spare
     values: NDArray[np.float64] = lifted * (policy.largest_weight * policy.clip_range / policy.largest_value)
     return values
 
@@ -163,13 +165,14 @@ def _pack_chunk(chunk: NDArray[Any], bits: int) -> bytes:
     period = _WORD // math.gcd(bits, _WORD)
     padded = np.zeros((math.ceil(len(chunk) / period), period), np.uint64)
     padded.ravel()[: len(chunk)] = chunk
-    values = padded.T & np.uint64(2**bits - 1)
+    values = np.ascontiguousarray(padded.T)
+    values &= np.uint64(2**bits - 1)
     words = np.zeros((period * bits // _WORD, len(padded)), np.uint64)
     for value, word, shift, spill in _places(bits):
         words[word] |= values[value] << np.uint64(shift)
         if spill > 0:
             words[word + 1] |= values[value] >> np.uint64(bits - spill)
-    return words.T.astype("<u8").tobytes()
+    return np.ascontiguousarray(words.T, "<u8").tobytes()
 
 
 def _unpack_chunk(octets: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
@@ -178,7 +181,7 @@ def _unpack_chunk(octets: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
     columns = math.ceil(len(octets) * 8 / (period * bits))
     padded = np.zeros((columns, period * bits // _WORD), "<u8")
     padded.view(np.uint8).ravel()[: len(octets)] = octets
-    words = np.ascontiguousarray(padded.T, np.uint64)
+    words = np.ascontiguousarray(padded.T)
     values = np.empty((period, columns), np.uint64)
     for value, word, shift, spill in _places(bits):
         values[value] = words[word] >> np.uint64(shift)

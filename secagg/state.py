@@ -9,6 +9,7 @@ from typing import Protocol
 
 from secagg.encoding import HASH_BYTES, digest
 from secagg.errors import ConfigError, IllegalTransitionError, UnexpectedMessageError
+from secagg.keys import Secret
 
 ADVERTISE_KEYS = "AdvertiseKeys"
 SHARE_KEYS = "ShareKeys"
@@ -30,6 +31,9 @@ STEPS = (
 GENESIS = bytes(HASH_BYTES)
 """Head before the first completed round."""
 
+LARGEST_NUMBER = 2**63 - 1
+"""Of a round or attempt: what every durable store can hold."""
+
 
 class State:
     """A state that can be left exactly once; `_leave` is the first line of every step."""
@@ -40,6 +44,13 @@ class State:
         if self.__spent:
             raise IllegalTransitionError(f"{type(self).__name__} was already used: every step happens at most once")
         self.__spent = True
+
+    def wipe(self) -> None:
+        """Use the state up and overwrite the secrets that it holds (best effort; see `Secret.wipe`)."""
+        self.__spent = True
+        for value in vars(self).values():
+            if isinstance(value, Secret):
+                value.wipe()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -72,10 +83,10 @@ class RoundContext:
     previous_head: bytes = GENESIS
 
     def __post_init__(self) -> None:
-        if not (self.training_run and self.training_run.isascii()):
-            raise ConfigError("training_run: use a non-empty ASCII name")
-        if self.round_number < 1 or self.attempt < 0:
-            raise ConfigError("round numbers start at 1 and attempts at 0")
+        if not (0 < len(self.training_run) <= 256 and self.training_run.isascii()):
+            raise ConfigError("training_run: use 1 to 256 ASCII characters")
+        if not (1 <= self.round_number <= LARGEST_NUMBER and 0 <= self.attempt <= LARGEST_NUMBER):
+            raise ConfigError("round numbers start at 1 and attempts at 0, and both stay below 2^63")
         if {len(self.model_hash), len(self.task_hash), len(self.previous_head)} != {HASH_BYTES}:
             raise ConfigError("model_hash, task_hash and previous_head have 32 bytes each")
 

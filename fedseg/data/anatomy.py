@@ -1,13 +1,15 @@
 """The anatomy of the phantom: a fetal brain of 21 to 36 weeks as implicit surfaces, evaluated wherever it is asked.
 
-Every structure is a signed distance (positive inside) of a point in millimetres, so a few slices cost a few slices. Lengths
-are written in units of half the cerebrum's length, x to the right, y to the front, z upwards, as measured on fetal atlases;
-folds, cortex and cerebrospinal fluid are in millimetres, because those do not scale with the head. It models no real person
-and must never be fitted to one.
+Every structure is a signed distance (positive inside) of a point in millimetres, so a few slices cost a few slices.
+Lengths are in units of half the cerebrum's length, x to the right, y to the front, z upwards, with the proportions of
+fetal atlases; folds, cortex and cerebrospinal fluid are in millimetres, because they do not scale with the head. It
+describes no real person and must never be fitted to one.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import reduce
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +17,25 @@ from scipy.special import ndtri
 
 from secagg.prg import Stream
 
-Array = NDArray[np.float32]
+Array: TypeAlias = NDArray[np.float32]
+Point: TypeAlias = tuple[float, float, float]
 
-YOUNGEST, OLDEST = 21.0, 36.0
-WAVES = 14
-CAPSULE = np.float32(0.45)  # radius on which the pattern of folds is drawn
+YOUNGEST, OLDEST = 21.0, 36.0  # weeks
+BASE = np.float32(0.17)  # the middle of the head lies below the middle of the cerebrum, because of the hindbrain
+WAVES = 14  # in the pattern of folds
+CAPSULE = np.float32(0.45)  # radius on which that pattern is drawn
+BODY = (  # a lateral ventricle: centre and radius, from the frontal to the occipital horn
+    ((0.14, 0.52, 0.03), 0.055),
+    ((0.13, 0.28, 0.13), 0.105),
+    ((0.19, -0.08, 0.19), 0.105),
+    ((0.28, -0.38, 0.06), 0.140),
+    ((0.28, -0.66, -0.05), 0.070),
+)
+HORN = (((0.28, -0.38, 0.06), 0.110), ((0.41, -0.22, -0.24), 0.055), ((0.41, 0.15, -0.38), 0.035))  # the temporal one
 
 
 class Surfaces(NamedTuple):
-    """Signed distances in mm, positive inside, float32 (n,), in the order in which one structure covers the one before."""
+    """Signed distances in mm, positive inside, float32 (n,); each structure covers the ones before it."""
 
     intracranial: Array
     cortex: Array
@@ -36,20 +48,21 @@ class Surfaces(NamedTuple):
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One fetus. Weeks, millimetres, and numbers without a unit; phases in radians.
+    """One fetus. Weeks, millimetres, radians, and numbers without a unit.
 
     Attributes:
         weeks: gestational age.
         half_length: half the front-to-back length of the cerebrum, mm.
         proportions: (3,) individual stretch of x, y, z.
         fluid: width of the fluid around the brain, mm.
-        ventricle: scale of the lateral ventricles, left and right; 1 is typical, above 1.5 is ventriculomegaly.
+        ventricles: scale of the lateral ventricles, left and right; above 1.5 is ventriculomegaly.
         cerebellum: scale of the cerebellum.
         sylvian: openness of the Sylvian fissure.
-        warp: (3, 3) phases of the smooth deformation of the whole head.
-        folds: (WAVES,) phases of the secondary folds, and `fold_asymmetry` (WAVES,) how the two sides differ.
-        fold_depth: depth of the secondary folds, mm.
-        turn: (3, 3) rotation matrix of the head in the scanner.
+        warp: (3, 2) phases of the smooth deformation of the whole head.
+        folds: (WAVES,) phases of the pattern of folds.
+        fold_asymmetry: (WAVES,) by how much the phases of the two sides differ.
+        fold_depth: typical depth of a sulcus, mm.
+        turn: (3, 3) rotation of the head in the scanner.
         shift: (3,) where the head lies, mm.
     """
 
@@ -57,7 +70,7 @@ class Anatomy:
     half_length: float
     proportions: Array
     fluid: float
-    ventricle: tuple[float, float]
+    ventricles: tuple[float, float]
     cerebellum: float
     sylvian: float
     warp: Array
@@ -69,82 +82,86 @@ class Anatomy:
 
 
 def draw(stream: Stream, weeks: float) -> Anatomy:
-    """One individual of this gestational age (weeks), drawn from the stream."""
-    normal = ndtri(stream.uniform(24 + WAVES)).clip(-2.5, 2.5)
-    phase = 2 * np.pi * stream.uniform(9 + WAVES)
+    """One individual of a gestational age (weeks, `YOUNGEST` to `OLDEST`), drawn from the stream.
+
+    Growth follows published fetal biometry: fronto-occipital length 54 to 102 mm, transverse cerebellum 20 to 42 mm,
+    fluid widest near 27 weeks, ventricles that do not grow, folds that deepen fastest near 30 weeks.
+    """
+    normal = ndtri(stream.uniform(17 + WAVES)).clip(-2.5, 2.5)
+    phase = (2 * np.pi * stream.uniform(6 + WAVES)).astype(np.float32)
     age = weeks - YOUNGEST
-    ventricle = np.exp(0.2 * normal[0] + 0.1 * max(0.0, normal[1]) ** 2) * (1 - 0.008 * age)
+    wide = np.exp(0.2 * normal[0] + 0.1 * max(0.0, normal[1]) ** 2) * (1.15 - 0.012 * age)
     return Anatomy(
         weeks=weeks,
         half_length=float((27 + 2.2 * age - 0.04 * age**2) * (1 + 0.025 * normal[2])),
-        proportions=(1 + 0.025 * normal[3:6]).astype(np.float32),
+        proportions=(np.array([1.02, 1.0, 1.05]) * (1 + 0.025 * normal[3:6])).astype(np.float32),
         fluid=float((1.0 + 2.4 * np.exp(-(((weeks - 27) / 6) ** 2))) * (1 + 0.15 * normal[6])),
-        ventricle=(float(ventricle * (1 + 0.05 * normal[7])), float(ventricle * (1 - 0.05 * normal[7]))),
-        cerebellum=float(1 + 0.05 * normal[8]),
-        sylvian=float(1 + 0.12 * normal[9]),
-        warp=phase[:9].reshape(3, 3).astype(np.float32),
-        folds=phase[9:].astype(np.float32),
-        fold_asymmetry=(0.5 * normal[24:]).astype(np.float32),
-        fold_depth=float(11.0 / (1 + np.exp(-(weeks - 31) / 2.2)) * (1 + 0.1 * normal[10])),
-        turn=_rotation(np.radians(5) * normal[11:14]),
-        shift=(1.5 * normal[14:17]).astype(np.float32),
+        ventricles=(float(wide * (1 + 0.05 * normal[7])), float(wide * (1 - 0.05 * normal[7]))),
+        cerebellum=float((0.86 + 0.011 * age) * (1 + 0.05 * normal[8])),
+        sylvian=float(max(0.05, 0.25 - 0.0145 * age) * (1 + 0.12 * normal[9])),
+        warp=phase[:6].reshape(3, 2),
+        folds=phase[6:],
+        fold_asymmetry=(0.5 * normal[17:]).astype(np.float32),
+        fold_depth=float(9.5 / (1 + np.exp(-(weeks - 29.5) / 2.5)) * (1 + 0.1 * normal[10])),
+        turn=_rotation(np.radians(3) * normal[11:14]),
+        shift=normal[14:17].astype(np.float32),
     )
 
 
 def surfaces(points: Array, anatomy: Anatomy) -> Surfaces:
-    """The signed distances (mm) of scanner points (3, n) in mm from the centre of the field of view."""
-    mm = anatomy.half_length
-    p = _to_head(points, anatomy)
-    side = np.sign(p[0])
-    h = np.stack([np.abs(p[0]), p[1], p[2]])
-    fluid = anatomy.fluid / mm
+    """The signed distances (mm) of points (3, n) in mm from the centre of the scanner's field of view, float32."""
+    mm = np.float32(anatomy.half_length)
+    head = _to_head(points, anatomy)
+    side = np.sign(head[0])
+    h = np.stack([np.abs(head[0]), head[1], head[2]])
+    fluid = np.float32(anatomy.fluid) / mm
+    thickness = np.float32(1.55 + 0.025 * (anatomy.weeks - YOUNGEST)) / mm
     cerebellum, brainstem, fossa = _hindbrain(h, anatomy)
-    envelope, hull = _cerebral_envelope(h, fossa, anatomy)
+    envelope, hull = _cerebrum(h, fossa, anatomy)
+    intracranial = _union(hull + fluid, np.maximum(fossa, brainstem + fluid / 2), 0.1)
+    pial, cortical_depth = _folded(h, side, envelope, anatomy)
     deep_grey = _deep_grey(h)
-    ventricles = _ventricles(h, side, anatomy)
-    pial, cortical_depth = _pial(h, side, envelope, anatomy)
-    intracranial = _union(hull + fluid, np.maximum(fossa, brainstem + 0.6 * fluid), 0.1)
-    thickness = (1.7 + 0.04 * (anatomy.weeks - YOUNGEST)) / mm
     return Surfaces(
-        intracranial * mm,
-        np.minimum(pial, intracranial) * mm,
-        (cortical_depth - thickness) * mm,
-        deep_grey * mm,
-        ventricles * mm,
-        cerebellum * mm,
-        brainstem * mm,
+        intracranial=intracranial * mm,
+        cortex=np.minimum(pial, intracranial) * mm,
+        white_matter=(cortical_depth - thickness) * mm,
+        deep_grey=deep_grey * mm,
+        ventricles=_ventricles(h, side, deep_grey, anatomy) * mm,
+        cerebellum=cerebellum * mm,
+        brainstem=brainstem * mm,
     )
 
 
 def _to_head(points: Array, anatomy: Anatomy) -> Array:
-    scale = 1 / (anatomy.half_length * anatomy.proportions[:, None])
-    p: Array = (anatomy.turn @ (points - anatomy.shift[:, None])) * scale
-    p[2] -= np.float32(0.1)
-    a = anatomy.warp
-    bend = [np.sin(2.2 * p[(i + 1) % 3] + a[i, 0]) + np.sin(2.8 * p[(i + 2) % 3] + a[i, 1]) for i in range(3)]
+    """Straightened, centred on the cerebrum, in units of its half length, the individual's shape undone."""
+    p: Array = (anatomy.turn @ (points - anatomy.shift[:, None])) / (anatomy.half_length * anatomy.proportions)[:, None]
+    p[2] -= BASE
+    bend = [
+        np.sin(np.float32(2.2) * p[(i + 1) % 3] + one) + np.sin(np.float32(2.8) * p[(i + 2) % 3] + two)
+        for i, (one, two) in enumerate(anatomy.warp)
+    ]
     p += np.float32(0.018) * np.stack(bend)
-    p[0] *= 1 + np.float32(0.12) * (p[1] + np.float32(0.15))
+    p[0] *= 1 + np.float32(0.12) * (p[1] + np.float32(0.15))  # narrower in front
     return p
 
 
-def _cerebral_envelope(h: Array, fossa: Array, anatomy: Anatomy) -> tuple[Array, Array]:
+def _cerebrum(h: Array, fossa: Array, anatomy: Anatomy) -> tuple[Array, Array]:
     """The smooth outside of the two hemispheres without folds, and the same with the fissures filled."""
-    vault = _ellipsoid(h, (0.0, 0.0, 0.08), (0.76, 0.97, 0.60))
+    vault = _ellipsoid(h, (0.0, 0.0, 0.12), (0.78, 0.97, 0.60))
     occipital = _ellipsoid(h, (0.24, -0.55, -0.15), (0.36, 0.42, 0.36))
-    temporal = _capsule(h, (0.42, 0.26, -0.39), (0.46, -0.28, -0.30), 0.19, 0.25)
-    rectus = _ellipsoid(h, (0.14, 0.56, -0.20), (0.19, 0.36, 0.22))
+    temporal = _capsule(h, (0.39, 0.26, -0.37), (0.43, -0.28, -0.28), 0.18, 0.24)
+    rectus = _ellipsoid(h, (0.14, 0.55, -0.17), (0.19, 0.36, 0.20))
     upper = _union(_union(vault, occipital, 0.12), rectus, 0.1)
     cistern = _ellipsoid(h, (0.0, 0.02, -0.66), (0.24, 0.42, 0.36))
-    open_ = max(0.05, 0.25 - 0.0145 * (anatomy.weeks - YOUNGEST)) * anatomy.sylvian
     slanted = np.stack([h[0], h[1], h[2] + 0.25 * (h[1] - 0.1)])
-    fissure = _ellipsoid(slanted, (0.90, 0.16, -0.14), (0.44, 0.44, open_))
+    fissure = _ellipsoid(slanted, (0.90, 0.16, -0.14), (0.44, 0.44, anatomy.sylvian))
     brain = _without(_without(_union(upper, temporal, 0.05), fossa, 0.06), cistern, 0.08)
     return _without(brain, fissure, 0.06), _union(upper, temporal, 0.15)
 
 
 def _hindbrain(h: Array, anatomy: Anatomy) -> tuple[Array, Array, Array]:
     """Cerebellum, brainstem, and the posterior fossa that holds them."""
-    size = anatomy.cerebellum * (0.86 + 0.011 * (anatomy.weeks - YOUNGEST))
+    size = anatomy.cerebellum
     lobe = _ellipsoid(h, (0.19 * size, -0.43, -0.56), (0.22 * size, 0.20 * size, 0.19 * size))
     vermis = _ellipsoid(h, (0.0, -0.40, -0.53), (0.10, 0.17 * size, 0.20 * size))
     cerebellum = _union(lobe, vermis, 0.06)
@@ -152,104 +169,107 @@ def _hindbrain(h: Array, anatomy: Anatomy) -> tuple[Array, Array, Array]:
     pons = _ellipsoid(h, (0.0, -0.06, -0.52), (0.17, 0.14, 0.15))
     medulla = _capsule(h, (0.0, -0.14, -0.58), (0.0, -0.26, -0.98), 0.085, 0.06)
     brainstem = _union(_union(midbrain, pons, 0.05), medulla, 0.05)
-    fossa = _union(cerebellum + 0.05, _ellipsoid(h, (0.0, -0.36, -0.60), (0.42, 0.36, 0.30)), 0.05)
+    fossa = _union(cerebellum + 0.05, _ellipsoid(h, (0.0, -0.36, -0.57), (0.42, 0.36, 0.27)), 0.05)
     return cerebellum, brainstem, fossa
 
 
 def _deep_grey(h: Array) -> Array:
-    thalamus = _ellipsoid(h, (0.14, -0.03, -0.11), (0.14, 0.20, 0.15))
-    lentiform = _ellipsoid(h, (0.27, 0.16, -0.10), (0.12, 0.22, 0.16))
-    caudate = _ellipsoid(h, (0.16, 0.34, -0.01), (0.10, 0.14, 0.13))
+    """Thalamus, lentiform nucleus and head of the caudate as one."""
+    thalamus = _ellipsoid(h, (0.15, -0.02, -0.10), (0.155, 0.22, 0.17))
+    lentiform = _ellipsoid(h, (0.29, 0.16, -0.10), (0.135, 0.24, 0.17))
+    caudate = _ellipsoid(h, (0.19, 0.32, 0.00), (0.10, 0.17, 0.14))
     return _union(_union(thalamus, lentiform, 0.1), caudate, 0.08)
 
 
-def _ventricles(h: Array, side: Array, anatomy: Anatomy) -> Array:
-    """Lateral ventricles with frontal, occipital and temporal horns; cavum septi pellucidi, third and fourth ventricle."""
-    left, right = anatomy.ventricle
-    wide = np.where(side < 0, np.float32(left), np.float32(right))
-    path = (
-        ((0.13, 0.50, 0.03), 0.045),
-        ((0.11, 0.28, 0.15), 0.080),
-        ((0.18, -0.08, 0.20), 0.085),
-        ((0.28, -0.38, 0.06), 0.140),
-        ((0.28, -0.66, -0.05), 0.070),
-    )
-    horn = (((0.28, -0.38, 0.06), 0.110), ((0.41, -0.22, -0.24), 0.055), ((0.41, 0.15, -0.38), 0.035))
-    lateral = _capsule(h, path[0][0], path[1][0], path[0][1] * wide, path[1][1] * wide)
-    for chain in (path[1:], horn):
-        for (a, ra), (b, rb) in zip(chain, chain[1:], strict=False):
-            lateral = _union(lateral, _capsule(h, a, b, ra * wide, rb * wide), 0.04)
+def _ventricles(h: Array, side: Array, deep_grey: Array, anatomy: Anatomy) -> Array:
+    """Lateral ventricles with their horns, indented by the deep grey matter; cavum, third and fourth ventricle."""
+    left, right = anatomy.ventricles
+    wide = np.where(side < 0, left, right).astype(np.float32)
+    tubes = [_capsule(h, a, b, ra * wide, rb * wide) for (a, ra), (b, rb) in (*pairwise(BODY), *pairwise(HORN))]
+    lateral = reduce(lambda one, other: _union(one, other, 0.04), tubes)
+    septum = np.float32(0.02)
+    lateral = np.minimum(_without(lateral, deep_grey, 0.02), h[0] - septum)
     early = 1 - 0.02 * (anatomy.weeks - YOUNGEST)
-    cavum = _ellipsoid(h, (0.0, 0.32, 0.08), (0.045 * early, 0.15, 0.07))
-    third = _ellipsoid(h, (0.0, 0.06, -0.14), (0.022, 0.20, 0.13))
+    cavum = _ellipsoid(h, (0.0, 0.18, 0.09), (0.04 * early, 0.28 * early, 0.08))
+    third = _ellipsoid(h, (0.0, 0.06, -0.13), (0.022, 0.22, 0.15))
     fourth = _ellipsoid(h, (0.0, -0.24, -0.55), (0.06, 0.05, 0.11))
-    return np.maximum(np.maximum(lateral, cavum), np.maximum(third, fourth))
+    together: Array = np.maximum(np.maximum(lateral, cavum), np.maximum(third, fourth))
+    return together
 
 
-def _pial(h: Array, side: Array, envelope: Array, anatomy: Anatomy) -> tuple[Array, Array]:
-    """Distance below the folded surface, and the same counting only surface that carries cortex."""
+def _folded(h: Array, side: Array, envelope: Array, anatomy: Anatomy) -> tuple[Array, Array]:
+    """Distance below the folded surface of the brain, and the same counting only surface that carries cortex."""
     mm = anatomy.half_length
-    gap = (0.5 + 0.25 * anatomy.fluid) / mm
-    core = _ellipsoid(h, (0.0, 0.05, -0.08), (0.5, 0.46, 0.35))
-    medial = h[0] - gap
-    smooth = np.minimum(envelope, np.maximum(medial, core))
-    bare = np.minimum(envelope, np.maximum(medial, core + 3.5 / mm))
-    near = np.flatnonzero((smooth < (anatomy.fold_depth + 5) / mm) & (smooth > -4 / mm))
-    fold = _folds(h[:, near], side[near], smooth[near], anatomy)
-    smooth[near] = np.minimum(smooth[near], fold)
-    bare[near] = np.minimum(bare[near], fold)
-    return smooth, bare
+    medial = h[0] - np.float32((0.5 + 0.25 * anatomy.fluid) / mm)
+    core = _ellipsoid(h, (0.0, 0.05, -0.08), (0.5, 0.46, 0.35))  # joins the hemispheres; corpus callosum on top
+    surface = np.minimum(envelope, np.maximum(medial, core))
+    cortical = np.minimum(envelope, np.maximum(medial, core + np.float32(3.5 / mm)))
+    near = np.flatnonzero((surface < (1.2 * anatomy.fold_depth + 4) / mm) & (surface > -4 / mm))
+    sulci = _sulci(h[:, near], side[near], surface[near], anatomy)
+    surface[near] = np.minimum(surface[near], sulci)
+    cortical[near] = np.minimum(cortical[near], sulci)
+    return surface, cortical
 
 
-def _folds(h: Array, side: Array, depth: Array, anatomy: Anatomy) -> Array:
-    """Distance from the sulci: sheets under the zero lines of a random field on a capsule inside each hemisphere."""
+def _sulci(h: Array, side: Array, depth: Array, anatomy: Anatomy) -> Array:
+    """Distance from the sulci: sheets under the zero lines of a random field on a capsule inside each hemisphere.
+
+    The distance is the field over its slope along the surface; so the cortex has the same thickness on both banks.
+    """
     mm = anatomy.half_length
     along = h[1].clip(-0.5, 0.5)
     ray = np.stack([h[0] - np.float32(0.32), h[1] - along, h[2] - np.float32(0.02)])
-    radius = np.sqrt(np.einsum("ij,ij->j", ray, ray)) + np.float32(1e-3)
+    radius: Array = np.sqrt(np.einsum("ij,ij->j", ray, ray)) + np.float32(1e-3)
     ray /= radius
     foot = CAPSULE * ray
     foot[1] += along
-    waves = _sphere(WAVES) * np.linspace(7.0, 15.0, WAVES, dtype=np.float32)[:, None]
+    waves = _directions(WAVES) * np.linspace(7.0, 15.0, WAVES, dtype=np.float32)[:, None]
     angle = waves @ foot + anatomy.folds[:, None] + anatomy.fold_asymmetry[:, None] * side
-    field = np.sin(angle).sum(0)
     slope = waves.T @ np.cos(angle)
-    tangential = np.einsum("ij,ij->j", slope, slope) - np.einsum("ij,ij->j", slope, ray) ** 2
-    distance = np.abs(field) * np.minimum(radius * np.float32(1 / CAPSULE), 1) / np.sqrt(np.maximum(tangential, 0) + 100)
-    reach = anatomy.fold_depth / mm
-    below = np.maximum(depth - reach, 0)
-    open_ = (1 - depth / max(reach, 1e-3)).clip(0, 1)
-    half_width = (0.25 + 0.10 * anatomy.fold_depth * open_) / mm * open_
-    return np.sqrt(distance**2 + below**2) - half_width
+    steepness = np.einsum("ij,ij->j", slope, slope) - np.einsum("ij,ij->j", slope, ray) ** 2
+    away = np.abs(np.sin(angle).sum(0)) / np.sqrt(np.maximum(steepness, 0) + 40) * np.minimum(radius / CAPSULE, 1)
+    uneven = np.float32(0.8) + np.float32(0.3) * np.sin(4 * foot.sum(0) + anatomy.folds[0])
+    reach = np.float32(anatomy.fold_depth / mm) * uneven
+    open_ = (1 - depth / reach).clip(0, 1)
+    half_width = (0.2 + 1.1 * min(1.0, anatomy.fold_depth / 3) * open_) / mm * open_
+    distance: Array = np.hypot(away, np.maximum(depth - reach, 0)) - half_width
+    return distance
 
 
-def _ellipsoid(p: Array, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
+def _ellipsoid(p: Array, centre: Point, radii: Point) -> Array:
+    """Signed distance to first order."""
     q = [(p[i] - np.float32(centre[i])) * np.float32(1 / radii[i]) for i in range(3)]
-    squares = [x * x for x in q]
-    k0 = np.sqrt(squares[0] + squares[1] + squares[2]) + np.float32(1e-6)
-    k1 = np.sqrt(sum(s * np.float32(1 / r**2) for s, r in zip(squares, radii, strict=True))) + np.float32(1e-6)
-    return k0 * (1 - k0) / k1
+    x, y, z = (part * part for part in q)
+    a, b, c = (np.float32(1 / radius**2) for radius in radii)
+    near, slope = np.sqrt(x + y + z), np.sqrt(x * a + y * b + z * c)
+    distance: Array = near * (1 - near) / (slope + np.float32(1e-6))
+    return distance
 
 
-def _capsule(p: Array, a: tuple[float, ...], b: tuple[float, ...], ra: float | Array, rb: float | Array) -> Array:
-    axis = [b[i] - a[i] for i in range(3)]
-    length = sum(x * x for x in axis)
+def _capsule(p: Array, a: Point, b: Point, ra: float | Array, rb: float | Array) -> Array:
+    """A tube from a to b whose radius goes from ra to rb."""
+    axis = [np.float32(end - start) for start, end in zip(a, b, strict=True)]
     q = [p[i] - np.float32(a[i]) for i in range(3)]
-    t = ((q[0] * axis[0] + q[1] * axis[1] + q[2] * axis[2]) * np.float32(1 / length)).clip(0, 1)
-    square = sum((q[i] - t * np.float32(axis[i])) ** 2 for i in range(3))
-    return ra + (rb - ra) * t - np.sqrt(square)
+    length = np.float32(sum(float(x) ** 2 for x in axis))
+    t = ((q[0] * axis[0] + q[1] * axis[1] + q[2] * axis[2]) / length).clip(0, 1)
+    x, y, z = (q[i] - t * axis[i] for i in range(3))
+    distance: Array = ra + (rb - ra) * t - np.sqrt(x * x + y * y + z * z)
+    return distance
 
 
 def _union(a: Array, b: Array, blend: float) -> Array:
+    """The greater of two distances, rounded where they are closer than `blend`."""
     overlap = (1 - np.abs(a - b) * np.float32(1 / blend)).clip(0, None)
-    return np.maximum(a, b) + overlap * overlap * np.float32(blend / 4)
+    rounded: Array = np.maximum(a, b) + overlap * overlap * np.float32(blend / 4)
+    return rounded
 
 
 def _without(a: Array, b: Array, blend: float) -> Array:
     return -_union(-a, b, blend)
 
 
-def _sphere(n: int) -> Array:
+def _directions(n: int) -> Array:
+    """(n, 3) unit vectors spread evenly over the sphere (Fibonacci lattice)."""
     i = np.arange(n) + 0.5
     z, turn = 1 - 2 * i / n, i * np.pi * (1 + 5**0.5)
     ring = np.sqrt(1 - z**2)
@@ -257,11 +277,12 @@ def _sphere(n: int) -> Array:
 
 
 def _rotation(angles: NDArray[np.float64]) -> Array:
+    """(3, 3): turns by three angles (radians) about x, y, z, in this order."""
     turn = np.eye(3)
     for axis, angle in enumerate(angles):
         i, j = (axis + 1) % 3, (axis + 2) % 3
         one = np.eye(3)
         one[i, i] = one[j, j] = np.cos(angle)
         one[i, j], one[j, i] = -np.sin(angle), np.sin(angle)
-        turn = turn @ one
+        turn = one @ turn
     return turn.astype(np.float32)

@@ -5,7 +5,7 @@ here is ever sent, and no repr shows voxels.
 """
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from fedseg.study import Study
 from secagg.prg import Stream
 
 ANISOTROPIC = 1.5  # an axis this much coarser than the others is where slices are stacked
-Voxels = TypeVar("Voxels", np.float32, np.uint8)
 FOREGROUND = 0.05  # of the robust range: air and padding are below
 
 
@@ -90,7 +89,7 @@ def working_case(
     """Bring a raw image onto the study's working grid.
 
     Closest canonical orientation (RAS), field of view cut to the square or cube (in millimetres) around the
-    non-zero image, averaged to `study.data.size`. With dims = 2 the slice axis is never resampled.
+    non-zero image, resampled to `study.data.size`. With dims = 2 the slice axis is never resampled.
 
     Args:
         site: the site's id.
@@ -110,32 +109,22 @@ def working_case(
     values = normalised(turned.numpy(), name)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     slice_axis = int(np.argmax(spacing)) if spacing.max() > ANISOTROPIC * spacing.min() else 2
-    low, high = _field_of_view(values, spacing, [] if study.data.dims == 3 else [slice_axis])
-    shape = [study.data.size] * 3
-    if study.data.dims == 2:
-        shape[slice_axis] = int(high[slice_axis] - low[slice_axis])
+    stacked = slice_axis if study.data.dims == 2 else None
+    low, high = _field_of_view(values, spacing, stacked)
+    shape = [int(high[axis] - low[axis]) if axis == stacked else study.data.size for axis in range(3)]
     step = (high - low) / np.array(shape)
     grid = affine.copy()
     grid[:3, :3] = affine[:3, :3] * step
     grid[:3, 3] = affine[:3, :3] @ (low + step / 2 - 0.5) + affine[:3, 3]
-    resized = _resized(_window(values, low, high), shape, slice_axis if study.data.dims == 2 else None)
+    resized = _resized(_window(values, low, high), shape, stacked)
     labels = None
     if label is not None:
         turned_label = turn(MetaTensor(torch.from_numpy(label[None]), affine=torch.from_numpy(given)))
         one_hot = AsDiscrete(to_onehot=len(study.structures) + 1)(_window(turned_label.numpy(), low, high))
-        shares = _resized(np.asarray(one_hot, np.float32), shape, slice_axis if study.data.dims == 2 else None)
+        shares = _resized(np.asarray(one_hot, np.float32), shape, stacked)
         labels = shares.argmax(axis=0).astype(np.uint8)
-    return Case(
-        site,
-        patient,
-        name,
-        resized,
-        labels,
-        grid,
-        tuple(float(s) for s in spacing * step),
-        study.data.dims,
-        slice_axis,
-    )
+    voxel = tuple(float(width) for width in spacing * step)
+    return Case(site, patient, name, resized, labels, grid, voxel, study.data.dims, slice_axis)
 
 
 def normalised(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
@@ -185,35 +174,35 @@ def evaluation_slices(case: Case, study: Study) -> torch.Tensor:
 
 
 def _field_of_view(
-    values: NDArray[np.float32], spacing: NDArray[np.float64], stacked: list[int]
+    values: NDArray[np.float32], spacing: NDArray[np.float64], stacked: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First voxel and end of the box around the image, equally wide in mm along axes not `stacked`."""
+    """First voxel and end of the box around the image, equally wide in mm along all axes but `stacked`."""
     inside = np.argwhere((values > FOREGROUND).any(axis=0))
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
-    side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis not in stacked)
+    side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis != stacked)
     for axis in range(3):
-        if axis not in stacked:
+        if axis != stacked:
             width = max(round(side / spacing[axis]), int(high[axis] - low[axis]))
             low[axis] -= (width - (high[axis] - low[axis])) // 2
             high[axis] = low[axis] + width
     return low.astype(np.float64), high.astype(np.float64)
 
 
-def _window(values: NDArray[Voxels], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[Voxels]:
+def _window(values: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[Any]:
     """Cut (C, X, Y, Z) to [low, high), with zeros where the box reaches beyond the image."""
     extent = np.array(values.shape[1:])
-    inner = tuple(slice(max(int(a), 0), int(b)) for a, b in zip(low, high, strict=True))
-    before = np.maximum(-low, 0).astype(int)
-    after = np.maximum(high - extent, 0).astype(int)
-    return np.pad(values[(slice(None), *inner)], [(0, 0), *zip(before, after, strict=True)])
+    x, y, z = (slice(max(int(first), 0), int(end)) for first, end in zip(low, high, strict=True))
+    beyond = np.stack([np.maximum(-low, 0), np.maximum(high - extent, 0)], axis=1)
+    return np.pad(values[:, x, y, z], [(0, 0), *beyond.astype(int).tolist()])
 
 
 def _resized(values: NDArray[np.float32], shape: list[int], slice_axis: int | None) -> NDArray[np.float32]:
-    """Average (C, X, Y, Z) by area to `shape`; slices are resampled one by one."""
+    """Resample (C, X, Y, Z) linearly to `shape`, smoothed first where it shrinks; slices one by one."""
     if slice_axis is None:
-        return np.asarray(Resize(spatial_size=shape, mode="area")(values), dtype=np.float32)
+        volume = Resize(spatial_size=shape, mode="trilinear", anti_aliasing=True)
+        return np.asarray(volume(values), dtype=np.float32)
     plane = [extent for axis, extent in enumerate(shape) if axis != slice_axis]
     stack = np.moveaxis(values, slice_axis + 1, 1)
     flat = stack.reshape(-1, *stack.shape[2:])
-    resized = np.asarray(Resize(spatial_size=plane, mode="area")(flat), dtype=np.float32)
+    resized = np.asarray(Resize(plane, mode="bilinear", anti_aliasing=True)(flat), dtype=np.float32)
     return np.moveaxis(resized.reshape(*stack.shape[:2], *plane), 1, slice_axis + 1)

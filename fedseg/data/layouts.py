@@ -1,7 +1,7 @@
 """Folders that people have on their disks, FeTA/BIDS and Medical Segmentation Decathlon, read through MONAI.
 
-Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label that does not lie exactly on
-its image is refused, not resampled.
+Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label that does not lie exactly
+on its image is refused, not resampled.
 """
 
 import json
@@ -97,7 +97,7 @@ def _read_label(entry: Entry, shape: tuple[int, ...], affine: NDArray[np.float64
             f"has label value {unknown[0]:g}, and the study's structures are 0 to {known[-1]}; "
             "correct the label map or [study] structures",
         )
-    return label[0].astype(np.uint8)
+    return np.asarray(label[0], dtype=np.uint8)
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

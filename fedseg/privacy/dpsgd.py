@@ -1,4 +1,4 @@
-"""The noisy gradient of one step: a Poisson draw of patients, one clipped gradient each, Gaussian noise, a public divisor.
+"""The noisy gradient of one step: Poisson draw of patients, clipped gradients, Gaussian noise, public divisor.
 
 The patient is the unit by construction: one backward pass over all of a patient's slices or patches, clipped as a
 whole. Must never: divide by how many patients were drawn or exist, reuse a stream, or draw noise from a generator

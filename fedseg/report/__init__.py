@@ -44,7 +44,9 @@ def write_report(run: Path) -> Path:
         os.replace(beside, target)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise ConfigError(f"{target} cannot be written ({error.strerror}); free some space or fix its rights") from error
+        raise ConfigError(
+            f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
+        ) from error
     return target
 
 
@@ -82,6 +84,7 @@ def _render(run: Run) -> str:
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
         pictures=[(example, figures.pictures(example)) for example in run.examples],
         tints=figures.TINTS,
+        wrong=figures.WRONG,
         costs=list(_costs(run)),
         final_head=max(of_kind(run, RoundEnded), key=lambda end: end.round).head if run.metrics.history else "",
         versions=run.metrics.versions or _versions(),
@@ -115,6 +118,11 @@ class Cost:
     down: int
     seconds: float | None
 
+    @property
+    def total(self) -> int:
+        """Bytes in both directions."""
+        return self.up + self.down
+
 
 def _costs(run: Run) -> Iterator[Cost]:
     ends = of_kind(run, RoundEnded)
@@ -142,7 +150,7 @@ def _versions() -> dict[str, str]:
 
 
 def _size(count: int) -> str:
-    """ "1.2 MB"; decimal units, as networks are sold."""
+    """Bytes such as "1.2 MB"; decimal units, as networks are sold."""
     value = float(count)
     for unit in ("B", "kB", "MB"):
         if value < 999.5:
@@ -152,7 +160,7 @@ def _size(count: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """ "3 min 20 s", or "0.42 s"."""
+    """Seconds as "3 min 20 s" or "0.42 s"."""
     if seconds < 99.5:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

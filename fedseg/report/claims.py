@@ -6,10 +6,10 @@ updates for a plain sum. It never calls data anonymous or anything compliant.
 
 from collections.abc import Iterator
 
-from fedseg.report.folder import Run, of_kind
+from fedseg.report.folder import Run, of_kind, rejoined
 from fedseg.report.records import Dropped, Privacy, RoundEnded
 
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def _count(number: int, noun: str) -> str:
@@ -37,8 +37,8 @@ def simulated(run: Run) -> bool:
 
 
 def guarantee(found: Privacy) -> str:
-    """ "(ε = 7.94, δ = 0.0003)" """
-    return f"(ε = {found.epsilon:.3g}, δ = {found.delta:.2g})"
+    """The pair as "(ε = 7.94, δ = 0.0003)", never broken over two lines."""
+    return f"(ε\u00a0=\u00a0{found.epsilon:.3g}, δ\u00a0=\u00a0{found.delta:.2g})"
 
 
 def warnings(run: Run) -> Iterator[str]:
@@ -46,7 +46,7 @@ def warnings(run: Run) -> Iterator[str]:
     study, found = run.study, privacy(run)
     if study.mechanism == "none":
         yield "no privacy claim: the study ran with mechanism = 'none', so updates carry no noise"
-    elif seeded(run):
+    if seeded(run):
         yield "seeded: no privacy claim: whoever knows the seed can recompute the noise"
     if not study.secure:
         yield "plain sum: the coordinator saw every update"
@@ -62,9 +62,7 @@ def warnings(run: Run) -> Iterator[str]:
         rounds = ", ".join(map(str, broken))
         yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
     if run.examples and run.layout != "phantom":
-        yield (
-            "shows images of patients: keep it where the data is, or delete examples.npz and write the report again"
-        )
+        yield ("shows images of patients: keep it where the data is, or delete examples.npz and write the report again")
 
 
 def summary(run: Run) -> str:
@@ -72,12 +70,9 @@ def summary(run: Run) -> str:
     study, protocol, found = run.study, run.metrics.protocol, privacy(run)
     sites, drops = _count(len(study.sites), "site").capitalize(), len(of_kind(run, Dropped))
     parts = [
-        f"{sites} trained one model of {study.parameters:,} parameters to outline "
-        f"{_count(len(study.structures), 'structure')} in {_count(protocol.rounds_completed, 'round')}, "
-        "and no image left the site that holds it"
+        f"{sites} trained one model to outline {_count(len(study.structures), 'structure')} in "
+        f"{_count(protocol.rounds_completed, 'round')}{'' if simulated(run) else ', and no image left its site'}"
     ]
-    if simulated(run):
-        parts = [parts[0].removesuffix(", and no image left the site that holds it")]
     if found and not seeded(run):
         parts.append(f"what the model can reveal about one {found.unit} is bounded by {guarantee(found)}")
     if study.secure:
@@ -94,7 +89,7 @@ def _burned(rounds: int) -> str:
 
 def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
     """(against whom, what they learn at most, what that rests on)."""
-    study, c = run.study, run.study.max_corrupt
+    study, found, c = run.study, privacy(run), run.study.max_corrupt
     helpers = f"up to {_count(c, 'site')}"
     if study.secure:
         yield (
@@ -109,14 +104,16 @@ def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
             "the same sums, and the model after every round",
             "each site checks signatures, shares and the list of survivors itself before it opens anything",
         )
-        later = "post-quantum hybrid, so also" if study.suite == "MLKEM768_X25519" else "classical only, so not"
+        pqc = study.suite == "MLKEM768_X25519"
         yield (
-            "Somebody who records all messages",
-            "message sizes and times",
-            f"sealed envelopes and masks under {study.suite}: {later} against a later quantum computer",
+            "Somebody who records all messages today",
+            "sizes and times while TLS holds; at most what the coordinator learns if it is broken",
+            f"single updates stay sealed under {study.suite}: {'also' if pqc else 'but not'} against a quantum "
+            f"computer that comes later{', not against one that takes part today' if pqc else ''}",
         )
     else:
-        yield "The coordinator", "every site's update, one by one", "nothing: this was a plain sum"
+        noised = f"; each is {guarantee(found)}-private by itself" if found and not seeded(run) else ""
+        yield "The coordinator", f"every site's update, one by one{noised}", "nothing hides them: this was a plain sum"
     yield "Anybody who has the model, now or later", *_about_patients(run)
     yield (
         "A site that wants to spoil the model",
@@ -149,8 +146,10 @@ def dropouts(run: Run) -> Iterator[str]:
             yield f"Round {drop.round}: {drop.site} dropped {after}, and the round did not complete."
             continue
         is_in = drop.site in end.included
+        back = rejoined(run, drop)
         exact = ", checked value by value" if end.exact else ""
         yield (
-            f"Round {drop.round}: {drop.site} dropped {after}. Its update is {'in' if is_in else 'not in'} the sum, which "
-            f"is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}."
+            f"Round {drop.round}: {drop.site} dropped {after}. Its update is {'in' if is_in else 'not in'} the sum, "
+            f"which is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}."
+            + (f" It was back in round {back.round}." if back else " It did not come back.")
         )

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from fedseg.report.folder import Run, of_kind
+from fedseg.report.folder import Run, of_kind, rejoined
 from fedseg.report.records import (
     Dropped,
     EpsilonSpent,
     Example,
-    Rejoined,
     RoundEnded,
     RoundStarted,
     StepAccepted,
@@ -34,21 +34,22 @@ from fedseg.report.records import (
 STEPS = {
     "AdvertiseKeys": "fresh public keys",
     "ShareKeys": "secrets split and sealed",
-    "ShareReport": "everybody's shares open?",
+    "ShareReport": "all shares open?",
     "MaskedInputCollection": "the masked update",
     "ConsistencyCheck": "all saw the same set?",
     "Unmasking": "only the sum opens",
 }
-TINTS = "#56b4e9 #f2b134 #efe36a #3f74ff #2bc48a #ef5a32 #d08be0 #c9c9c9".split()
+TINTS = ["#56b4e9", "#f2b134", "#efe36a", "#3f74ff", "#2bc48a", "#ef5a32", "#d08be0", "#c9c9c9"]
+WRONG = "#ff3b6b"
 _NAMES = ["ink", "muted", "line", "paper", "accent", "alarm", "train"]
 _NAMES += [f"s{i}" for i in range(len(TINTS))] + [f"step{i}" for i in range(len(STEPS))]
 _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 11,
+    "font.size": 12,
+    "hatch.linewidth": 1.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "hatch.linewidth": 0.6,
 }
 _WHOLE_ROUNDS_ABOVE = 60  # rounds; with more, an overview of single steps is a grey smear of a megabyte
 
@@ -125,7 +126,7 @@ def convergence(run: Run) -> Markup:
     history = [entry for entry in run.metrics.history if entry.dice or entry.mean is not None]
     if not history:
         return Markup()
-    width, height, top, bottom = 560, 340, 14, 34
+    width, height, top, bottom = 480, 330, 14, 34
     rounds = [entry.round for entry in history]
     lines = [
         (_short(name), [entry.dice.get(name) for entry in history], _structure(i), 1.6)
@@ -134,8 +135,9 @@ def convergence(run: Run) -> Markup:
     if len(lines) > 1:
         lines.append(("mean", [entry.mean for entry in history], _colour("ink"), 2.8))
     with rc_context(_STYLE):
-        figure, axes = _canvas(width, height, 34, 170, top, bottom)
-        axes.set(ylim=(0, 1), xlim=(min(rounds) - 0.01, max(*rounds, min(rounds) + 1)))
+        figure, axes = _canvas(width, height, 30, 165, top, bottom)
+        best = max(value for line in lines for value in line[1] if value is not None)
+        axes.set(ylim=(0, min(1.0, 0.1 * (int(10 * best) + 2))), xlim=(min(rounds), max(*rounds, min(rounds) + 1)))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color=_colour("line"), lw=0.7)
         axes.set_xlabel("round", color=_colour("muted"), labelpad=2)
@@ -159,11 +161,11 @@ def budget(run: Run) -> Markup:
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}
     for site, points in spent.items():
         curves.setdefault(tuple(sorted(points.items())), []).append(site)
-    width, height, top, bottom = 560, 340, 14, 34
+    width, height, top, bottom = 480, 330, 14, 34
     limit = run.study.budget
     highest = max([limit or 0.0] + [points[-1][1] for points in curves])
     with rc_context(_STYLE):
-        figure, axes = _canvas(width, height, 34, 170, top, bottom)
+        figure, axes = _canvas(width, height, 30, 165, top, bottom)
         axes.set(ylim=(0, 1.12 * highest), xlim=(0, max(run.study.rounds, max(map(len, spent.values())) - 1)))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y", color=_colour("line"), lw=0.7)
@@ -173,13 +175,19 @@ def budget(run: Run) -> Markup:
             axes.axhspan(limit, 1.12 * highest, color=_colour("alarm"), alpha=0.12, lw=0)
             axes.axhline(limit, color=_colour("alarm"), lw=1.4)
             ends.append((axes.get_xlim()[1], limit, f"budget {limit:.3g}", _colour("alarm")))
-        for points, sites in curves.items():
-            axes.plot(*zip(*points, strict=True), color=_colour("accent"), lw=2.2, marker="o", ms=3)
+        for curve, sites in curves.items():
+            axes.plot(
+                *zip(*curve, strict=True),
+                color=_colour("accent"),
+                lw=2.2,
+                marker="o" if len(curve) < 40 else None,
+                ms=3,
+            )
             if len(sites) == len(spent) > 1:
                 who = f"each of {len(sites)} sites"
             else:
                 who = _short(sites[0]) if len(sites) == 1 else f"{len(sites)} sites"
-            ends.append((*points[-1], f"{who} {points[-1][1]:.2f}", _colour("accent")))
+            ends.append((*curve[-1], f"{who} {curve[-1][1]:.2f}", _colour("accent")))
         _label_ends(axes, ends, height - top - bottom)
         return _svg(figure, "budget", "Epsilon spent after each round against the budget")
 
@@ -205,25 +213,21 @@ def _lanes(axes: Any, run: Run) -> dict[str, int]:
 
 def _silence(axes: Any, row: int, begin: float, end: float, text: str) -> None:
     """Marks a dropout: a cross where the site was last heard, hatching until it is back."""
-    _bars(
-        axes,
-        [(begin, end, row - 0.36, row + 0.36)],
-        "none",
-        hatch="////",
-        edgecolor=_colour("alarm"),
-        alpha=0.55,
-    )
-    axes.plot([begin], [row], "X", ms=11, mfc=_colour("alarm"), mec=_colour("paper"), mew=1.2, zorder=5)
+    box = [(begin, end, row - 0.38, row + 0.38)]
+    _bars(axes, box, "none", hatch="////", edgecolor=_colour("alarm"), alpha=0.8, zorder=3)
+    axes.plot([begin], [row], "X", ms=13, mfc=_colour("alarm"), mec=_colour("paper"), mew=1.4, zorder=7)
+    if not text:
+        return
     axes.annotate(
         text,
         (begin, row),
-        xytext=(11, 0),
+        xytext=(13, 0),
         textcoords="offset points",
         va="center",
         color=_colour("alarm"),
         fontweight="bold",
         zorder=6,
-        bbox={"fc": _colour("paper"), "ec": "none", "pad": 2.5, "boxstyle": "square"},
+        bbox={"fc": _colour("paper"), "ec": "none", "pad": 3},
     )
 
 
@@ -262,20 +266,24 @@ def overview(run: Run) -> Markup:
         for count, begun in enumerate(rounds):
             axes.axvline(begun.t, color=_colour("line"), lw=0.8)
             if count % (1 + len(rounds) // 30) == 0:
-                axes.text(begun.t, -0.62, f" {begun.round}", color=_colour("muted"), fontsize=10, va="bottom")
+                axes.text(begun.t, -0.62, f" {begun.round}", color=_colour("muted"), fontsize=11, va="bottom")
             for site, step, start, end in _work(run, begun.round, begun.t):
                 if site in rows and not (whole and step != "train"):
                     middle, half = rows[site], 0.13 if step == "train" else 0.3
                     width = max(end - start, 0.0016 * last)
                     boxes[step].append((end - width, end, middle - half, middle + half))
-        axes.text(-8 / 956 * last, -0.62, "round", color=_colour("muted"), fontsize=10, va="bottom", ha="right")
+        axes.text(-8 / 956 * last, -0.62, "round", color=_colour("muted"), fontsize=11, va="bottom", ha="right")
         for step, found in boxes.items():
             _bars(axes, found, _colour("train" if step == "train" else f"step{list(STEPS).index(step)}"))
         for drop in of_kind(run, Dropped):
             if drop.site in rows:
-                heard = [event.t for event in of_kind(run, StepAccepted, drop.round) if event.site == drop.site]
-                back = [event.t for event in of_kind(run, Rejoined) if event.site == drop.site and event.t > drop.t]
-                _silence(axes, rows[drop.site], max(heard, default=drop.t), min(back, default=last), "")
+                alive: list[StepAccepted | Trained] = [
+                    *of_kind(run, StepAccepted, drop.round),
+                    *of_kind(run, Trained, drop.round),
+                ]
+                heard = max((event.t for event in alive if event.site == drop.site), default=drop.t)
+                back = rejoined(run, drop)
+                _silence(axes, rows[drop.site], heard, back.t if back else last, "")
         return _svg(figure, "overview", "Training and protocol steps of every site over the whole run")
 
 
@@ -306,9 +314,9 @@ def zoom(run: Run, number: int) -> Markup:
             at = {"x": edges[i] + 8 * pixels, "va": "bottom"}
             axes.axvline(edges[i], color=_colour("line"), lw=0.8)
             axes.text(y=-1.02, s=step, color=_colour(f"step{i}"), fontweight="bold", **at)
-            axes.text(y=-0.64, s=plain, color=_colour("muted"), fontsize=10, **at)
+            axes.text(y=-0.64, s=plain, color=_colour("muted"), fontsize=11, **at)
             note = f"{len(heard[step])} of {len(sites)} · {times[i + 1] - times[i]:.2f} s"
-            axes.text(at["x"], len(sites) - 0.34, note, color=_colour("muted"), fontsize=10, va="top")
+            axes.text(at["x"], len(sites) - 0.34, note, color=_colour("muted"), fontsize=11, va="top")
         for site, step, start, finish in _work(run, number, begin):
             if site not in rows:
                 continue
@@ -323,9 +331,11 @@ def zoom(run: Run, number: int) -> Markup:
             _bars(axes, [(left, right, row - 0.26, row + 0.18)], _colour(f"step{i}"))
         for drop in of_kind(run, Dropped, number):
             if drop.site in rows:
-                after = list(STEPS).index(drop.after) + 1 if drop.after in STEPS else 0
-                text = f"dropped after {drop.after}" if after else "absent from this round"
-                _silence(axes, rows[drop.site], edges[after], edges[-1], text)
+                last = max((place(event.t) for event in accepted if event.site == drop.site), default=0.0)
+                text = f"dropped after {drop.after}" if drop.after else "absent from this round"
+                back = rejoined(run, drop)
+                text += f"; back in round {back.round}" if back else ""
+                _silence(axes, rows[drop.site], last, edges[-1], text)
         return _svg(figure, "zoom", f"Round {number}, protocol step by protocol step")
 
 
@@ -365,14 +375,14 @@ def _picture(
     axes.set_axis_off()
     low, high = np.nanpercentile(image, [0.5, 99.7])
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="bicubic")
-    masks = [(labels == i, TINTS[(i - 1) % len(TINTS)]) for i in np.unique(labels) if i] if labels is not None else []
+    if labels is not None:
+        y, x = (np.arange(-1, length + 1) for length in labels.shape)
+        for label in np.unique(labels[labels > 0]):
+            field, tint = np.pad(labels == label, 1).astype(float), TINTS[(label - 1) % len(TINTS)]
+            axes.contourf(x, y, field, levels=[0.5, 2], colors=[tint], alpha=0.42)
+            axes.contour(x, y, field, levels=[0.5], colors=[tint], linewidths=1.1)
     if wrong is not None:
-        masks.append((wrong, "#ff3b6b"))
-    for mask, colour in masks:
-        field = np.pad(mask.astype(float), 1)
-        grid = [np.arange(-1, length + 1) for length in mask.shape]
-        axes.contourf(grid[1], grid[0], field, levels=[0.5, 2], colors=[colour], alpha=0.42)
-        axes.contour(grid[1], grid[0], field, levels=[0.5], colors=[colour], linewidths=1.1)
+        axes.imshow(wrong[..., None] * to_rgba(WRONG, 0.8), interpolation="nearest")
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})

@@ -10,6 +10,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from fedseg.errors import ConfigError
-from fedseg.report.records import EVENT, KINDS, Event, Example, Metrics, RoundEnded, StudyStarted, finite
+from fedseg.report.records import (
+    EVENT,
+    KINDS,
+    Dropped,
+    Event,
+    Example,
+    Metrics,
+    Rejoined,
+    RoundEnded,
+    StudyStarted,
+    finite,
+)
 
 RANKS = ("best", "median", "worst")
 
@@ -34,17 +46,27 @@ class Run:
     examples: tuple[Example, ...]
     digests: dict[str, str]
 
+    @cached_property
+    def by_round(self) -> dict[int | None, list[Event]]:
+        """The events of every round, in order; None holds those of no round."""
+        found: dict[int | None, list[Event]] = {}
+        for event in self.events:
+            found.setdefault(getattr(event, "round", None), []).append(event)
+        return found
+
 
 E = TypeVar("E", bound=Event)
 
 
 def of_kind(run: Run, kind: type[E], round_number: int | None = None) -> list[E]:
     """The run's events of one kind, in order; of one round where a number is given."""
-    return [
-        event
-        for event in run.events
-        if isinstance(event, kind) and (round_number is None or getattr(event, "round", None) == round_number)
-    ]
+    events = run.events if round_number is None else run.by_round.get(round_number, ())
+    return [event for event in events if isinstance(event, kind)]
+
+
+def rejoined(run: Run, drop: Dropped) -> Rejoined | None:
+    """When a site that dropped was next back, None if never."""
+    return next((back for back in of_kind(run, Rejoined) if back.site == drop.site and back.t >= drop.t), None)
 
 
 def read_run(folder: Path) -> Run:
@@ -65,6 +87,11 @@ def read_run(folder: Path) -> Run:
     events = tuple(_events(path))
     if not events or not isinstance(events[0], StudyStarted):
         raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
+    if metrics.privacy is None and events[0].mechanism != "none":
+        raise ConfigError(
+            f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {events[0].mechanism!r}; "
+            "run the study again"
+        )
     run = Run(events[0], events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
     if run.study.study_hash != metrics.study_hash:
         raise ConfigError(f"{path} and metrics.json have different study hashes: the folder mixes two runs")
@@ -81,9 +108,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} is missing: the run did not finish; go on with --resume or run again"
-        ) from error
+        raise ConfigError(f"{path} is missing: the run did not finish; go on with --resume or run again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
@@ -92,9 +117,7 @@ def _metrics(path: Path) -> Metrics:
     try:
         return Metrics.model_validate(json.loads(_text(path)))
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path} is cut off or not JSON (line {error.lineno}); run the study again"
-        ) from error
+        raise ConfigError(f"{path} is cut off or not JSON (line {error.lineno}); run the study again") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first(error)}") from error
 
@@ -109,8 +132,7 @@ def _events(path: Path) -> Iterator[Event]:
             event: Event = EVENT.validate_python(fields)
         except (json.JSONDecodeError, AttributeError) as error:
             raise ConfigError(
-                f"{path}: line {number} is cut off or not a JSON object; "
-                "finish the run with --resume or run it again"
+                f"{path}: line {number} is cut off or not a JSON object; finish the run with --resume or run it again"
             ) from error
         except ValidationError as error:
             raise ConfigError(f"{path}: line {number}, {_first(error)}") from error
@@ -134,7 +156,9 @@ def _examples(path: Path) -> tuple[Example, ...]:
             meta = json.loads(str(arrays["meta"]))
             found = [
                 Example(
-                    *(np.asarray(arrays[f"{name}_{i}"]) for name in ("image", "truth", "prediction")),
+                    image=np.asarray(arrays[f"image_{i}"], np.float32),
+                    truth=np.asarray(arrays[f"truth_{i}"], np.uint8),
+                    prediction=np.asarray(arrays[f"prediction_{i}"], np.uint8),
                     rank=str(item["rank"]),
                     site=str(item["site"]),
                     case=str(item["case"]),
@@ -146,9 +170,7 @@ def _examples(path: Path) -> tuple[Example, ...]:
         raise ConfigError(f"{path} is cut off or not a picture file of a run; delete it or run again") from error
     for i, example in enumerate(found):
         if example.image.ndim != 2 or not example.image.shape == example.truth.shape == example.prediction.shape:
-            raise ConfigError(
-                f"{path}: image_{i}, truth_{i} and prediction_{i} must have one two-dimensional shape"
-            )
+            raise ConfigError(f"{path}: image_{i}, truth_{i} and prediction_{i} must have one two-dimensional shape")
     return tuple(sorted(found, key=lambda example: [*RANKS, example.rank].index(example.rank)))
 
 

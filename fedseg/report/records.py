@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 
 def finite(value: Any) -> Any:
+    """The value, or None for NaN and infinity, which Python writes into JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -159,20 +160,22 @@ class RoundEnded(Event):
 
 
 AnyEvent = Annotated[
-    StudyStarted
-    | RoundStarted
-    | Trained
-    | StepAccepted
-    | StepClosed
-    | Dropped
-    | Rejoined
-    | EpsilonSpent
-    | RoundEnded,
+    StudyStarted | RoundStarted | Trained | StepAccepted | StepClosed | Dropped | Rejoined | EpsilonSpent | RoundEnded,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Any] = TypeAdapter(AnyEvent)
 KINDS = frozenset(
-    "study round train step close dropped rejoined epsilon end_round".split()  # the rest is for other readers
+    [
+        "study",
+        "round",
+        "train",
+        "step",
+        "close",
+        "dropped",
+        "rejoined",
+        "epsilon",
+        "end_round",
+    ]  # the rest is for other readers
 )
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import ssl
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,9 @@ AUTHORITY = "authority"
 COORDINATOR = "coordinator"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SKEW = dt.timedelta(minutes=5)
+_DIAGNOSES = 3
 _DIAGNOSIS_SECONDS = 3.0
+_DIAGNOSIS_PAUSE = 0.3
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def make_certificates(folder: Path, sites: Iterable[str], hosts: Iterable[str] =
 
 
 def diagnose(host: str, port: int, tls: ClientTls) -> str:
-    """Connect once with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
+    """Connect with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
 
     Returns:
         Why nothing answers (it may be there later), or "" if the connection is sound.
@@ -208,36 +211,46 @@ def diagnose(host: str, port: int, tls: ClientTls) -> str:
     Raises:
         ConfigError: waiting cannot help: one of the two certificates is refused, or it is no TLS port.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=tls.authority.decode("ascii"))
-    context.load_cert_chain(*tls.paths)
-    context.set_alpn_protocols(["h2"])
     where = f"the coordinator at {host}:{port}"
     try:
-        with (
-            socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
-            context.wrap_socket(plain, server_hostname=host) as connection,
-        ):
-            # In TLS 1.3 the server's refusal of our certificate arrives only after the handshake.
-            return "" if connection.recv(1) else "it closed the connection"
+        # gRPC refuses a client's certificate without a word; a server that is just stopping closes once.
+        if any(_answers(host, port, tls) for _ in range(_DIAGNOSES)):
+            return ""
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
             f"{where} shows a certificate that is not trusted here ({error.verify_message}); check the address and "
             "the authority file, or ask for a coordinator certificate with this address"
         ) from None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        return "it closed the connection"
     except ssl.SSLError as error:
-        if "ALERT" in (error.reason or ""):
-            raise ConfigError(
-                f"{where} refuses certificate {tls.paths[0]} ({_alert(error)}); use the certificate that was issued "
-                "for this study, or ask the coordinator for a new one"
-            ) from None
-        raise ConfigError(f"{where} does not speak TLS there; check the address and the port") from None
+        if "ALERT" not in (error.reason or ""):
+            raise ConfigError(f"{where} does not speak TLS there; check the address and the port") from None
     except OSError as error:
         return error.strerror or str(error)
+    raise ConfigError(
+        f"{where} refuses certificate {tls.paths[0]}; use the certificate that was issued for this study and is still "
+        "valid, or ask the coordinator for a new one"
+    )
 
 
-def _alert(error: ssl.SSLError) -> str:
-    return (error.reason or "").lower().replace("_", " ").partition("alert ")[2]
+def _answers(host: str, port: int, tls: ClientTls) -> bool:
+    """Whether the server goes on after the handshake: in TLS 1.3 it sees our certificate only then."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=tls.authority.decode("ascii"))
+    context.load_cert_chain(*tls.paths)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=host) as connection,
+    ):
+        try:
+            if connection.recv(1):
+                return True
+        except (ssl.SSLEOFError, ConnectionResetError):
+            pass
+    time.sleep(_DIAGNOSIS_PAUSE)
+    return False
 
 
 def _read(path: Path, what: str) -> bytes:

@@ -1,0 +1,58 @@
+# make demo and make test each set themselves up on a machine with Python 3.11 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types floors bench slow proto chromium clean
+
+help:
+	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
+	@echo "make test    every test"
+	@echo "make check   what CI runs: lint, types, floors, tests"
+	@echo "make bench   ratios of speed in one run      make slow      the long tests"
+	@echo "make proto   regenerate the wire code        make chromium  headless browser for the report's screenshot"
+
+# The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11 to 3.13 is needed; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV): pinned versions, about 1.3 GB on the CPU build of torch and two minutes."
+	@echo "Where pip would bring CUDA with torch, point it at a CPU index first: PIP_EXTRA_INDEX_URL."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/fedseg demo
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+floors: $(STAMP)
+	@$(BIN)/lint-imports
+
+check: lint types floors test
+
+slow: $(STAMP)
+	@$(BIN)/python -m pytest -n 2 -m slow
+
+bench: $(STAMP)
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+proto:
+	@sh protos/generate.sh
+
+chromium:
+	@apt-get update -qq && apt-get install -y -qq chromium
+
+clean:
+	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,330 @@
+"""From noised updates to their sum: the server's book of rounds, and an aggregation in one process.
+
+`SecureSum` drives the very sessions that the executables drive, over wire bytes; `PlainSum` uses the same encoder and
+order and no masks, so that with a seed both give the same model bit for bit. Only a `NoisedUpdate` is accepted.
+Nothing here keeps an update after its round.
+"""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.errors import RoundFailedError
+from fedseg.update import NoisedUpdate
+from secagg import (
+    AbortedError,
+    ClientSession,
+    ComplaintError,
+    PinnedRoster,
+    Policy,
+    ProtocolError,
+    RoundContext,
+    ServerSession,
+    SigningKey,
+    UnexpectedMessageError,
+    dequantize,
+    open_round,
+    wire,
+)
+from secagg.encoding import HASH_BYTES
+from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
+from secagg.prg import Stream
+from secagg.quantize import dtype_for, quantize
+from secagg.rpc.store import SqliteStore
+from secagg.server import smallest_cover
+from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
+
+Emit = Callable[..., None]
+Train = Callable[[str], NoisedUpdate]
+Rounding = Callable[[str, int], Stream]
+
+
+@dataclass
+class Rounds:
+    """The server's book: which round and attempt is next, on which head, and without whom.
+
+    Attributes:
+        training_run: name of the run.
+        task_hash: hash of the study.
+        signing_key: the server's.
+        number, attempt: of the next round.
+        receipts: of every completed round; a rejoiner replays them.
+        convicted: clients left out for good.
+    """
+
+    training_run: str
+    task_hash: bytes
+    signing_key: SigningKey
+    number: int = 1
+    attempt: int = 0
+    receipts: tuple[Receipt, ...] = ()
+    convicted: frozenset[str] = frozenset()
+    complaints: tuple[tuple[str, str], ...] = ()
+    max_corrupt: int = 1
+
+    @property
+    def head(self) -> bytes:
+        """Head of the last completed round, 32 bytes."""
+        return self.receipts[-1].head if self.receipts else GENESIS
+
+    @property
+    def leave_out(self) -> frozenset[str]:
+        """Who is not admitted to the next attempt."""
+        return self.convicted | smallest_cover(self.complaints, self.max_corrupt)
+
+    def context(self, model_hash: bytes) -> RoundContext:
+        """The next attempt's context."""
+        return RoundContext(self.training_run, self.number, self.attempt, model_hash, self.task_hash, self.head)
+
+    def start(self, model_hash: bytes) -> RoundStart:
+        """The next attempt's signed announcement."""
+        return RoundStart(
+            self.training_run, self.number, self.attempt, model_hash, self.task_hash, self.head, self.receipts
+        ).sign(self.signing_key)
+
+    def saved(self) -> dict[str, Any]:
+        """This book as JSON, without its key: receipts as the bytes of a round start."""
+        start = wire.encode(self.start(bytes(HASH_BYTES)))
+        return {"start": start.hex(), "convicted": sorted(self.convicted), "complaints": self.complaints}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from `saved`, with the next attempt at the round that was open then."""
+        start = wire.decode_from_server(bytes.fromhex(saved["start"]))
+        if isinstance(start, RoundStart):
+            self.number, self.attempt, self.receipts = start.round_number, start.attempt + 1, start.missed
+        self.convicted = frozenset(saved["convicted"])
+        self.complaints = tuple((accuser, dealer) for accuser, dealer in saved["complaints"])
+
+    def completed(self, receipt: Receipt) -> None:
+        """Go on to the next round on a new head."""
+        self.receipts += (receipt,)
+        self._next()
+
+    def failed(self, error: ProtocolError | AbortedError, burned: bool) -> None:
+        """Go on after a round that ended without a sum: the next attempt, or the next round number where it burned."""
+        if isinstance(error, ProtocolError):
+            self.convicted |= set(error.culprits)
+        if burned:
+            self._next()
+            return
+        if isinstance(error, ComplaintError):
+            self.complaints += error.complaints
+        self.attempt += 1
+
+    def _next(self) -> None:
+        self.number, self.attempt, self.complaints = self.number + 1, 0, ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A completed aggregation.
+
+    Attributes:
+        total: (d,) float64, the weighted sum over `included`.
+        included, dropped: site ids.
+        head: of the round, 32 bytes; zero bytes for a plain sum.
+        exact: the total equals the plain sum of the included, quantised updates bit for bit; None where not known.
+        clip_rate: fraction of clipped values by site.
+        bytes_up, bytes_down: wire bytes of the protocol over all sites.
+        seconds: by protocol step, the server's waiting included.
+    """
+
+    total: NDArray[np.float64]
+    included: tuple[str, ...]
+    dropped: tuple[str, ...]
+    head: bytes
+    exact: bool | None
+    clip_rate: Mapping[str, float]
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class PlainSum:
+    """A plain modular sum with the same encoder, order and included set as `SecureSum`: for comparison, no secrecy."""
+
+    def __init__(self, policy: Policy, rounding: Rounding, number: int = 1) -> None:
+        self._policy, self._rounding, self.number = policy, rounding, number
+
+    def round(
+        self, model_hash: bytes, sites: Collection[str], train: Train, emit: Emit, silent: Mapping[str, str]
+    ) -> Outcome:
+        """See `SecureSum.round`."""
+        early = STEPS.index(MASKED_INPUT_COLLECTION)
+        included = tuple(site for site in sorted(sites) if STEPS.index(silent.get(site, STEPS[-1])) > early)
+        total = np.zeros(self._policy.length, dtype_for(self._policy.bits))
+        clip_rate = {}
+        for site in sorted(sites):
+            update = train(site)
+            values, clip_rate[site] = quantize(update.vector, self._policy, site, self._rounding(site, self.number))
+            if site in included:
+                total += values
+        self.number += 1
+        dropped = tuple(site for site in sorted(sites) if site not in included)
+        return Outcome(
+            dequantize(_reduced(total, self._policy), self._policy), included, dropped, GENESIS, True, clip_rate
+        )
+
+
+class SecureSum:
+    """All sites and the server of one federation in one process, speaking the real protocol over wire bytes.
+
+    Args:
+        policy: with the server's key.
+        book: the server's book of rounds.
+        keys: every site's identity.
+        folder: where each site's durable marks live.
+        rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
+        private: whether updates are differentially private and charged, so that a burned round exposes nothing more.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        book: Rounds,
+        keys: Mapping[str, SigningKey],
+        folder: Path,
+        rounding: Rounding,
+        private: bool,
+    ) -> None:
+        self._policy, self._keys, self._rounding, self._private = policy, keys, rounding, private
+        self.book = book
+        self._roster = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+        folder.mkdir(parents=True, exist_ok=True)
+        self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site) for site in keys}
+
+    @property
+    def number(self) -> int:
+        """Number of the next round."""
+        return self.book.number
+
+    def round(
+        self, model_hash: bytes, sites: Collection[str], train: Train, emit: Emit, silent: Mapping[str, str]
+    ) -> Outcome:
+        """One attempt at one round.
+
+        Args:
+            model_hash: of the global model that `train` starts from.
+            sites: who takes part.
+            train: makes a site's update; called after ShareReport, once per site.
+            emit: takes the events "step", "close" and "dropped".
+            silent: sites that stop before sending their message of the named step, as if killed there.
+
+        Raises:
+            RoundFailedError: the attempt ended without a sum; the book is ready for the next one.
+        """
+        book = self.book
+        server = ServerSession(self._policy, self._roster, book.context(model_hash), book.signing_key, book.leave_out)
+        exchange = _Exchange(server, emit, silent)
+        start = wire.encode(book.start(model_hash))
+        plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
+        values: dict[str, NDArray[Any]] = {}
+        try:
+            sessions = {site: self._session(site, start) for site in sorted(server.expected & set(sites))}
+            for site, session in sessions.items():
+                exchange.send(site, session.start())
+            while not server.finished:
+                for site, message in exchange.close():
+                    if isinstance(message, Reports):
+                        values[site] = self._provide(sessions[site], train(site))
+                    reply = sessions[site].receive(message)
+                    if reply is not None:
+                        exchange.send(site, reply)
+        except (ProtocolError, AbortedError) as error:
+            book.failed(error, server.burned)
+            raise RoundFailedError(str(error)) from error
+        for site in server.included:
+            plain += values[site]
+        outcome = exchange.outcome(
+            _reduced(plain, self._policy), {s: sessions[s].clip_rate for s in values}, self._policy
+        )
+        book.completed(exchange.receipt)
+        return outcome
+
+    def _session(self, site: str, start: bytes) -> ClientSession:
+        """A site's session for an announced round, after the site's own checks."""
+        announced = wire.decode_from_server(start)
+        if not isinstance(announced, RoundStart):
+            raise UnexpectedMessageError("C-20", "the server opened a round with another message")
+        store, run = self._stores[site], self.book.training_run
+        context = open_round(self._policy, run, announced, store, accept_exposure=self._private)
+        return ClientSession(self._policy, site, self._keys[site], self._roster, context, store)
+
+    def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
+        session.provide(update.vector, update.event_id, self._rounding(update.site, self.number))
+        return quantize(update.vector, self._policy, update.site, self._rounding(update.site, self.number))[0]
+
+    def close(self) -> None:
+        """Close the sites' stores."""
+        for store in self._stores.values():
+            store.close()
+
+
+class _Exchange:
+    """One attempt: every message goes as wire bytes, is counted, timed and told."""
+
+    def __init__(self, server: ServerSession, emit: Emit, silent: Mapping[str, str]) -> None:
+        self._server, self._emit, self._silent = server, emit, silent
+        self._last: dict[str, str] = {}
+        self._gone: set[str] = set()
+        self._up = self._down = 0
+        self._seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def send(self, site: str, message: FromClient) -> None:
+        step = self._server.step
+        if site in self._gone or self._silent.get(site) == step:
+            if site not in self._gone:
+                self._emit("dropped", site=site, after=self._last.get(site, ""))
+            self._gone.add(site)
+            return
+        data = wire.encode(message)
+        self._server.receive(site, wire.decode_from_client(data))
+        self._up += len(data)
+        self._last[site] = step
+        self._emit("step", site=site, step=step, bytes=len(data))
+
+    def close(self) -> list[tuple[str, FromServer]]:
+        step = self._server.step
+        replies = {site: wire.encode(message) for site, message in self._server.close_round().items()}
+        sent = sum(map(len, replies.values()))
+        self._down += sent
+        now = time.perf_counter()
+        self._seconds[step], self._since = now - self._since, now
+        self._emit("close", step=step, seconds=self._seconds[step], bytes_down=sent)
+        return [(site, wire.decode_from_server(data)) for site, data in replies.items() if site not in self._gone]
+
+    @property
+    def receipt(self) -> Receipt:
+        """Of the completed round."""
+        if self._server.receipt is None:
+            raise RoundFailedError("the round has no result yet")
+        return self._server.receipt
+
+    def outcome(self, plain: NDArray[Any], clip_rate: Mapping[str, float], policy: Policy) -> Outcome:
+        """The sum of the finished session, held against the plain sum of the same quantised updates."""
+        result = self._server.result
+        if result is None:
+            raise RoundFailedError("the round has no result yet")
+        return Outcome(
+            dequantize(result, policy),
+            self._server.included,
+            self._server.dropped,
+            self.receipt.head,
+            np.array_equal(result, plain),
+            clip_rate,
+            self._up,
+            self._down,
+            self._seconds,
+        )
+
+
+def _reduced(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
+    """`total` modulo 2^b, in place."""
+    total &= total.dtype.type((1 << policy.bits) - 1)
+    return total

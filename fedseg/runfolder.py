@@ -1,0 +1,202 @@
+"""A run on disk: one folder, written beside its final name and renamed when it is complete.
+
+Events are appended as they happen; after every whole round a checkpoint makes the model and the server's book durable,
+and `reopen` goes on from there. Nothing here holds an update or a secret.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, Self, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg.aggregate import Outcome, Rounds
+from fedseg.data.cases import Case
+from fedseg.errors import ConfigError
+from fedseg.models import load_model, metadata_of, save_model
+from fedseg.study import Study, parse_study
+
+PARTIAL = ".partial"
+KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger")
+
+Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
+"""Rank, case, prediction and Dice of a case to be shown."""
+
+
+class Listener(Protocol):
+    """Takes every event as it happens; the screen is one."""
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show or store one event; must not block."""
+
+
+@dataclass
+class Tally:
+    """What a run has added up so far; all of it survives an interruption."""
+
+    completed: int = 0
+    burned: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    dropouts: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    baselines: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a completed round."""
+        self.completed += 1
+        self.bytes_up += outcome.bytes_up
+        self.bytes_down += outcome.bytes_down
+        for step, seconds in outcome.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds
+
+
+class RunFolder:
+    """`runs/<study>-<utc>/`, under the same name with `.partial` until it is complete.
+
+    Attributes:
+        path: where files are written now.
+        tally: what has been added up.
+    """
+
+    def __init__(self, path: Path, study: Study, listener: Listener | None = None) -> None:
+        self.path, self.study, self.tally = path, study, Tally()
+        self._listener = listener
+        self._lock = Lock()
+        self._before = 0.0
+        self._since = time.monotonic()
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+
+    @classmethod
+    def create(cls, runs: Path, study: Study, listener: Listener | None = None) -> Self:
+        """A new folder under `runs`.
+
+        Raises:
+            ConfigError: `runs` cannot be written.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        name, path = f"{study.study.name}-{stamp}", runs / f"{study.study.name}-{stamp}{PARTIAL}"
+        try:
+            for number in range(2, 1000):
+                if not (path.exists() or path.with_suffix("").exists()):
+                    break
+                path = runs / f"{name}-{number}{PARTIAL}"
+            path.mkdir(parents=True)
+            (path / "study.toml").write_text(study.toml(), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{runs}: no run folder can be made there ({error.strerror}); give --out") from error
+        return cls(path, study, listener)
+
+    @classmethod
+    def reopen(cls, path: Path, listener: Listener | None = None) -> Self:
+        """A folder whose run was interrupted, as it was after the last whole round.
+
+        Raises:
+            ConfigError: there is nothing to go on with.
+        """
+        if not path.name.endswith(PARTIAL) or not (path / "state.json").is_file():
+            raise ConfigError(f"{path}: holds no interrupted run; name a folder that ends in '{PARTIAL}'")
+        study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
+        folder = cls(path, study, listener)
+        state = folder.state()
+        folder.tally = Tally(**state["tally"])
+        folder._before, folder.started = state["seconds"], state["started"]
+        with (path / "events.jsonl").open("rb+") as events:  # what came after the last whole round will happen again
+            events.truncate(state["events"])
+        return folder
+
+    def state(self) -> dict[str, Any]:
+        """The last checkpoint."""
+        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        return state
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of the run, interruptions left out."""
+        return self._before + time.monotonic() - self._since
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append an event to `events.jsonl` and tell the listener."""
+        with self._lock:  # sites train in threads
+            event = {"t": round(self.seconds, 4), "kind": kind, **fields}
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+                events.write(json.dumps(event, separators=(",", ":")) + "\n")
+            if self._listener is not None:
+                self._listener(event)
+
+    def checkpoint(self, model: torch.nn.Module, book: Rounds | None) -> None:
+        """Make the last whole round durable: the model first, then the state that names it."""
+        name = f"model-{self.tally.completed}.safetensors"
+        save_model(model, self.path / name, metadata_of(self.study))
+        state = {
+            "tally": asdict(self.tally),
+            "seconds": self.seconds,
+            "started": self.started,
+            "events": (self.path / "events.jsonl").stat().st_size,
+            "model": name,
+            "book": book.saved() if book is not None else None,
+        }
+        self._write("state.json", json.dumps(state))
+        for old in self.path.glob("model-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def model(self) -> torch.nn.Module:
+        """The model of the last checkpoint."""
+        return load_model(self.path / self.state()["model"], self.study)
+
+    def complete(self, metrics: Mapping[str, Any], examples: Sequence[Picture]) -> Path:
+        """Write what is left, drop what only an interrupted run needs, and take the final name."""
+        (self.path / self.state()["model"]).rename(self.path / "model.safetensors")
+        self._write("metrics.json", json.dumps(metrics, indent=1))
+        if examples:
+            _save_examples(self.path / "examples.npz", examples)
+        for entry in self.path.iterdir():
+            if entry.name not in KEPT:
+                _remove(entry)
+        final = self.path.with_name(self.path.name.removesuffix(PARTIAL))
+        self.path.rename(final)
+        self.path = final
+        return final
+
+    def _write(self, name: str, text: str) -> None:
+        beside = self.path / f".{name}"
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.path / name)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        for child in entry.iterdir():
+            _remove(child)
+        entry.rmdir()
+    else:
+        entry.unlink()
+
+
+def _save_examples(path: Path, examples: Sequence[Picture]) -> None:
+    arrays: dict[str, Any] = {}
+    meta = []
+    for i, (rank, case, prediction, score) in enumerate(examples):
+        if case.label is None:
+            continue
+        truth = np.moveaxis(case.label, case.slice_axis, 0)
+        shown = int(np.argmax(np.count_nonzero(truth, axis=(1, 2))))
+        channels = np.moveaxis(case.image[case.image.shape[0] // 2], case.slice_axis, 0)
+        arrays[f"image_{i}"] = np.rot90(channels[shown])
+        arrays[f"truth_{i}"] = np.rot90(truth[shown])
+        arrays[f"prediction_{i}"] = np.rot90(np.moveaxis(prediction, case.slice_axis, 0)[shown])
+        meta.append({"rank": rank, "site": case.site, "case": case.name, "dice": score})
+    np.savez_compressed(path, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)

@@ -1,0 +1,265 @@
+"""All sites of a federation in one process, through the same protocol code as the executables.
+
+It runs where the data is, so it may show everything. A simulation trusts its own process: secure aggregation is there
+to be exercised and measured, and `plain` replaces it by a plain sum with the bit-identical model.
+"""
+
+import copy
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedseg.aggregate import Outcome, PlainSum, Rounding, Rounds, SecureSum
+from fedseg.data.cases import SiteData
+from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
+from fedseg.federate import (
+    dice_table,
+    evaluate,
+    fed_avg,
+    mean_interval,
+    metrics_of,
+    overall_mean,
+    ranked,
+    structure_means,
+    study_event,
+)
+from fedseg.ledger import Ledger
+from fedseg.privacy.budget import charge, spent
+from fedseg.runfolder import RunFolder
+from fedseg.start import starting_model
+from fedseg.study import Study
+from fedseg.train import train_round
+from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from secagg import SigningKey
+from secagg.encoding import digest
+from secagg.prg import Stream
+
+ATTEMPTS = 3
+"""Failed attempts in a row after which a simulation gives up: in one process nothing mends itself."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to simulate; none of it changes what the study means.
+
+    Attributes:
+        plain: a plain sum in place of secure aggregation.
+        alone: train on this site's data only; the baseline of a hospital that does not take part.
+        silent: site to protocol step that it never sends in every round named by `silent_round`, as if killed there.
+        silent_round: the round number of `silent`; 0 for none.
+        command: how the run was started, for the record.
+    """
+
+    plain: bool = False
+    alone: str = ""
+    silent: Mapping[str, str] | None = None
+    silent_round: int = 0
+    command: str = ""
+
+
+def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options) -> Path:
+    """Train a study to its end, or go on with an interrupted run.
+
+    Args:
+        folder: fresh from `RunFolder.create`, or `RunFolder.reopen`ed after an interruption.
+        cohort: every site's data by site id.
+        options: see `Options`.
+
+    Returns:
+        The complete run folder.
+
+    Raises:
+        RoundFailedError: no sum after several attempts.
+        ConfigError, CaseError, PrivacyError: as loading, training and charging.
+    """
+    torch.set_num_threads(folder.study.run.threads)
+    if options.alone and options.alone not in cohort:
+        raise ConfigError(f"site '{options.alone}' is not in the study; use one of {', '.join(cohort)}")
+    with _Simulation(folder, cohort, options) as simulation:
+        return simulation.run()
+
+
+class _Simulation:
+    def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options) -> None:
+        self.folder, self.cohort, self.options, self.study = folder, cohort, options, folder.study
+        self.sites = [options.alone] if options.alone else self.study.site_ids
+        self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
+        resumed = (folder.path / "state.json").is_file()
+        self.model = folder.model() if resumed else starting_model(self.study)
+        self.vector = flatten(self.model)
+        server_key = _identity(folder.path, "server")
+        self.policy = self.study.policy(len(self.vector), server_key.verify_key)
+        self.book = Rounds(folder.path.name, self.study.hash(), server_key, max_corrupt=self.policy.max_corrupt)
+        self.aggregator: PlainSum | SecureSum
+        if options.plain or options.alone:
+            self.aggregator = PlainSum(self.policy, _rounding(self.study), folder.tally.completed + 1)
+        else:
+            if resumed:
+                self.book.restore(folder.state()["book"])
+            keys = {site: _identity(folder.path, site) for site in self.study.site_ids}
+            marks = folder.path / "marks"
+            rounding = _rounding(self.study)
+            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, self.study.private)
+        if not resumed:
+            self._begin()
+
+    def __enter__(self) -> "_Simulation":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if isinstance(self.aggregator, SecureSum):
+            self.aggregator.close()
+
+    def _begin(self) -> None:
+        secure = isinstance(self.aggregator, SecureSum)
+        self.folder.emit("study", **study_event(self.study, len(self.vector), secure=secure))
+        scores = evaluate(self.model, self.cohort, self.study)
+        start = "zero-shot" if self.study.model.start != "scratch" else "untrained"
+        self.folder.tally.baselines[start] = mean_interval(scores.pooled())
+        self.folder.checkpoint(self.model, self.book)
+
+    def run(self) -> Path:
+        failed = 0
+        while self.folder.tally.completed < self.study.study.rounds:
+            sites = self._charged()
+            if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
+                break
+            try:
+                self._round(sites)
+                failed = 0
+            except RoundFailedError as error:
+                failed += 1
+                self.folder.tally.burned += 1
+                self.folder.emit("burned", round=self.aggregator.number, attempt=self.book.attempt, reason=str(error))
+                if failed == ATTEMPTS:
+                    raise
+        return self._finish()
+
+    def _charged(self) -> list[str]:
+        """Charge the next whole round at every site; a site whose budget it would pass has left."""
+        staying = []
+        for site in self.sites:
+            try:
+                charge(self.ledgers[site], self.study, site, self.aggregator.number)
+            except BudgetExceededError as error:
+                self.folder.emit("left", site=site, reason=str(error))
+                continue
+            staying.append(site)
+        return staying
+
+    def _round(self, sites: list[str]) -> None:
+        number, emit = self.aggregator.number, self._emitter()
+        started = model_hash(self.vector)
+        emit("round", attempt=self.book.attempt, model_hash=started.hex())
+        silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
+        with ThreadPoolExecutor(self.study.run.workers) as pool:
+            updates = {site: pool.submit(self._train, site, number, emit) for site in sites}
+            try:
+                outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
+            finally:
+                _cancel(updates)
+        self.vector = fed_avg(self.vector, outcome, self.policy)
+        assign(self.model, self.vector)
+        self._record(number, sites, outcome)
+
+    def _train(self, site: str, number: int, emit: Callable[..., None]) -> NoisedUpdate:
+        def on_step(step: int, steps: int) -> None:
+            emit("train", site=site, step=step, steps=steps)
+
+        model = copy.deepcopy(self.model)
+        return train_round(
+            model,
+            self.cohort[site],
+            self.study,
+            site=site,
+            round_number=number,
+            ledger=self.ledgers[site],
+            on_step=on_step,
+        )
+
+    def _record(self, number: int, sites: list[str], outcome: Outcome) -> None:
+        folder, tally = self.folder, self.folder.tally
+        tally.add(outcome)
+        after = {site: {"round": number, "site": site} for site in outcome.dropped}
+        tally.dropouts += after.values()
+        epsilon = {site: spent(self.ledgers[site], self.study) for site in sites}
+        for site, value in epsilon.items():
+            folder.emit("epsilon", round=number, site=site, spent=value if self.study.private else None)
+        folder.emit(
+            "end_round",
+            round=number,
+            attempt=self.book.attempt,
+            included=outcome.included,
+            dropped=outcome.dropped,
+            exact=outcome.exact,
+            head=outcome.head.hex(),
+            clip_rate=outcome.clip_rate,
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            seconds=outcome.seconds,
+        )
+        scores = evaluate(self.model, self.cohort, self.study)
+        for site, values in scores.values.items():
+            folder.emit("dice", round=number, site=site, values=structure_means(values, self.study), n=len(values))
+        pooled = scores.pooled()
+        tally.history.append(
+            {
+                "round": number,
+                "dice": structure_means(pooled, self.study),
+                "mean": overall_mean(pooled),
+                "epsilon": max(epsilon.values()) if self.study.private else None,
+            }
+        )
+        folder.checkpoint(self.model, self.book)
+
+    def _finish(self) -> Path:
+        scores = evaluate(self.model, self.cohort, self.study)
+        trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
+        per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
+        table = dice_table(scores, trained, self.study)
+        self.folder.emit("end", seconds=self.folder.seconds)
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        return self.folder.complete(metrics, ranked(scores))
+
+    def _emitter(self) -> Callable[..., None]:
+        number, folder = self.aggregator.number, self.folder
+
+        def emit(kind: str, **fields: Any) -> None:
+            folder.emit(kind, round=number, **fields)
+
+        return emit
+
+
+def _cancel(updates: Mapping[str, Future[NoisedUpdate]]) -> None:
+    for update in updates.values():
+        update.cancel()
+
+
+def _rounding(study: Study) -> Rounding:
+    """Streams of stochastic rounding; the same arguments give the same stream within one run."""
+    key = secrets.token_bytes(32)
+
+    def stream(site: str, round_number: int) -> Stream:
+        if study.study.seed is not None:
+            return Stream.seeded(study.study.seed, "rounding", site, round_number)
+        return Stream(digest("rounding", key, site, round_number))
+
+    return stream
+
+
+def _identity(folder: Path, name: str) -> SigningKey:
+    """The run's own signing key of a simulated party; dropped with the rest when the run is complete."""
+    path = folder / "identities" / f"{name}.key"
+    if path.is_file():
+        return SigningKey.from_bytes(path.read_bytes())
+    key = SigningKey.generate()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key.export())
+    return key

@@ -1,0 +1,15 @@
+"""What a study starts from: fresh weights, a public phantom, or a file."""
+
+from pathlib import Path
+
+import torch
+
+from fedseg.models import build_model, load_model
+from fedseg.study import Study
+
+
+def starting_model(study: Study) -> torch.nn.Module:
+    """The model before the first round."""
+    if study.model.start == "scratch":
+        return build_model(study)
+    return load_model(Path(study.model.start), study)

@@ -1,0 +1,386 @@
+"""The coordinator's mailbox: opaque messages from and to clients, over gRPC with mutual TLS on one port.
+
+The client is whom its certificate names; a name that is not allowed gets nothing but a refusal. Messages from one
+client are delivered exactly once and in order; messages to it are kept until it has acknowledged them. It must never
+look into a message, wait for one client before serving another, or hold more than the limit for anybody who sends.
+
+A client's process announces itself with fresh bytes, its session. The owner learns of it, and of its end, through
+`Received` of three kinds: "hello" (a new process; what was sent to the earlier one is dropped), "gone" (the connection
+broke and did not come back) and "back" (the same process returned; nothing was lost).
+"""
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2_grpc
+
+from secagg.errors import ConfigError
+from secagg.rpc import frames
+from secagg.rpc.frames import BACK, GONE, HELLO, Assembler, Message, Received, Traffic
+from secagg.rpc.tls import ServerTls
+from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
+
+Context: TypeAlias = "aio.ServicerContext[Any, Any]"
+
+_COST_OF_NEWS = 4096
+_FLUSH_SECONDS = 5.0
+_REMEMBERED_SESSIONS = 64
+
+
+@dataclass(eq=False)
+class _Peer:
+    """What is known of one allowed client; the sequence numbers of what it is sent go on across its sessions."""
+
+    client_id: str
+    session: bytes = b""
+    greeted: bytes = b""
+    retired: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_SESSIONS))
+    present: bool = False
+    arrived: int = 0
+    backlog: int = 0
+    sequence: int = 0
+    queue: deque[Message] = field(default_factory=deque)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    poll: object = None
+    upload: object = None
+    farewell: asyncio.TimerHandle | None = None
+    up: int = 0
+    down: int = 0
+
+
+class MailboxServer:
+    """A mailbox for a fixed set of clients.
+
+    Args:
+        allowed: client ids, compared with the common name of a client's certificate.
+        tls: the coordinator's credentials.
+        max_message_bytes: larger messages are refused; see `frames.message_limit`.
+        gone_after: seconds after a broken connection until the owner is told "gone".
+        poll_seconds: seconds after which an idle long poll is renewed; a client that does not renew it for as long
+            again is gone, too.
+    """
+
+    def __init__(
+        self,
+        allowed: Collection[str],
+        tls: ServerTls,
+        *,
+        max_message_bytes: int = frames.DEFAULT_LIMIT,
+        gone_after: float = 2.0,
+        poll_seconds: float = frames.POLL_SECONDS,
+    ) -> None:
+        self._peers = {client_id: _Peer(client_id) for client_id in sorted(allowed)}
+        self._tls = tls
+        self._limit = max_message_bytes
+        self._gone_after = gone_after
+        self._poll_seconds = poll_seconds
+        self._inbox: asyncio.Queue[tuple[_Peer, bytes, Received]] = asyncio.Queue()
+        self._server: aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port (a free one where 0 was given).
+
+        Raises:
+            ConfigError: the port is in use or the address is not this computer's; says what to do.
+        """
+        server = aio.server(options=_OPTIONS)
+        server.add_generic_rpc_handlers([self._handlers()])
+        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # type: ignore[attr-defined]
+        credentials = grpc.ssl_server_credentials(
+            [(self._tls.key, self._tls.certificate)], self._tls.authority, require_client_auth=True
+        )
+        try:
+            bound = server.add_secure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", credentials)
+        except RuntimeError:
+            raise ConfigError(_why_not_bound(host, port)) from None
+        await server.start()
+        self._server = server
+        return bound
+
+    async def stop(self, flush_seconds: float = _FLUSH_SECONDS) -> None:
+        """Wait until connected clients have acknowledged what was sent to them, at most so long, then stop."""
+        try:
+            async with asyncio.timeout(flush_seconds):
+                for peer in self._peers.values():
+                    while peer.present and peer.queue:
+                        await asyncio.sleep(0.02)
+        except TimeoutError:
+            pass
+        if self._server is not None:
+            await self._server.stop(0.2)
+        for peer in self._peers.values():
+            _cancel_farewell(peer)
+
+    async def __aenter__(self) -> "MailboxServer":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(0.0 if error else _FLUSH_SECONDS)
+
+    async def receive(self, timeout: float | None = None) -> Received | None:
+        """The next message or piece of news, or None after `timeout` seconds; None waits for ever.
+
+        What `send` is given before the owner has received a client's "hello" was meant for an earlier process of that
+        client, and never reaches the new one.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                peer, session, received = await self._inbox.get()
+        except TimeoutError:
+            return None
+        peer.backlog -= _cost(received)
+        if received.kind == HELLO:
+            self.forget(peer.client_id)
+            peer.greeted = session
+        return received
+
+    def send(self, client_id: str, kind: str, payload: bytes) -> None:
+        """Queue a message; it is kept, and sent again after a cut connection, until the client acknowledges it.
+
+        Raises:
+            ConfigError: an unknown client, a kind that is no short word, or more bytes than the limit.
+        """
+        peer = self._peer(client_id)
+        try:
+            frames.check_kind(kind)
+        except ValueError as error:
+            raise ConfigError(f"message for {client_id}: {error}") from None
+        if len(payload) > self._limit:
+            raise ConfigError(
+                f"message {kind} for {client_id} has {len(payload)} bytes and the limit is {self._limit}; "
+                "raise max_message_bytes"
+            )
+        peer.sequence += 1
+        peer.queue.append(Message(peer.sequence, kind, payload))
+        peer.changed.set()
+
+    def forget(self, client_id: str) -> None:
+        """Drop everything queued for a client."""
+        self._peer(client_id).queue.clear()
+
+    def connected(self) -> set[str]:
+        """The clients whose process is there: they said hello and are not gone."""
+        return {client_id for client_id, peer in self._peers.items() if peer.present}
+
+    def traffic(self, client_id: str) -> Traffic:
+        """Bytes exchanged with a client so far."""
+        peer = self._peer(client_id)
+        return Traffic(peer.up, peer.down)
+
+    def _peer(self, client_id: str) -> _Peer:
+        if client_id not in self._peers:
+            raise ConfigError(f"client {client_id!r} is not one of {', '.join(self._peers)}")
+        return self._peers[client_id]
+
+    def _handlers(self) -> "grpc.GenericRpcHandler[Any, Any]":
+        return grpc.method_handlers_generic_handler(
+            frames.SERVICE,
+            {
+                "Hello": grpc.unary_unary_rpc_method_handler(
+                    self._hello, Greeting.FromString, Welcome.SerializeToString
+                ),
+                "Send": grpc.stream_unary_rpc_method_handler(self._send, Frame.FromString, Position.SerializeToString),
+                "Receive": grpc.stream_stream_rpc_method_handler(
+                    self._receive, Position.FromString, Frame.SerializeToString
+                ),
+            },
+        )
+
+    async def _hello(self, greeting: Greeting, context: Context) -> Welcome:
+        peer = await self._caller(context)
+        if greeting.version != frames.VERSION:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"it speaks transport {frames.VERSION} and this site {greeting.version}; install the same release",
+            )
+        if len(greeting.session) != frames.SESSION_BYTES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"a session has {frames.SESSION_BYTES} bytes")
+        if greeting.session in peer.retired:
+            await _replaced(context)
+        if greeting.session != peer.session:
+            await self._room(peer, context)
+            if peer.session:
+                peer.retired.append(peer.session)
+            peer.session, peer.arrived, peer.present = greeting.session, 0, True
+            peer.poll = peer.upload = None
+            peer.changed.set()
+            self._deliver(peer, HELLO)
+            self._expect(peer, self._poll_seconds)
+        return Welcome(max_message_bytes=self._limit)
+
+    async def _send(self, stream: AsyncIterator[Frame], context: Context) -> Position:
+        peer = await self._current(context)
+        await self._room(peer, context)
+        try:
+            async with asyncio.timeout(frames.transfer_seconds(self._limit)):
+                await self._take(peer, stream)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message took too long")
+        return Position(sequence=peer.arrived)
+
+    async def _take(self, peer: _Peer, stream: AsyncIterator[Frame]) -> None:
+        """Read one message and deliver it, unless it was delivered before or a newer call takes over."""
+        mine = peer.upload = object()
+        assembler = Assembler(self._limit)
+        async for frame in stream:
+            peer.up += frame.ByteSize()
+            if peer.upload is not mine or frame.sequence <= peer.arrived:
+                return
+            message = assembler.add(frame)
+            if message is not None:
+                self._accept(peer, message)
+                return
+        raise ValueError("the stream ended inside a message")
+
+    def _accept(self, peer: _Peer, message: Message) -> None:
+        if message.sequence != peer.arrived + 1:
+            raise ValueError(f"message {message.sequence} came after message {peer.arrived}")
+        if message.kind in frames.NEWS:
+            raise ValueError(f"kind {message.kind!r} is reserved")
+        peer.arrived = message.sequence
+        self._deliver(peer, message.kind, message.payload)
+
+    async def _receive(self, positions: AsyncIterator[Position], context: Context) -> None:
+        peer = await self._current(context)
+        _cancel_farewell(peer)
+        mine = peer.poll = object()
+        peer.changed.set()
+        reader: asyncio.Task[None] | None = None
+        patience = self._gone_after
+        try:
+            position = await anext(positions, Position())
+            _acknowledge(peer, position)
+            reader = asyncio.create_task(_acknowledge_all(peer, mine, positions))
+            await self._push(peer, mine, position.sequence, context)
+            patience = self._poll_seconds
+        finally:
+            if reader is not None:
+                reader.cancel()
+            if peer.poll is mine:
+                peer.poll = None
+                self._expect(peer, patience)
+
+    async def _push(self, peer: _Peer, mine: object, sent: int, context: Context) -> None:
+        """Send what is queued, in order, until the poll is idle for its time or a newer one takes over."""
+        while peer.poll is mine:
+            peer.changed.clear()
+            ready = peer.greeted == peer.session
+            message = next((message for message in peer.queue if ready and message.sequence > sent), None)
+            if message is None:
+                try:
+                    async with asyncio.timeout(self._poll_seconds):
+                        await peer.changed.wait()
+                except TimeoutError:
+                    return
+                continue
+            for frame in message.frames():
+                if peer.poll is not mine:
+                    return
+                await context.write(frame)
+                peer.down += frame.ByteSize()
+            sent = message.sequence
+
+    async def _caller(self, context: Context) -> _Peer:
+        names = [bytes(name).decode("utf-8", "replace") for name in context.auth_context().get("x509_common_name", ())]
+        peer = self._peers.get(names[0]) if len(names) == 1 else None
+        if peer is None:
+            return await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"the certificate is for {', '.join(names) or 'nobody'!r}, which is not one of the sites of this study",
+            )
+        return peer
+
+    async def _current(self, context: Context) -> _Peer:
+        """The caller, if the call comes from its present process."""
+        peer = await self._caller(context)
+        session = dict(context.invocation_metadata() or ()).get(frames.SESSION_KEY, b"")
+        if session in peer.retired:
+            await _replaced(context)
+        if not session or session != peer.session:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this session is not known here")
+        if not peer.present:
+            peer.present = True
+            self._deliver(peer, BACK)
+            self._expect(peer, self._poll_seconds)
+        return peer
+
+    async def _room(self, peer: _Peer, context: Context) -> None:
+        if peer.backlog > self._limit:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "earlier messages are not read yet")
+
+    def _deliver(self, peer: _Peer, kind: str, payload: bytes = b"") -> None:
+        received = Received(peer.client_id, kind, payload)
+        peer.backlog += _cost(received)
+        self._inbox.put_nowait((peer, peer.session, received))
+
+    def _expect(self, peer: _Peer, seconds: float) -> None:
+        """Tell the owner that the client is gone unless a long poll of it begins within so many seconds."""
+        _cancel_farewell(peer)
+        peer.farewell = asyncio.get_running_loop().call_later(seconds, self._depart, peer)
+
+    def _depart(self, peer: _Peer) -> None:
+        if peer.poll is None and peer.present:
+            peer.present = False
+            self._deliver(peer, GONE)
+
+
+def _acknowledge(peer: _Peer, position: Position) -> None:
+    while peer.queue and peer.queue[0].sequence <= position.sequence:
+        peer.queue.popleft()
+
+
+async def _acknowledge_all(peer: _Peer, mine: object, positions: AsyncIterator[Position]) -> None:
+    async for position in positions:
+        if peer.poll is not mine:
+            return
+        _acknowledge(peer, position)
+
+
+def _cancel_farewell(peer: _Peer) -> None:
+    if peer.farewell is not None:
+        peer.farewell.cancel()
+        peer.farewell = None
+
+
+def _cost(received: Received) -> int:
+    return len(received.payload) + _COST_OF_NEWS
+
+
+async def _replaced(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.ABORTED, "another process with this certificate has connected since")
+
+
+def _why_not_bound(host: str, port: int) -> str:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port {port} on {host} is in use by another program; choose another port, or 0 for a free one"
+        return f"cannot listen on {host} port {port} ({error.strerror}); choose an address of this computer"
+    return f"cannot listen on {host} port {port}; choose another port, or 0 for a free one"
+
+
+_OPTIONS = [
+    # Otherwise Linux lets two coordinators share one port, and each gets some of the sites.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", frames.FRAME_BYTES),
+    ("grpc.max_send_message_length", frames.FRAME_BYTES),
+    ("grpc.max_concurrent_streams", 32),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+]

@@ -1,0 +1,225 @@
+import math
+
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, PrivacyError
+from fedseg.ledger import Ledger
+from fedseg.privacy import accounting
+from fedseg.privacy.accounting import Release, cross_check, epsilon, gaussian_dp, in_words, noise_multiplier_for
+from fedseg.privacy.budget import charge, explain, noise_multiplier, round_event, spent
+from fedseg.study import parse_study
+
+STUDY = """
+[study]
+name = "small"
+structures = ["lesion"]
+rounds = 3
+local_steps = 2
+lr = 0.1
+[data]
+layout = "decathlon"
+modality = ["T2w"]
+dims = 2
+size = 16
+[privacy]
+mechanism = "local"
+epsilon = 2.0
+delta = 1e-3
+sample_rate = 0.25
+clip_norm = 0.05
+denominator = 8
+[secagg]
+clip_range = 0.5
+[[sites]]
+id = "a"
+[[sites]]
+id = "b"
+[[sites]]
+id = "c"
+"""
+
+
+@pytest.fixture
+def study():
+    return parse_study(STUDY, "study.toml")
+
+
+def delta_of_gaussian(mu, loss):
+    return norm.cdf(mu / 2 - loss / mu) - math.exp(loss) * norm.cdf(-mu / 2 - loss / mu)
+
+
+def test_known_value_and_second_opinion():
+    release = Release(1.0, 0.01, 1000)
+    assert epsilon(release, 1e-5) == pytest.approx(1.828, abs=1e-3)
+    pld, prv = cross_check(release, 1e-5)
+    assert prv == pytest.approx(pld, rel=0.01)
+
+
+@pytest.mark.parametrize(("sigma", "steps", "delta"), [(5.0, 15, 1e-3), (0.7, 1, 1e-5), (40.0, 300, 1e-6)])
+def test_full_batches_are_one_gaussian_exactly(sigma, steps, delta):
+    mu = math.sqrt(steps) / sigma
+    exact = brentq(lambda loss: delta_of_gaussian(mu, loss) - delta, 0, 100, xtol=1e-12)
+    assert epsilon(Release(sigma, 1.0, steps), delta) == pytest.approx(exact, abs=1e-8)
+    assert gaussian_dp(Release(sigma, 1.0, steps), delta) == pytest.approx(mu)
+
+
+def test_a_grid_bound_at_sample_rate_one_is_the_same():
+    composition = (Release(5.0, 1.0, 15),)
+    assert accounting._accountant(composition).get_epsilon(1e-3) == pytest.approx(epsilon(composition, 1e-3), abs=1e-6)
+
+
+def test_composition_does_not_depend_on_how_it_is_written():
+    parts = [Release(2.0, 0.2, 10), Release(3.0, 0.2, 5), Release(2.0, 0.2, 20)]
+    whole = [Release(3.0, 0.2, 5), Release(2.0, 0.2, 30)]
+    assert epsilon(parts, 1e-3) == epsilon(whole, 1e-3)
+    assert epsilon(parts, 1e-3) > epsilon([Release(2.0, 0.2, 30)], 1e-3) > epsilon([Release(2.0, 0.2, 29)], 1e-3)
+
+
+def test_mixed_rates_compose():
+    sampled, full = Release(2.0, 0.3, 20), Release(4.0, 1.0, 4)
+    both = epsilon([sampled, full], 1e-3)
+    assert max(epsilon(sampled, 1e-3), epsilon(full, 1e-3)) < both < epsilon(sampled, 5e-4) + epsilon(full, 5e-4)
+    cross_check([sampled, full], 1e-3)
+
+
+def test_nothing_costs_nothing_and_no_noise_costs_everything():
+    assert epsilon([], 1e-3) == 0
+    assert epsilon([Release(0.0, 0.5, 1), Release(9.0, 0.5, 1)], 1e-3) == math.inf
+    assert gaussian_dp([], 1e-3) == 0
+    assert gaussian_dp([Release(0.0, 1.0, 1)], 1e-3) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["gdp", "rdp", "PLD"])
+def test_accountants_that_are_no_tight_bound_are_refused(accountant):
+    with pytest.raises(ConfigError, match=rf"'{accountant}'.*use 'pld'"):
+        epsilon(Release(1.0, 0.01, 1000), 1e-5, accountant)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1e-3, math.nan])
+def test_delta_is_a_probability(delta):
+    with pytest.raises(ConfigError, match="delta"):
+        epsilon(Release(1.0, 0.01, 10), delta)
+
+
+def test_disagreeing_accountants_claim_nothing(monkeypatch):
+    monkeypatch.setattr(accounting, "_prv_epsilon", lambda composition, delta: 1.02 * epsilon(composition, delta))
+    with pytest.raises(PrivacyError, match="disagree"):
+        cross_check(Release(2.0, 1.0, 10), 1e-3)
+
+
+@pytest.mark.parametrize(("budget", "rate", "steps"), [(8.0, 1.0, 30), (4.0, 0.125, 200), (0.2, 0.05, 50)])
+def test_the_noise_multiplier_is_the_smallest_that_meets_the_budget(budget, rate, steps):
+    sigma = noise_multiplier_for(budget, 1e-3, rate, steps)
+    assert epsilon(Release(sigma, rate, steps), 1e-3) <= budget
+    assert epsilon(Release(0.995 * sigma, rate, steps), 1e-3) > budget
+    assert sigma == round(sigma, 4)
+
+
+@pytest.mark.parametrize(("budget", "rate", "steps"), [(0.001, 1.0, 10_000), (0.0, 0.5, 10), (-1.0, 0.5, 10)])
+def test_a_budget_out_of_reach_says_what_to_change(budget, rate, steps):
+    with pytest.raises(
+        ConfigError, match=r"\[privacy\] epsilon = .* cannot be met: .* spend at least .*; raise epsilon"
+    ):
+        noise_multiplier_for(budget, 1e-3, rate, steps)
+
+
+def test_mu_is_never_below_the_privacy_curve_of_sampled_steps():
+    release = Release(1.2, 0.2, 60)
+    mu = gaussian_dp(release, 1e-3)
+    curve = accounting._accountant((release,))
+    for loss in (0.0, 0.3, 1.0, 2.0, 3.0):
+        if (delta := curve.get_delta(loss)) >= 1e-3:
+            assert delta <= delta_of_gaussian(mu, loss) * (1 + 1e-3)
+    central_limit = 0.2 * math.sqrt(60 * (math.exp(1 / 1.2**2) - 1))
+    assert mu > central_limit  # which is why the central limit is not used
+
+
+def test_words_hold_the_bound():
+    assert f"{norm.cdf(norm.ppf(0.01) + 2):.1%}" in in_words(2.0)
+    assert in_words(0.0).count("1%") == 1
+    assert "1.0%" in in_words(0.0)
+    assert "100.0%" in in_words(math.inf)
+
+
+def test_charge_stops_before_the_round_that_would_pass_the_budget(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    ids = [charge(ledger, study, "a", number) for number in (1, 2, 4)]  # 3 burned before it was charged here
+    assert len(set(ids)) == 3
+    before = ledger.path.read_bytes()
+    with pytest.raises(BudgetExceededError, match="site a: round 5 .* above the budget of 2"):
+        charge(ledger, study, "a", 5)
+    assert ledger.path.read_bytes() == before
+    assert charge(ledger, study, "a", 4) == ids[2]  # another attempt of a charged round costs nothing
+    assert 1.99 < spent(ledger, study) <= 2
+
+
+def test_the_next_whole_round_counts_not_the_next_step(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    greedy = study.replace(study={"rounds": 3, "local_steps": 2})
+    for number in (1, 2, 3):
+        charge(ledger, greedy, "a", number)
+    one_more = round_event(greedy, "a", 4).model_copy(update={"steps": 1})
+    assert epsilon([*ledger.events(), one_more], 1e-3) > 2 >= epsilon(ledger.events(), 1e-3)
+
+
+def test_a_ledger_of_another_study_or_site_is_refused(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    charge(ledger, study, "a", 1)
+    for other, site in ((study, "b"), (study.replace(study={"lr": 0.2}), "a")):
+        with pytest.raises(LedgerError, match="another study or site"):
+            charge(ledger, other, site, 2)
+
+
+def test_without_privacy_every_event_says_so(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    open_study = study.replace(privacy={"mechanism": "none"})
+    for number in range(1, 9):
+        charge(ledger, open_study, "a", number)
+    assert {(event.mechanism, event.covered, event.noise_multiplier) for event in ledger.events()} == {
+        ("none", False, 0.0)
+    }
+    assert spent(ledger, open_study) == math.inf
+    assert noise_multiplier(open_study) == 0
+    told = explain(open_study)
+    assert told.epsilon == math.inf
+    assert "no privacy is claimed" in told.sentence
+
+
+def test_a_seeded_study_claims_no_privacy(study):
+    seeded = study.replace(study={"seed": 3})
+    assert round_event(study, "a", 1).generator == "os"
+    assert round_event(seeded, "a", 1).generator == "seeded: no privacy claim"
+    assert any("no privacy is claimed" in note for note in explain(seeded).notes)
+
+
+def test_explain_tells_the_whole_promise_before_training(study):
+    told = explain(study, {"a": 100, "b": 1, "c": 30})
+    assert len(told.curve) == 3
+    assert list(told.curve) == sorted(told.curve)
+    assert told.curve[-1] == told.epsilon <= told.budget == 2
+    assert told.epsilon_prv == pytest.approx(told.epsilon, rel=0.01)
+    assert told.noise_multiplier == noise_multiplier(study)
+    assert (told.unit, told.neighbouring, told.delta, told.steps) == ("patient", "add or remove one patient", 1e-3, 6)
+    assert "nobody" in told.trust
+    assert [(site.site, site.patients, site.expected_draw) for site in told.sites] == [
+        ("a", 100, 25.0),
+        ("b", 1, 0.25),
+        ("c", 30, 7.5),
+    ]
+    assert "right at most" in told.sentence
+
+
+def test_explain_warns_of_a_delta_that_allows_publishing_a_patient(study):
+    assert not any("delta" in note for note in explain(study, {"a": 900}).notes)
+    assert any("delta 0.001" in note for note in explain(study, {"a": 900, "b": 100}).notes)
+
+
+def test_epsilon_is_recomputed_from_events_alone(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    charge(ledger, study, "a", 1)
+    charge(ledger, study, "a", 2)
+    release = Release(noise_multiplier(study), 0.25, 4)
+    assert spent(Ledger(tmp_path / "a.jsonl"), study) == epsilon(release, 1e-3)
+    assert epsilon(ledger.events(), 1e-5) > epsilon(ledger.events(), 1e-3)

@@ -1,0 +1,183 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import UNet
+from opacus import GradSampleModule
+from scipy import stats
+
+from fedseg.privacy.dpsgd import CHUNK, Mechanism, add_clipped, draw, gaussian, noisy_gradient
+from secagg.prg import Stream
+
+PATIENTS = [f"p{index}" for index in range(60)]
+RATE = 0.2
+DRAWS = 3000
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    norm = ("GROUP", {"num_groups": 4})
+    return UNet(2, 1, 2, channels=(4, 8), strides=(2,), num_res_units=0, act="RELU", norm=norm)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(5, 1, 16, 16, generator=generator), torch.randint(0, 2, (5, 16, 16), generator=generator)
+
+
+def not_poisson(sampler):
+    """Why draws cannot be independent coin flips at RATE, or nothing. False alarm: about 1 in 10,000 seeds."""
+    stream = Stream.seeded(1, "sampler test")
+    drawn = np.array(
+        [[patient in taken for patient in PATIENTS] for taken in (set(sampler(stream)) for _ in range(DRAWS))]
+    )
+    sizes, variance = drawn.sum(axis=1), len(PATIENTS) * RATE * (1 - RATE)
+    reasons = []
+    if abs(sizes.mean() - len(PATIENTS) * RATE) > 4 * math.sqrt(variance / DRAWS):
+        reasons.append("mean size")
+    if abs(sizes.var() / variance - 1) > 4 * math.sqrt(2 / DRAWS):
+        reasons.append("variance of the size")
+    if np.abs(drawn.mean(axis=0) - RATE).max() > 4.8 * math.sqrt(RATE * (1 - RATE) / DRAWS):
+        reasons.append("rate of one patient")
+    pairs = np.corrcoef(drawn.T)[np.triu_indices(len(PATIENTS), 1)]
+    if np.abs(pairs).max() > 5 / math.sqrt(DRAWS) or abs(pairs.mean()) > 4 / math.sqrt(DRAWS * len(pairs)):
+        reasons.append("independence of two patients")
+    steps = [np.corrcoef(drawn[:-1, index], drawn[1:, index])[0, 1] for index in range(len(PATIENTS))]
+    if np.abs(steps).max() > 4.8 / math.sqrt(DRAWS):
+        reasons.append("independence of two steps")
+    return reasons
+
+
+def test_patients_are_drawn_by_poisson_sampling():
+    assert not_poisson(lambda stream: draw(PATIENTS, RATE, stream)) == []
+
+
+def test_the_sampler_test_catches_what_is_usually_called_poisson():
+    def batches():
+        while True:
+            order = Stream().permutation(len(PATIENTS))
+            yield from (order[start : start + 12] for start in range(0, len(order), 12))
+
+    epochs = batches()
+    shuffled = not_poisson(lambda stream: [PATIENTS[index] for index in next(epochs)])
+    assert {"variance of the size", "independence of two steps"} <= set(shuffled)
+    fixed_size = not_poisson(lambda stream: [PATIENTS[index] for index in stream.permutation(len(PATIENTS))[:12]])
+    assert "variance of the size" in fixed_size
+
+
+def test_everybody_or_possibly_nobody():
+    assert draw(PATIENTS, 1.0, Stream()) == PATIENTS
+    assert draw([], 0.5, Stream()) == []
+    assert any(draw(["one"], 0.5, Stream.seeded(0, "nobody", index)) == [] for index in range(64))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6, 1e30])
+def test_one_patient_moves_the_sum_by_at_most_the_clip(scale):
+    gradient = scale * torch.from_numpy(gaussian(5000, 1.0, Stream.seeded(2, "gradient")))
+    total = torch.zeros(5000)
+    add_clipped(total, gradient, 0.05)
+    length = float(torch.linalg.vector_norm(total, dtype=torch.float64))
+    assert length == pytest.approx(min(0.05, float(torch.linalg.vector_norm(gradient.double()))), rel=1e-6)
+    assert torch.nn.functional.cosine_similarity(total.double(), gradient.double(), dim=0) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_neither_spreads_nor_stops(bad):
+    total = torch.ones(4)
+    add_clipped(total, torch.tensor([1.0, bad, 0.0, 2.0]), 0.05)
+    assert torch.equal(total, torch.ones(4))
+
+
+def test_many_slices_count_as_one_patient(model, images):
+    parameters = list(model.parameters())
+    mechanism = Mechanism(0.05, 0.0, 1)
+    image, label = images
+    many = image.repeat(8, 1, 1, 1), label.repeat(8, 1, 1)
+    losses = (1e4 * torch.nn.functional.cross_entropy(model(many[0]), many[1], reduction="sum") for _ in range(1))
+    assert torch.linalg.vector_norm(noisy_gradient(parameters, losses, mechanism, Stream())) <= 0.05 * (1 + 1e-6)
+
+
+def test_noise_has_the_promised_deviation_and_shape():
+    n = 400_000
+    noise = gaussian(n, 2.5 * 0.05, Stream.seeded(3, "noise")).astype(np.float64) / (2.5 * 0.05)
+    low, high = np.sqrt(stats.chi2.ppf([1e-4, 1 - 1e-4], n - 1) / (n - 1))
+    assert 0.99 < low < noise.std(ddof=1) < high < 1.01
+    assert abs(noise.mean()) < 4 / math.sqrt(n)
+    assert stats.kstest(noise[:50_000], "norm").pvalue > 1e-3
+    assert 4 < np.abs(noise).max() < 8.3
+    chunks = noise[: n // CHUNK * CHUNK].reshape(-1, CHUNK)
+    assert np.abs(np.corrcoef(chunks) - np.eye(len(chunks))).max() < 5 / math.sqrt(CHUNK)
+
+
+def test_noise_of_the_step_is_clip_times_multiplier_over_the_denominator():
+    weights = torch.zeros(100_000, requires_grad=True)
+    step = noisy_gradient([weights], [], Mechanism(0.05, 3.0, 16), Stream.seeded(4, "noise"))
+    assert float(step.std()) == pytest.approx(3.0 * 0.05 / 16, rel=0.01)
+
+
+def test_the_number_of_patients_changes_neither_noise_nor_divisor():
+    weights = torch.zeros(1000, requires_grad=True)
+    noise_only = noisy_gradient([weights], [], Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise"))
+    for patients in (39, 40):
+        losses = ((weights * 0).sum() for _ in range(patients))
+        assert torch.equal(
+            noisy_gradient([weights], losses, Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise")), noise_only
+        )
+
+
+def test_without_a_clip_there_is_the_plain_mean(model, images):
+    parameters = list(model.parameters())
+    image, label = images
+    losses = (torch.nn.functional.cross_entropy(model(image[k : k + 1]), label[k : k + 1]) for k in range(5))
+    loop = noisy_gradient(parameters, losses, Mechanism(None, 0.0, 5), Stream())
+    plain = torch.autograd.grad(torch.nn.functional.cross_entropy(model(image), label), parameters)
+    assert torch.allclose(loop, torch.cat([gradient.flatten() for gradient in plain]), atol=1e-6)
+
+
+def clipped_sum(per_patient, clip_norm):
+    lengths = torch.linalg.vector_norm(per_patient, dim=1, keepdim=True)
+    return (per_patient * (clip_norm / lengths).clamp(max=1)).sum(dim=0)
+
+
+def test_the_loop_agrees_with_opacus_and_vmap(model, images):
+    image, label = images
+    parameters = list(model.parameters())
+    scale = torch.tensor([1.0, 20.0, 0.1, 5.0, 1e-3])  # so that some are clipped and some are not
+
+    def loss(logits, target):
+        return torch.nn.functional.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))
+
+    losses = (scale[k] * loss(model(image[k : k + 1]), label[k : k + 1])[0] for k in range(5))
+    loop = noisy_gradient(parameters, losses, Mechanism(0.5, 0.0, 1), Stream())
+
+    def one(weights, pixels, target, factor):
+        logits = torch.func.functional_call(model, weights, (pixels[None],))
+        return factor * loss(logits, target[None])[0]
+
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    mapped = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0, 0))(weights, image, label, scale)
+    per_patient = torch.cat([mapped[name].flatten(1) for name in weights], dim=1)
+    assert torch.allclose(loop, clipped_sum(per_patient, 0.5), atol=1e-6)
+
+    hooked = GradSampleModule(model, loss_reduction="sum")
+    (scale * loss(hooked(image), label)).sum().backward()
+    per_sample = torch.cat([parameter.grad_sample.flatten(1) for parameter in hooked.parameters()], dim=1)
+    assert torch.allclose(loop, clipped_sum(per_sample, 0.5), atol=1e-6)
+
+
+def test_untrained_and_unused_tensors_are_no_trouble(model, images):
+    image, label = images
+    trained = [parameter for parameter in model.parameters()][-2:]
+    extra = torch.ones(3, requires_grad=True)
+    losses = (torch.nn.functional.cross_entropy(model(image), label) for _ in range(1))
+    step = noisy_gradient([*trained, extra], losses, Mechanism(10.0, 0.0, 1), Stream())
+    assert len(step) == sum(parameter.numel() for parameter in trained) + 3
+    assert torch.equal(step[-3:], torch.zeros(3))
