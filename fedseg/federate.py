@@ -17,7 +17,7 @@ from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
-from fedseg.privacy.budget import TRUST, explain
+from fedseg.privacy.budget import TRUST, explain, noise_multiplier
 from fedseg.runfolder import Picture, RunFolder
 from fedseg.study import Study
 from secagg.policy import Policy
@@ -115,7 +115,7 @@ def ranked(scores: Scores) -> list[Picture]:
 
 def study_event(study: Study, parameters: int, *, secure: bool) -> dict[str, Any]:
     """Fields of the first event: what the study fixed."""
-    policy, privacy, plan = study.policy(parameters), study.privacy, explain(study)
+    policy, privacy = study.policy(parameters), study.privacy
     return {
         "name": study.study.name,
         "study_hash": study.hash().hex(),
@@ -126,11 +126,11 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> dict[str, Any
         "parameters": parameters,
         "mechanism": privacy.mechanism,
         "unit": privacy.unit,
-        "delta": plan.delta,
-        "budget": plan.budget,
+        "delta": privacy.delta if study.private else None,
+        "budget": privacy.epsilon if study.private else None,
         "sample_rate": privacy.sample_rate,
-        "clip_norm": plan.clip_norm,
-        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": privacy.clip_norm if study.private else None,
+        "noise_multiplier": noise_multiplier(study),
         "suite": policy.suite.value,
         "n": policy.clients,
         "threshold": policy.threshold,
@@ -175,7 +175,7 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict
         "mean": mean_interval(pooled),
         "sites": {
             site: {
-                "n_train": trained[site],
+                "n_train": trained.get(site),
                 "n_test": len(scores.patients[site]),
                 "mean": mean_interval(values),
                 "structures": by_structure(values),

@@ -226,7 +226,7 @@ class Study(_Section):
         for section, content in self.model_dump(mode="json", exclude_none=True).items():
             for table in content if isinstance(content, list) else [content]:
                 lines.append(f"[[{section}]]" if isinstance(content, list) else f"[{section}]")
-                lines += [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+                lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in table.items()]
                 lines.append("")
         return "\n".join(lines)
 

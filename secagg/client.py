@@ -7,7 +7,7 @@ of its table of checks.
 """
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from secagg.errors import (
     AbortedError,
@@ -39,6 +39,7 @@ from secagg.messages import (
     Header,
     IncludedSet,
     MaskedInput,
+    Receipt,
     Reports,
     Result,
     Roster,
@@ -55,7 +56,6 @@ from secagg.state import (
     MASKED_INPUT_COLLECTION,
     SHARE_KEYS,
     SHARE_REPORT,
-    UNMASKING,
     RoundContext,
     State,
     Store,
@@ -125,7 +125,9 @@ class _Own:
         """C-21: every set holds at least min_survivors. An honest server ends the round instead of showing less."""
         need = self.policy.min_survivors
         if have < need:
-            raise InconsistentViewError("C-21", f"before {step} the server shows {have} clients; the policy needs {need}")
+            raise InconsistentViewError(
+                "C-21", f"before {step} the server shows {have} clients; the policy needs {need}"
+            )
 
 
 # --- Round 0: AdvertiseKeys --------------------------------------------------------------------------------------
@@ -428,6 +430,11 @@ class Masked(State):
             AbortedError: this client is not in U3: it signs nothing more.
         """
         self._leave()
+        self._verify_included(included)
+        message = Attestation(included.attested, self.own.me).sign(self.own.signing_key)
+        return Attested(self.own, self.held, self.sharers, included, message), message
+
+    def _verify_included(self, included: IncludedSet) -> None:
         own, mine = self.own, self.mine
         if own.me not in included.by_id:
             raise AbortedError(MASKED_INPUT_COLLECTION, "this client is not in the sum; it may join the next round")
@@ -441,9 +448,6 @@ class Masked(State):
             entry.verify(own.pinned[client_id], "C-15")
         if included.by_id[own.me] != mine:
             raise InconsistentViewError("C-16", "the server shows a masked input that this client did not send")
-        message = Attestation(included.attested, own.me).sign(own.signing_key)
-        state = Attested(own, self.held, self.sharers, included, message)
-        return state, message
 
 
 # --- Round 4: Unmasking ------------------------------------------------------------------------------------------
@@ -466,13 +470,8 @@ class Attested(State):
             ProtocolError: C-17 fewer than q distinct valid attestations of the included on this client's own statement.
         """
         self._leave()
-        own, held, policy = self.own, self.held, self.own.policy
-        for client_id, entry in attestations.by_id.items():
-            if client_id not in self.included.by_id or entry.attested != self.attestation.attested:
-                raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
-            entry.verify(own.pinned[client_id], "C-17")
-        if len(attestations.by_id.keys() | {own.me}) < policy.threshold:
-            raise InconsistentViewError("C-17", f"fewer than {policy.threshold} clients attest this included set")
+        self._verify_attestations(attestations)
+        own, held = self.own, self.held
         own.store.release(own.context.training_run, own.context.round_number)
         dropped = sorted(self.sharers - self.included.by_id.keys())
         message = UnmaskingShares(
@@ -486,6 +485,20 @@ class Attested(State):
         ).sign(own.signing_key)
         held.wipe()
         return Released(own, message.round_id, message.attested), message
+
+    def _verify_attestations(self, attestations: Attestations) -> None:
+        own = self.own
+        for client_id, entry in attestations.by_id.items():
+            if client_id not in self.included.by_id or entry.attested != self.attestation.attested:
+                raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
+            entry.verify(own.pinned[client_id], "C-17")
+        if len(attestations.by_id.keys() | {own.me}) < own.policy.threshold:
+            raise InconsistentViewError("C-17", f"fewer than {own.policy.threshold} clients attest this included set")
+
+    def conclude(self, result: Result) -> bytes:
+        """The sum of a round that was unmasked without this client's shares; see `Released.conclude`."""
+        self._leave()
+        return verify_result(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
 
 
 # --- Round 5: Result ---------------------------------------------------------------------------------------------
@@ -510,20 +523,17 @@ class Released(State):
                 or sum.
         """
         self._leave()
-        own, context, receipt = self.own, self.own.context, result.receipt
-        if own.policy.server_key:
-            receipt.verify(own.policy.server_key, "C-18")
-        head = next_head(context.previous_head, self.round_id, self.attested, result.total_hash)
-        mine = (context.training_run, context.round_number, self.round_id, self.attested, result.total_hash, head)
-        told = (
-            receipt.training_run,
-            receipt.round_number,
-            receipt.round_id,
-            receipt.attested,
-            receipt.total_hash,
-            receipt.head,
-        )
-        if mine != told or receipt.previous_head != context.previous_head:
-            raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
-        own.store.finish(context.training_run, context.round_number, head, receipt.statement() + receipt.signature)
-        return head
+        return verify_result(self.own, self.round_id, self.attested, result)
+
+
+def verify_result(own: _Own, round_id: bytes, attested: bytes, result: Result) -> bytes:
+    """Checks C-18 and C-19, then appends the new head to the log and returns it."""
+    context, receipt = own.context, result.receipt
+    if own.policy.server_key:
+        receipt.verify(own.policy.server_key, "C-18")
+    head = next_head(context.previous_head, round_id, attested, result.total_hash)
+    hashes = (round_id, attested, result.total_hash, context.previous_head, head)
+    if replace(receipt, signature=b"") != Receipt(context.training_run, context.round_number, *hashes):
+        raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
+    own.store.finish(context.training_run, context.round_number, head, receipt.statement() + receipt.signature)
+    return head

@@ -392,7 +392,7 @@ class Attestations:
 
 @dataclass(frozen=True, repr=False)
 class UnmaskingShares(Signed):
-    """Round 4, up: own b_u; b shares of U3; s shares of U2 minus U3, and the pair secrets with them (post-quantum suite).
+    """Round 4, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with those.
 
     Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
     """

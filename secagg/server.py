@@ -102,13 +102,16 @@ class Collecting(State):
         """
         if sender not in self.expected or not isinstance(message, self.accepts):
             raise UnexpectedMessageError("S-01", f"{type(message).__name__} of {sender} is out of turn in {self.step}")
-        kept = self._kept(message)
-        if sender in self.received:
-            if self.received[sender] != kept:
-                raise UnexpectedMessageError("S-02", f"{sender} sent two different messages in {self.step}", [sender])
+        if self.took(sender, message):
             return
+        if sender in self.received:
+            raise UnexpectedMessageError("S-02", f"{sender} sent two different messages in {self.step}", [sender])
         self._check(sender, message)
-        self.received[sender] = kept
+        self.received[sender] = self._kept(message)
+
+    def took(self, sender: str, message: FromClient) -> bool:
+        """Whether this very message of this sender was accepted."""
+        return isinstance(message, self.accepts) and self.received.get(sender) == self._kept(message)
 
     @property
     def ready(self) -> bool:
@@ -340,9 +343,9 @@ class Unmasking(Collecting):
             raise InconsistentViewError("S-13", f"{sender} unmasks another round", [sender])
         message.verify(self.round.pinned[sender], "S-13", sender)
         advertised, roster1, slot = self.shares.roster.by_id, self.shares.roster.hash, self.round.slot
-        later = [peer for peer in self.dropped if sender < peer and advertised[peer].mask_kem_pk]
+        paired = [peer for peer in self.dropped if advertised[peer].mask_kem_pk]
         lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
-        if lists != (sorted(self.included.by_id.keys() - {sender}), self.dropped, later):
+        if lists != (sorted(self.included.by_id.keys() - {sender}), self.dropped, paired):
             raise InconsistentViewError("S-14", f"{sender} releases shares for the wrong clients", [sender])
         if self_commitment(slot, sender, message.self_seed) != self.shares.self_commitments[sender]:
             raise ShareError("S-15", f"{sender} releases a self seed that it never committed to", [sender])
@@ -353,8 +356,9 @@ class Unmasking(Collecting):
                 if share_commitment(slot, roster1, dealer, sender, kind, share) != promised:
                     raise ShareError("S-16", f"{sender} releases a share of {dealer} that does not match", [sender])
         for peer, secret in message.pair_secrets.items():
-            if pair_commitment(slot, sender, peer, secret) != self.shares.bundles[sender][peer].pair_commitment:
-                raise ShareError("S-17", f"{sender} releases a pair secret that it never committed to", [sender])
+            first, second = sorted((sender, peer))
+            if pair_commitment(slot, first, second, secret) != self.shares.bundles[first][second].pair_commitment:
+                raise ShareError("S-17", f"{sender} releases a pair secret with {peer} that does not match", [sender])
 
     def close(self) -> tuple[Vector, Mapping[str, Result]]:
         """Remove the masks that did not cancel.
@@ -436,13 +440,17 @@ class Unmasking(Collecting):
         return add, subtract
 
     def _pair_secret(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
-        """r_uv from whoever has it: derived from the dropped key, released by u, or opened from u's envelope (S-17)."""
+        """r_uv as the survivor released it (S-17), which a corrupt dealer that dropped out cannot spoil.
+
+        Where the survivor fell silent: derived from the dropped key, or opened with it from u's envelope.
+        """
+        if client_id in self.received:
+            released: bytes = self.received[client_id].pair_secrets[dropped]
+            return released
         first, second = sorted((dropped, client_id))
-        bundle, secret = self.shares.bundles[first][second], b""
+        bundle = self.shares.bundles[first][second]
         if first == dropped:
             secret = key.pair_secret(second)
-        elif first in self.received:
-            secret = self.received[first].pair_secrets[second]
         else:
             info = envelope_info("pair", self.round.slot, self.shares.roster.hash, first, second)
             try:
@@ -475,7 +483,12 @@ def smallest_cover(complaints: Iterable[tuple[str, str]], at_most: int) -> froze
 def _cover(pairs: list[tuple[str, str]], size: int) -> set[str] | None:
     if not pairs:
         return set()
-    if size == 0:
+    disjoint: set[str] = set()
+    for pair in pairs:
+        if disjoint.isdisjoint(pair):
+            disjoint.update(pair)
+    # Each disjoint pair takes a client of its own: ends the search early where many clients complain.
+    if len(disjoint) > 2 * size:
         return None
     for end in sorted(pairs[0]):
         rest = _cover([pair for pair in pairs if end not in pair], size - 1)

@@ -5,17 +5,15 @@ section "Rounds".
 """
 
 from collections.abc import Collection, Mapping
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secagg.client import Advertised, Attested, Joining, Masked, Released, Reported, Shared
 from secagg.errors import (
-    AbortedError,
     ConfigError,
     IllegalTransitionError,
-    ProtocolError,
-    SecAggError,
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
@@ -34,8 +32,22 @@ from secagg.messages import (
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
-from secagg.server import Advertising, Attesting, CollectingInputs, Reporting, Round, SharingKeys, Unmasking
-from secagg.state import RESULT, STEPS, RoundContext, Store
+from secagg.server import (
+    Advertising,
+    Attesting,
+    Collecting,
+    CollectingInputs,
+    Reporting,
+    Round,
+    SharingKeys,
+    Unmasking,
+)
+from secagg.state import RESULT, STEPS, RoundContext, State, Store
+
+_STEP_OF = {
+    collecting.accepts: collecting.step
+    for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking)
+}
 
 
 class ClientSession:
@@ -48,6 +60,14 @@ class ClientSession:
         roster: pinned identities of the cohort.
         round_context: what the attempt is about; `secagg.open_round` makes it from a signed round start.
         store: durable at-most-once marks of the data set.
+
+    Attributes:
+        step: name of the round that the latest message of this client belongs to.
+        clip_rate: fraction of the update's values outside the clip range, once it was provided.
+        head: of the finished round, 32 bytes; None until the result is verified.
+        finished: nothing more will be sent.
+
+    A session belongs to one thread.
 
     Raises:
         ConfigError: identity, roster and policy do not fit together.
@@ -67,9 +87,12 @@ class ClientSession:
         self._update: Vector | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
-        self._last: tuple[FromServer, FromClient | None] | None = None
+        self._provided = False
+        self._answered: list[tuple[FromServer, FromClient | None]] = []
+        self.step = STEPS[0]
         self.clip_rate = 0.0
         self.head: bytes | None = None
+        self.included: tuple[str, ...] = ()
         self.finished = False
 
     def start(self) -> FromClient:
@@ -80,7 +103,11 @@ class ClientSession:
         """
         if not isinstance(self._state, Joining):
             raise IllegalTransitionError("start() was already called")
-        self._state, message = self._state.advertise_keys()
+        try:
+            self._state, message = self._state.advertise_keys()
+        except BaseException:
+            self.close()
+            raise
         return message
 
     def provide(
@@ -95,19 +122,20 @@ class ClientSession:
 
         Raises:
             ConfigError: wrong shape, or a value that is not finite.
-            IllegalTransitionError: an update was already provided.
+            IllegalTransitionError: an update was already provided, or the session is over.
         """
-        if self._update is not None:
-            raise IllegalTransitionError("an update was already provided for this round")
+        if self._provided or self.finished:
+            raise IllegalTransitionError("this session is over, or has its update")
         self._update, self.clip_rate = quantize(update, self._policy, self._me, stream or Stream())
-        self._event_id = event_id
+        self._event_id, self._provided = event_id, True
 
     def pending(self) -> FromClient | None:
         """After `provide`: the reply to reports that came while training, if they did."""
         if self._waiting is None or self._update is None:
             return None
-        reports, self._waiting = self._waiting, None
-        return self._answer(reports)
+        reply = self.receive(self._waiting)
+        self._waiting = None
+        return reply
 
     def receive(self, message: FromServer) -> FromClient | None:
         """Answer a message of the server; None where there is nothing to send (yet).
@@ -117,22 +145,25 @@ class ClientSession:
             AbortedError: nobody's fault; this session is over and the client may join the next round.
             IllegalTransitionError: the session was already over.
         """
-        if self._last is not None and message == self._last[0]:
-            return self._last[1]
+        for answered, reply in self._answered:
+            if message == answered:
+                return reply
         if self.finished:
             raise IllegalTransitionError("this session is over")
-        if isinstance(message, Reports) and isinstance(self._state, Reported) and self._update is None:
-            self._waiting = self._waiting or message
+        early = isinstance(self._state, Reported) and self._update is None
+        if early and isinstance(message, Reports) and self._waiting in (None, message):
+            self._waiting = message
             return None
         return self._answer(message)
 
     def _answer(self, message: FromServer) -> FromClient | None:
         try:
             reply = self._advance(message)
-        except SecAggError:
+        except BaseException:
             self.close()
             raise
-        self._last = (message, reply)
+        self.step = RESULT if reply is None else _STEP_OF[type(reply)]
+        self._answered.append((message, reply))
         return reply
 
     def _advance(self, message: FromServer) -> FromClient | None:
@@ -142,14 +173,15 @@ class ClientSession:
                 self._state, reply = state.share_keys(message)
             case Shared() as state, ShareInbox():
                 self._state, reply = state.report(message)
-            case Reported() as state, Reports() if self._update is not None:
+            case Reported() as state, Reports() if self._update is not None and self._waiting in (None, message):
                 self._state, reply = state.mask_input(message, self._update, self._event_id)
                 self._update = None
             case Masked() as state, IncludedSet():
                 self._state, reply = state.attest(message)
+                self.included = tuple(message.by_id)
             case Attested() as state, Attestations():
                 self._state, reply = state.unmask(message)
-            case Released() as state, Result():
+            case (Attested() | Released()) as state, Result():
                 self.head = state.conclude(message)
                 self.close()
             case _:
@@ -157,9 +189,14 @@ class ClientSession:
         return reply
 
     def close(self) -> None:
-        """End the session and let go of its secrets; safe to call at any time."""
+        """End the session and wipe its secrets; safe to call at any time."""
+        if isinstance(self._state, State):
+            self._state.wipe()
         self.finished = True
         self._state = self._update = self._waiting = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ClientSession holds secrets and is never copied or pickled")
 
 
 class ServerSession:
@@ -193,9 +230,13 @@ class ServerSession:
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the server's signing key is not the policy's server_key")
+        if not set(leave_out) <= roster.keys():
+            raise ConfigError("leave_out names a client that the roster does not list")
         slot = round_context.slot(session_id(policy, roster))
         opened = Round(policy, roster, round_context, slot, signing_key)
         self._state: object = Advertising(opened, roster.keys() - set(leave_out))
+        self._closed: Collecting | None = None
+        self._replies: Mapping[str, FromServer] = {}
         self.step = STEPS[0]
         self.result: Vector | None = None
         self.head: bytes | None = None
@@ -229,13 +270,20 @@ class ServerSession:
         """Whether every expected client has been heard; the caller may also close at a deadline."""
         return not self.finished and self._collecting.ready
 
-    def receive(self, sender: str, message: FromClient) -> None:
+    def receive(self, sender: str, message: FromClient) -> FromServer | None:
         """Take a message of an authenticated sender.
+
+        Returns:
+            None, or the stored reply where this repeats what the last closed round took: the reply may have been lost.
 
         Raises:
             ProtocolError: the message was refused and has left no trace; the round goes on without it.
+            IllegalTransitionError: the session is over.
         """
+        if self._closed is not None and self._closed.took(sender, message):
+            return self._replies.get(sender)
         self._collecting.receive(sender, message)
+        return None
 
     def close_round(self) -> Mapping[str, FromServer]:
         """Close the round and return the message for each client that takes part in the next.
@@ -245,11 +293,14 @@ class ServerSession:
             ComplaintError: open another attempt that leaves one end of each complaint out.
             ProtocolError: a convicted dealer; the round is burned, and the dealer stays out for good.
         """
+        closed = self._collecting
         try:
-            return self._close()
-        except (ProtocolError, AbortedError):
+            self._replies = self._close()
+        except BaseException:
             self.finished, self._state = True, None
             raise
+        self._closed = closed
+        return self._replies
 
     def _close(self) -> Mapping[str, FromServer]:
         replies: Mapping[str, FromServer]

@@ -1,8 +1,9 @@
 """Protobuf bytes to messages and back. Any bytes give a message or `MalformedMessageError`, nothing else.
 
-The two sides are decoded by different functions, so that a client's message can never pass as the server's. Every
-message has exactly one encoding that is accepted: what decodes must encode to the same bytes, which leaves no room
-for unknown fields or second spellings. Specification: docs/spec.md, section "Messages"; schema: protos/secagg.proto.
+The two sides are decoded by different functions and share no field number, so that a client's message can never pass
+as the server's. Every message has exactly one encoding that is accepted: what decodes must encode to the same bytes,
+which leaves no room for unknown fields or second spellings. Specification: docs/spec.md, section "Messages"; schema:
+protos/secagg.proto.
 """
 
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def _decode(data: bytes, envelope: Callable[[], Any], kinds: dict[str, type]) ->
     wrapped = envelope()
     try:
         wrapped.ParseFromString(data)
+        wrapped.DiscardUnknownFields()
         canonical = wrapped.SerializeToString(deterministic=True) == data
     except (DecodeError, EncodeError):
         canonical = False

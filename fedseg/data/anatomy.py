@@ -24,14 +24,16 @@ YOUNGEST, OLDEST = 21.0, 36.0  # weeks
 BASE = np.float32(0.17)  # the middle of the head lies below the middle of the cerebrum, because of the hindbrain
 WAVES = 14  # in the pattern of folds
 CAPSULE = np.float32(0.45)  # radius on which that pattern is drawn
-BODY = (  # a lateral ventricle: centre and radius, from the frontal to the occipital horn
-    ((0.14, 0.52, 0.03), 0.055),
-    ((0.13, 0.28, 0.13), 0.105),
-    ((0.19, -0.08, 0.19), 0.105),
-    ((0.28, -0.38, 0.06), 0.140),
-    ((0.28, -0.66, -0.05), 0.070),
+FLAT = np.float32(1.35)  # a lateral ventricle is higher than wide, and leans outwards by
+LEAN = np.float32(0.2)
+BODY = (  # its middle and half height, from the frontal to the occipital horn
+    ((0.15, 0.52, 0.03), 0.065),
+    ((0.13, 0.28, 0.14), 0.110),
+    ((0.18, -0.08, 0.19), 0.115),
+    ((0.27, -0.38, 0.06), 0.165),
+    ((0.29, -0.66, -0.05), 0.080),
 )
-HORN = (((0.28, -0.38, 0.06), 0.110), ((0.41, -0.22, -0.24), 0.055), ((0.41, 0.15, -0.38), 0.035))  # the temporal one
+HORN = (((0.27, -0.38, 0.06), 0.120), ((0.42, -0.22, -0.24), 0.060), ((0.42, 0.15, -0.36), 0.040))  # the temporal one
 
 
 class Surfaces(NamedTuple):
@@ -84,27 +86,27 @@ class Anatomy:
 def draw(stream: Stream, weeks: float) -> Anatomy:
     """One individual of a gestational age (weeks, `YOUNGEST` to `OLDEST`), drawn from the stream.
 
-    Growth follows published fetal biometry: fronto-occipital length 54 to 102 mm, transverse cerebellum 20 to 42 mm,
+    Growth follows published fetal biometry: fronto-occipital length 54 to 104 mm, transverse cerebellum 20 to 42 mm,
     fluid widest near 27 weeks, ventricles that do not grow, folds that deepen fastest near 30 weeks.
     """
     normal = ndtri(stream.uniform(17 + WAVES)).clip(-2.5, 2.5)
     phase = (2 * np.pi * stream.uniform(6 + WAVES)).astype(np.float32)
     age = weeks - YOUNGEST
-    wide = np.exp(0.2 * normal[0] + 0.1 * max(0.0, normal[1]) ** 2) * (1.15 - 0.012 * age)
+    wide = np.exp(0.2 * normal[0] + 0.1 * max(0.0, normal[1]) ** 2) * (1.25 - 0.013 * age)
     return Anatomy(
         weeks=weeks,
-        half_length=float((27 + 2.2 * age - 0.04 * age**2) * (1 + 0.025 * normal[2])),
+        half_length=float((27 + 2.2 * age - 0.035 * age**2) * (1 + 0.025 * normal[2])),
         proportions=(np.array([1.02, 1.0, 1.05]) * (1 + 0.025 * normal[3:6])).astype(np.float32),
         fluid=float((1.0 + 2.4 * np.exp(-(((weeks - 27) / 6) ** 2))) * (1 + 0.15 * normal[6])),
         ventricles=(float(wide * (1 + 0.05 * normal[7])), float(wide * (1 - 0.05 * normal[7]))),
         cerebellum=float((0.86 + 0.011 * age) * (1 + 0.05 * normal[8])),
-        sylvian=float(max(0.05, 0.25 - 0.0145 * age) * (1 + 0.12 * normal[9])),
+        sylvian=float(max(0.045, 0.21 - 0.0125 * age) * (1 + 0.12 * normal[9])),
         warp=phase[:6].reshape(3, 2),
         folds=phase[6:],
         fold_asymmetry=(0.5 * normal[17:]).astype(np.float32),
         fold_depth=float(9.5 / (1 + np.exp(-(weeks - 29.5) / 2.5)) * (1 + 0.1 * normal[10])),
         turn=_rotation(np.radians(3) * normal[11:14]),
-        shift=normal[14:17].astype(np.float32),
+        shift=(0.5 * normal[14:17]).astype(np.float32),
     )
 
 
@@ -149,12 +151,12 @@ def _cerebrum(h: Array, fossa: Array, anatomy: Anatomy) -> tuple[Array, Array]:
     """The smooth outside of the two hemispheres without folds, and the same with the fissures filled."""
     vault = _ellipsoid(h, (0.0, 0.0, 0.12), (0.78, 0.97, 0.60))
     occipital = _ellipsoid(h, (0.24, -0.55, -0.15), (0.36, 0.42, 0.36))
-    temporal = _capsule(h, (0.39, 0.26, -0.37), (0.43, -0.28, -0.28), 0.18, 0.24)
+    temporal = _capsule(h, (0.41, 0.26, -0.34), (0.43, -0.28, -0.28), 0.20, 0.25)
     rectus = _ellipsoid(h, (0.14, 0.55, -0.17), (0.19, 0.36, 0.20))
     upper = _union(_union(vault, occipital, 0.12), rectus, 0.1)
     cistern = _ellipsoid(h, (0.0, 0.02, -0.66), (0.24, 0.42, 0.36))
     slanted = np.stack([h[0], h[1], h[2] + 0.25 * (h[1] - 0.1)])
-    fissure = _ellipsoid(slanted, (0.90, 0.16, -0.14), (0.44, 0.44, anatomy.sylvian))
+    fissure = _ellipsoid(slanted, (0.92, 0.16, -0.10), (0.43, 0.44, anatomy.sylvian))
     brain = _without(_without(_union(upper, temporal, 0.05), fossa, 0.06), cistern, 0.08)
     return _without(brain, fissure, 0.06), _union(upper, temporal, 0.15)
 
@@ -167,7 +169,7 @@ def _hindbrain(h: Array, anatomy: Anatomy) -> tuple[Array, Array, Array]:
     cerebellum = _union(lobe, vermis, 0.06)
     midbrain = _capsule(h, (0.08, 0.02, -0.27), (0.05, -0.08, -0.40), 0.13, 0.12)
     pons = _ellipsoid(h, (0.0, -0.06, -0.52), (0.17, 0.14, 0.15))
-    medulla = _capsule(h, (0.0, -0.14, -0.58), (0.0, -0.26, -0.98), 0.085, 0.06)
+    medulla = _capsule(h, (0.0, -0.14, -0.58), (0.0, -0.26, -0.98), 0.095, 0.07)
     brainstem = _union(_union(midbrain, pons, 0.05), medulla, 0.05)
     fossa = _union(cerebellum + 0.05, _ellipsoid(h, (0.0, -0.36, -0.57), (0.42, 0.36, 0.27)), 0.05)
     return cerebellum, brainstem, fossa
@@ -175,8 +177,8 @@ def _hindbrain(h: Array, anatomy: Anatomy) -> tuple[Array, Array, Array]:
 
 def _deep_grey(h: Array) -> Array:
     """Thalamus, lentiform nucleus and head of the caudate as one."""
-    thalamus = _ellipsoid(h, (0.15, -0.02, -0.10), (0.155, 0.22, 0.17))
-    lentiform = _ellipsoid(h, (0.29, 0.16, -0.10), (0.135, 0.24, 0.17))
+    thalamus = _ellipsoid(h, (0.155, -0.02, -0.10), (0.16, 0.225, 0.175))
+    lentiform = _ellipsoid(h, (0.30, 0.16, -0.10), (0.14, 0.245, 0.175))
     caudate = _ellipsoid(h, (0.19, 0.32, 0.00), (0.10, 0.17, 0.14))
     return _union(_union(thalamus, lentiform, 0.1), caudate, 0.08)
 
@@ -185,8 +187,12 @@ def _ventricles(h: Array, side: Array, deep_grey: Array, anatomy: Anatomy) -> Ar
     """Lateral ventricles with their horns, indented by the deep grey matter; cavum, third and fourth ventricle."""
     left, right = anatomy.ventricles
     wide = np.where(side < 0, left, right).astype(np.float32)
-    tubes = [_capsule(h, a, b, ra * wide, rb * wide) for (a, ra), (b, rb) in (*pairwise(BODY), *pairwise(HORN))]
-    lateral = reduce(lambda one, other: _union(one, other, 0.04), tubes)
+    flat = np.stack([FLAT * (h[0] - LEAN * h[2]), h[1], h[2]])
+    tubes = [
+        _capsule(flat, _flattened(a), _flattened(b), ra * wide, rb * wide)
+        for (a, ra), (b, rb) in (*pairwise(BODY), *pairwise(HORN))
+    ]
+    lateral = reduce(lambda one, other: _union(one, other, 0.04), tubes) / FLAT
     septum = np.float32(0.02)
     lateral = np.minimum(_without(lateral, deep_grey, 0.02), h[0] - septum)
     early = 1 - 0.02 * (anatomy.weeks - YOUNGEST)
@@ -197,10 +203,15 @@ def _ventricles(h: Array, side: Array, deep_grey: Array, anatomy: Anatomy) -> Ar
     return together
 
 
+def _flattened(point: Point) -> Point:
+    x, y, z = point
+    return float(FLAT * (x - LEAN * z)), y, z
+
+
 def _folded(h: Array, side: Array, envelope: Array, anatomy: Anatomy) -> tuple[Array, Array]:
     """Distance below the folded surface of the brain, and the same counting only surface that carries cortex."""
     mm = anatomy.half_length
-    medial = h[0] - np.float32((0.5 + 0.25 * anatomy.fluid) / mm)
+    medial = h[0] - np.float32((0.35 + 0.15 * anatomy.fluid) / mm)
     core = _ellipsoid(h, (0.0, 0.05, -0.08), (0.5, 0.46, 0.35))  # joins the hemispheres; corpus callosum on top
     surface = np.minimum(envelope, np.maximum(medial, core))
     cortical = np.minimum(envelope, np.maximum(medial, core + np.float32(3.5 / mm)))
@@ -223,7 +234,7 @@ def _sulci(h: Array, side: Array, depth: Array, anatomy: Anatomy) -> Array:
     ray /= radius
     foot = CAPSULE * ray
     foot[1] += along
-    waves = _directions(WAVES) * np.linspace(7.0, 15.0, WAVES, dtype=np.float32)[:, None]
+    waves = _directions(WAVES) * np.linspace(8.0, 17.0, WAVES, dtype=np.float32)[:, None]
     angle = waves @ foot + anatomy.folds[:, None] + anatomy.fold_asymmetry[:, None] * side
     slope = waves.T @ np.cos(angle)
     steepness = np.einsum("ij,ij->j", slope, slope) - np.einsum("ij,ij->j", slope, ray) ** 2

@@ -219,7 +219,7 @@ def rician(signal: Array, sigma: float, stream: Stream) -> Array:
 
 def _axes(profile: Profile, anatomy: Anatomy, size: int, offset: float | None) -> list[Array]:
     """Voxel positions, mm: a volume, or axial slices, moved by up to half their distance (offset 0 to 1)."""
-    field = (2 * anatomy.half_length + 3) * float(anatomy.proportions.max()) + 2 * anatomy.fluid
+    field = (2.08 * anatomy.half_length + 3) * float(anatomy.proportions.max()) + 2 * anatomy.fluid
     voxel = max(profile.voxel_mm, field / size)
     plane = ((np.arange(size) - (size - 1) / 2) * voxel).astype(np.float32)
     if offset is None:
@@ -254,8 +254,9 @@ def _white_matter(found: Surfaces, weeks: float) -> Array:
     subplate = np.exp(-(((found.white_matter - np.float32(1.5)) / 2) ** 2))
     intermediate = np.exp(-(((found.white_matter - np.float32(6.5)) / np.float32(2.5)) ** 2))
     germinal = np.exp(-((found.ventricles / np.float32(1.6)) ** 2))
-    layers: Array = 1 + np.float32(0.1) * young * (subplate - intermediate)
-    return layers * (1 - np.float32(0.16) * (np.float32(0.3) + np.float32(0.7) * young) * germinal)
+    fading = np.float32(0.16) * (np.float32(0.3) + np.float32(0.7) * young)
+    layers: Array = (1 + np.float32(0.1) * young * (subplate - intermediate)) * (1 - fading * germinal)
+    return layers
 
 
 def _receive_field(profile: Profile, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> Array:

@@ -29,6 +29,9 @@ from fedseg.ledger import Event
 LARGEST_NOISE_MULTIPLIER = 1000.0
 """More noise than this leaves nothing of any gradient, so the budget counts as out of reach."""
 
+SMALLEST_NOISE_MULTIPLIER = 0.3
+"""Less noise would show a drawn patient plainly, whatever a generous delta or a tiny sample_rate allows on paper."""
+
 AGREEMENT = 0.01
 """Largest relative difference between the two accountants."""
 
@@ -88,6 +91,8 @@ def cross_check(spent: Release | Iterable[Event | Release], delta: float) -> tup
 def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps: int) -> float:
     """Smallest noise multiplier, rounded up to four decimals, that keeps `steps` steps within (budget, delta).
 
+    Never less than `SMALLEST_NOISE_MULTIPLIER`.
+
     Raises:
         ConfigError: no noise up to `LARGEST_NOISE_MULTIPLIER` meets the budget; says what would.
     """
@@ -101,7 +106,7 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
     # Enough for steps that draw everybody is enough for steps that draw some.
     enough = get_sigma_gaussian(budget, delta) * math.sqrt(steps)
     sigma = enough if sample_rate == 1 else _search(budget, delta, sample_rate, steps, enough)
-    return math.ceil(sigma * 1e4 + 1e-6) / 1e4
+    return math.ceil(max(sigma, SMALLEST_NOISE_MULTIPLIER) * 1e4 - 1e-9) / 1e4
 
 
 def gaussian_dp(spent: Release | Iterable[Event | Release], delta: float) -> float:
@@ -180,6 +185,8 @@ def _prv_epsilon(composition: Composition, delta: float) -> float:
 def _search(budget: float, delta: float, sample_rate: float, steps: int, enough: float) -> float:
     low = enough
     while _pld_epsilon((Release(low, sample_rate, steps),), delta) <= budget:
+        if low <= SMALLEST_NOISE_MULTIPLIER:
+            return low
         low /= 2
     return float(
         calibrate_dp_mechanism(

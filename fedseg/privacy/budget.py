@@ -143,6 +143,16 @@ def charge(ledger: Ledger, study: Study, site: str, round_number: int) -> str:
     return ledger.append(event)
 
 
+def charge_metrics(ledger: Ledger, study: Study, site: str, round_number: int) -> str:
+    """Enter a release of validation metrics, which epsilon does not cover, and return its event id.
+
+    Raises:
+        LedgerError: the ledger is damaged or cannot be written.
+    """
+    plan = round_event(study, site, round_number)
+    return ledger.append(plan.model_copy(update={"mechanism": "metrics", "covered": False, "steps": 0}))
+
+
 def spent(ledger: Ledger, study: Study) -> float:
     """Epsilon that a site's patients have spent so far, recomputed from the ledger; infinite after unprotected rounds.
 

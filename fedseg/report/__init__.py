@@ -60,6 +60,7 @@ def _render(run: Run) -> str:
     )
     environment.filters.update(size=_size, duration=_duration, number=_number)
     zoomed = _zoomed_round(run)
+    ends = of_kind(run, RoundEnded)
     return environment.get_template("template.html").render(
         run=run,
         study=run.study,
@@ -86,7 +87,7 @@ def _render(run: Run) -> str:
         tints=figures.TINTS,
         wrong=figures.WRONG,
         costs=list(_costs(run)),
-        final_head=max(of_kind(run, RoundEnded), key=lambda end: end.round).head if run.metrics.history else "",
+        final_head=ends[-1].head if ends else "",
         versions=run.metrics.versions or _versions(),
     )
 

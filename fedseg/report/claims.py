@@ -78,13 +78,10 @@ def summary(run: Run) -> str:
     if study.secure:
         parts.append(f"the coordinator could open only sums of at least {_count(study.min_survivors, 'update')}")
     if drops:
-        came = "one site dropped out of a round, and it" if drops == 1 else f"sites dropped out {drops} times, and it"
-        parts.append(f"{came} {'still completed' if not protocol.burned else 'cost ' + _burned(protocol.burned)}")
+        came = "one site dropped out of a round" if drops == 1 else f"sites dropped out {drops} times"
+        burned = protocol.burned
+        parts.append(f"{came}, and {_count(burned, 'round') + ' burned' if burned else 'every round completed'}")
     return "; ".join(parts) + "."
-
-
-def _burned(rounds: int) -> str:
-    return _count(rounds, "burned round")
 
 
 def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:

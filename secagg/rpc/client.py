@@ -262,7 +262,7 @@ class MailboxClient:
             if asyncio.get_running_loop().time() - self._last_contact > self._patience:
                 raise AbortedError(
                     _ROUND,
-                    f"{self._where} has not answered for {self._patience:.0f} s ({reason}); "
+                    f"{self._where} has not answered for {self._patience:g} s ({reason}); "
                     "check that it runs, the address and the firewall, then start this site again",
                 )
             await asyncio.sleep(next(pauses))

@@ -223,25 +223,29 @@ class MailboxServer:
         await self._room(peer, context)
         try:
             async with asyncio.timeout(frames.transfer_seconds(self._limit)):
-                await self._take(peer, stream)
+                taken = await self._take(peer, stream)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message took too long")
+        if not taken:
+            await context.abort(grpc.StatusCode.CANCELLED, "a newer call took over")
         return Position(sequence=peer.arrived)
 
-    async def _take(self, peer: _Peer, stream: AsyncIterator[Frame]) -> None:
-        """Read one message and deliver it, unless it was delivered before or a newer call takes over."""
+    async def _take(self, peer: _Peer, stream: AsyncIterator[Frame]) -> bool:
+        """Read one message and deliver it, unless it was delivered before; False if a newer call took over."""
         mine = peer.upload = object()
         assembler = Assembler(self._limit)
         async for frame in stream:
             peer.up += frame.ByteSize()
-            if peer.upload is not mine or frame.sequence <= peer.arrived:
-                return
+            if peer.upload is not mine:
+                return False
+            if 0 < frame.sequence <= peer.arrived:
+                return True
             message = assembler.add(frame)
             if message is not None:
                 self._accept(peer, message)
-                return
+                return True
         raise ValueError("the stream ended inside a message")
 
     def _accept(self, peer: _Peer, message: Message) -> None:
@@ -317,7 +321,7 @@ class MailboxServer:
         return peer
 
     async def _room(self, peer: _Peer, context: Context) -> None:
-        if peer.backlog > self._limit:
+        if peer.backlog > self._limit + frames.CHUNK_BYTES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "earlier messages are not read yet")
 
     def _deliver(self, peer: _Peer, kind: str, payload: bytes = b"") -> None:

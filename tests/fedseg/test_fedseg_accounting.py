@@ -125,6 +125,11 @@ def test_a_budget_out_of_reach_says_what_to_change(budget, rate, steps):
         noise_multiplier_for(budget, 1e-3, rate, steps)
 
 
+@pytest.mark.parametrize(("budget", "rate", "steps"), [(0.01, 1e-9, 2), (1000.0, 1.0, 1)])
+def test_rare_draws_and_huge_budgets_do_not_switch_the_noise_off(budget, rate, steps):
+    assert noise_multiplier_for(budget, 1e-3, rate, steps) == accounting.SMALLEST_NOISE_MULTIPLIER
+
+
 def test_mu_is_never_below_the_privacy_curve_of_sampled_steps():
     release = Release(1.2, 0.2, 60)
     mu = gaussian_dp(release, 1e-3)
@@ -148,7 +153,7 @@ def test_charge_stops_before_the_round_that_would_pass_the_budget(study, tmp_pat
     ids = [charge(ledger, study, "a", number) for number in (1, 2, 4)]  # 3 burned before it was charged here
     assert len(set(ids)) == 3
     before = ledger.path.read_bytes()
-    with pytest.raises(BudgetExceededError, match="site a: round 5 .* above the budget of 2"):
+    with pytest.raises(BudgetExceededError, match=r"site a: round 5 .* above the budget of 2"):
         charge(ledger, study, "a", 5)
     assert ledger.path.read_bytes() == before
     assert charge(ledger, study, "a", 4) == ids[2]  # another attempt of a charged round costs nothing

@@ -125,7 +125,8 @@ def test_noise_of_the_step_is_clip_times_multiplier_over_the_denominator():
 
 def test_the_number_of_patients_changes_neither_noise_nor_divisor():
     weights = torch.zeros(1000, requires_grad=True)
-    noise_only = noisy_gradient([weights], [], Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise"))
+    mechanism = Mechanism(1.0, 2.0, 16)
+    noise_only = noisy_gradient([weights], [], mechanism, Stream.seeded(5, "noise"))
     for patients in (39, 40):
         losses = ((weights * 0).sum() for _ in range(patients))
         assert torch.equal(
@@ -147,6 +148,7 @@ def clipped_sum(per_patient, clip_norm):
     return (per_patient * (clip_norm / lengths).clamp(max=1)).sum(dim=0)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 def test_the_loop_agrees_with_opacus_and_vmap(model, images):
     image, label = images
     parameters = list(model.parameters())
@@ -175,7 +177,7 @@ def test_the_loop_agrees_with_opacus_and_vmap(model, images):
 
 def test_untrained_and_unused_tensors_are_no_trouble(model, images):
     image, label = images
-    trained = [parameter for parameter in model.parameters()][-2:]
+    trained = list(model.parameters())[-2:]
     extra = torch.ones(3, requires_grad=True)
     losses = (torch.nn.functional.cross_entropy(model(image), label) for _ in range(1))
     step = noisy_gradient([*trained, extra], losses, Mechanism(10.0, 0.0, 1), Stream())

@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_ledger_as_it_was(ledger, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(LedgerError, match="No space left on device.*nothing was trained"):
+    with pytest.raises(LedgerError, match=r"No space left on device.*nothing was trained"):
         ledger.append(event(4))
     assert ledger.path.read_bytes() == before
 

@@ -164,7 +164,7 @@ class TestMlKem:
             if test["result"] == "valid":
                 assert MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(ciphertext) == shared
             else:
-                with pytest.raises(ValueError, match="long|length"):
+                with pytest.raises(ValueError, match="ML-KEM-768"):
                     MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(ciphertext)
 
 
@@ -303,6 +303,14 @@ class TestMaskKey:
 
 
 class TestCheckPublic:
+    PLACES = (
+        (XWING, "channel_pk"),
+        (XWING, "mask_dh_pk"),
+        (XWING, "mask_kem_pk"),
+        (X25519, "channel_pk"),
+        (X25519, "mask_dh_pk"),
+    )
+
     @staticmethod
     def honest(suite):
         mask = MaskKey(suite)
@@ -321,8 +329,7 @@ class TestCheckPublic:
         if honest[name]:
             assert not check_public(suite, **honest | {name: b""})
 
-    @both_suites
-    @pytest.mark.parametrize("name", ["channel_pk", "mask_dh_pk", "mask_kem_pk"])
+    @pytest.mark.parametrize(("suite", "name"), PLACES)
     @pytest.mark.parametrize(
         "point",
         [0, 1, PRIME - 1, PRIME, PRIME + 1, PRIME + 9, 2**255 - 1, 2**255 + 9],
@@ -330,8 +337,6 @@ class TestCheckPublic:
     )
     def test_bad_points_in_every_place(self, suite, name, point):
         honest = self.honest(suite)
-        if not honest[name]:
-            pytest.skip("no such key in this suite")
         forged = honest[name][:-32] + point.to_bytes(32, "little")
         assert not check_public(suite, **honest | {name: forged})
 
@@ -376,7 +381,7 @@ class TestSecretsKeepQuiet:
 
     def test_errors_hold_no_secret(self, suite):
         key = MaskKey(suite)
-        with pytest.raises(ValueError, match="sealed|open") as caught:
+        with pytest.raises(ValueError, match=r"sealed|open") as caught:
             key.open_pair(b"info", b"x" * envelope_length(suite, 32))
         assert key.seed.hex() not in repr(caught.value)
         assert caught.value.__cause__ is None

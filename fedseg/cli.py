@@ -1,0 +1,357 @@
+"""The `fedseg` command. Every mistake of a person ends in one sentence and exit code 1, never in a traceback.
+
+Heavy libraries are loaded by the commands that need them, so that `--help` answers at once.
+"""
+
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedseg.errors import ConfigError, FedSegError
+from secagg.errors import SecAggError
+
+if TYPE_CHECKING:
+    from fedseg.study import Study
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Federated training of medical image segmentation, differentially private, through secure aggregation.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at a site's images before a study begins.")
+ledger_app = typer.Typer(no_args_is_help=True, help="What a site's patients have paid.")
+app.add_typer(data_app, name="data")
+app.add_typer(ledger_app, name="ledger")
+out = Console(highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)]
+DataFolder = Annotated[
+    Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
+]
+Runs = Annotated[Path, typer.Option("--out", help="Where the run folder goes.")]
+
+
+def main() -> None:
+    """Run the command and turn every error that is meant for a person into one sentence."""
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        app()
+    except (FedSegError, SecAggError) as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]fedseg:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Our own warnings are for people; those of libraries are not."""
+    if category is UserWarning and str(message).startswith("["):
+        Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    study: StudyFile,
+    data: DataFolder = None,
+    runs: Runs = Path("runs"),
+    plain: Annotated[bool, typer.Option("--plain", help="A plain sum in place of secure aggregation.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Reproducible run; no privacy claim.", show_default=False)] = None,
+    mechanism: Annotated[
+        str | None, typer.Option(help="'local' or 'none' in place of the study's.", show_default=False)
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Budget in place of the study's.", show_default=False)] = None,
+    start: Annotated[
+        str | None, typer.Option(help="'scratch', 'phantom' or a .safetensors file.", show_default=False)
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="In place of the study's.", show_default=False)] = None,
+    alone: Annotated[str, typer.Option(help="Train on this site's data only: what it gets without the others.")] = "",
+    workers: Annotated[int | None, typer.Option(help="Sites that train at once.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
+) -> None:
+    """Train a study with all its sites in this process, through the same protocol code as the executables."""
+    from fedseg.data import load_cohort
+    from fedseg.runfolder import RunFolder
+    from fedseg.screen import Screen
+    from fedseg.simulate import Options
+    from fedseg.simulate import simulate as train
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    changes: dict[str, dict[str, Any]] = {
+        "study": {"seed": seed, "rounds": rounds},
+        "privacy": {"mechanism": mechanism, "epsilon": epsilon},
+        "model": {"start": start},
+        "run": {"workers": workers},
+    }
+    given = {section: {k: v for k, v in fields.items() if v is not None} for section, fields in changes.items()}
+    loaded = loaded.replace(**given)
+    cohort = load_cohort(data, loaded)
+    with Screen(out) as screen:
+        if resume:
+            folder = RunFolder.reopen(_interrupted(runs, loaded), screen)
+        else:
+            folder = RunFolder.create(runs, loaded, screen)
+        options = Options(plain=plain, alone=alone, command=_command())
+        try:
+            run = train(folder, cohort, options)
+        except KeyboardInterrupt:
+            raise ConfigError(f"interrupted; {folder.path} keeps the whole rounds, go on with --resume") from None
+    _conclude(run)
+
+
+def _command() -> str:
+    return shlex.join(["fedseg", *sys.argv[1:]])
+
+
+def _interrupted(runs: Path, study: "Study") -> Path:
+    from fedseg.runfolder import PARTIAL
+    from fedseg.study import load_study
+
+    for path in sorted(runs.glob(f"{study.study.name}-*{PARTIAL}"), reverse=True):
+        if (path / "state.json").is_file() and load_study(path / "study.toml").hash() == study.hash():
+            return path
+    raise ConfigError(f"{runs}: holds no interrupted run of this very study; run it without --resume")
+
+
+def _conclude(run: Path) -> None:
+    """Write the report and show the figures of a complete run."""
+    import json
+
+    from fedseg.report import write_report
+
+    report = write_report(run)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    show_metrics(metrics)
+    out.print(f"model {run / 'model.safetensors'}\nreport {report}", soft_wrap=True)
+
+
+def show_metrics(metrics: dict[str, Any]) -> None:
+    """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
+
+    def cell(found: dict[str, Any] | None) -> str:
+        return (
+            "n/a" if found is None else f"{found['mean']:.2f} ({found['low']:.2f}-{found['high']:.2f}, n={found['n']})"
+        )
+
+    dice = metrics["dice"]
+    table = Table(title="Dice on held-out patients: mean (95 % bootstrap interval, n patients)")
+    table.add_column("")
+    for heading in ("all sites", *dice["sites"]):
+        table.add_column(heading)
+    for name, overall in dice["overall"].items():
+        table.add_row(name, cell(overall), *(cell(site["structures"][name]) for site in dice["sites"].values()))
+    table.add_section()
+    table.add_row("mean", cell(dice["mean"]), *(cell(site["mean"]) for site in dice["sites"].values()))
+    out.print(table)
+    for name, found in metrics["baselines"].items():
+        out.print(f"{name} model: mean Dice {cell(found)}")
+    out.print(privacy_sentence(metrics), soft_wrap=True)
+    protocol = metrics["protocol"]
+    steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in protocol["seconds"].items())
+    out.print(
+        f"{protocol['rounds_completed']} rounds in {metrics['seconds']:.0f} s; protocol bytes: "
+        f"{protocol['bytes_up'] / 1e6:.1f} MB up, {protocol['bytes_down'] / 1e6:.1f} MB down; "
+        f"seconds by step: {steps or 'none'}",
+        soft_wrap=True,
+    )
+
+
+def privacy_sentence(metrics: dict[str, Any]) -> str:
+    """The claim with unit, delta and trust model; or that there is none."""
+    privacy = metrics["privacy"]
+    if privacy is None:
+        return "[bold]no differential privacy[/]: mechanism = 'none'"
+    claim = (
+        f"epsilon {privacy['epsilon']:.2f} per {privacy['unit']} at delta {privacy['delta']:g} "
+        f"({privacy['neighbouring']}); {privacy['trust']}"
+    )
+    if metrics["seeded_no_privacy_claim"]:
+        return f"[bold]seeded: no privacy claim[/]; unseeded it would be {claim}"
+    return f"[bold]{claim}[/]; {privacy['sentence']}"
+
+
+@app.command()
+def coordinator(
+    study: StudyFile,
+    credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    runs: Runs = Path("runs"),
+    patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
+    rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
+    training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+) -> None:
+    """Run a study over the network: open rounds, relay the protocol, average; sites connect with `fedseg site`."""
+    from fedseg.coordinator import Options, coordinate
+    from fedseg.runfolder import RunFolder
+    from fedseg.screen import Screen
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    options = Options(
+        host, port, credentials, patience, rejoin_seconds, training_seconds=training_seconds, command=_command()
+    )
+    with Screen(out) as screen:
+        run = coordinate(RunFolder.create(runs, loaded, screen), options)
+    _conclude(run)
+
+
+@app.command()
+def site(
+    study: StudyFile,
+    name: Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)],
+    address: Annotated[str, typer.Option("--coordinator", help="HOST:PORT of the coordinator.")],
+    credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
+    data: Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Durable marks and ledger; default runs/SITE-state.", show_default=False)
+    ] = None,
+    runs: Runs = Path("runs"),
+    patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
+    accept_exposure: Annotated[
+        bool, typer.Option("--accept-exposure", help="Without DP: go on after an opened round was called burned.")
+    ] = False,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Keep own quantised updates there, for an audit of the sums.", show_default=False),
+    ] = None,
+) -> None:
+    """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
+    from fedseg.data import load_site
+    from fedseg.runfolder import RunFolder
+    from fedseg.screen import Screen
+    from fedseg.site import Options, take_part
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    found = load_site(data, name, loaded)
+    kept = state or runs / f"{name}-state"
+    options = Options(name, address, credentials, kept, patience, accept_exposure, audit, _command())
+    with Screen(out) as screen:
+        run = take_part(RunFolder.create(runs, loaded, screen), found, options)
+    _conclude(run)
+
+
+@app.command()
+def demo(
+    runs: Annotated[Path, typer.Option("--out", help="Where the demo's folders go.")] = Path(".demo"),
+    study: Annotated[Path | None, typer.Option(help="Another phantom study.", show_default=False)] = None,
+) -> None:
+    """One coordinator and five sites as real processes on this machine; one site is killed in the middle of a round."""
+    from fedseg.demo import Demo
+    from fedseg.screen import Screen
+    from fedseg.study import load_study
+
+    loaded = load_study(study or Path(__file__).parent / "demo.toml")
+    with Screen(out) as screen:
+        run = Demo(runs, loaded, screen).run()
+    _conclude(run)
+
+
+@app.command()
+def epsilon(
+    study: StudyFile,
+    data: DataFolder = None,
+) -> None:
+    """Explain what a study promises to each patient, before any training."""
+    from fedseg.data import load_cohort
+    from fedseg.privacy.budget import explain
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
+    plan = explain(loaded, cohort)
+    if not loaded.private:
+        out.print(f"[bold]{plan.sentence}[/]")
+        return
+    out.print(
+        f"[bold]epsilon {plan.epsilon:.3f}[/] of {plan.budget:g} per {plan.unit} at delta {plan.delta:g} after "
+        f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
+        soft_wrap=True,
+    )
+    out.print(f"who is trusted: {plan.trust}", soft_wrap=True)
+    out.print(
+        f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
+        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
+        f"second accountant (PRV): {plan.epsilon_prv:.3f}",
+        soft_wrap=True,
+    )
+    out.print(f"mu-GDP {plan.mu:.3f}: {plan.sentence}", soft_wrap=True)
+    table = Table(title="epsilon after each round")
+    shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
+    for number in shown:
+        table.add_column(str(number))
+    table.add_row(*(f"{plan.curve[number - 1]:.2f}" for number in shown))
+    out.print(table)
+    if cohort:
+        for site in plan.sites:
+            out.print(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
+    for note in plan.notes:
+        out.print(f"note: {note}", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="NIfTI image.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Label map to write (.nii.gz).", show_default=False)],
+    study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
+) -> None:
+    """Segment one NIfTI image: a label map on the image's own grid, and an overlay PNG beside it."""
+    from fedseg.infer import predict_file
+    from fedseg.models import load_model, study_of
+    from fedseg.study import load_study
+
+    loaded = load_study(study) if study else study_of(model)
+    overlay = predict_file(load_model(model, loaded), image, output, loaded)
+    out.print(f"labels {output}\noverlay {overlay}", soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", show_default=False)]) -> None:
+    """Write a run's report again: one HTML file that works offline."""
+    from fedseg.report import write_report
+
+    out.print(f"report {write_report(run)}", soft_wrap=True)
+
+
+@data_app.command("check")
+def data_check(study: StudyFile, data: DataFolder = None) -> None:
+    """Check every image and label map that a study would train on; exit code 1 where training would stop."""
+    from fedseg.data import check_site
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    failed = False
+    for site in loaded.site_ids:
+        for finding in check_site(data / site if data else None, site, loaded):
+            colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
+            out.print(f"[{colour}]{finding.severity}[/] {finding.where}: {finding.message}", soft_wrap=True)
+            failed |= finding.severity == "error"
+    if failed:
+        raise typer.Exit(1)
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    ledger: Annotated[Path, typer.Argument(help="A site's ledger (.jsonl).", show_default=False)],
+    delta: Annotated[float, typer.Option(help="Delta at which epsilon is recomputed.", show_default=False)],
+) -> None:
+    """Verify a ledger's chain and recompute epsilon from its events with two accountants."""
+    from fedseg.ledger import verify
+    from fedseg.privacy.accounting import cross_check
+
+    if not ledger.is_file():
+        raise ConfigError(f"{ledger}: no such ledger")
+    events = list(verify(ledger).values())
+    pld, prv = cross_check(events, delta)
+    out.print(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
+
+
+if __name__ == "__main__":
+    main()

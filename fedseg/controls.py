@@ -1,0 +1,94 @@
+"""What a coordinator and a site tell each other around the protocol's own messages.
+
+A round is opened with the signed round start and the model; a site tells how far its training is, and, where the study
+says so, its validation Dice. Everything that came over the wire is validated; nothing is unpickled.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedseg.errors import RoundFailedError
+from secagg import MalformedMessageError, wire
+from secagg.messages import RoundStart
+
+READY = "ready"
+ROUND = "round"
+PROTOCOL = "secagg"
+PROGRESS = "progress"
+METRICS = "metrics"
+LEAVING = "leaving"
+FAILED = "failed"
+FINISHED = "finished"
+
+_LENGTH_BYTES = 4
+
+
+class _Control(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def packed(self) -> bytes:
+        """As JSON."""
+        return self.model_dump_json().encode()
+
+
+class Progress(_Control):
+    """Site to coordinator: local step `step` of `steps` is done, and what the site's patients have spent."""
+
+    round: int = Field(ge=1)
+    step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    epsilon: float | None = Field(ge=0)
+
+
+class Metrics(_Control):
+    """Site to coordinator, only with `share_metrics`: Dice of each held-out patient, in no order that names anybody."""
+
+    round: int = Field(ge=0, description="completed rounds of the model that was evaluated")
+    rows: list[list[float | None]]
+
+
+class Said(_Control):
+    """Why a site leaves or failed, or why the coordinator is done: one sentence."""
+
+    reason: str = Field(max_length=2000)
+
+
+C = TypeVar("C", bound=_Control)
+
+
+def unpacked(kind: type[C], payload: bytes, sender: str) -> C:
+    """A control message.
+
+    Raises:
+        RoundFailedError: not what `kind` says, with who sent it.
+    """
+    try:
+        return kind.model_validate_json(payload)
+    except ValidationError as error:
+        raise RoundFailedError(f"{sender} sent a malformed {kind.__name__} message; it was ignored") from error
+
+
+def pack_round(start: RoundStart, model: NDArray[np.float32]) -> bytes:
+    """The signed round start and the model, flat little-endian float32."""
+    announced = wire.encode(start)
+    return len(announced).to_bytes(_LENGTH_BYTES, "big") + announced + model.astype("<f4").tobytes()
+
+
+def unpack_round(payload: bytes) -> tuple[RoundStart, NDArray[np.float32]]:
+    """What `pack_round` packed; the model is not yet held against the hash in the round start.
+
+    Raises:
+        RoundFailedError: malformed.
+    """
+    end = _LENGTH_BYTES + int.from_bytes(payload[:_LENGTH_BYTES], "big")
+    try:
+        start = wire.decode_from_server(payload[_LENGTH_BYTES:end])
+        model = np.frombuffer(payload[end:], dtype="<f4").astype(np.float32)
+    except (MalformedMessageError, ValueError) as error:
+        raise RoundFailedError("the coordinator opened a round with a malformed message") from error
+    if not isinstance(start, RoundStart):
+        raise RoundFailedError("the coordinator opened a round with another message of the protocol")
+    return start, model

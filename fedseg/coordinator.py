@@ -1,0 +1,376 @@
+"""The coordinator: opens rounds, relays the protocol, averages, and never sees an update, only their sum.
+
+It holds no secret of any site and no image. A site that goes silent costs the round some seconds, not its result:
+the round closes without it, and it may join the next one.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg import controls
+from fedseg.aggregate import Outcome, Rounds
+from fedseg.controls import Metrics, Progress, Said, unpacked
+from fedseg.credentials import coordinator_tls, load_federation, signing_key
+from fedseg.errors import RoundFailedError
+from fedseg.federate import (
+    Scores,
+    dice_table,
+    evaluate,
+    fed_avg,
+    mean_interval,
+    metrics_of,
+    overall_mean,
+    ranked,
+    structure_means,
+    study_event,
+)
+from fedseg.models import build_model
+from fedseg.runfolder import RunFolder
+from fedseg.start import public_cases, starting_model
+from fedseg.update import assign, flatten, model_hash
+from secagg import AbortedError, MalformedMessageError, ProtocolError, ServerSession, dequantize, wire
+from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
+from secagg.rpc.server import MailboxServer
+from secagg.rpc.tls import COORDINATOR
+from secagg.state import MASKED_INPUT_COLLECTION
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a coordinator runs; none of it changes what the study means.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one.
+        credentials: folder of `fedseg.credentials`.
+        patience: seconds to wait for sites at the start, and later where too few are there for a sum.
+        rejoin_seconds: seconds that a later round waits for a site that is missing.
+        step_seconds: deadline of a protocol step, training excepted.
+        training_seconds: deadline of the step that waits for training.
+        grace: seconds after a site's connection broke until a step closes without it.
+        command: how it was started, for the record.
+    """
+
+    host: str
+    port: int
+    credentials: Path
+    patience: float = 60.0
+    rejoin_seconds: float = 15.0
+    step_seconds: float = 60.0
+    training_seconds: float = 3600.0
+    grace: float = 3.0
+    command: str = ""
+
+
+class Coordinator:
+    """One run of one study.
+
+    Raises:
+        ConfigError: credentials, port or study are wrong; nothing was sent.
+    """
+
+    def __init__(self, folder: RunFolder, options: Options) -> None:
+        self.folder, self.study, self.options = folder, folder.study, options
+        self.federation = load_federation(options.credentials, self.study)
+        key = signing_key(options.credentials, COORDINATOR)
+        torch.set_num_threads(self.study.run.threads)
+        self.model = build_model(self.study)
+        self.vector: NDArray[np.float32] = flatten(self.model)
+        self.policy = self.study.policy(len(self.vector), key.verify_key)
+        self.book = Rounds(self.federation.training_run, self.study.hash(), key, max_corrupt=self.policy.max_corrupt)
+        limit = message_limit(self.policy) + 4 * len(self.vector)
+        tls = coordinator_tls(options.credentials)
+        self.mailbox = MailboxServer(
+            self.study.site_ids, tls, max_message_bytes=limit, gone_after=min(1.0, options.grace)
+        )
+        self.ready: set[str] = set()
+        self.left: set[str] = set()
+        self.lost: dict[str, float] = {}
+        self.epsilon: dict[str, float | None] = {}
+        self.shared: dict[int, dict[str, NDArray[np.float64]]] = {}
+        self.dropped_before: set[str] = set()
+        self.attempt: _Attempt | None = None
+
+    async def run(self) -> Path:
+        """Serve until the study is complete or too few sites are left.
+
+        Returns:
+            The complete run folder.
+
+        Raises:
+            RoundFailedError: the sites did not come, or rounds failed again and again.
+        """
+        port = await self.mailbox.start(self.options.host, self.options.port)
+        self.folder.emit("listening", host=self.options.host, port=port)
+        self.folder.emit("study", **study_event(self.study, len(self.vector), secure=True))
+        async with self.mailbox:
+            self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
+            self.vector = flatten(self.model)
+            reason = await self._rounds()
+            await self._last_metrics()
+            for site in self.study.site_ids:
+                self.mailbox.send(site, controls.FINISHED, Said(reason=reason).packed())
+        return self._finish()
+
+    async def _rounds(self) -> str:
+        tally, failures = self.folder.tally, 0
+        while tally.completed < self.study.study.rounds:
+            sites = await self._gather()
+            if len(sites) < self.policy.min_survivors:
+                if not tally.completed or not self.left:
+                    raise RoundFailedError(
+                        f"{len(sites)} of {self.policy.clients} sites are there after {self.options.patience:g} s and "
+                        f"a sum needs {self.policy.min_survivors}; start the missing sites, or raise --patience"
+                    )
+                return "too few sites have budget left for another round"
+            try:
+                await self._round(sites)
+                failures = 0
+            except RoundFailedError as error:
+                failures += 1
+                tally.burned += 1
+                self.folder.emit("burned", round=self.book.number, attempt=self.book.attempt, reason=str(error))
+                if failures == 5:
+                    raise
+        return "the study is complete"
+
+    # --- Sites come and go -------------------------------------------------------------------------------------------
+
+    async def _gather(self) -> list[str]:
+        """Wait until every site that has budget left is there, or patience ends."""
+        began, later = time.monotonic(), bool(self.folder.tally.completed)
+        while missing := self._wanted() - self.ready:
+            enough = later and len(self._wanted() - missing) >= self.policy.min_survivors
+            left = began + (self.options.rejoin_seconds if enough else self.options.patience) - time.monotonic()
+            if left <= 0:
+                break
+            await self._hear(min(left, 1.0))
+        return sorted(self.ready & self._wanted())
+
+    def _wanted(self) -> set[str]:
+        return set(self.study.site_ids) - self.left - self.book.leave_out
+
+    async def _hear(self, seconds: float) -> None:
+        received = await self.mailbox.receive(max(seconds, 0.0))
+        if received is not None:
+            try:
+                self._take(received)
+            except RoundFailedError as error:
+                self.folder.emit("note", text=str(error))
+
+    def _take(self, received: Received) -> None:
+        site = received.sender
+        match received.kind:
+            case kind if kind in (HELLO, GONE):
+                self.ready.discard(site)
+                self.lost[site] = time.monotonic()
+                if kind == HELLO and self.attempt is not None:
+                    self.attempt.over.add(site)  # its new process knows nothing of this attempt
+            case kind if kind == BACK:
+                self.lost.pop(site, None)
+                self.ready.add(site)
+            case controls.READY:
+                self.lost.pop(site, None)
+                self.ready.add(site)
+                if site in self.dropped_before:
+                    self.dropped_before.discard(site)
+                    self.folder.emit("rejoined", round=self.book.number + (self.attempt is not None), site=site)
+            case controls.PROGRESS:
+                progress = unpacked(Progress, received.payload, site)
+                self.epsilon[site] = progress.epsilon
+                self.folder.emit("train", round=progress.round, site=site, step=progress.step, steps=progress.steps)
+            case controls.METRICS if self.study.report.share_metrics:
+                self._take_metrics(site, unpacked(Metrics, received.payload, site))
+            case controls.LEAVING:
+                self.left.add(site)
+                self.folder.emit("left", site=site, reason=unpacked(Said, received.payload, site).reason)
+            case controls.FAILED:
+                self.ready.discard(site)
+                if self.attempt is not None:
+                    self.attempt.over.add(site)
+                reason = unpacked(Said, received.payload, site).reason
+                self.folder.emit("note", text=f"{site} stopped: {reason}")
+            case controls.PROTOCOL if self.attempt is not None:
+                self.attempt.take(site, received.payload)
+
+    def _take_metrics(self, site: str, metrics: Metrics) -> None:
+        width = len(self.study.structures)
+        if any(len(row) != width for row in metrics.rows):
+            raise RoundFailedError(f"{site} sent metrics of another study; they were ignored")
+        values = _rows(metrics, width)
+        self.shared.setdefault(metrics.round, {})[site] = values
+        means = structure_means(values, self.study)
+        self.folder.emit("dice", round=metrics.round, site=site, values=means, n=len(values))
+
+    # --- One round ---------------------------------------------------------------------------------------------------
+
+    async def _round(self, sites: list[str]) -> None:
+        number, book = self.book.number, self.book
+        started = model_hash(self.vector)
+        key, leave_out = book.signing_key, book.leave_out
+        server = ServerSession(self.policy, self.federation.roster, book.context(started), key, leave_out)
+        self.folder.emit("round", round=number, attempt=book.attempt, model_hash=started.hex())
+        opening = controls.pack_round(book.start(started), self.vector)
+        for site in sites:
+            self.mailbox.send(site, controls.ROUND, opening)
+        self.attempt = _Attempt(self.folder, server, number, set(sites))
+        try:
+            while not server.finished:
+                await self._step(self.attempt)
+        except (ProtocolError, AbortedError) as error:
+            book.failed(error, server.burned)
+            raise RoundFailedError(str(error)) from error
+        finally:
+            attempt, self.attempt = self.attempt, None
+            self.dropped_before |= attempt.silent
+        outcome = attempt.outcome(dequantize(_result(server), self.policy))
+        if server.receipt is not None:
+            book.completed(server.receipt)
+        self.vector = fed_avg(self.vector, outcome, self.policy)
+        assign(self.model, self.vector)
+        self._record(number, outcome)
+
+    async def _step(self, attempt: "_Attempt") -> None:
+        """Hear the sites until all have spoken, are gone for good, or the deadline passes; then close."""
+        training = attempt.server.step == MASKED_INPUT_COLLECTION
+        seconds = self.options.training_seconds if training else self.options.step_seconds
+        deadline = time.monotonic() + seconds
+        while not attempt.server.ready and time.monotonic() < deadline and self._awaited(attempt):
+            await self._hear(min(0.25, deadline - time.monotonic()))
+        for site, data in attempt.close().items():
+            self.mailbox.send(site, controls.PROTOCOL, data)
+
+    def _awaited(self, attempt: "_Attempt") -> set[str]:
+        """Who may still speak in this step: asked, there or gone for less than the grace, and not restarted."""
+        now = time.monotonic()
+        gone = {site for site, since in self.lost.items() if now - since > self.options.grace}
+        return (set(attempt.server.missing) & attempt.asked) - self.left - gone - attempt.over
+
+    def _record(self, number: int, outcome: Outcome) -> None:
+        tally = self.folder.tally
+        tally.add(outcome)
+        tally.dropouts += [{"round": number, "site": site} for site in outcome.dropped]
+        for site, spent in self.epsilon.items():
+            if spent is not None:
+                self.folder.emit("epsilon", round=number, site=site, spent=spent)
+        self.folder.emit(
+            "end_round",
+            round=number,
+            attempt=self.book.attempt,
+            included=outcome.included,
+            dropped=outcome.dropped,
+            exact=None,
+            head=outcome.head.hex(),
+            clip_rate=outcome.clip_rate,
+            bytes_up=outcome.bytes_up,
+            bytes_down=outcome.bytes_down,
+            seconds=outcome.seconds,
+        )
+        known = [spent for spent in self.epsilon.values() if spent is not None]
+        tally.history.append({"round": number, "completed": tally.completed, "epsilon": max(known, default=None)})
+        self.folder.checkpoint(self.model, self.book)
+
+    # --- The end -----------------------------------------------------------------------------------------------------
+
+    async def _last_metrics(self) -> None:
+        """Where sites share metrics, open the final model to them and wait for their figures."""
+        if not self.study.report.share_metrics:
+            return
+        payload = controls.pack_round(self.book.start(model_hash(self.vector)), self.vector)
+        awaited = set(self.ready)
+        for site in awaited:
+            self.mailbox.send(site, controls.METRICS, payload)
+        deadline = time.monotonic() + self.options.step_seconds
+        done = self.folder.tally.completed
+        while time.monotonic() < deadline and (awaited & self.ready) - self.shared.get(done, {}).keys():
+            await self._hear(0.25)
+
+    def _finish(self) -> Path:
+        width = len(self.study.structures)
+        tally = self.folder.tally
+        for entry in tally.history:
+            known = list(self.shared.get(entry["completed"], {}).values()) or [np.empty((0, width))]
+            pooled = np.concatenate(known)
+            entry.update(dice=structure_means(pooled, self.study), mean=overall_mean(pooled))
+        last = self.shared.get(tally.completed, {})
+        values = {site: last.get(site, np.empty((0, width))) for site in self.study.site_ids}
+        scores = Scores({site: [""] * len(rows) for site, rows in values.items()}, values)
+        per_site = {site: spent for site, spent in self.epsilon.items() if spent is not None}
+        table = dice_table(scores, {}, self.study)
+        public = {"public phantom": public_cases(self.study)}
+        examples = evaluate(self.model, public, self.study)
+        tally.baselines["this model on public phantom cases"] = mean_interval(examples.pooled())
+        self.folder.emit("end", seconds=self.folder.seconds)
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        return self.folder.complete(metrics, ranked(examples))
+
+
+def _rows(metrics: Metrics, width: int) -> NDArray[np.float64]:
+    rows = [[np.nan if value is None else value for value in row] for row in metrics.rows]
+    return np.array(rows, dtype=np.float64).reshape(-1, width)
+
+
+def _result(server: ServerSession) -> NDArray[Any]:
+    if server.result is None:
+        raise RoundFailedError("the round has no result yet")
+    return server.result
+
+
+class _Attempt:
+    """One attempt at one round, seen from the mailbox: counts, times and tells."""
+
+    def __init__(self, folder: RunFolder, server: ServerSession, number: int, asked: set[str]) -> None:
+        self.folder, self.server, self.number, self.asked = folder, server, number, asked
+        self.silent: set[str] = set()
+        self.over: set[str] = set()
+        self._last: dict[str, str] = {}
+        self._up = self._down = 0
+        self._seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def take(self, site: str, data: bytes) -> None:
+        """Give a site's message to the session; one that is refused leaves no trace but a note."""
+        step = self.server.step
+        try:
+            self.server.receive(site, wire.decode_from_client(data))
+        except ProtocolError as error:
+            if error.culprits or isinstance(error, MalformedMessageError):
+                self.folder.emit("note", text=f"round {self.number}: a message of {site} was refused: {error}")
+            return
+        self._up += len(data)
+        self._last[site] = step
+        self.folder.emit("step", round=self.number, site=site, step=step, bytes=len(data))
+
+    def close(self) -> Mapping[str, bytes]:
+        """Close the step; who was expected and silent has dropped."""
+        step = self.server.step
+        for site in sorted(set(self.server.missing) - self.silent):
+            if site in self.asked:
+                self.folder.emit("dropped", round=self.number, site=site, after=self._last.get(site, ""))
+                self.silent.add(site)
+        replies = {site: wire.encode(message) for site, message in self.server.close_round().items()}
+        now = time.monotonic()
+        self._seconds[step], self._since = now - self._since, now
+        sent = sum(map(len, replies.values()))
+        self._down += sent
+        self.folder.emit("close", round=self.number, step=step, seconds=self._seconds[step], bytes_down=sent)
+        return replies
+
+    def outcome(self, total: NDArray[np.float64]) -> Outcome:
+        """What the finished session gives; whether it is exact only the sites could say."""
+        server = self.server
+        head = server.head or b""
+        included, dropped = server.included, server.dropped
+        return Outcome(total, included, dropped, head, None, {}, self._up, self._down, self._seconds)
+
+
+def coordinate(folder: RunFolder, options: Options) -> Path:
+    """Run a coordinator to its end; see `Coordinator`."""
+    return asyncio.run(Coordinator(folder, options).run())

@@ -1,0 +1,204 @@
+"""The demonstration: a coordinator and its sites as real processes on one machine, one of them killed mid-round.
+
+It is the operator of all parties at once: it makes their certificates, starts and ends them, follows the coordinator's
+events, and, because all sites are its own, can say whether a sum was exact. All children end with it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fedseg.credentials import make_credentials
+from fedseg.errors import RoundFailedError
+from fedseg.runfolder import PARTIAL, Listener
+from fedseg.study import Study
+from secagg.quantize import dtype_for
+from secagg.state import SHARE_REPORT
+
+POLL_SECONDS = 0.05
+AUDIT_SECONDS = 10.0
+KILLED_IN_ROUND = 3
+
+
+class Demo:
+    """One demonstration in a folder of its own under `folder`; earlier ones stay and are not in the way."""
+
+    def __init__(self, folder: Path, study: Study, listener: Listener) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        self.folder = (folder / f"{stamp}-{os.getpid()}").resolve()
+        self.study, self._tell = study, listener
+        self.victim = study.site_ids[1]
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._address = ""
+        self._exact: dict[int, bool | None] = {}
+
+    def run(self) -> Path:
+        """Run it to its end.
+
+        Returns:
+            The coordinator's complete run folder.
+
+        Raises:
+            RoundFailedError: a process ended that should not have; says where its log is.
+        """
+        self.folder.mkdir(parents=True)
+        study_file = self.folder / "study.toml"
+        study_file.write_text(self.study.toml(), encoding="utf-8")
+        make_credentials(self.folder / "credentials", self.study, f"demo-{self.folder.name}")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            waits = ["--port", "0", "--patience", "180", "--rejoin-seconds", "60"]
+            self._start("coordinator", "coordinator", str(study_file), *waits)
+            for event in self._events():
+                self._react(event)
+            for site in self.study.site_ids:
+                self._end(site)
+        finally:
+            self._stop()
+        return self._finished()
+
+    # --- Processes ---------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, *command: str) -> None:
+        arguments = [*command, "--credentials", str(self.folder / "credentials"), "--out", str(self._runs(name))]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(  # noqa: S603  our own executable
+                [sys.executable, "-m", "fedseg.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches this process only, which then ends its children in order
+            )
+
+    def _start_site(self, site: str) -> None:
+        state, audit = self.folder / f"{site}-state", self.folder / "audit"
+        own = ["--coordinator", self._address, "--state", str(state), "--audit", str(audit)]
+        self._start(site, "site", str(self.folder / "study.toml"), site, *own)
+
+    def _runs(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def _end(self, name: str) -> None:
+        """Wait for a site that was told that the study is complete."""
+        try:
+            self._children[name].wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._tell({"kind": "note", "text": f"{name} did not end by itself; its log: {self._log(name)}"})
+
+    def _stop(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        for child in self._children.values():
+            try:
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+    def _check_children(self) -> None:
+        for name, child in self._children.items():
+            if child.poll() not in (None, 0):
+                said = self._log(name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = said[-1] if said else "nothing was said"
+                raise RoundFailedError(f"the process of {name} ended: {last} (log: {self._log(name)})")
+
+    # --- What happens ------------------------------------------------------------------------------------------------
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """The coordinator's events as they are written, until its process has ended well."""
+        coordinator = self._children["coordinator"]
+        while not (found := list(self._runs("coordinator").glob(f"*{PARTIAL}/events.jsonl"))):
+            self._check_children()
+            time.sleep(POLL_SECONDS)
+        with found[0].open("rb") as file:
+            while True:
+                ended = coordinator.poll() is not None
+                yield from _whole_lines(file)
+                if ended:
+                    self._check_children()
+                    return
+                self._check_children()
+                time.sleep(POLL_SECONDS)
+
+    def _react(self, event: dict[str, Any]) -> None:
+        match event["kind"]:
+            case "listening":
+                self._address = f"{event['host']}:{event['port']}"
+                for site in self.study.site_ids:
+                    self._start_site(site)
+            case "step" if (event["round"], event["site"], event["step"]) == (
+                KILLED_IN_ROUND,
+                self.victim,
+                SHARE_REPORT,
+            ):
+                self._kill(event["round"])
+            case "end_round":
+                event["exact"] = self._exact[event["round"]] = self._audited(event)
+        self._tell(event)
+
+    def _kill(self, number: int) -> None:
+        """Kill a site after ShareKeys and before its masked input, and start it again as an operator would."""
+        victim = self._children[self.victim]
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        text = f"round {number}: {self.victim} was killed (SIGKILL) after sharing its keys, before its masked input"
+        self._tell({"kind": "note", "text": text})
+        self._start_site(self.victim)
+
+    def _audited(self, event: Mapping[str, Any]) -> bool | None:
+        """Whether the total that a site received is the sum of what the included sites quantised, bit for bit."""
+        number, included = event["round"], event["included"]
+        audit = self.folder / "audit"
+        updates = [audit / f"{number:04d}-{site}-update.npy" for site in included]
+        totals = [audit / f"{number:04d}-{site}-total.npy" for site in included]
+        if not _wait(lambda: all(path.is_file() for path in (*updates, *totals)), AUDIT_SECONDS):
+            return None
+        bits = self.study.policy(1).bits
+        expected = sum((np.load(path, allow_pickle=False) for path in updates), start=np.zeros(1, dtype_for(bits)))
+        expected &= expected.dtype.type((1 << bits) - 1)
+        return all(np.array_equal(expected, np.load(path, allow_pickle=False)) for path in totals)
+
+    def _finished(self) -> Path:
+        """The coordinator's run folder, with what only the owner of all sites could see added to its events."""
+        run = next(path for path in self._runs("coordinator").iterdir() if not path.name.endswith(PARTIAL))
+        with (run / "events.jsonl").open("a", encoding="utf-8") as events:
+            for number, exact in self._exact.items():
+                events.write(json.dumps({"t": 0.0, "kind": "audit", "round": number, "exact": exact}) + "\n")
+        return run
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+    while True:
+        position, line = file.tell(), file.readline()
+        if not line.endswith(b"\n"):
+            file.seek(position)
+            return
+        yield json.loads(line)
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,368 @@
+"""A site: trains where its images are, and lets nothing out but noised, masked updates.
+
+What the coordinator may know beside them is in `fedseg.controls`: progress, epsilon spent (which does not depend on the
+images), and validation Dice where the study says so. Training, the protocol's first rounds and the network run at
+once; a site that is killed comes back as a dropout and joins the next round.
+"""
+
+import asyncio
+import copy
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg import controls
+from fedseg.aggregate import Outcome
+from fedseg.controls import Metrics, Progress, Said, unpack_round, unpacked
+from fedseg.credentials import load_federation, signing_key, site_tls
+from fedseg.data.cases import SiteData
+from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
+from fedseg.federate import (
+    Scores,
+    dice_table,
+    evaluate,
+    metrics_of,
+    overall_mean,
+    ranked,
+    structure_means,
+    study_event,
+)
+from fedseg.ledger import Ledger
+from fedseg.models import build_model
+from fedseg.privacy.budget import charge, charge_metrics, spent
+from fedseg.runfolder import RunFolder
+from fedseg.study import Study
+from fedseg.train import train_round
+from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from secagg import (
+    AbortedError,
+    ClientSession,
+    ProtocolError,
+    UnexpectedMessageError,
+    open_round,
+    wire,
+)
+from secagg.messages import FromClient, Result, RoundStart
+from secagg.prg import Stream
+from secagg.quantize import quantize, unpack
+from secagg.rpc.client import MailboxClient
+from secagg.rpc.frames import message_limit
+from secagg.rpc.store import SqliteStore
+from secagg.state import STEPS
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a site runs; none of it changes what the study means.
+
+    Attributes:
+        site: own id.
+        address: host:port of the coordinator.
+        credentials: folder of `fedseg.credentials`.
+        state: the site's own folder, for good: durable marks and the ledger. Never delete it or restore an old copy.
+        patience: seconds without an answer after which the coordinator is given up.
+        accept_exposure: go on without differential privacy after an opened round was called burned.
+        audit: folder for the site's own quantised updates and the totals that it was sent; "" for none.
+        command: how it was started, for the record.
+    """
+
+    site: str
+    address: str
+    credentials: Path
+    state: Path
+    patience: float = 120.0
+    accept_exposure: bool = False
+    audit: Path | None = None
+    command: str = ""
+
+
+class Site:
+    """One process of one site.
+
+    Raises:
+        ConfigError: credentials, state folder or study are wrong; nothing was sent.
+        LedgerError: the ledger is damaged or another study's.
+    """
+
+    def __init__(self, folder: RunFolder, data: SiteData, options: Options) -> None:
+        self.folder, self.data, self.options = folder, data, options
+        self.study: Study = folder.study
+        self.me = options.site
+        torch.set_num_threads(self.study.run.threads)
+        self.federation = load_federation(options.credentials, self.study)
+        self.key = signing_key(options.credentials, self.me)
+        options.state.mkdir(parents=True, exist_ok=True)
+        self.store = SqliteStore(options.state / "marks.sqlite", self.me)
+        self.ledger = Ledger(options.state / f"{self.federation.training_run}.jsonl")
+        self.model = build_model(self.study)
+        self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
+        limit = message_limit(self.policy) + 4 * self.policy.length
+        tls = site_tls(options.credentials, self.me, self.federation)
+        self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
+        self.round: _Round | None = None
+        self.evaluation: asyncio.Task[None] | None = None
+        self.completed = 0
+
+    async def run(self) -> Path:
+        """Take part until the coordinator says that the study is over.
+
+        Returns:
+            The site's own complete run folder, with its local figures.
+
+        Raises:
+            ConfigError, AbortedError: the coordinator refuses this site or is not there.
+            RoundFailedError: the coordinator broke the protocol.
+            FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
+        """
+        self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
+        self.folder.checkpoint(self.model, None)
+        async with self.mailbox:
+            await self.mailbox.send(controls.READY, b"")
+            try:
+                while (reason := await self._next()) is None:
+                    pass
+            except FedSegError as error:
+                public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
+                await self.mailbox.send(controls.FAILED, Said(reason=public).packed())
+                raise
+            finally:
+                self._end_round()
+        self.folder.emit("note", text=reason)
+        return self._finish()
+
+    async def _next(self) -> str | None:
+        """Answer one message, or go on after training; the reason once the study is over."""
+        received = await self.mailbox.receive(0.2 if self.round else None)
+        if received is None:
+            await self._after_training()
+            return None
+        match received.kind:
+            case controls.ROUND:
+                await self._open(*unpack_round(received.payload))
+            case controls.PROTOCOL if self.round is not None:
+                await self._protocol(self.round, received.payload)
+            case controls.METRICS:
+                start, vector = unpack_round(received.payload)
+                start.verify(self.federation.server_key, "C-01")
+                self._adopt(start, vector)
+                await self._evaluate(copy.deepcopy(self.model), self.completed)
+            case controls.FINISHED:
+                return unpacked(Said, received.payload, "the coordinator").reason
+        await self._after_training()
+        return None
+
+    # --- One round ---------------------------------------------------------------------------------------------------
+
+    async def _open(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """Verify the round, charge it, advertise keys, and begin to train."""
+        self._end_round()
+        try:
+            context = open_round(
+                self.policy,
+                self.federation.training_run,
+                start,
+                self.store,
+                accept_exposure=self.study.private or self.options.accept_exposure,
+            )
+        except ProtocolError as error:
+            raise RoundFailedError(f"the coordinator's round start was refused: {error}") from error
+        if start.task_hash != self.study.hash():
+            raise RoundFailedError("the coordinator runs another study than this site agreed to; compare the files")
+        self._adopt(start, vector)
+        try:
+            charge(self.ledger, self.study, self.me, start.round_number)
+        except BudgetExceededError as error:
+            await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
+            return
+        self.folder.emit("round", round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+        session = ClientSession(self.policy, self.me, self.key, self.federation.roster, context, self.store)
+        try:
+            first = session.start()
+        except UnexpectedMessageError as error:  # an attempt that this site joined before it was restarted
+            self.folder.emit("note", text=str(error))
+            return
+        model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        self.round = _Round(session, start.round_number)
+        self.round.training = asyncio.create_task(self._train(self.round, model))
+        await self._send(self.round, first)
+        self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
+
+    def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        if vector.shape != (self.policy.length,) or model_hash(vector) != start.model_hash:
+            raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        assign(self.model, vector)
+        self.completed = len(start.missed)
+
+    async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
+        loop, number = asyncio.get_running_loop(), current.number
+        epsilon = spent(self.ledger, self.study) if self.study.private else None
+
+        def on_step(step: int, steps: int) -> None:
+            if current.over.is_set():
+                raise RoundFailedError("the round is over")
+            self.folder.emit("train", round=number, site=self.me, step=step, steps=steps)
+            progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
+            asyncio.run_coroutine_threadsafe(self.mailbox.send(controls.PROGRESS, progress), loop)
+
+        def work() -> NoisedUpdate:
+            return train_round(
+                model,
+                self.data,
+                self.study,
+                site=self.me,
+                round_number=number,
+                ledger=self.ledger,
+                on_step=on_step,
+            )
+
+        return await asyncio.to_thread(work)
+
+    async def _after_training(self) -> None:
+        """Hand a finished update over; a reply may have waited for it."""
+        current = self.round
+        if current is None or current.provided or current.training is None or not current.training.done():
+            return
+        update = current.training.result()
+        current.provided = True
+        self._audit(
+            current.number, "update", lambda: quantize(update.vector, self.policy, self.me, self._rounding(current))[0]
+        )
+        current.session.provide(update.vector, update.event_id, self._rounding(current))
+        await self._guarded(current, current.session.pending)
+
+    def _rounding(self, current: "_Round") -> Stream:
+        """The stream of a round's stochastic rounding, the same at each call."""
+        if self.study.study.seed is not None:
+            return Stream.seeded(self.study.study.seed, "rounding", self.me, current.number)
+        return Stream(current.rounding_key)
+
+    async def _protocol(self, current: "_Round", payload: bytes) -> None:
+        try:
+            message = wire.decode_from_server(payload)
+        except ProtocolError as error:
+            raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
+        await self._guarded(current, lambda: current.session.receive(message))
+        if isinstance(message, Result) and current.session.head is not None:
+            length = self.policy.length + self.policy.slots
+            self._audit(
+                current.number, "total", lambda: unpack(message.total, length, self.policy.bits)[: self.policy.length]
+            )
+            self._record(current)
+            self.round = None
+
+    async def _guarded(self, current: "_Round", step: Callable[[], FromClient | None]) -> None:
+        """Take a step of the protocol: a lie of the server ends this site's part, a dropout only the round's."""
+        try:
+            reply = step()
+        except ProtocolError as error:
+            raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
+        except AbortedError as error:
+            self.folder.emit("burned", round=current.number, attempt=0, reason=str(error))
+            self._end_round()
+            return
+        if reply is not None:
+            await self._send(current, reply)
+
+    async def _send(self, current: "_Round", message: FromClient) -> None:
+        data = wire.encode(message)
+        step = next(current.steps)
+        await self.mailbox.send(controls.PROTOCOL, data)
+        current.bytes_up += len(data)
+        self.folder.emit("step", round=current.number, site=self.me, step=step, bytes=len(data))
+
+    def _end_round(self) -> None:
+        if self.round is not None:
+            self.round.over.set()
+            self.round.session.close()
+            self.round = None
+
+    def _audit(self, number: int, name: str, values: Callable[[], NDArray[Any]]) -> None:
+        """Keep, on this site's own disk and only where asked, what an audit of the sum needs."""
+        if self.options.audit is None:
+            return
+        self.options.audit.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target = self.options.audit / f"{number:04d}-{self.me}-{name}.npy"
+        beside = target.with_suffix(".part")
+        with beside.open("wb") as file:
+            np.save(file, values(), allow_pickle=False)
+        beside.replace(target)
+
+    # --- Figures -----------------------------------------------------------------------------------------------------
+
+    def _record(self, current: "_Round") -> None:
+        seconds = {"round": time.monotonic() - current.since}
+        included = current.session.included
+        head = current.session.head or b""
+        outcome = Outcome(
+            np.zeros(0), included, (), head, None, {self.me: current.session.clip_rate}, current.bytes_up, 0, seconds
+        )
+        self.folder.tally.add(outcome)
+        if self.study.private:
+            epsilon = spent(self.ledger, self.study)
+            self.folder.emit("epsilon", round=current.number, site=self.me, spent=epsilon)
+        self.folder.emit(
+            "end_round",
+            round=current.number,
+            attempt=0,
+            included=included,
+            dropped=[],
+            exact=None,
+            head=head.hex(),
+            clip_rate=outcome.clip_rate,
+            bytes_up=current.bytes_up,
+            bytes_down=0,
+            seconds=seconds,
+        )
+
+    async def _evaluate(self, model: torch.nn.Module, completed: int) -> None:
+        """Dice of the global model on own held-out patients; it leaves the site only where the study says so."""
+        if not self.data.test:
+            return
+        scores = await asyncio.to_thread(evaluate, model, {self.me: self.data}, self.study)
+        values = scores.values[self.me]
+        means = structure_means(values, self.study)
+        self.folder.emit("dice", round=completed, site=self.me, values=means, n=len(values))
+        epsilon = spent(self.ledger, self.study) if self.study.private else None
+        entry = {"round": completed, "dice": means, "mean": overall_mean(values), "epsilon": epsilon}
+        if completed:
+            self.folder.tally.history.append(entry)
+        if self.study.report.share_metrics:
+            charge_metrics(self.ledger, self.study, self.me, completed + 1)
+            rows = sorted([None if np.isnan(v) else float(v) for v in row] for row in values)
+            await self.mailbox.send(controls.METRICS, Metrics(round=completed, rows=rows).packed())
+
+    def _finish(self) -> Path:
+        scores: Scores = evaluate(self.model, {self.me: self.data}, self.study)
+        table = dice_table(scores, {self.me: len(self.data.patients)}, self.study)
+        per_site = {self.me: spent(self.ledger, self.study)}
+        self.folder.emit("end", seconds=self.folder.seconds)
+        self.folder.checkpoint(self.model, None)
+        metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site)
+        return self.folder.complete(metrics, ranked(scores))
+
+
+class _Round:
+    """A round that this site takes part in; `over` stops its training at the next step."""
+
+    def __init__(self, session: ClientSession, number: int) -> None:
+        self.session, self.number = session, number
+        self.training: asyncio.Task[NoisedUpdate] | None = None
+        self.over = threading.Event()
+        self.provided = False
+        self.rounding_key = secrets.token_bytes(32)
+        self.steps = iter(STEPS)
+        self.bytes_up = 0
+        self.since = time.monotonic()
+
+
+def take_part(folder: RunFolder, data: SiteData, options: Options) -> Path:
+    """Run a site to its end; see `Site`."""
+    return asyncio.run(Site(folder, data, options).run())

@@ -1,0 +1,235 @@
+"""Quantiser and packing: exact arithmetic, no bias, no overflow, no leak in errors."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secagg.errors import ConfigError
+from secagg.policy import Policy
+from secagg.prg import Stream, keystream
+from secagg.quantize import dequantize, dtype_for, pack, quantize, unpack
+
+KEY = bytes(range(32))
+CLIENTS = "abcde"
+
+
+def policy(length, **changes):
+    return Policy(**{"project": "p", "clients": 5, "length": length, "clip_range": 1.0, "value_bits": 20} | changes)
+
+
+def lift(values, bits):
+    """Representatives in -2^(b-1)..2^(b-1)-1 as Python integers."""
+    return [int(v) - (1 << bits) * (int(v) >> (bits - 1)) for v in values]
+
+
+class Constant:
+    """Randomness that always is one word: 0 rounds down, 2^32 - 1 rounds up."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def words(self, n):
+        return np.full(n, self.word, np.uint32)
+
+
+class TestQuantize:
+    @pytest.mark.parametrize("kind", [np.float32, np.float64])
+    @pytest.mark.parametrize("length", [1, 32767, 32768, 32769, 70001])
+    def test_equals_floor_of_value_plus_word(self, kind, length):
+        update = np.linspace(-1.25, 1.25, length).astype(kind)
+        rules = policy(length, bits=27)
+        result, clip_rate = quantize(update, rules, "a", Stream(KEY))
+        words = np.frombuffer(keystream(KEY, 0, 4 * length), "<u4")
+        scaled = np.clip(update.astype(np.float64), -1, 1) * math.nextafter(2.0**19, 0)
+        expected = np.floor(scaled + words * 2.0**-32)
+        assert result.dtype == np.uint32
+        np.testing.assert_array_equal(lift(result, 27), expected)
+        assert clip_rate == np.mean(np.abs(update) > 1)
+
+    def test_is_unbiased(self):
+        """Mean of 40000 roundings of k + f, for fractions f of either sign."""
+        fractions = np.repeat([0.0, 0.01, 0.25, 0.5, 0.9], 40_000)
+        values = np.concatenate([3 + fractions, -3 - fractions])
+        rules = policy(len(values), clip_range=float(2**19))
+        result = np.array(lift(quantize(values, rules, "a", Stream(KEY))[0], 32), np.float64)
+        error = (result - values).reshape(10, -1)
+        assert np.abs(error).max() < 1
+        deviation = np.sqrt(fractions * (1 - fractions) / 40_000).reshape(5, -1)[:, 0]
+        assert (np.abs(error.mean(axis=1)) <= 4 * np.tile(deviation, 2) + 1e-6).all()
+
+    @pytest.mark.parametrize("value_bits", [2, 8, 20, 21, 22, 33, 48])
+    @pytest.mark.parametrize("clip_range", [1.0, 0.1, 1 / 3, 7e-9, 3e12])
+    @pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 1])
+    def test_never_leaves_the_bit_budget(self, value_bits, clip_range, word):
+        largest = 2 ** (value_bits - 1)
+        edge = np.array([clip_range, math.nextafter(clip_range, 0), 0.0, 2 * clip_range, math.nextafter(0, 1)])
+        update = np.concatenate([edge, -edge])
+        rules = policy(10, value_bits=value_bits, clip_range=clip_range, bits=64)
+        result = lift(quantize(update, rules, "a", Constant(word))[0], 64)
+        assert max(map(abs, result)) <= largest
+        scaled = np.clip(update / clip_range, -1, 1) * largest
+        assert np.abs(np.array(result, float) - scaled).max() <= 1
+
+    @pytest.mark.parametrize("value_bits", [16, 20])
+    def test_the_tightest_modulus_holds_the_sum_of_extremes(self, value_bits):
+        bits = policy(2, value_bits=value_bits, bits=64).bits_needed
+        rules = policy(2, value_bits=value_bits, bits=bits)
+        for word in (0, 2**32 - 1):
+            parts = [quantize(np.array([9.0, -9.0]), rules, client, Constant(word))[0] for client in CLIENTS]
+            total = np.add.reduce(parts, dtype=dtype_for(bits))
+            np.testing.assert_allclose(dequantize(total, rules), [5.0, -5.0], atol=5 * 2.0 ** (1 - value_bits))
+        with pytest.raises(ConfigError, match="can overflow"):
+            policy(2, value_bits=value_bits, bits=bits - 1)
+
+    @given(
+        st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=40),
+        st.lists(st.floats(0.01, 100), min_size=5, max_size=5),
+        st.integers(24, 64),
+        st.floats(0.01, 10),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_dequantized_sum_is_the_weighted_sum(self, values, weights, bits, clip_range):
+        weighted = dict(zip(CLIENTS, weights, strict=True))
+        rules = policy(len(values), weights=weighted, bits=bits, clip_range=clip_range)
+        stream, updates = Stream(KEY), [np.roll(np.float32(values), k) for k in range(5)]
+        total = np.zeros(len(values), dtype_for(bits))
+        for client, update in zip(CLIENTS, updates, strict=True):
+            total += quantize(update, rules, client, stream)[0]
+        expected = sum(
+            w * np.clip(u.astype(float), -clip_range, clip_range) for w, u in zip(weights, updates, strict=True)
+        )
+        step = max(weights) * clip_range / 2**19
+        np.testing.assert_allclose(dequantize(total, rules), expected, atol=5 * step)
+
+    def test_largest_weight_has_full_scale_and_absent_weights_are_one(self):
+        rules = policy(1, weights={"a": 4.0, "b": 0.5})
+        parts = {client: quantize(np.ones(1), rules, client, Constant(2**31))[0] for client in "abc"}
+        assert [int(parts[client][0]) for client in "abc"] == [2**19, 2**16, 2**17]
+
+    def test_leaves_the_update_alone_and_gives_fresh_memory(self):
+        update = np.array([3.0, -3.0], np.float32)
+        result, rate = quantize(update, policy(2), "a", Stream(KEY))
+        np.testing.assert_array_equal(update, [3.0, -3.0])
+        assert rate == 1.0
+        assert result.flags.owndata
+
+    def test_a_value_at_the_clip_range_is_not_clipped(self):
+        for clip_range in (1.0, 0.1, 1 / 3, 0.7):
+            update = np.array([clip_range, -clip_range])
+            assert quantize(update, policy(2, clip_range=clip_range), "a", Stream(KEY))[1] == 0
+
+    def test_huge_finite_values_are_clipped_quietly(self, recwarn):
+        update = np.array([1e308, -1e308, 0.0, 5e-324])
+        result, rate = quantize(update, policy(4), "a", Constant(2**31))
+        assert lift(result, 32) == [2**19, -(2**19), 0, 0]
+        assert rate == 0.5
+        assert not recwarn.list
+
+    def test_seeded_stream_gives_the_same_integers(self):
+        update = np.linspace(-1, 1, 999, dtype=np.float32)
+        first, second, other = (quantize(update, policy(999), "a", Stream.seeded(1, "round", n))[0] for n in (1, 1, 2))
+        np.testing.assert_array_equal(first, second)
+        assert (first != other).any()
+
+    @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("kind", [np.float32, np.float64])
+    def test_refuses_values_that_are_not_finite(self, poison, kind):
+        update = np.full(40_000, 0.1234567, kind)
+        update[[7, 39_999]] = poison
+        stream = Stream(KEY)
+        with pytest.raises(ConfigError, match="2 of 40000 values") as caught:
+            quantize(update, policy(40_000), "a", stream)
+        assert "0.123" not in str(caught.value)
+        assert stream.words(1) == Stream(KEY).words(1)
+
+    @pytest.mark.parametrize(
+        "update",
+        [np.zeros(4), np.zeros((1, 5)), np.zeros(5, np.float16), np.zeros(5, np.int64)],
+        ids=["short", "matrix", "float16", "int64"],
+    )
+    def test_refuses_other_shapes_and_types(self, update):
+        with pytest.raises(ConfigError, match=r"shape \(5,\)"):
+            quantize(update, policy(5), "a", Stream(KEY))
+
+
+class TestDequantize:
+    @given(st.integers(24, 64), st.lists(st.integers(-(2**22), 2**22), min_size=1, max_size=20), st.data())
+    @settings(max_examples=50, deadline=None)
+    def test_lifts_from_any_modulus_and_ignores_higher_bits(self, bits, values, data):
+        dtype = dtype_for(bits)
+        noise = data.draw(st.integers(0, (1 << (8 * dtype.itemsize - bits)) - 1)) << bits
+        total = np.array([(v % (1 << bits)) | noise for v in values], dtype)
+        rules = policy(len(values), bits=bits, clip_range=float(2**19))
+        np.testing.assert_array_equal(dequantize(total, rules), values)
+
+    def test_does_not_change_the_sum(self):
+        total = np.array([5, 2**32 - 5], np.uint32)
+        assert dequantize(total, policy(2)).tolist() == [5 / 2**19, -5 / 2**19]
+        assert total.tolist() == [5, 2**32 - 5]
+
+    @pytest.mark.parametrize("total", [np.zeros(3, np.uint32), np.zeros(2, np.uint64), np.zeros(2, np.int32)])
+    def test_refuses_other_shapes_and_types(self, total):
+        with pytest.raises(ConfigError, match="the sum is"):
+            dequantize(total, policy(2))
+
+
+class TestPacking:
+    @pytest.mark.parametrize("bits", range(8, 65))
+    def test_equals_one_big_integer(self, bits):
+        for count in (0, 1, 2, 7, 8, 63, 64, 65, 200):
+            vector = Stream(KEY).words64(count).astype(dtype_for(bits))
+            low = [int(v) & ((1 << bits) - 1) for v in vector]
+            number = sum(v << (i * bits) for i, v in enumerate(low))
+            data = pack(vector, bits)
+            assert data == number.to_bytes(math.ceil(count * bits / 8), "little")
+            again = unpack(data, count, bits)
+            assert again.dtype == dtype_for(bits)
+            assert again.tolist() == low
+
+    @pytest.mark.parametrize("bits", [9, 18, 20, 24, 31, 33, 40, 63])
+    @pytest.mark.parametrize("count", [2**17 - 1, 2**17, 2**17 + 1, 2**18 + 77])
+    def test_across_chunks(self, bits, count):
+        vector = Stream(KEY).words64(count).astype(dtype_for(bits)) >> dtype_for(bits).type(
+            8 * dtype_for(bits).itemsize - bits
+        )
+        data = pack(vector, bits)
+        assert len(data) == math.ceil(count * bits / 8)
+        np.testing.assert_array_equal(unpack(data, count, bits), vector)
+        border = 2**17 * bits // 8
+        assert data[:border] == pack(vector[: 2**17], bits)[:border]
+
+    def test_packing_does_not_change_the_vector(self):
+        vector = np.full(100, 2**32 - 1, np.uint32)
+        pack(vector, 20)
+        assert (vector == 2**32 - 1).all()
+
+    def test_unpacked_values_may_be_changed_in_place(self):
+        for bits in (20, 32):
+            values = unpack(bytes(5 * bits // 4), 10, bits)
+            values += np.uint32(1)
+            assert values.sum() == 10
+
+    @pytest.mark.parametrize("bits", [8, 9, 20, 32, 64])
+    @pytest.mark.parametrize("change", [-1, 1, 8])
+    def test_unpack_refuses_other_lengths(self, bits, change):
+        with pytest.raises(ValueError, match="do not hold exactly"):
+            unpack(bytes(math.ceil(7 * bits / 8) + change), 7, bits)
+
+    def test_unpack_refuses_every_padding_bit(self):
+        data = pack(np.full(3, 2**9 - 1, np.uint32), 9)
+        assert unpack(data, 3, 9).tolist() == [511] * 3
+        for bit in range(27 % 8, 8):
+            with pytest.raises(ValueError, match="padding"):
+                unpack(data[:-1] + bytes([data[-1] | 1 << bit]), 3, 9)
+
+    def test_takes_any_bytes(self):
+        data = pack(np.arange(9, dtype=np.uint32), 20)
+        for kind in (bytearray, memoryview):
+            assert unpack(kind(data), 9, 20).tolist() == list(range(9))
+
+    @pytest.mark.parametrize(("bits", "kind"), [(8, np.uint32), (32, np.uint32), (33, np.uint64), (64, np.uint64)])
+    def test_dtype_for(self, bits, kind):
+        assert dtype_for(bits) == kind
