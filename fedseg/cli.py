@@ -75,6 +75,7 @@ def simulate(
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
     from fedseg.data import load_cohort
+    from fedseg.privacy.budget import noise_multiplier
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.simulate import Options
@@ -90,17 +91,18 @@ def simulate(
     }
     given = {section: {k: v for k, v in fields.items() if v is not None} for section, fields in changes.items()}
     loaded = loaded.replace(**given)
+    noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
     cohort = load_cohort(data, loaded)
     with Screen(out) as screen:
-        if resume:
-            folder = RunFolder.reopen(_interrupted(runs, loaded), screen)
-        else:
-            folder = RunFolder.create(runs, loaded, screen)
         options = Options(plain=plain, alone=alone, command=_command())
-        try:
-            run = train(folder, cohort, options)
-        except KeyboardInterrupt:
-            raise ConfigError(f"interrupted; {folder.path} keeps the whole rounds, go on with --resume") from None
+        again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
+        with again or RunFolder.create(runs, loaded, screen) as folder:
+            try:
+                run = train(folder, cohort, options)
+            except KeyboardInterrupt:
+                done = folder.tally.completed
+                kept = f"{folder.path} keeps {done} whole rounds, go on with --resume" if done else "nothing was kept"
+                raise ConfigError(f"interrupted; {kept}") from None
     _conclude(run)
 
 
@@ -132,24 +134,19 @@ def _conclude(run: Path) -> None:
 
 def show_metrics(metrics: dict[str, Any]) -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
-
-    def cell(found: dict[str, Any] | None) -> str:
-        return (
-            "n/a" if found is None else f"{found['mean']:.2f} ({found['low']:.2f}-{found['high']:.2f}, n={found['n']})"
-        )
-
     dice = metrics["dice"]
-    table = Table(title="Dice on held-out patients: mean (95 % bootstrap interval, n patients)")
+    columns = {"all sites": {"mean": dice["mean"], "structures": dice["overall"]}, **dice["sites"]}
+    title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("")
-    for heading in ("all sites", *dice["sites"]):
-        table.add_column(heading)
-    for name, overall in dice["overall"].items():
-        table.add_row(name, cell(overall), *(cell(site["structures"][name]) for site in dice["sites"].values()))
-    table.add_section()
-    table.add_row("mean", cell(dice["mean"]), *(cell(site["mean"]) for site in dice["sites"].values()))
+    for name in columns:
+        table.add_column(name)
+    for name in dice["overall"]:
+        table.add_row(name, *(_cell(column["structures"][name]) for column in columns.values()))
+    table.add_row("[bold]mean[/]", *(f"[bold]{_cell(column['mean'])}[/]" for column in columns.values()))
     out.print(table)
     for name, found in metrics["baselines"].items():
-        out.print(f"{name} model: mean Dice {cell(found)}")
+        out.print(f"{name}: mean Dice {_cell(found, ' ')}")
     out.print(privacy_sentence(metrics), soft_wrap=True)
     protocol = metrics["protocol"]
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in protocol["seconds"].items())
@@ -175,6 +172,12 @@ def privacy_sentence(metrics: dict[str, Any]) -> str:
     return f"[bold]{claim}[/]; {privacy['sentence']}"
 
 
+def _cell(found: dict[str, Any] | None, separator: str = "\n") -> str:
+    if found is None:
+        return "n/a"
+    return f"{found['mean']:.2f}{separator}{found['low']:.2f}-{found['high']:.2f}{separator}n={found['n']}"
+
+
 @app.command()
 def coordinator(
     study: StudyFile,
@@ -196,8 +199,8 @@ def coordinator(
     options = Options(
         host, port, credentials, patience, rejoin_seconds, training_seconds=training_seconds, command=_command()
     )
-    with Screen(out) as screen:
-        run = coordinate(RunFolder.create(runs, loaded, screen), options)
+    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        run = coordinate(folder, options)
     _conclude(run)
 
 
@@ -218,7 +221,7 @@ def site(
     ] = False,
     audit: Annotated[
         Path | None,
-        typer.Option(help="Keep own quantised updates there, for an audit of the sums.", show_default=False),
+        typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
     ] = None,
 ) -> None:
     """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
@@ -232,8 +235,8 @@ def site(
     found = load_site(data, name, loaded)
     kept = state or runs / f"{name}-state"
     options = Options(name, address, credentials, kept, patience, accept_exposure, audit, _command())
-    with Screen(out) as screen:
-        run = take_part(RunFolder.create(runs, loaded, screen), found, options)
+    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        run = take_part(folder, found, options)
     _conclude(run)
 
 

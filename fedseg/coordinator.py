@@ -260,8 +260,11 @@ class Coordinator:
         for site, spent in self.epsilon.items():
             if spent is not None:
                 self.folder.emit("epsilon", round=number, site=site, spent=spent)
-        self.folder.emit(
-            "end_round",
+        known = [spent for spent in self.epsilon.values() if spent is not None]
+        tally.history.append({"round": number, "completed": tally.completed, "epsilon": max(known, default=None)})
+        self.folder.end_round(
+            self.model,
+            self.book,
             round=number,
             attempt=self.book.attempt,
             included=outcome.included,
@@ -273,9 +276,6 @@ class Coordinator:
             bytes_down=outcome.bytes_down,
             seconds=outcome.seconds,
         )
-        known = [spent for spent in self.epsilon.values() if spent is not None]
-        tally.history.append({"round": number, "completed": tally.completed, "epsilon": max(known, default=None)})
-        self.folder.checkpoint(self.model, self.book)
 
     # --- The end -----------------------------------------------------------------------------------------------------
 

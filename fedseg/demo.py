@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -29,15 +29,26 @@ POLL_SECONDS = 0.05
 AUDIT_SECONDS = 10.0
 KILLED_IN_ROUND = 3
 
+Kills: TypeAlias = Mapping[tuple[int, str], str]
+"""(Round number, site) to the last protocol step that the site lives to see accepted."""
+
 
 class Demo:
-    """One demonstration in a folder of its own under `folder`; earlier ones stay and are not in the way."""
+    """One demonstration in a folder of its own under `folder`; earlier ones stay and are not in the way.
 
-    def __init__(self, folder: Path, study: Study, listener: Listener) -> None:
+    Args:
+        folder: where its folder goes.
+        study: any study that needs no images.
+        listener: takes every event.
+        kills: which sites are killed and when; by default the second one, in round 3, after its share report, hence
+            after ShareKeys and before its masked input.
+    """
+
+    def __init__(self, folder: Path, study: Study, listener: Listener, kills: Kills | None = None) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.folder = (folder / f"{stamp}-{os.getpid()}").resolve()
         self.study, self._tell = study, listener
-        self.victim = study.site_ids[1]
+        self._kills = kills or {(KILLED_IN_ROUND, study.site_ids[1]): SHARE_REPORT}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._address = ""
         self._exact: dict[int, bool | None] = {}
@@ -141,37 +152,37 @@ class Demo:
                 self._address = f"{event['host']}:{event['port']}"
                 for site in self.study.site_ids:
                     self._start_site(site)
-            case "step" if (event["round"], event["site"], event["step"]) == (
-                KILLED_IN_ROUND,
-                self.victim,
-                SHARE_REPORT,
-            ):
-                self._kill(event["round"])
+            case "step" if self._kills.get((event["round"], event["site"])) == event["step"]:
+                self._kill(event["round"], event["site"], event["step"])
             case "end_round":
                 event["exact"] = self._exact[event["round"]] = self._audited(event)
         self._tell(event)
 
-    def _kill(self, number: int) -> None:
-        """Kill a site after ShareKeys and before its masked input, and start it again as an operator would."""
-        victim = self._children[self.victim]
+    def _kill(self, number: int, site: str, step: str) -> None:
+        """Kill a site, and start it again as an operator would."""
+        victim = self._children[site]
         victim.send_signal(signal.SIGKILL)
         victim.wait()
-        text = f"round {number}: {self.victim} was killed (SIGKILL) after sharing its keys, before its masked input"
+        text = f"round {number}: {site} was killed (SIGKILL) after {step}, with its keys already shared"
         self._tell({"kind": "note", "text": text})
-        self._start_site(self.victim)
+        self._start_site(site)
 
     def _audited(self, event: Mapping[str, Any]) -> bool | None:
         """Whether the total that a site received is the sum of what the included sites quantised, bit for bit."""
         number, included = event["round"], event["included"]
         audit = self.folder / "audit"
         updates = [audit / f"{number:04d}-{site}-update.npy" for site in included]
-        totals = [audit / f"{number:04d}-{site}-total.npy" for site in included]
+        alive = [site for site in included if (number, site) not in self._kills]
+        totals = [audit / f"{number:04d}-{site}-total.npy" for site in alive]
         if not _wait(lambda: all(path.is_file() for path in (*updates, *totals)), AUDIT_SECONDS):
             return None
         bits = self.study.policy(1).bits
         expected = sum((np.load(path, allow_pickle=False) for path in updates), start=np.zeros(1, dtype_for(bits)))
         expected &= expected.dtype.type((1 << bits) - 1)
-        return all(np.array_equal(expected, np.load(path, allow_pickle=False)) for path in totals)
+        exact = all(np.array_equal(expected, np.load(path, allow_pickle=False)) for path in totals)
+        for path in (*updates, *totals):
+            path.unlink()
+        return exact
 
     def _finished(self) -> Path:
         """The coordinator's run folder, with what only the owner of all sites could see added to its events."""

@@ -4,8 +4,10 @@ Shared by the simulation and the coordinator. Every figure comes with its n, eve
 trust model; nothing here sees an update that is not part of a sum.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from fedseg.study import Study
 from secagg.policy import Policy
 
 BOOTSTRAP_SEED = 0
+PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
 
 
 def fed_avg(model: NDArray[np.float32], outcome: Outcome, policy: Policy) -> NDArray[np.float32]:
@@ -203,6 +206,7 @@ def metrics_of(
         "started_utc": folder.started,
         "seconds": folder.seconds,
         "parameters": parameters,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "mechanism": study.privacy.mechanism,
         "privacy": privacy_claim(study, per_site),
         "dice": table,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
@@ -43,6 +44,7 @@ class Tally:
     """What a run has added up so far; all of it survives an interruption."""
 
     completed: int = 0
+    last_round: int = 0
     burned: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -114,6 +116,16 @@ class RunFolder:
             events.truncate(state["events"])
         return folder
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """A run that failed before its first whole round leaves nothing behind."""
+        if error is not None and not self.tally.completed and self.path.name.endswith(PARTIAL):
+            _remove(self.path)
+
     def state(self) -> dict[str, Any]:
         """The last checkpoint."""
         state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
@@ -127,11 +139,25 @@ class RunFolder:
     def emit(self, kind: str, **fields: Any) -> None:
         """Append an event to `events.jsonl` and tell the listener."""
         with self._lock:  # sites train in threads
-            event = {"t": round(self.seconds, 4), "kind": kind, **fields}
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
-                events.write(json.dumps(event, separators=(",", ":")) + "\n")
-            if self._listener is not None:
-                self._listener(event)
+            self._tell(self._append(kind, fields))
+
+    def end_round(self, model: torch.nn.Module, book: Rounds | None, **fields: Any) -> None:
+        """Append the event "end_round" and make the round durable, before anybody is told."""
+        with self._lock:
+            event = self._append("end_round", fields)
+            self.tally.last_round = fields["round"]
+            self.checkpoint(model, book)
+            self._tell(event)
+
+    def _append(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        event = {"t": round(self.seconds, 4), "kind": kind, **fields}
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+            events.write(json.dumps(event, separators=(",", ":")) + "\n")
+        return event
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        if self._listener is not None:
+            self._listener(event)
 
     def checkpoint(self, model: torch.nn.Module, book: Rounds | None) -> None:
         """Make the last whole round durable: the model first, then the state that names it."""

@@ -120,12 +120,14 @@ class _Simulation:
         secure = isinstance(self.aggregator, SecureSum)
         self.folder.emit("study", **study_event(self.study, len(self.vector), secure=secure))
         scores = evaluate(self.model, self.cohort, self.study)
-        start = "zero-shot" if self.study.model.start != "scratch" else "untrained"
+        start = "zero-shot, before any training here" if self.study.model.start != "scratch" else "untrained"
         self.folder.tally.baselines[start] = mean_interval(scores.pooled())
         self.folder.checkpoint(self.model, self.book)
 
     def run(self) -> Path:
         failed = 0
+        if self.folder.tally.last_round and not self._scored():
+            self._score()
         while self.folder.tally.completed < self.study.study.rounds:
             sites = self._charged()
             if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
@@ -172,6 +174,7 @@ class _Simulation:
         def on_step(step: int, steps: int) -> None:
             emit("train", site=site, step=step, steps=steps)
 
+        on_step(0, self.study.study.local_steps)
         model = copy.deepcopy(self.model)
         return train_round(
             model,
@@ -191,8 +194,9 @@ class _Simulation:
         epsilon = {site: spent(self.ledgers[site], self.study) for site in sites}
         for site, value in epsilon.items():
             folder.emit("epsilon", round=number, site=site, spent=value if self.study.private else None)
-        folder.emit(
-            "end_round",
+        folder.end_round(
+            self.model,
+            self.book,
             round=number,
             attempt=self.book.attempt,
             included=outcome.included,
@@ -204,16 +208,26 @@ class _Simulation:
             bytes_down=outcome.bytes_down,
             seconds=outcome.seconds,
         )
+        self._score()
+
+    def _scored(self) -> bool:
+        history = self.folder.tally.history
+        return bool(history) and history[-1]["round"] == self.folder.tally.last_round
+
+    def _score(self) -> None:
+        """Dice of the last whole round's model, once it can no longer be lost."""
+        folder, tally, number = self.folder, self.folder.tally, self.folder.tally.last_round
         scores = evaluate(self.model, self.cohort, self.study)
         for site, values in scores.values.items():
             folder.emit("dice", round=number, site=site, values=structure_means(values, self.study), n=len(values))
         pooled = scores.pooled()
+        epsilon = max(spent(ledger, self.study) for ledger in self.ledgers.values())
         tally.history.append(
             {
                 "round": number,
                 "dice": structure_means(pooled, self.study),
                 "mean": overall_mean(pooled),
-                "epsilon": max(epsilon.values()) if self.study.private else None,
+                "epsilon": epsilon if self.study.private else None,
             }
         )
         folder.checkpoint(self.model, self.book)

@@ -223,6 +223,7 @@ class Site:
                 on_step=on_step,
             )
 
+        on_step(0, self.study.study.local_steps)
         return await asyncio.to_thread(work)
 
     async def _after_training(self) -> None:
@@ -308,8 +309,9 @@ class Site:
         if self.study.private:
             epsilon = spent(self.ledger, self.study)
             self.folder.emit("epsilon", round=current.number, site=self.me, spent=epsilon)
-        self.folder.emit(
-            "end_round",
+        self.folder.end_round(
+            self.model,
+            None,
             round=current.number,
             attempt=0,
             included=included,

@@ -1,7 +1,7 @@
 """From keys to masks: infos and commitments of round 1, seeds of round 2, and the vector that a client masks.
 
-Pure functions of secrets that the caller holds; nothing is kept here. Specification: docs/spec.md, sections "Seeds"
-and "Commitments".
+Pure functions of secrets that the caller holds; nothing is kept here. Specification: docs/spec.md, sections "Keys and
+seeds" and "Commitments".
 """
 
 from collections.abc import Iterable

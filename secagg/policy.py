@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from secagg.encoding import digest
 from secagg.errors import ConfigError
@@ -59,7 +60,7 @@ class Policy:
     server_key: bytes = b""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", dict(sorted(self.weights.items())))
+        object.__setattr__(self, "weights", MappingProxyType(dict(sorted(self.weights.items()))))
         if self.min_survivors == 0:
             object.__setattr__(self, "min_survivors", self.smallest_safe_sum)
         for problem in self._problems():

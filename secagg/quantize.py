@@ -52,9 +52,8 @@ def quantize(
         ConfigError: a wrong shape or type, or values that are not finite (their number is named, never a value).
     """
     largest = _check_update(update, policy)
-    limit = policy.largest_value * policy.weight(client_id) / policy.largest_weight
-    # Rounded down, so that clip_range * scale is never above the limit, which the bit budget counts on.
-    scale = math.nextafter(limit / policy.clip_range, 0.0)
+    # largest_value is a power of two, so that clip_range * scale never rounds to more than it.
+    scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
     # As many random bits below the point as float64 has left, so that the sum never rounds up to the next integer.
     fraction_bits = min(32, 53 - policy.value_bits)
     surplus, unit = np.uint32(32 - fraction_bits), 2.0**-fraction_bits

@@ -185,6 +185,8 @@ class MemoryStore:
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
         """See `Store.finish`."""
         log = self._marks(training_run).log
-        if round_number <= log[-1][0]:
-            raise UnexpectedMessageError("C-22", f"round {round_number} of {training_run} was already finished")
+        if round_number <= log[-1][0] or head == log[-1][1] or len(head) != HASH_BYTES:
+            raise UnexpectedMessageError(
+                "C-22", f"the head of round {round_number} of {training_run} does not follow the log"
+            )
         log.append((round_number, head))

@@ -18,7 +18,8 @@ from fedseg.study import Study
 from secagg.prg import Stream
 
 ANISOTROPIC = 1.5  # an axis this much coarser than the others is where slices are stacked
-FOREGROUND = 0.05  # of the robust range: air and padding are below
+FOREGROUND = 0.05  # of the 99th percentile: air and padding are below
+BRIGHTEST = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Case:
         site: the site's id.
         patient: unit of privacy and of the split; never leaves the site.
         name: what a local report calls it.
-        image: (C, *spatial) float32; 0 is background, 1 about the brightest tissue.
+        image: (C, *spatial) float32; 0 is background, 1 about the brightest tissue, at most 1.5.
         label: (*spatial) uint8, or None at prediction.
         affine: (4, 4) float64, voxel to millimetres (RAS+).
         spacing: millimetres per spatial axis.
@@ -104,7 +105,7 @@ def working_case(
         CaseError: the image is constant.
     """
     turn = Orientation(axcodes="RAS", labels=None)
-    turned = turn(MetaTensor(torch.from_numpy(image), affine=torch.from_numpy(affine)))
+    turned = turn(MetaTensor(torch.from_numpy(np.ascontiguousarray(image)), affine=torch.from_numpy(affine)))
     given, affine = affine, np.asarray(turned.affine, dtype=np.float64)
     values = normalised(turned.numpy(), name)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -119,7 +120,9 @@ def working_case(
     resized = _resized(_window(values, low, high), shape, stacked)
     labels = None
     if label is not None:
-        turned_label = turn(MetaTensor(torch.from_numpy(label[None]), affine=torch.from_numpy(given)))
+        turned_label = turn(
+            MetaTensor(torch.from_numpy(np.ascontiguousarray(label[None])), affine=torch.from_numpy(given))
+        )
         one_hot = AsDiscrete(to_onehot=len(study.structures) + 1)(_window(turned_label.numpy(), low, high))
         shares = _resized(np.asarray(one_hot, np.float32), shape, stacked)
         labels = shares.argmax(axis=0).astype(np.uint8)
@@ -128,18 +131,16 @@ def working_case(
 
 
 def normalised(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Per channel, the 1st and 99th percentile of the non-zero voxels become 0 and 1; background stays 0.
+    """Per channel, the 99th percentile of the non-zero voxels becomes 1; background stays 0, and tissue above it.
 
     Raises:
         CaseError: every voxel has the same value.
     """
     result = np.zeros(image.shape, dtype=np.float32)
     for channel, values in enumerate(image):
-        inside = values != 0
         if values.min() == values.max():
             raise CaseError(name, f"channel {channel} is the same everywhere; export the image again")
-        low, high = np.percentile(values[inside], (1, 99))
-        np.clip((values - low) / max(high - low, 1e-6), 0, 1.5, out=result[channel], where=inside)
+        np.clip(values / np.percentile(np.abs(values[values != 0]), 99), -BRIGHTEST, BRIGHTEST, out=result[channel])
     return result
 
 
@@ -177,7 +178,7 @@ def _field_of_view(
     values: NDArray[np.float32], spacing: NDArray[np.float64], stacked: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First voxel and end of the box around the image, equally wide in mm along all axes but `stacked`."""
-    inside = np.argwhere((values > FOREGROUND).any(axis=0))
+    inside = np.argwhere((np.abs(values) > FOREGROUND).any(axis=0))
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
     side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis != stacked)
     for axis in range(3):

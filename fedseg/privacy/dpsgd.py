@@ -62,7 +62,7 @@ def noisy_gradient(
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         add_clipped(total, torch.cat([gradient.reshape(-1) for gradient in gradients]), mechanism.clip_norm)
     if mechanism.clip_norm is not None and mechanism.noise_multiplier > 0:
-        noise = gaussian(len(total), mechanism.noise_multiplier, stream)
+        noise = gaussian(len(total), mechanism.noise_multiplier * mechanism.clip_norm, stream)
         total += torch.from_numpy(noise).to(total.device)
     return total / mechanism.denominator
 

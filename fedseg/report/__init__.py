@@ -17,7 +17,7 @@ from markupsafe import Markup
 from fedseg.errors import ConfigError
 from fedseg.report import claims, figures
 from fedseg.report.folder import Run, of_kind, read_run
-from fedseg.report.records import Dropped, Interval, RoundEnded, StepAccepted, StepClosed
+from fedseg.report.records import Dropped, Interval, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 
 __all__ = ["write_report"]
 
@@ -58,7 +58,7 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_size, duration=_duration, number=_number)
+    environment.filters.update(size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text)
     zoomed = _zoomed_round(run)
     ends = of_kind(run, RoundEnded)
     return environment.get_template("template.html").render(
@@ -68,6 +68,8 @@ def _render(run: Run) -> str:
         dice=run.metrics.dice,
         privacy=claims.privacy(run),
         seeded=claims.seeded(run),
+        claimed=claims.claimed(run),
+        shows_patients=claims.shows_patients(run),
         simulated=claims.simulated(run),
         warnings=list(claims.warnings(run)),
         summary=claims.summary(run),
@@ -128,8 +130,8 @@ class Cost:
 def _costs(run: Run) -> Iterator[Cost]:
     ends = of_kind(run, RoundEnded)
     accepted, closed = of_kind(run, StepAccepted), of_kind(run, StepClosed)
-    for step, plain in {"train": "private training at the sites", **figures.STEPS}.items():
-        seconds = [end.seconds[step] for end in ends if step in end.seconds]
+    for step, plain in {"train": "local training, all sites", **figures.STEPS}.items():
+        seconds = _training(run) if step == "train" else [end.seconds[step] for end in ends if step in end.seconds]
         yield Cost(
             step=step,
             plain=plain,
@@ -137,6 +139,16 @@ def _costs(run: Run) -> Iterator[Cost]:
             down=sum(event.bytes_down for event in closed if event.step == step),
             seconds=median(seconds) if seconds else None,
         )
+
+
+def _training(run: Run) -> list[float]:
+    """Seconds from the start of each completed round to the last local step of its last site."""
+    found = []
+    for end in of_kind(run, RoundEnded):
+        trained, began = of_kind(run, Trained, end.round), of_kind(run, RoundStarted, end.round)
+        if trained and began:
+            found.append(trained[-1].t - began[-1].t)
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ updates for a plain sum. It never calls data anonymous or anything compliant.
 
 from collections.abc import Iterator
 
-from fedseg.report.folder import Run, of_kind, rejoined
+from fedseg.report.folder import Run, came_back, of_kind
 from fedseg.report.records import Dropped, Privacy, RoundEnded
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -31,14 +31,32 @@ def privacy(run: Run) -> Privacy | None:
     return None if run.study.mechanism == "none" else run.metrics.privacy
 
 
+def claimed(run: Run) -> Privacy | None:
+    """The guarantee where one may be claimed: noise from the operating system, and an epsilon that sites reported."""
+    found = privacy(run)
+    return found if found and not seeded(run) and found.epsilon > 0 else None
+
+
+def shows_patients(run: Run) -> bool:
+    """Whether pictures are of a site's own cases; a coordinator shows public phantoms under another name."""
+    return run.layout != "phantom" and any(example.site in run.study.sites for example in run.examples)
+
+
 def simulated(run: Run) -> bool:
     """Whether one process held the data of all sites."""
     return "simulate" in run.metrics.command.split()
 
 
+def epsilon_text(epsilon: float | None) -> str:
+    """Epsilon with two decimals, or two figures where that would say 0.0."""
+    if epsilon is None:
+        return "n/a"
+    return f"{epsilon:.2f}" if epsilon >= 0.1 else f"{epsilon:.2g}"
+
+
 def guarantee(found: Privacy) -> str:
     """The pair as "(ε = 7.94, δ = 0.0003)", never broken over two lines."""
-    return f"(ε\u00a0=\u00a0{found.epsilon:.3g}, δ\u00a0=\u00a0{found.delta:.2g})"
+    return f"(ε\u00a0=\u00a0{epsilon_text(found.epsilon)}, δ\u00a0=\u00a0{found.delta:.2g})"
 
 
 def warnings(run: Run) -> Iterator[str]:
@@ -48,12 +66,14 @@ def warnings(run: Run) -> Iterator[str]:
         yield "no privacy claim: the study ran with mechanism = 'none', so updates carry no noise"
     if seeded(run):
         yield "seeded: no privacy claim: whoever knows the seed can recompute the noise"
+    if found and found.epsilon <= 0:
+        yield "no privacy claim: no site has reported what it spent"
     if not study.secure:
         yield "plain sum: the coordinator saw every update"
     if found and found.unit != "patient":
         yield f"the privacy unit is the {found.unit}, not the patient: weaker than it sounds for everybody with several"
     if found and study.budget is not None and found.epsilon > study.budget * (1 + 1e-6):
-        yield f"epsilon {found.epsilon:.3g} is above the budget of {study.budget:.3g}"
+        yield f"epsilon {epsilon_text(found.epsilon)} is above the budget of {study.budget:.3g}"
     patients = sum(site.n_train or 0 for site in run.metrics.dice.sites.values())
     if found and patients and found.delta >= 1 / patients:
         yield f"delta {found.delta:.2g} is not below 1/{patients}: it permits giving one patient away outright"
@@ -61,19 +81,19 @@ def warnings(run: Run) -> Iterator[str]:
     if broken:
         rounds = ", ".join(map(str, broken))
         yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
-    if run.examples and run.layout != "phantom":
+    if shows_patients(run):
         yield ("shows images of patients: keep it where the data is, or delete examples.npz and write the report again")
 
 
 def summary(run: Run) -> str:
     """The whole study in one sentence."""
-    study, protocol, found = run.study, run.metrics.protocol, privacy(run)
+    study, protocol, found = run.study, run.metrics.protocol, claimed(run)
     sites, drops = _count(len(study.sites), "site").capitalize(), len(of_kind(run, Dropped))
     parts = [
         f"{sites} trained one model to outline {_count(len(study.structures), 'structure')} in "
         f"{_count(protocol.rounds_completed, 'round')}{'' if simulated(run) else ', and no image left its site'}"
     ]
-    if found and not seeded(run):
+    if found:
         parts.append(f"what the model can reveal about one {found.unit} is bounded by {guarantee(found)}")
     if study.secure:
         parts.append(f"the coordinator could open only sums of at least {_count(study.min_survivors, 'update')}")
@@ -86,7 +106,7 @@ def summary(run: Run) -> str:
 
 def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
     """(against whom, what they learn at most, what that rests on)."""
-    study, found, c = run.study, privacy(run), run.study.max_corrupt
+    study, found, c = run.study, claimed(run), run.study.max_corrupt
     helpers = f"up to {_count(c, 'site')}"
     if study.secure:
         yield (
@@ -109,7 +129,7 @@ def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
             f"computer that comes later{', not against one that takes part today' if pqc else ''}",
         )
     else:
-        noised = f"; each is {guarantee(found)}-private by itself" if found and not seeded(run) else ""
+        noised = f"; each is {guarantee(found)}-private by itself" if found else ""
         yield "The coordinator", f"every site's update, one by one{noised}", "nothing hides them: this was a plain sum"
     yield "Anybody who has the model, now or later", *_about_patients(run)
     yield (
@@ -125,6 +145,8 @@ def _about_patients(run: Run) -> tuple[str, str]:
         return "no bound: models can reveal who trained them", "a sum is not differential privacy; mechanism = 'none'"
     if seeded(run):
         return "no bound is claimed", f"the run was seeded; unseeded, the same settings give {guarantee(found)}"
+    if claimed(run) is None:
+        return "no bound is claimed", "no site has reported what it spent"
     trust = f"trust model: {found.trust}; " if found.trust else ""
     return (
         f"about any one {found.unit}: {guarantee(found)}-differential privacy, whatever else they know",
@@ -143,10 +165,10 @@ def dropouts(run: Run) -> Iterator[str]:
             yield f"Round {drop.round}: {drop.site} dropped {after}, and the round did not complete."
             continue
         is_in = drop.site in end.included
-        back = rejoined(run, drop)
+        back = came_back(run, drop)
         exact = ", checked value by value" if end.exact else ""
         yield (
             f"Round {drop.round}: {drop.site} dropped {after}. Its update is {'in' if is_in else 'not in'} the sum, "
             f"which is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}."
-            + (f" It was back in round {back.round}." if back else " It did not come back.")
+            + (f" It was back in round {back.round}." if back else " It was not back before the end.")
         )

@@ -19,7 +19,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from fedseg.report.folder import Run, of_kind, rejoined
+from fedseg.report.folder import Run, came_back, of_kind
 from fedseg.report.records import (
     Dropped,
     EpsilonSpent,
@@ -35,7 +35,7 @@ STEPS = {
     "AdvertiseKeys": "fresh public keys",
     "ShareKeys": "secrets split and sealed",
     "ShareReport": "all shares open?",
-    "MaskedInputCollection": "the masked update",
+    "MaskedInputCollection": "the update, masked",
     "ConsistencyCheck": "all saw the same set?",
     "Unmasking": "only the sum opens",
 }
@@ -123,7 +123,7 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], pixels
 
 def convergence(run: Run) -> Markup:
     """Mean Dice per structure after each round; empty when nothing was validated."""
-    history = [entry for entry in run.metrics.history if entry.dice or entry.mean is not None]
+    history = [entry for entry in run.metrics.history if any(value is not None for value in entry.dice.values())]
     if not history:
         return Markup()
     width, height, top, bottom = 480, 330, 14, 34
@@ -155,7 +155,8 @@ def budget(run: Run) -> Markup:
     """Epsilon spent per site after each round against the budget; empty without epsilon events."""
     spent: dict[str, dict[int, float]] = {}
     for event in of_kind(run, EpsilonSpent):
-        spent.setdefault(event.site, {0: 0.0})[event.round] = event.spent
+        if event.spent is not None:
+            spent.setdefault(event.site, {0: 0.0})[event.round] = event.spent
     if not spent:
         return Markup()
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}
@@ -238,15 +239,25 @@ def _work(run: Run, number: int, begin: float) -> list[tuple[str, str, float, fl
     for closed in of_kind(run, StepClosed, number):
         if closed.t >= begin and closed.step in names[:-1]:
             opened[names[names.index(closed.step) + 1]] = closed.t
-    trained = {event.site: event.t for event in of_kind(run, Trained, number) if event.t >= begin}
-    work = [(site, "train", begin, end) for site, end in trained.items()]
-    for event in of_kind(run, StepAccepted, number):
-        if event.t >= begin and event.step in STEPS:
-            start = opened.get(event.step, event.t)
-            if event.step == "MaskedInputCollection":
-                start = max(start, min(trained.get(event.site, start), event.t))
-            work.append((event.site, event.step, start, event.t))
+    progress: dict[str, list[float]] = {}
+    for event in of_kind(run, Trained, number):
+        if event.t >= begin:
+            progress.setdefault(event.site, []).append(event.t)
+    trained = {site: times[-1] for site, times in progress.items()}
+    work = [(site, "train", _first_step_began(times, begin), times[-1]) for site, times in progress.items()]
+    for message in of_kind(run, StepAccepted, number):
+        if message.t >= begin and message.step in STEPS:
+            start = opened.get(message.step, message.t)
+            if message.step == "MaskedInputCollection":
+                start = max(start, min(trained.get(message.site, start), message.t))
+            work.append((message.site, message.step, start, message.t))
     return work
+
+
+def _first_step_began(ends: Sequence[float], begin: float) -> float:
+    """Only the ends of steps are recorded: the first began one mean step earlier, and not before the round."""
+    mean = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else ends[0]
+    return max(begin, ends[0] - mean)
 
 
 def overview(run: Run) -> Markup:
@@ -282,7 +293,7 @@ def overview(run: Run) -> Markup:
                     *of_kind(run, Trained, drop.round),
                 ]
                 heard = max((event.t for event in alive if event.site == drop.site), default=drop.t)
-                back = rejoined(run, drop)
+                back = came_back(run, drop)
                 _silence(axes, rows[drop.site], heard, back.t if back else last, "")
         return _svg(figure, "overview", "Training and protocol steps of every site over the whole run")
 
@@ -333,7 +344,7 @@ def zoom(run: Run, number: int) -> Markup:
             if drop.site in rows:
                 last = max((place(event.t) for event in accepted if event.site == drop.site), default=0.0)
                 text = f"dropped after {drop.after}" if drop.after else "absent from this round"
-                back = rejoined(run, drop)
+                back = came_back(run, drop)
                 text += f"; back in round {back.round}" if back else ""
                 _silence(axes, rows[drop.site], last, edges[-1], text)
         return _svg(figure, "zoom", f"Round {number}, protocol step by protocol step")

@@ -21,12 +21,14 @@ from fedseg.errors import ConfigError
 from fedseg.report.records import (
     EVENT,
     KINDS,
+    Audited,
     Dropped,
     Event,
     Example,
     Metrics,
     Rejoined,
     RoundEnded,
+    StepAccepted,
     StudyStarted,
     finite,
 )
@@ -64,9 +66,10 @@ def of_kind(run: Run, kind: type[E], round_number: int | None = None) -> list[E]
     return [event for event in events if isinstance(event, kind)]
 
 
-def rejoined(run: Run, drop: Dropped) -> Rejoined | None:
-    """When a site that dropped was next back, None if never."""
-    return next((back for back in of_kind(run, Rejoined) if back.site == drop.site and back.t >= drop.t), None)
+def came_back(run: Run, drop: Dropped) -> Rejoined | StepAccepted | None:
+    """The first sign of a site in a round after the one that it dropped from, None if it stayed away."""
+    signs = (event for event in run.events if isinstance(event, Rejoined | StepAccepted) and event.round > drop.round)
+    return next((sign for sign in signs if sign.site == drop.site), None)
 
 
 def read_run(folder: Path) -> Run:
@@ -84,7 +87,7 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder / 'study.toml'}: not a study file ({error}); copy the study here again") from error
     metrics = _metrics(folder / "metrics.json")
     path = folder / "events.jsonl"
-    events = tuple(_events(path))
+    events = _audited(tuple(_events(path)))
     if not events or not isinstance(events[0], StudyStarted):
         raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
     if metrics.privacy is None and events[0].mechanism != "none":
@@ -140,6 +143,18 @@ def _events(path: Path) -> Iterator[Event]:
             shift = last - event.t  # a resumed run counts its seconds from zero again
         last = event.t + shift
         yield event.model_copy(update={"t": last}) if shift else event
+
+
+def _audited(events: tuple[Event, ...]) -> tuple[Event, ...]:
+    """Ended rounds with what an audit found out about their sums."""
+    found = {event.round: event.exact for event in events if isinstance(event, Audited)}
+    return tuple(
+        event.model_copy(update={"exact": found[event.round]})
+        if isinstance(event, RoundEnded) and event.round in found
+        else event
+        for event in events
+        if not isinstance(event, Audited)
+    )
 
 
 def _first(error: ValidationError) -> str:

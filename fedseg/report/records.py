@@ -137,13 +137,21 @@ class Rejoined(Event):
     site: str
 
 
+class Audited(Event):
+    """Whoever owns all sites (the demonstration) compared a round's total with the plain sum of its inputs."""
+
+    kind: Literal["audit"]
+    round: int
+    exact: bool | None
+
+
 class EpsilonSpent(Event):
     """What a site has spent once this round is charged."""
 
     kind: Literal["epsilon"]
     round: int
     site: str
-    spent: float
+    spent: Number = None
 
 
 class RoundEnded(Event):
@@ -160,7 +168,16 @@ class RoundEnded(Event):
 
 
 AnyEvent = Annotated[
-    StudyStarted | RoundStarted | Trained | StepAccepted | StepClosed | Dropped | Rejoined | EpsilonSpent | RoundEnded,
+    StudyStarted
+    | RoundStarted
+    | Trained
+    | StepAccepted
+    | StepClosed
+    | Dropped
+    | Rejoined
+    | EpsilonSpent
+    | RoundEnded
+    | Audited,
     Field(discriminator="kind"),
 ]
 EVENT: TypeAdapter[Any] = TypeAdapter(AnyEvent)

@@ -192,7 +192,7 @@ def make_run(
         "delta": 3e-4,
         "unit": "patient",
         "neighbouring": "add or remove one patient",
-        "trust": "nobody",
+        "trust": "nobody is trusted: each site's update is private on its own",
     }
     privacy |= {
         "noise_multiplier": 3.1,

@@ -54,7 +54,7 @@ def keep_one_example(folder, **meta):
 def test_every_number_stands_beside_what_it_needs(demo):
     text = text_of(demo.read_text())
     assert "0.60 0.57 to 0.62 (95 % bootstrap interval), n = 40 patients" in text
-    assert "ε 7.94 per patient, of a budget of 8 delta 0.0003 trust model nobody mechanism local" in text
+    assert "ε 7.94 per patient, of a budget of 8 delta 0.0003 trust model nobody is trusted mechanism local" in text
     assert "20 of 20 0 burned" in text
     assert "1 of 1 site-d, round 7" in text
     assert "20 MB 6.17 MB up, 13.8 MB down" in text
@@ -169,7 +169,7 @@ def test_other_weaknesses_are_named_first_too(tmp_path):
     rewrite_events(folder, break_a_sum)
     first = text_of(write_report(folder).read_text()).split("Federated segmentation report")[0]
     assert "the privacy unit is the slice, not the patient" in first
-    assert "epsilon 8.5 is above the budget of 8" in first
+    assert "epsilon 8.50 is above the budget of 8" in first
     assert "delta 0.01 is not below 1/161" in first
     assert "the sum of round 2 is not the sum of the survivors" in first
 
@@ -180,6 +180,33 @@ def test_images_of_patients_are_announced(tmp_path):
     assert "shows images of patients" in write_report(real).read_text()
     (real / "examples.npz").unlink()
     assert "shows images of patients" not in write_report(real).read_text()
+
+
+def test_a_coordinator_shows_public_phantoms_of_any_study(tmp_path):
+    folder = make_run(tmp_path / "run", layout="feta", rounds=3, command="fedseg coordinator fetal.toml")
+    keep_one_example(folder, site="public phantom")
+    page = write_report(folder).read_text()
+    assert "no patient is shown" in page
+    assert "shows images of patients" not in page
+
+
+def test_a_coordinator_that_heard_no_epsilon_and_no_metrics_claims_none(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, pictures=False)
+
+    def silent(metrics):
+        metrics["privacy"] |= {"epsilon": 0.0, "per_site": {}}
+        sites = {site: {"n_train": None, "n_test": 0, "mean": None, "structures": {}} for site in SITES}
+        metrics["dice"] = {"mean": None, "overall": {}, "sites": sites}
+        metrics["history"] = [{"round": 1, "dice": dict.fromkeys(STRUCTURES), "mean": None}]
+
+    rewrite(folder / "metrics.json", silent)
+    rewrite_events(folder, lambda events: [e | {"spent": None} if e["kind"] == "epsilon" else e for e in events])
+    page = write_report(folder).read_text()
+    text = text_of(page)
+    assert "no privacy claim: no site has reported what it spent" in text.split("Federated segmentation report")[0]
+    assert "ε = 0" not in text
+    assert "ε 0" not in text
+    assert "site-a not shared not shared n/a" in text
 
 
 def test_phantoms_are_not_patients(demo):
@@ -199,6 +226,12 @@ def test_a_dropout_is_told_and_drawn(demo):
     assert "dropped after ShareKeys; back in round 8" in page
 
 
+def test_a_message_in_a_later_round_is_a_return(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, drop_round=2, pictures=False)
+    rewrite_events(folder, lambda events: [event for event in events if event["kind"] != "rejoined"])
+    assert "It was back in round 3." in write_report(folder).read_text()
+
+
 def test_a_site_lost_after_its_masked_input_is_in_the_sum(tmp_path):
     folder = make_run(tmp_path / "run", rounds=3, drop_round=None, pictures=False)
 
@@ -216,7 +249,7 @@ def test_a_site_lost_after_its_masked_input_is_in_the_sum(tmp_path):
     rewrite_events(folder, lose)
     text = text_of(write_report(folder).read_text())
     assert "site-b dropped after MaskedInputCollection. Its update is in the sum" in text
-    assert "It did not come back." in text
+    assert "It was not back before the end." in text
 
 
 def test_a_run_without_dropouts_metrics_or_pictures(tmp_path):

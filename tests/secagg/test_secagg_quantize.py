@@ -43,7 +43,7 @@ class TestQuantize:
         rules = policy(length, bits=27)
         result, clip_rate = quantize(update, rules, "a", Stream(KEY))
         words = np.frombuffer(keystream(KEY, 0, 4 * length), "<u4")
-        scaled = np.clip(update.astype(np.float64), -1, 1) * math.nextafter(2.0**19, 0)
+        scaled = np.clip(update.astype(np.float64), -1, 1) * 2.0**19
         expected = np.floor(scaled + words * 2.0**-32)
         assert result.dtype == np.uint32
         np.testing.assert_array_equal(lift(result, 27), expected)

@@ -298,10 +298,10 @@ def test_a_restarted_coordinator_ends_the_session(folder):
 
 def test_idle_polls_are_renewed_without_news(folder):
     async def scenario() -> None:
-        async with serving(folder, poll_seconds=0.05) as (server, port), site(folder, port) as a:
+        async with serving(folder, poll_seconds=0.8, gone_after=0.0) as (server, port), site(folder, port) as a:
             await a.connect()
             assert (await next_of(server)).kind == "hello"
-            assert await server.receive(0.5) is None
+            assert await server.receive(1.2) is None
             assert server.connected() == {"a"}
             server.send("a", "still-here", b"")
             assert (await a.receive(20)).kind == "still-here"
@@ -348,6 +348,20 @@ def test_a_slow_owner_holds_senders_back(folder):
             assert (await next_of(server)).kind == "hello"
             assert [len((await next_of(server)).payload) for _ in range(8)] == [CHUNK_BYTES // 2] * 8
             await sender
+
+    run(scenario)
+
+
+def test_a_slow_site_holds_the_coordinator_back(folder):
+    async def scenario() -> None:
+        async with serving(folder) as (server, port), site(folder, port) as a:
+            await a.connect()
+            assert (await next_of(server)).kind == "hello"
+            for number in range(60):
+                server.send("a", "flood", bytes([number]))
+            await asyncio.sleep(0.3)
+            assert len(server._peers["a"].queue) > 30
+            assert [(await a.receive(20)).payload[0] for _ in range(60)] == list(range(60))
 
     run(scenario)
 

@@ -292,6 +292,15 @@ def test_a_step_uses_up_its_state_even_when_it_fails(step, call, spoil):
         getattr(state, call)(good, *update)
 
 
+def test_joining_is_used_up_too():
+    cohort = Cohort(4)
+    store = cohort.stores["site-a"]
+    state = Joining(cohort.policy, "site-a", cohort.keys["site-a"], cohort.roster, cohort.context(), store)
+    state.advertise_keys()
+    with pytest.raises(IllegalTransitionError):
+        state.advertise_keys()
+
+
 # --- absence -----------------------------------------------------------------------------------------------------
 
 

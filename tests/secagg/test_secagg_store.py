@@ -77,14 +77,14 @@ def test_refusals_say_what_to_do(path):
     with SqliteStore(path, "d") as store:
         store.join(RUN, 4, 1)
         store.contribute(RUN, 4, "e")
-        with pytest.raises(
-            UnexpectedMessageError, match=r"\[C-03\] round 4 attempt 0 .* wait for a later round"
-        ):
+        with pytest.raises(UnexpectedMessageError, match=r"\[C-03\] round 4 attempt 0 .* wait for a later round"):
             store.join(RUN, 4, 0)
         with pytest.raises(UnexpectedMessageError, match=r"\[C-14\] .* joins again in round 5"):
             store.contribute(RUN, 4, "e")
         with pytest.raises(UnexpectedMessageError, match=r"\[C-22\] .* compare the heads"):
             store.finish(RUN, 1, b"short", b"")
+        with pytest.raises(UnexpectedMessageError, match=r"\[C-22\] .* compare the heads"):
+            store.finish(RUN, 1, GENESIS, b"")
 
 
 def test_numbers_beyond_the_file_format_are_refused_not_a_crash(path):
@@ -155,11 +155,7 @@ def test_files_that_are_no_store(path, tmp_path):
 
 
 def child(program: str, path: Path) -> subprocess.Popen[str]:
-    head = (
-        "import sys\n"
-        "from secagg.rpc.store import SqliteStore\n"
-        "from secagg.errors import UnexpectedMessageError\n"
-    )
+    head = "import sys\nfrom secagg.rpc.store import SqliteStore\nfrom secagg.errors import UnexpectedMessageError\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + program, str(path)],
         stdin=subprocess.PIPE,

@@ -1,0 +1,212 @@
+"""Public phantom for studies of brain lesions: axial slices of a head, pre-contrast, FLAIR and post-contrast.
+
+Crude on purpose: ellipses, waves and noise, with contrasts as in textbooks (white matter brighter than grey before
+contrast, fluid suppressed and lesions bright on FLAIR, rims that take up contrast). It was looked at beside real images
+and never fitted to any. Deterministic by seed; no result on it is a clinical result.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fedseg.data.anatomy import Array
+from fedseg.data.cases import Case, SiteData, normalised, split
+from fedseg.data.phantom import rician
+from fedseg.errors import ConfigError
+from fedseg.study import Study
+from secagg.prg import Stream
+
+CHANNELS = 3  # pre-contrast, FLAIR, post-contrast
+SLICES = 5
+LEVELS = (-0.25, 0.65)  # of the slices, in half heights of the head
+EDGE = 1.4  # width of a tissue border, in pixels
+FIELD_MM, THICK_MM = 220.0, 6.0
+WAVES = 8  # in a random field
+MISSING = 0.06  # of patients lack a pre-contrast or post-contrast image; FLAIR takes its place, as in public sets
+RINGED, HOLLOW = 0.3, 0.35  # of lesions take up contrast, are liquid inside
+SIGNAL = {  # white matter before contrast about 0.75
+    "scalp": (0.95, 0.75, 1.00),
+    "skull": (0.12, 0.10, 0.12),
+    "fluid": (0.22, 0.12, 0.24),
+    "grey matter": (0.56, 0.60, 0.60),
+    "white matter": (0.75, 0.50, 0.78),
+    "deep grey matter": (0.60, 0.58, 0.64),
+    "ventricles": (0.20, 0.10, 0.22),
+    "lesion": (0.50, 0.95, 0.52),
+    "rim": (0.52, 0.95, 1.15),
+    "core": (0.32, 0.45, 0.34),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A hospital's habits.
+
+    Attributes:
+        name: what the profile is called.
+        snr: brightest tissue over the standard deviation of the noise in each quadrature channel.
+        bias: strength of the uneven receive field.
+        spread: by how much (log) tissue signals differ between patients.
+        contrast: signal of lesions on FLAIR relative to `SIGNAL`.
+        scalp: signal of the scalp relative to `SIGNAL`.
+        radius: typical radius of a lesion, in half lengths of the head.
+    """
+
+    name: str
+    snr: float
+    bias: float
+    spread: float
+    contrast: float
+    scalp: float
+    radius: float
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("A", snr=25, bias=0.10, spread=0.06, contrast=0.95, scalp=1.3, radius=0.22),
+        Profile("B", snr=40, bias=0.20, spread=0.08, contrast=0.80, scalp=0.9, radius=0.28),
+        Profile("C", snr=18, bias=0.15, spread=0.06, contrast=1.15, scalp=1.1, radius=0.20),
+        Profile("D", snr=30, bias=0.25, spread=0.10, contrast=0.85, scalp=1.6, radius=0.25),
+        Profile("E", snr=22, bias=0.05, spread=0.08, contrast=0.75, scalp=0.7, radius=0.32),
+        Profile("pretrain", snr=30, bias=0.15, spread=0.15, contrast=1.0, scalp=1.0, radius=0.25),
+    )
+}
+HOSPITALS = tuple(PROFILES[name] for name in "ABCDE")
+
+
+def lesion_case(profile: Profile, seed: int, size: int = 64) -> Case:
+    """One patient with one lesion, normalised as real cases are.
+
+    Args:
+        profile: the hospital.
+        seed: 0 to 2^64 - 1; the same arguments give the same case.
+        size: pixels along a side; the head fills most of the image.
+
+    Returns:
+        Image (3, size, size, SLICES) float32, label 0 or 1 (size, size, SLICES) uint8.
+    """
+    stream = Stream.seeded(seed, "lesion", profile.name)
+    plane = ((np.arange(size) + 0.5) * 2 / size - 1).astype(np.float32)
+    gap = (LEVELS[1] - LEVELS[0]) / (SLICES - 1)
+    levels = LEVELS[0] + gap * (np.arange(SLICES) + float(stream.uniform(1)[0]) - 0.5)
+    points = np.stack(np.meshgrid(plane, plane, levels.astype(np.float32), indexing="ij"))
+    surfaces = _anatomy(profile, points, stream)
+    image = normalised(_scan(profile, surfaces, points, stream), profile.name)
+    label = (surfaces["lesion"] > 0).astype(np.uint8)
+    patient = f"{profile.name}-{seed}"
+    spacing = (FIELD_MM / size, FIELD_MM / size, THICK_MM)
+    return Case(profile.name, patient, patient, image, label, np.diag([*spacing, 1.0]), spacing, 2, 2)
+
+
+def lesion_site(site: str, study: Study, patients: int, seed: int) -> SiteData:
+    """A hospital's patients on the study's grid, split by patient as real ones are.
+
+    Args:
+        site: the name of a profile (such as "pretrain"), or a site of the study, whose n-th is the n-th hospital.
+        study: gives size, the split and the order of the sites.
+        patients: how many to make; each differs, and so do two sites with one profile.
+        seed: of the whole cohort.
+
+    Raises:
+        ConfigError: unknown site, or a study that is not about one structure on slices of three channels.
+    """
+    if site not in PROFILES and site not in study.site_ids:
+        raise ConfigError(
+            f"phantom: there is no site '{site}'; use a site of the study or one of {', '.join(PROFILES)}"
+        )
+    if len(study.structures) != 1 or study.in_channels != CHANNELS or study.data.dims != 2:
+        raise ConfigError("phantom of lesions: it has one structure, three channels and dims = 2; set them so")
+    profile = PROFILES[site] if site in PROFILES else HOSPITALS[study.site_ids.index(site) % len(HOSPITALS)]
+    cases = []
+    for number, own in enumerate(Stream.seeded(seed, "lesion site", site).words64(patients), 1):
+        patient = f"sub-{number:03d}"
+        case = lesion_case(profile, int(own), study.data.size)
+        cases.append(replace(case, site=site, patient=patient, name=f"{site}/{patient}"))
+    return split(site, cases, study)
+
+
+def _anatomy(profile: Profile, points: Array, stream: Stream) -> dict[str, Array]:
+    """Signed distances of points (3, X, Y, Z), -1 to 1, from tissues: positive inside; each covers those before it."""
+    chance = [float(value) for value in stream.uniform(12)]
+    x, y, z = _turned(points, chance[:4])
+    wide, long = 0.58 + 0.14 * chance[4], 0.76 + 0.14 * chance[5]
+    radius = np.sqrt((x / wide) ** 2 + (y / long) ** 2 + z**2) + 0.02 * _waves(points, stream, 2, 5)
+    head = (1 - radius) * wide
+    skull = head - 0.04 - 0.05 * chance[6]
+    brain = skull - 0.04 - 0.03 * chance[7]
+    folds, side, swollen = _waves(points, stream, 10, 20), np.abs(x), 0.6 + 0.8 * chance[8]
+    sulci = 0.05 - 0.15 * np.abs(folds)
+    deep = 0.1 * (1 - np.sqrt(((side - 0.19) / 0.1) ** 2 + (y / 0.24) ** 2 + ((z - 0.1) / 0.3) ** 2))
+    horns = ((side - 0.07 - 0.3 * np.abs(y)) / (0.06 * swollen)) ** 2
+    ventricles = 0.06 * (1 - np.sqrt(horns + (y / 0.34) ** 2 + ((z - 0.2) / 0.3) ** 2))
+    lesion, depth = _lesion(profile, np.stack([x / wide, y / long, z]), stream)
+    lesion = np.minimum(lesion, np.minimum(brain, -ventricles))
+    absent = np.full_like(lesion, -1)
+    return {
+        "scalp": head,
+        "skull": skull,
+        "fluid": brain,
+        "grey matter": np.minimum(brain - np.maximum(sulci, 0), side - 0.01),
+        "white matter": np.minimum(brain - 0.08 - 0.06 * folds, side - 0.06),
+        "deep grey matter": deep,
+        "ventricles": ventricles,
+        "lesion": lesion,
+        "rim": np.minimum(lesion, depth - 0.05) if chance[9] < RINGED else absent,
+        "core": np.minimum(lesion, depth - 0.10) if chance[10] < HOLLOW else absent,
+    }
+
+
+def _turned(points: Array, chance: list[float]) -> Array:
+    """Moved to the head's axes: nose along y in any of four directions, a tilt, a shift."""
+    x, y, z = points
+    angle = (np.pi / 2) * int(4 * chance[0]) + 0.5 * (chance[1] - 0.5)
+    x, y = x - np.float32(0.24 * (chance[2] - 0.5)), y - np.float32(0.24 * (chance[3] - 0.5))
+    turned: Array = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y, z])
+    return turned.astype(np.float32)
+
+
+def _lesion(profile: Profile, points: Array, stream: Stream) -> tuple[Array, Array]:
+    """Signed distance from a blob with an uneven border, and a smoother one for what lies inside of it."""
+    chance = stream.uniform(6)
+    size = profile.radius * np.exp(0.35 * ndtri(chance[0]))
+    radii = size * np.exp(0.25 * ndtri(chance[1:4]))
+    out, turn = (0.75 - 0.6 * size) * np.sqrt(chance[4]), 2 * np.pi * chance[5]
+    centre = (out * np.cos(turn), out * np.sin(turn), 0.2 + 0.5 * (stream.uniform(1)[0] - 0.5))
+    far = np.sqrt(
+        sum(((p - np.float32(c)) / np.float32(r)) ** 2 for p, c, r in zip(points, centre, radii, strict=True))
+    )
+    depth = np.float32(size) * (1 - far)
+    uneven = np.float32(size) * (0.35 * _waves(points, stream, 4, 9) + 0.15 * _waves(points, stream, 9, 18))
+    return depth + uneven, depth + uneven / 2
+
+
+def _scan(profile: Profile, surfaces: dict[str, Array], points: Array, stream: Stream) -> Array:
+    """Signal (3, X, Y, Z): tissues mixed at their borders, texture, an uneven field, noise."""
+    jitter = np.exp(profile.spread * ndtri(stream.uniform(3 * len(surfaces)))).reshape(-1, CHANNELS)
+    texture = 1 + 0.08 * _waves(points, stream, 6, 24)
+    edge = np.float32(EDGE * 2 / points.shape[1])
+    signal = np.zeros((CHANNELS, *points.shape[1:]), np.float32)
+    for own, (name, distance) in zip(jitter, surfaces.items(), strict=True):
+        share = (np.float32(0.5) + distance / edge).clip(0, 1)
+        colour = own * SIGNAL[name] * {"scalp": (profile.scalp,) * 3, "lesion": (1, profile.contrast, 1)}.get(name, 1)
+        signal += share * (colour.astype(np.float32)[:, None, None, None] * texture - signal)
+    field = np.exp(profile.bias * np.stack([_waves(points, stream, 0.5, 2) for _ in range(CHANNELS)]))
+    image = rician((signal * field).astype(np.float32), 1 / profile.snr, stream)
+    missing = stream.uniform(2) < MISSING
+    for channel in np.flatnonzero(missing):
+        image[2 * channel] = image[1]
+    return image
+
+
+def _waves(points: Array, stream: Stream, low: float, high: float) -> Array:
+    """A smooth random field with values of about -1 to 1: waves of `low` to `high` radians per unit length."""
+    chance = stream.uniform(5 * WAVES).reshape(5, WAVES)
+    along = ndtri(chance[:3])
+    along *= (low + (high - low) * chance[3]) / np.linalg.norm(along, axis=0)
+    phase = np.tensordot(along.T.astype(np.float32), points, axes=1)
+    phase += (2 * np.pi * chance[4]).astype(np.float32)[:, None, None, None]
+    field: Array = np.sin(phase).sum(axis=0) / np.float32(np.sqrt(WAVES / 2))
+    return field

@@ -1,0 +1,71 @@
+"""Real processes, real TLS, real kills: the demonstration's own machinery on a tiny federation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_study
+
+from fedseg.demo import Demo
+from fedseg.report import write_report
+
+
+def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in(tmp_path):
+    study = tiny_study(sites=5, rounds=4, seed=None, steps=60).replace(report={"share_metrics": True})
+    events: list[dict] = []
+    kills = {(2, "site-b"): "ShareReport", (3, "site-d"): "MaskedInputCollection"}
+    run = Demo(tmp_path, study, lambda event: events.append(dict(event)), kills).run()
+
+    rounds = {event["round"]: event for event in events if event["kind"] == "end_round"}
+    assert list(rounds) == [1, 2, 3, 4]
+    assert all(event["exact"] is True for event in rounds.values())  # bit for bit, over what the sites kept
+    assert set(rounds[2]["included"]) == set(study.site_ids) - {"site-b"}
+    assert rounds[2]["dropped"] == ["site-b"]
+    assert set(rounds[3]["included"]) == set(study.site_ids)  # accepted, hence in; its self mask was reconstructed
+    unmasked = {e["site"] for e in events if e["kind"] == "step" and e["round"] == 3 and e["step"] == "Unmasking"}
+    assert unmasked == set(study.site_ids) - {"site-d"}
+    assert {(e["site"], e["round"]) for e in events if e["kind"] == "rejoined"} == {("site-b", 3), ("site-d", 4)}
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["protocol"]["rounds_completed"] == 4
+    assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.01)
+    tested = {site: found["n_test"] for site, found in metrics["dice"]["sites"].items()}
+    assert tested == dict.fromkeys(study.site_ids, 1)
+    assert "site-b" in write_report(run).read_text()
+    local = [path for path in run.parent.parent.glob("site-a/*") if path.is_dir()]
+    assert write_report(local[0]).is_file()
+    assert not _children_of(tmp_path)
+
+
+def test_interrupting_the_demo_ends_all_its_children(tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study(sites=3, rounds=50, seed=None).toml(), encoding="utf-8")
+    command = [sys.executable, "-m", "fedseg.cli", "demo", "--out", str(tmp_path), "--study", str(study)]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while len(_children_of(tmp_path)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(_children_of(tmp_path)) == 4
+    demo.send_signal(signal.SIGINT)
+    said, _ = demo.communicate(timeout=30)
+    assert demo.returncode != 0
+    assert "Traceback" not in said
+    assert not _children_of(tmp_path)
+
+
+def _children_of(folder: Path) -> list[str]:
+    """Command lines of living coordinators and sites that were started for `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if {"coordinator", "site"} & set(words) and any(str(folder) in word for word in words):
+            found.append(f"{process.name} {' '.join(words)}")
+    return [line for line in found if not line.startswith(f"{os.getpid()} ")]

@@ -1,0 +1,174 @@
+"""The federation in one process: bit identity with a plain sum, dropouts, interruption, what a run leaves behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_study
+
+from fedseg.data import load_cohort
+from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.ledger import verify
+from fedseg.models import load_model
+from fedseg.report import write_report
+from fedseg.runfolder import KEPT, RunFolder
+from fedseg.simulate import Options, simulate
+from fedseg.study import Study
+from fedseg.update import flatten
+
+
+class Log:
+    def __init__(self, stop_at: tuple[str, int] | None = None) -> None:
+        self.events: list[dict] = []
+        self.stop_at = stop_at
+
+    def __call__(self, event) -> None:
+        self.events.append(dict(event))
+        if self.stop_at == (event["kind"], event.get("round")):
+            self.stop_at = None
+            raise KeyboardInterrupt
+
+    def of(self, kind: str) -> list[dict]:
+        return [event for event in self.events if event["kind"] == kind]
+
+
+def train(study: Study, runs: Path, options: Options | None = None, log: Log | None = None) -> Path:
+    with RunFolder.create(runs, study, log) as folder:
+        return simulate(folder, load_cohort(None, study), options or Options(command="test"))
+
+
+def weights(run: Path, study: Study) -> np.ndarray:
+    return flatten(load_model(run / "model.safetensors", study))
+
+
+def test_secure_and_plain_sums_give_the_same_model_bit_for_bit(tmp_path):
+    study = tiny_study()
+    log = Log()
+    secure = weights(train(study, tmp_path / "secure", log=log), study)
+    plain = weights(train(study, tmp_path / "plain", Options(plain=True)), study)
+    assert np.array_equal(secure, plain)
+    assert [end["exact"] for end in log.of("end_round")] == [True, True]
+    other = weights(train(study.replace(study={"seed": 8}), tmp_path / "other", Options(plain=True)), study)
+    assert not np.array_equal(plain, other)
+
+
+def test_workers_cannot_change_results(tmp_path):
+    study = tiny_study()
+    one = weights(train(study, tmp_path / "one"), study)
+    two = weights(train(study.replace(run={"workers": 3}), tmp_path / "three"), study)
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("step", "included"),
+    [
+        ("MaskedInputCollection", ["site-a", "site-c", "site-d", "site-e"]),
+        ("ConsistencyCheck", ["site-a", "site-b", "site-c", "site-d", "site-e"]),
+        ("Unmasking", ["site-a", "site-b", "site-c", "site-d", "site-e"]),
+    ],
+)
+def test_killed_before_its_masked_input_a_site_is_out_of_the_sum_and_after_it_is_in(tmp_path, step, included):
+    study = tiny_study(sites=5)
+    silent = {"site-b": step}
+    log = Log()
+    secure = train(study, tmp_path / "secure", Options(silent=silent, silent_round=1), log)
+    plain = train(study, tmp_path / "plain", Options(plain=True, silent=silent, silent_round=1))
+    first, second = log.of("end_round")
+    assert first["included"] == tuple(included)
+    assert first["dropped"] == tuple({"site-b"} - set(included))
+    assert first["exact"] is True
+    assert len(second["included"]) == 5  # the site is back in the next round
+    assert np.array_equal(weights(secure, study), weights(plain, study))
+    assert log.of("dropped")[0]["site"] == "site-b"
+
+
+def test_too_few_survivors_burn_the_round_and_stay_charged(tmp_path):
+    study = tiny_study(sites=3, rounds=2)
+    log = Log()
+    run = train(study, tmp_path, Options(silent={"site-b": "MaskedInputCollection"}, silent_round=1), log)
+    assert "needs 3" in log.of("burned")[0]["reason"]
+    assert [end["round"] for end in log.of("end_round")] == [2]
+    # Two rounds were planned and two are charged, so that the budget ends the study: nobody trains for free.
+    assert {event["site"] for event in log.of("left")} == {"site-a", "site-b", "site-c"}
+    for site in study.site_ids:
+        events = verify(run / "ledger" / f"{site}.jsonl")
+        assert [event.round_number for event in events.values()] == [1, 2]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["protocol"]["rounds_completed"] == 1
+    assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.01)
+
+
+@pytest.mark.parametrize("stop_at", [("end_round", 1), ("dice", 1), ("round", 2), ("train", 3)])
+def test_resume_gives_the_model_of_an_uninterrupted_run(tmp_path, stop_at):
+    study = tiny_study(rounds=3)
+    whole = weights(train(study, tmp_path / "whole"), study)
+    log = Log(stop_at)
+    with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path / "cut", study, log) as folder:
+        simulate(folder, load_cohort(None, study), Options())
+    assert not list((tmp_path / "cut").glob("*[0-9]"))
+    again = RunFolder.reopen(folder.path, log)
+    run = simulate(again, load_cohort(None, study), Options())
+    assert np.array_equal(weights(run, study), whole)
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["round"] for event in events if event["kind"] == "end_round"] == [1, 2, 3]
+    assert [event["t"] for event in events] == sorted(event["t"] for event in events)
+    history = json.loads((run / "metrics.json").read_text())["history"]
+    assert [entry["round"] for entry in history] == [1, 2, 3]
+
+
+def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tmp_path):
+    study = tiny_study(rounds=3)
+    cut = Log()
+
+    def stop(event):
+        cut(event)
+        if event["kind"] == "step" and event["step"] == "MaskedInputCollection" and event["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path, study, stop) as folder:
+        simulate(folder, load_cohort(None, study), Options())
+    log = Log()
+    run = simulate(RunFolder.reopen(folder.path, log), load_cohort(None, study), Options())
+    assert "C-14" in log.of("burned")[0]["reason"]
+    assert [end["round"] for end in log.of("end_round")] == [3]  # and then the budget is spent
+    assert len(log.of("left")) == 3
+    assert json.loads((run / "metrics.json").read_text())["protocol"]["rounds_completed"] == 2
+
+
+def test_what_a_complete_run_leaves_behind(tmp_path):
+    study = tiny_study(mechanism="none", seed=None, rounds=1)
+    run = train(study, tmp_path)
+    assert sorted(path.name for path in run.iterdir()) == sorted(KEPT)
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["privacy"] is None
+    assert metrics["dice"]["mean"]["n"] == 3
+    assert "no privacy" in write_report(run).read_text().lower()
+
+
+def test_one_patient_trains_and_its_dice_is_not_an_average_of_nothing(tmp_path):
+    study = tiny_study(rounds=1, patients=2, mechanism="none")
+    sites = tuple(site.model_copy(update={"patients": 1 + (site.id != "site-a")}) for site in study.sites)
+    study = study.model_copy(update={"sites": sites})
+    run = train(study, tmp_path)
+    table = json.loads((run / "metrics.json").read_text())["dice"]["sites"]
+    assert (table["site-a"]["n_train"], table["site-a"]["n_test"], table["site-a"]["mean"]) == (1, 0, None)
+    assert table["site-b"]["mean"]["n"] == 1
+
+
+def test_one_site_alone_is_a_baseline_on_everybodys_patients(tmp_path):
+    study = tiny_study(rounds=1, mechanism="none")
+    run = train(study, tmp_path, Options(alone="site-b"))
+    table = json.loads((run / "metrics.json").read_text())["dice"]
+    assert [site["n_train"] for site in table["sites"].values()] == [0, 2, 0]
+    assert table["mean"]["n"] == 3
+    with pytest.raises(ConfigError, match="site-x"):
+        train(study, tmp_path, Options(alone="site-x"))
+
+
+def test_a_failed_start_leaves_nothing(tmp_path):
+    study = tiny_study(sites=3, rounds=1)
+    with pytest.raises(RoundFailedError, match="needs 3"):
+        train(study, tmp_path, Options(silent={"site-a": "AdvertiseKeys"}, silent_round=1))
+    assert list(tmp_path.iterdir()) == []

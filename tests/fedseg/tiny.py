@@ -1,0 +1,59 @@
+"""The smallest federation that is still one: three phantom sites, a thousand parameters, seconds."""
+
+from fedseg.study import Study, parse_study
+
+STRUCTURES = (
+    "external CSF",
+    "grey matter",
+    "white matter",
+    "ventricles",
+    "cerebellum",
+    "deep grey matter",
+    "brainstem",
+)
+
+
+def tiny_study(
+    *,
+    sites: int = 3,
+    rounds: int = 2,
+    mechanism: str = "local",
+    seed: int | None = 7,
+    patients: int = 3,
+    steps: int = 1,
+) -> Study:
+    names = ", ".join(f'"{name}"' for name in STRUCTURES)
+    seeded = "" if seed is None else f"seed = {seed}"
+    members = "\n".join(f'[[sites]]\nid = "site-{c}"\npatients = {patients}' for c in "abcdefgh"[:sites])
+    return parse_study(
+        f"""
+        [study]
+        name = "tiny"
+        structures = [{names}]
+        rounds = {rounds}
+        local_steps = {steps}
+        lr = 0.05
+        {seeded}
+        [data]
+        layout = "phantom"
+        modality = ["T2w"]
+        dims = 2
+        size = 32
+        slices_per_patient = 2
+        holdout = 0.4
+        [model]
+        name = "unet-small"
+        channels = [4, 8]
+        [privacy]
+        mechanism = "{mechanism}"
+        epsilon = 8.0
+        delta = 1e-2
+        sample_rate = 1.0
+        clip_norm = 0.1
+        denominator = 2
+        [secagg]
+        clip_range = 0.5
+        {members}
+        """,
+        "tiny",
+    )

@@ -1,0 +1,90 @@
+"""What an importer writes runs as written, in a process that loads neither torch nor grpc nor asyncio."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "grpc", "asyncio", "monai", "typer", "rich", "sqlite3", "ssl", "socket")
+
+IMPORTER = """
+import collections, queue, threading
+import numpy as np
+import secagg
+from secagg import wire
+
+Message = collections.namedtuple("Message", "sender data")
+keys = {name: secagg.SigningKey.generate() for name in "abcd"}
+roster = secagg.PinnedRoster({name: key.verify_key for name, key in keys.items()})
+policy = secagg.Policy(project="p", clients=4, length=3, clip_range=1.0)
+round_context = secagg.RoundContext("run", 1, 0, bytes(32), bytes(32))
+mail, boxes = queue.Queue(), {name: queue.Queue() for name in "abcd"}
+
+def poll():
+    return mail.get()
+
+def deadline_passed():
+    return False
+
+def site(me):
+    signing_key, store, update = keys[me], secagg.MemoryStore(), np.full(3, 0.25)
+    def send(data):
+        mail.put(Message(me, data))
+    recv = boxes[me].get
+
+    client = secagg.ClientSession(policy, me, signing_key, roster, round_context, store)
+    send(wire.encode(client.start()))
+    client.provide(update)
+    while not client.finished:
+        if reply := client.receive(wire.decode_from_server(recv())):
+            send(wire.encode(reply))
+
+sites = [threading.Thread(target=site, args=(name,), daemon=True) for name in "abcd"]
+for thread in sites:
+    thread.start()
+
+def send(client_id, data):
+    boxes[client_id].put(data)
+
+server = secagg.ServerSession(policy, roster, round_context)
+while not server.finished:
+    if message := poll():
+        server.receive(message.sender, wire.decode_from_client(message.data))
+    if server.ready or deadline_passed():
+        for client_id, reply in server.close_round().items():
+            send(client_id, wire.encode(reply))
+total = secagg.dequantize(server.result, policy)
+
+assert np.array_equal(total, np.full(3, 1.0)), total
+for thread in sites:
+    thread.join(10)
+"""
+
+
+def run_alone(code: str, heavy: tuple[str, ...]) -> None:
+    """Run `code` in a fresh interpreter and check what it loaded."""
+    check = f"\nimport sys\nloaded = sorted(set({heavy!r}) & set(sys.modules))\nassert not loaded, loaded\n"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page that use secagg."""
+    found = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for block in found if "secagg" in block]
+
+
+def test_the_importers_lines_run_without_the_heavy_libraries():
+    run_alone(IMPORTER, HEAVY)
+
+
+@pytest.mark.parametrize("page", ["docs/howto/embed.md", "README.md"])
+def test_the_lines_of_the_documentation_run_as_written(page):
+    if not (ROOT / page).exists():
+        pytest.skip(f"{page} is not written yet")
+    code = "\n".join(blocks(ROOT / page))
+    assert "ClientSession" in code or page == "README.md"
+    run_alone(code, ("torch", "grpc", "asyncio"))

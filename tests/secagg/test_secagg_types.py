@@ -1,0 +1,50 @@
+"""Skipping or repeating a round, or handing one round's message to another, is a type error before it is a bug."""
+
+from pathlib import Path
+
+from mypy import api
+
+ROOT = Path(__file__).parents[2]
+
+ROUNDS = """
+from secagg.client import Advertised, Attested, Joining, Masked, Reported, Shared
+from secagg.messages import Attestations, IncludedSet, Reports, Roster, ShareInbox
+from secagg.masking import Vector
+
+def in_order(state: Joining, roster: Roster, inbox: ShareInbox, reports: Reports, update: Vector,
+             included: IncludedSet, attestations: Attestations) -> None:
+    advertised, _ = state.advertise_keys()
+    shared, _ = advertised.share_keys(roster)
+    reported, _ = shared.report(inbox)
+    masked, _ = reported.mask_input(reports, update)
+    attested, _ = masked.attest(included)
+    attested.unmask(attestations)
+
+def skips_the_roster(state: Joining, inbox: ShareInbox) -> None:
+    state.advertise_keys()[0].report(inbox)
+
+def skips_the_report(state: Shared, reports: Reports, update: Vector) -> None:
+    state.mask_input(reports, update)
+
+def skips_the_consistency_check(state: Masked, attestations: Attestations) -> None:
+    state.unmask(attestations)
+
+def masks_twice(state: Masked, reports: Reports, update: Vector) -> None:
+    state.mask_input(reports, update)
+
+def takes_another_rounds_message(state: Attested, included: IncludedSet) -> None:
+    state.unmask(included)
+"""
+
+
+def test_a_round_that_is_skipped_does_not_type_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    snippet = tmp_path / "rounds.py"
+    snippet.write_text(ROUNDS)
+    told, _, status = api.run(["--follow-imports=silent", "--no-error-summary", str(snippet)])
+    lines = ROUNDS.splitlines()
+    wrong = {int(line.split(":")[1]) for line in told.splitlines() if ": error:" in line}
+    bad = {i for i, line in enumerate(lines, start=1) if line.startswith("    state.")}
+    assert status == 1
+    assert wrong == bad, told
+    assert len(bad) == 5
