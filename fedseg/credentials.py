@@ -64,9 +64,9 @@ def signing_key(folder: Path, name: str) -> SigningKey:
         ConfigError: `NAME.signing` is missing, malformed, or others can read it.
     """
     path = folder / f"{name}.signing"
+    if path.exists() and path.stat().st_mode & 0o077:
+        raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
     try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
         return SigningKey.from_bytes(bytes.fromhex(path.read_text(encoding="ascii").strip()))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing; make it with `secagg keygen`") from error

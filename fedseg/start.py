@@ -1,21 +1,164 @@
-"""What a study starts from: fresh weights, a public phantom, or a file."""
+"""What a study starts from: fresh weights, weights trained on a public phantom, or a file.
 
+The phantom is made by the package with a profile ("pretrain") that no site has, so it is nobody's data and costs no
+privacy. Every process on a machine gets the same weights; they are kept in the user's cache under the hash of all that
+shapes them, the code of the phantoms included. Must never: see a site's images, or take weights that are not whole.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from monai.losses import DiceCELoss
+from safetensors import SafetensorError
 
-from fedseg.data.cases import SiteData
-from fedseg.models import build_model, load_model
+from fedseg import augment
+from fedseg.augment import augmented
+from fedseg.data import anatomy, lesions, phantom
+from fedseg.data.cases import Case, SiteData
+from fedseg.errors import ConfigError
+from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.study import Study
+from secagg.encoding import digest
+from secagg.prg import Stream
+
+Progress: TypeAlias = Callable[[int, int], None]
+Source: TypeAlias = Callable[[str, Study, int, int], SiteData]
+
+PROFILE = "pretrain"
+POOL_SEED, PUBLIC_SEED = 1, 2
+PUBLIC = 3  # cases that a coordinator looks at
+FETAL_STRUCTURES = 7
+LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+RATE = 0.01
+POOL = {2: 160, 3: 12}  # patients, by dims
+STEPS = {2: 600, 3: 200}
+BATCH = {2: 16, 3: 1}  # slices or volumes of a step
 
 
-def starting_model(study: Study) -> torch.nn.Module:
-    """The model before the first round."""
-    if study.model.start == "scratch":
-        return build_model(study)
-    return load_model(Path(study.model.start), study)
+def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.Module:
+    """The model before the first round.
+
+    Args:
+        study: its [model] start is 'scratch', 'phantom' or the path of a .safetensors file.
+        progress: called with steps done and in all while a phantom start is trained; not at all from the cache.
+
+    Raises:
+        ConfigError: no phantom fits the study, or the file does not hold a model of the study.
+        UnsupportedModelError: the network mixes patients.
+    """
+    match study.model.start:
+        case "scratch":
+            return build_model(study)
+        case "phantom":
+            return _phantom_model(study, progress)
+        case path:
+            return load_model(Path(path), study)
 
 
 def public_cases(study: Study) -> SiteData:
-    """A few phantoms that the coordinator may look at, because they are nobody's."""
-    return SiteData("public phantom", (), ())
+    """Phantoms that a coordinator may look at, as test cases; none where no phantom fits the study."""
+    source = _source(study)
+    cases = _cases(source, study, PUBLIC, PUBLIC_SEED) if source is not None else ()
+    name = "public phantom"
+    return SiteData(name, (), tuple(replace(case, site=name) for case in cases))
+
+
+def _source(study: Study) -> Source | None:
+    """Who makes phantoms with the study's structures and channels."""
+    channels = [name.lower() for name in study.data.modality]
+    if len(study.structures) == FETAL_STRUCTURES and channels in (["t2w"], ["t2"]):
+        return phantom.phantom_site
+    if len(study.structures) == 1 and len(channels) == 3 and "flair" in channels[1] and study.data.dims == 2:
+        return lesions.lesion_site
+    return None
+
+
+def _cases(source: Source, study: Study, patients: int, seed: int) -> tuple[Case, ...]:
+    data = source(PROFILE, study, patients, seed)
+    return data.train + data.test
+
+
+# --- Pretraining -------------------------------------------------------------------------------------------------
+
+
+def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
+    source = _source(study)
+    if source is None:
+        raise ConfigError(
+            "[model] start = 'phantom': there are phantoms for FeTA's seven structures with modality ['T2w'], and for "
+            "one structure with modality ['pre-contrast', 'FLAIR', 'post-contrast'] and dims = 2; this study has "
+            f"{len(study.structures)} in {list(study.data.modality)}, dims = {study.data.dims}; use start = 'scratch' "
+            "or give a .safetensors file"
+        )
+    study = study.replace(study={"name": "phantom", "seed": None})  # the same start whatever a study's name and seed
+    path = _cache_folder() / f"phantom-{_content_hash(study)}.safetensors"
+    with suppress(ConfigError):  # absent or damaged
+        return load_model(path, study)
+    model = _pretrained(study, _cases(source, study, POOL[study.data.dims], POOL_SEED), progress)
+    with suppress(OSError, SafetensorError):  # a cache that cannot be written costs time only
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(model, path, metadata_of(study))
+    return model
+
+
+def _pretrained(study: Study, cases: tuple[Case, ...], progress: Progress | None) -> torch.nn.Module:
+    """The study's network after `STEPS` steps on random views of the cases; one thread, so that bits repeat."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        images, labels = _stacked(cases)
+        steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
+        generator = torch.Generator().manual_seed(int(Stream.seeded(POOL_SEED, "pretraining").integers(1, 2**62)[0]))
+        model = build_model(study)
+        model.train()
+        optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+        for step in range(1, steps + 1):
+            drawn = torch.randint(len(images), (batch,), generator=generator)
+            image, label = augmented(images[drawn], labels[drawn].long(), len(study.structures), generator)
+            optimiser.zero_grad()
+            LOSS(model(image), label[:, None]).backward()
+            optimiser.step()
+            schedule.step()
+            if progress is not None:
+                progress(step, steps)
+        return model
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _stacked(cases: tuple[Case, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All slices (2D) or volumes: images (k, C, *size) float32, labels (k, *size) uint8."""
+    images, labels = [], []
+    for case in cases:
+        assert case.label is not None  # noqa: S101  phantoms are born labelled
+        images.append(np.moveaxis(case.image, 3, 0) if case.axes == 2 else case.image[None])
+        labels.append(np.moveaxis(case.label, 2, 0) if case.axes == 2 else case.label[None])
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+
+
+def _content_hash(study: Study) -> str:
+    """Of everything that shapes the weights: the network, the working grid, this code and the numerics below it."""
+    modules = (anatomy, phantom, lesions, augment)
+    code = [Path(str(module.__file__)).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
+    shape = {
+        "structures": len(study.structures),
+        "channels": study.in_channels,
+        "dims": study.data.dims,
+        "size": study.data.size,
+        "model": study.model.model_dump(mode="json", exclude={"start"}),
+        "torch": torch.__version__,
+    }
+    return digest("phantom start", json.dumps(shape, sort_keys=True), *code).hex()[:32]
+
+
+def _cache_folder() -> Path:
+    """Where the user's caches are, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedseg"

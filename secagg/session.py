@@ -64,6 +64,7 @@ class ClientSession:
     Attributes:
         step: name of the round that the latest message of this client belongs to.
         clip_rate: fraction of the update's values outside the clip range, once it was provided.
+        included: U3, sorted, once this client attested it.
         head: of the finished round, 32 bytes; None until the result is verified.
         finished: nothing more will be sent.
 

@@ -8,7 +8,6 @@ and never fitted to any. Deterministic by seed; no result on it is a clinical re
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fedseg.data.anatomy import Array
@@ -137,7 +136,7 @@ def _anatomy(profile: Profile, points: Array, stream: Stream) -> dict[str, Array
     head = (1 - radius) * wide
     skull = head - 0.04 - 0.05 * chance[6]
     brain = skull - 0.04 - 0.03 * chance[7]
-    folds, side, swollen = _waves(points, stream, 10, 20), np.abs(x), 0.6 + 0.8 * chance[8]
+    folds, side, swollen = _waves(points, stream, 12, 26), np.abs(x), 0.6 + 0.8 * chance[8]
     sulci = 0.05 - 0.15 * np.abs(folds)
     deep = 0.1 * (1 - np.sqrt(((side - 0.19) / 0.1) ** 2 + (y / 0.24) ** 2 + ((z - 0.1) / 0.3) ** 2))
     horns = ((side - 0.07 - 0.3 * np.abs(y)) / (0.06 * swollen)) ** 2
@@ -150,7 +149,7 @@ def _anatomy(profile: Profile, points: Array, stream: Stream) -> dict[str, Array
         "skull": skull,
         "fluid": brain,
         "grey matter": np.minimum(brain - np.maximum(sulci, 0), side - 0.01),
-        "white matter": np.minimum(brain - 0.08 - 0.06 * folds, side - 0.06),
+        "white matter": np.minimum(brain - 0.08 - 0.035 * folds, side - 0.06),
         "deep grey matter": deep,
         "ventricles": ventricles,
         "lesion": lesion,
@@ -171,7 +170,7 @@ def _turned(points: Array, chance: list[float]) -> Array:
 def _lesion(profile: Profile, points: Array, stream: Stream) -> tuple[Array, Array]:
     """Signed distance from a blob with an uneven border, and a smoother one for what lies inside of it."""
     chance = stream.uniform(6)
-    size = profile.radius * np.exp(0.35 * ndtri(chance[0]))
+    size = profile.radius * np.exp(0.35 * ndtri(chance[0]).clip(-1.5, 1.5))
     radii = size * np.exp(0.25 * ndtri(chance[1:4]))
     out, turn = (0.75 - 0.6 * size) * np.sqrt(chance[4]), 2 * np.pi * chance[5]
     centre = (out * np.cos(turn), out * np.sin(turn), 0.2 + 0.5 * (stream.uniform(1)[0] - 0.5))

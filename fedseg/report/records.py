@@ -192,6 +192,7 @@ KINDS = frozenset(
         "rejoined",
         "epsilon",
         "end_round",
+        "audit",
     ]  # the rest is for other readers
 )
 

@@ -100,6 +100,7 @@ def test_flatten_and_assign_are_inverse_and_copy(study: Study) -> None:
     with torch.no_grad():
         next(model.parameters()).add_(1)
     assert flatten(model)[0] == 1
+    assert flatten(model)[-1] == len(wanted) - 1
     with pytest.raises(ConfigError, match=r"parameters and the vector has shape \(3,\)"):
         assign(model, np.zeros(3, np.float32))
 

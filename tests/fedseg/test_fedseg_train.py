@@ -208,9 +208,13 @@ def test_a_patient_with_many_cases_is_one_patient(one_round, study, monkeypatch)
         lengths.append(float((total - before).norm()))
 
     monkeypatch.setattr(dpsgd, "add_clipped", measured)
-    one_round(study, data)
-    assert len(lengths) == 2  # one contribution a step
+    drawn = set()
+    batch_of = train.batch_of
+    monkeypatch.setattr(train, "batch_of", lambda case, *rest: (drawn.add(case.name), batch_of(case, *rest))[1])
+    one_round(study.replace(study={"local_steps": 20}), data)
+    assert len(lengths) == 20  # one contribution a step
     assert max(lengths) <= 0.05 * (1 + 1e-6)
+    assert len(drawn) > 5  # a case drawn anew
 
 
 def test_without_privacy_the_update_says_so_and_learns(one_round, study, model, tmp_path):

@@ -301,6 +301,17 @@ def test_joining_is_used_up_too():
         state.advertise_keys()
 
 
+def test_an_update_that_is_not_quantised_is_refused_before_the_contribution_is_marked():
+    kept = {}
+    for wrong in (np.zeros(6, np.uint32), np.zeros(5, np.uint64), np.zeros(5)):
+        play = Play(Cohort(4), late=("site-a",), down=lambda at, who, m: kept.update({(at, who): m}) or m)
+        play.until("MaskedInputCollection")
+        state = play.clients["site-a"]._state
+        with pytest.raises(ConfigError, match="quantised"):
+            state.mask_input(kept["MaskedInputCollection", "site-a"], wrong)
+        play.cohort.stores["site-a"].contribute(RUN, 1, "unspent")
+
+
 # --- absence -----------------------------------------------------------------------------------------------------
 
 
@@ -315,7 +326,8 @@ def test_a_client_absent_from_a_set_wipes_its_secrets_and_may_join_the_next_roun
     cohort, held = Cohort(4), []
 
     def leave_out(message):
-        held.append(play.clients["site-a"]._state.held)
+        own = play.clients["site-a"]._state.held
+        held.extend([own, own.mask_key])
         return shrink(message)
 
     play = Play(cohort, down=alone(step, "site-a", leave_out))
@@ -324,7 +336,7 @@ def test_a_client_absent_from_a_set_wipes_its_secrets_and_may_join_the_next_roun
     assert isinstance(play.errors["site-a"], AbortedError)
     assert client.finished
     assert client._state is client._update is None
-    assert not vars(held[0])
+    assert [vars(secret) for secret in held] == [{}, {}]
     with pytest.raises(IllegalTransitionError):
         client.receive(Roster(()))
     if contributed:
@@ -335,10 +347,17 @@ def test_a_client_absent_from_a_set_wipes_its_secrets_and_may_join_the_next_roun
     cohort.client("site-a", cohort.context(number=2)).start()
 
 
-def test_a_finished_client_holds_no_secret():
-    play = Play(Cohort(4)).until("Unmasking")
-    held = play.clients["site-a"]._state
-    assert not hasattr(held, "held")
+def test_a_client_wipes_each_secret_after_its_last_use():
+    play = Play(Cohort(4)).until("ShareKeys")
+    channel_key = play.clients["site-a"]._state.channel_key
+    assert vars(channel_key)
+    play.until("ShareReport")
+    assert not vars(channel_key)
+    play.until("ConsistencyCheck")
+    held = play.clients["site-a"]._state.held
+    assert vars(held)
+    play.until("Unmasking")
+    assert not vars(held)
     play.to_the_end()
     assert all(client._state is client._update is None for client in play.clients.values())
 
@@ -380,6 +399,14 @@ def test_a_client_that_complained_never_masks():
     assert play.out["site-a"].complaint == "site-b"
     with pytest.raises(ProtocolError, match="C-13"):
         play.clients["site-a"].receive(reports)
+
+
+def test_a_client_that_complained_is_not_swayed_by_an_ok_in_its_own_name():
+    cohort = Cohort(5)
+    play = Play(cohort, up=bad_bundle(cohort, "site-b", position=0)).until("ShareReport")
+    forged = replace(play.out["site-a"], complaint="").sign(cohort.keys["site-a"])
+    with pytest.raises(ProtocolError, match="C-13"):
+        play.clients["site-a"].receive(Reports((forged, *list(play.out.values())[1:])))
 
 
 def test_the_smallest_cover_names_the_liar_as_soon_as_it_lies_twice():

@@ -1,0 +1,306 @@
+"""Every mistake of a person ends in one sentence that names what and where, exit code 1, and nothing half-written."""
+
+import asyncio
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from tiny import STRUCTURES, tiny_study
+
+from fedseg import cli
+from fedseg.credentials import make_credentials
+from fedseg.data.phantom import PROFILES, phantom_case, write_feta
+from fedseg.models import build_model, check_model
+from secagg.rpc.server import MailboxServer
+from secagg.rpc.tls import ServerTls
+
+
+def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["fedseg", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def is_one_sentence(error: str) -> bool:
+    return error.startswith("fedseg:") and error.count("\n") == 1 and "Traceback" not in error
+
+
+@pytest.fixture(scope="module")
+def feta(tmp_path_factory) -> Path:
+    """Three sites of two patients each, in FeTA's layout."""
+    root = tmp_path_factory.mktemp("feta")
+    profile = next(iter(PROFILES.values()))
+    for i, site in enumerate(("site-a", "site-b", "site-c")):
+        write_feta(root / site, [phantom_case(profile, seed=10 * i + k, size=32) for k in range(2)])
+    return root
+
+
+def feta_study() -> str:
+    return tiny_study(rounds=1).toml().replace('layout = "phantom"', 'layout = "feta"').replace("patients = 3", "")
+
+
+def copied(source: Path, target: Path) -> Path:
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    return target
+
+
+STUDIES = {
+    "threshold too low": ("min_survivors = 0", "min_survivors = 2", ["[secagg]", "min_survivors", "3"]),
+    "too many corrupt": ("max_corrupt = 1", "max_corrupt = 2", ["[secagg]", "max_corrupt"]),
+    "bits overflow": ("bits = 32", "bits = 20", ["[secagg]", "bits = 20", "22"]),
+    "budget": ("epsilon = 8.0\ndelta = 0.01", "epsilon = 0.001\ndelta = 1e-9", ["[privacy] epsilon", "raise epsilon"]),
+    "no delta": ("delta = 0.01\n", "", ["[privacy]", "delta"]),
+    "unknown field": ("rounds = 1", "rounds = 1\nroundz = 2", ["[study]", "roundz", "rounds"]),
+    "unknown mechanism": ('mechanism = "local"', 'mechanism = "magic"', ["[privacy]", "mechanism", "local"]),
+    "weak privacy unit": ('unit = "patient"', 'unit = "slice"', ["[privacy]", "unit"]),
+    "two sites of one name": ('id = "site-b"', 'id = "site-a"', ["[[sites]]", "site-a"]),
+    "batch norm model": ('name = "unet-small"', 'name = "basicunet"', ["[model]", "name", "unet-small"]),
+    "not TOML": ("[study]", "[study", ["study.toml", "TOML"]),
+}
+
+
+@pytest.mark.parametrize("case", STUDIES)
+@pytest.mark.parametrize("command", ["simulate", "epsilon"])
+def test_an_unsafe_study_is_refused_before_anything_happens(tmp_path, capsys, monkeypatch, case, command):
+    before, after, words = STUDIES[case]
+    text = tiny_study(rounds=1).toml()
+    assert before in text
+    study = tmp_path / "study.toml"
+    study.write_text(text.replace(before, after, 1))
+    extra = ["--out", tmp_path / "runs"] if command == "simulate" else []
+    code, _, error = run(capsys, monkeypatch, command, study, *extra)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "runs").exists()
+
+
+def rewrite(path: Path, change) -> None:
+    image = nibabel.load(path)
+    values, affine = change(np.asanyarray(image.dataobj).copy(), image.affine.copy())
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+
+
+def without_label(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*dseg*"))
+    path.unlink()
+    return path
+
+
+def other_shape(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*dseg*"))
+    rewrite(path, lambda values, affine: (values[:-1], affine))
+    return path
+
+
+def other_affine(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*dseg*"))
+    rewrite(path, lambda values, affine: (values, affine + np.diag([0.5, 0, 0, 0])))
+    return path
+
+
+def nan_voxels(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*T2w*"))
+
+    def change(values, affine):
+        values = values.astype(np.float32)
+        values[3, 3, 3] = np.nan
+        return values, affine
+
+    rewrite(path, change)
+    return path
+
+
+def unknown_label(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*dseg*"))
+    rewrite(path, lambda values, affine: (np.where(values == 3, 9, values).astype(np.uint8), affine))
+    return path
+
+
+def truncated(root: Path) -> Path:
+    path = next(root.glob("site-b/*/anat/*T2w*"))
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def no_patients(root: Path) -> Path:
+    for path in sorted((root / "site-b").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    return root / "site-b"
+
+
+def no_site(root: Path) -> Path:
+    no_patients(root)
+    (root / "site-b").rmdir()
+    return root / "site-b"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [without_label, other_shape, other_affine, nan_voxels, unknown_label, truncated, no_patients, no_site],
+    ids=lambda damage: damage.__name__,
+)
+def test_damaged_images_are_named_and_nothing_is_trained(tmp_path, capsys, monkeypatch, feta, damage):
+    root = copied(feta, tmp_path / "data")
+    path = damage(root)
+    study = tmp_path / "study.toml"
+    study.write_text(feta_study())
+    code, _, error = run(capsys, monkeypatch, "simulate", study, "--data", root, "--out", tmp_path / "runs")
+    assert code == 1
+    assert is_one_sentence(error), error
+    named = path.name.split("_")[0] if damage is without_label else path.name
+    assert "site-b" in error, error
+    assert named in error, error
+    assert not (tmp_path / "runs").exists()
+    code, said, _ = run(capsys, monkeypatch, "data", "check", study, "--data", root)
+    assert code == 1
+    assert "error" in said
+    assert "site-b" in said
+
+
+def test_sound_images_pass_the_check_and_train(tmp_path, capsys, monkeypatch, feta):
+    study = tmp_path / "study.toml"
+    study.write_text(feta_study())
+    code, said, _ = run(capsys, monkeypatch, "data", "check", study, "--data", feta)
+    assert code == 0, said
+    runs = tmp_path / "runs"
+    code, said, error = run(capsys, monkeypatch, "simulate", study, "--data", feta, "--out", runs)
+    assert code == 0, error
+    assert "seeded: no privacy claim" in said
+    (complete,) = runs.iterdir()
+    assert (complete / "report.html").is_file()
+
+    image = next(feta.glob("site-a/*/anat/*T2w*"))
+    labels = tmp_path / "labels.nii.gz"
+    code, _, error = run(capsys, monkeypatch, "predict", complete / "model.safetensors", image, labels)
+    assert code == 0, error
+    predicted, source = nibabel.load(labels), nibabel.load(image)
+    assert predicted.shape == source.shape
+    assert np.array_equal(predicted.affine, source.affine)
+    assert set(np.unique(predicted.get_fdata())) <= set(range(len(STRUCTURES) + 1))
+    assert (tmp_path / "labels.png").stat().st_size > 1000
+
+    ledger = complete / "ledger" / "site-a.jsonl"
+    code, said, _ = run(capsys, monkeypatch, "ledger", "verify", ledger, "--delta", 0.01)
+    assert code == 0
+    assert "1 events, chain intact" in said
+    ledger.write_text(ledger.read_text().replace('"steps":1', '"steps":0'))
+    code, _, error = run(capsys, monkeypatch, "ledger", "verify", ledger, "--delta", 0.01)
+    assert code == 1
+    assert "line 1" in error
+
+
+def test_a_port_in_use_is_named_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    study = tiny_study(rounds=1)
+    (tmp_path / "study.toml").write_text(study.toml())
+    make_credentials(tmp_path / "credentials", study, "run")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        given = ["--credentials", tmp_path / "credentials", "--port", port, "--out", tmp_path / "runs"]
+        code, _, error = run(capsys, monkeypatch, "coordinator", tmp_path / "study.toml", *given)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert f"port {port}" in error
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_wrong_certificate_is_named_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    study = tiny_study(rounds=1)
+    (tmp_path / "study.toml").write_text(study.toml())
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    make_credentials(ours, study, "run")
+    make_credentials(theirs, study, "run")
+    started, done, port = threading.Event(), asyncio.Event(), []
+
+    async def serve() -> None:
+        tls = ServerTls.load(ours / "authority.pem", ours / "coordinator.pem", ours / "coordinator.key")
+        async with MailboxServer(study.site_ids, tls) as server:
+            port.append(await server.start("127.0.0.1", 0))
+            loops.append(asyncio.get_running_loop())
+            started.set()
+            await done.wait()
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert started.wait(10)
+    try:
+        given = ["--credentials", theirs, "--coordinator", f"127.0.0.1:{port[0]}", "--out", tmp_path / "runs"]
+        code, _, error = run(capsys, monkeypatch, "site", tmp_path / "study.toml", "site-a", *given)
+    finally:
+        loops[0].call_soon_threadsafe(done.set)
+        thread.join(10)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert "certificate" in error
+    assert not list((tmp_path / "runs").glob("tiny-*"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "federation.toml").unlink(), ["federation.toml", "missing"]),
+        (lambda folder: (folder / "federation.toml").write_text("roster = 1"), ["federation.toml", "not a federation"]),
+        (lambda folder: (folder / "site-a.signing").chmod(0o644), ["site-a.signing", "chmod 600"]),
+        (lambda folder: (folder / "site-a.signing").write_text("zz"), ["site-a.signing", "secagg keygen"]),
+        (lambda folder: (folder / "site-a.pem").unlink(), ["site-a.pem"]),
+    ],
+    ids=["no federation", "bad federation", "readable key", "bad key", "no certificate"],
+)
+def test_broken_credentials_are_named(tmp_path, capsys, monkeypatch, spoil, words):
+    study = tiny_study(rounds=1)
+    (tmp_path / "study.toml").write_text(study.toml())
+    make_credentials(tmp_path / "credentials", study, "run")
+    spoil(tmp_path / "credentials")
+    given = ["--credentials", tmp_path / "credentials", "--coordinator", "127.0.0.1:9", "--out", tmp_path / "runs"]
+    code, _, error = run(capsys, monkeypatch, "site", tmp_path / "study.toml", "site-a", *given)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert all(word in error for word in words), error
+
+
+def test_a_model_file_is_checked(tmp_path, capsys, monkeypatch, feta):
+    bad = tmp_path / "model.safetensors"
+    bad.write_bytes(b"not a model")
+    image = next(feta.glob("site-a/*/anat/*T2w*"))
+    code, _, error = run(capsys, monkeypatch, "predict", bad, image, tmp_path / "out.nii.gz")
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert "model.safetensors" in error
+    assert not list(tmp_path.glob("out*"))
+    check_model(build_model(tiny_study()))
+
+
+def test_nothing_to_resume_is_said(tmp_path, capsys, monkeypatch):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study().toml())
+    code, _, error = run(capsys, monkeypatch, "simulate", study, "--resume", "--out", tmp_path / "runs")
+    assert code == 1
+    assert "no interrupted run" in error
+
+
+def test_epsilon_is_explained_before_any_training(tmp_path, capsys, monkeypatch):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study(seed=None).toml())
+    code, said, _ = run(capsys, monkeypatch, "epsilon", study)
+    assert code == 0
+    claim = ("of 8 per patient at delta 0.01", "noise multiplier", "add or remove one patient", "nobody is trusted")
+    for words in (*claim, "mu-GDP"):
+        assert words in said
