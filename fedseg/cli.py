@@ -179,6 +179,25 @@ def _cell(found: dict[str, Any] | None, separator: str = "\n") -> str:
 
 
 @app.command()
+def credentials(
+    study: StudyFile,
+    folder: Annotated[Path, typer.Argument(help="New folder for them.", show_default=False)],
+    training_run: Annotated[str, typer.Option(help="Name of the run whose rounds are counted.")] = "trial",
+) -> None:
+    """For a trial: make every party's keys, certificates and federation.toml in one folder.
+
+    Whoever runs this holds all keys. For patients' data each party makes its own: see docs/howto/run-a-federation.md.
+    """
+    from fedseg.credentials import make_credentials
+    from fedseg.study import load_study
+
+    if folder.exists():
+        raise ConfigError(f"{folder}: is there already; name a new folder, so that no key is replaced")
+    make_credentials(folder, load_study(study), training_run)
+    out.print(f"credentials of all parties in {folder}; give each party its own files only", soft_wrap=True)
+
+
+@app.command()
 def coordinator(
     study: StudyFile,
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
