@@ -44,7 +44,7 @@ def load_federation(folder: Path, study: Study) -> Federation:
     path = folder / FEDERATION
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        roster = PinnedRoster({site: bytes.fromhex(key) for site, key in content["roster"].items()})
+        roster = PinnedRoster({site: bytes.fromhex(key) for site, key in content["clients"].items()})
         federation = Federation(str(content["training_run"]), bytes.fromhex(content["server_key"]), roster)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing; ask the coordinator for it, or give --credentials") from error
@@ -67,11 +67,15 @@ def signing_key(folder: Path, name: str) -> SigningKey:
     if path.exists() and path.stat().st_mode & 0o077:
         raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
     try:
-        return SigningKey.from_bytes(bytes.fromhex(path.read_text(encoding="ascii").strip()))
+        content = tomllib.loads(path.read_text(encoding="ascii"))
+        key = SigningKey.from_bytes(bytes.fromhex(content["signing_key"]))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; make it with `secagg keygen`") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a signing key; make one with `secagg keygen`") from error
+        raise ConfigError(f"{path} is missing; make it with `secagg keygen {name}`") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a signing key; make one with `secagg keygen {name}`") from error
+    if content.get("id") != name:
+        raise ConfigError(f"{path}: is the key of {content.get('id')!r}, not of {name}; use its own")
+    return key
 
 
 def site_tls(folder: Path, site: str, federation: Federation) -> ClientTls:
@@ -94,9 +98,14 @@ def make_credentials(folder: Path, study: Study, training_run: str) -> None:
     make_certificates(folder, study.site_ids)
     keys = {name: SigningKey.generate() for name in (COORDINATOR, *study.site_ids)}
     for name, key in keys.items():
-        _write(folder / f"{name}.signing", key.export().hex() + "\n", 0o600)
-    lines = [f'training_run = "{training_run}"', f'server_key = "{keys[COORDINATOR].verify_key.hex()}"', "", "[roster]"]
-    lines += [f'{site} = "{keys[site].verify_key.hex()}"' for site in study.site_ids]
+        _write(folder / f"{name}.signing", f'id = "{name}"\nsigning_key = "{key.export().hex()}"\n', 0o600)
+    lines = [
+        f'training_run = "{training_run}"',
+        f'server_key = "{keys[COORDINATOR].verify_key.hex()}"',
+        "",
+        "[clients]",
+    ]
+    lines += [f'"{site}" = "{keys[site].verify_key.hex()}"' for site in study.site_ids]
     _write(folder / FEDERATION, "\n".join(lines) + "\n", 0o644)
 
 

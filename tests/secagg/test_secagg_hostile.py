@@ -363,7 +363,7 @@ CLIENT_LIES = [
     ("a header for another roster", SHARES, headed(roster1=OTHER_HASH), "S-06"),
     ("a forged header", SHARES, lambda _, m: replace(m, header=replace(m.header, self_commitment=OTHER_HASH)), "S-06"),
     ("bundles outside the header", SHARES, rebundled(lambda b: (b[1], b[0], *b[2:]), resign=False), "S-07"),
-    ("a bundle too few", SHARES, rebundled(lambda b: b[1:]), "S-08"),
+    ("a bundle too few", SHARES, rebundled(lambda b: b[:-1]), "S-08"),
     ("an envelope too long", SHARES, rebundled(first_altered(shares=bytes(500))), "S-08"),
     ("a pair secret to an earlier id", SHARES, rebundled(first_altered(pair_commitment=OTHER_HASH)), "S-08"),
     ("a report on other headers", REPORT, resigned(roster2=OTHER_HASH), "S-09"),

@@ -292,6 +292,26 @@ def test_a_step_uses_up_its_state_even_when_it_fails(step, call, spoil):
         getattr(state, call)(good, *update)
 
 
+@pytest.mark.parametrize("step", SENDING)
+def test_the_server_closes_a_round_once(step):
+    play = Play(Cohort(4)).until(step)
+    play.collect()
+    state = play.server._state
+    state.close()
+    with pytest.raises(IllegalTransitionError):
+        state.close()
+
+
+def test_a_silent_attester_concludes_once():
+    kept = {}
+    Cohort(4).play(down=lambda at, who, m: kept.setdefault((at, who), m))
+    play = Play(Cohort(4), down=lambda at, who, m: None if at == "Unmasking" else m).until("Unmasking")
+    state = play.clients["site-a"]._state
+    for error in (ProtocolError, IllegalTransitionError):
+        with pytest.raises(error):
+            state.conclude(kept["Result", "site-a"])
+
+
 def test_joining_is_used_up_too():
     cohort = Cohort(4)
     store = cohort.stores["site-a"]
