@@ -32,11 +32,11 @@ from secagg import (
     wire,
 )
 from secagg.encoding import HASH_BYTES
+from secagg.graph import smallest_cover
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
 from secagg.rpc.store import SqliteStore
-from secagg.server import smallest_cover
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
 
 Emit = Callable[..., None]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TURN = math.radians(10)
-SCALE, SHIFT, BEND = 0.08, 0.05, 0.04
-CONTRAST, GAMMA, FIELD, NOISE, GAIN = 0.12, 0.25, 0.25, 0.08, 0.10
+TURN = math.radians(4)
+SCALE, SHIFT, BEND = 0.03, 0.02, 0.015
+CONTRAST, GAMMA, FIELD, NOISE, GAIN = 0.05, 0.10, 0.10, 0.03, 0.10
 
 
 def augmented(images: Tensor, labels: Tensor, structures: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -233,7 +233,7 @@ class Coordinator:
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
-        self.vector = fed_avg(self.vector, outcome, self.policy)
+        self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, outcome)
 

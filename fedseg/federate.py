@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.infer import predict
@@ -28,13 +27,21 @@ BOOTSTRAP_SEED = 0
 PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
 
 
-def fed_avg(model: NDArray[np.float32], outcome: Outcome, policy: Policy) -> NDArray[np.float32]:
+def fed_avg(
+    model: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+) -> NDArray[np.float32]:
     """The next model: weights are public constants, so the mean is over the included sites' weights.
+
+    Args:
+        model: (d,) the global model of the round.
+        total: (d,) weighted sum of the included updates.
+        included: their sites.
+        policy: gives the weights.
 
     Source: McMahan et al. 2017, Algorithm 1, on differences of weights.
     """
-    weight = sum(policy.weight(site) for site in outcome.included)
-    return (model + outcome.total / weight).astype(np.float32)
+    weight = sum(policy.weight(site) for site in included)
+    return (model + total / weight).astype(np.float32)
 
 
 # --- Evaluation --------------------------------------------------------------------------------------------------

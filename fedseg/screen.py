@@ -89,11 +89,13 @@ class Screen:
                 self.say(event["text"])
 
     def _introduce(self, event: Mapping[str, Any]) -> None:
-        privacy = f"epsilon at most {event['budget']:g} per {event['unit']}, delta {event['delta']:g}, trusting nobody"
-        if event["mechanism"] == "none":
-            privacy = "mechanism = 'none': NO DIFFERENTIAL PRIVACY"
-        elif event["seed"] is not None:
-            privacy += f"; seed {event['seed']}: reproducible, no privacy claim"
+        privacy = "mechanism = 'none': NO DIFFERENTIAL PRIVACY"
+        if event["mechanism"] != "none":
+            privacy = (
+                f"epsilon at most {event['budget']:g} per {event['unit']}, delta {event['delta']:g}, trusting nobody"
+            )
+            if event["seed"] is not None:
+                privacy += f"; seed {event['seed']}: reproducible, no privacy claim"
         masks = f"secure aggregation {event['suite']}, {event['threshold']} of {event['n']} open a sum"
         if not event["secure"]:
             masks = "PLAIN SUM: no secure aggregation"

@@ -166,7 +166,7 @@ class _Simulation:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
                 _cancel(updates)
-        self.vector = fed_avg(self.vector, outcome, self.policy)
+        self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, sites, outcome)
 

@@ -29,6 +29,7 @@ from fedseg.federate import (
     Scores,
     dice_table,
     evaluate,
+    fed_avg,
     metrics_of,
     overall_mean,
     ranked,
@@ -47,6 +48,7 @@ from secagg import (
     ClientSession,
     ProtocolError,
     UnexpectedMessageError,
+    dequantize,
     open_round,
     wire,
 )
@@ -110,6 +112,7 @@ class Site:
         self.round: _Round | None = None
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
+        self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
 
     async def run(self) -> Path:
         """Take part until the coordinator says that the study is over.
@@ -196,8 +199,12 @@ class Site:
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
 
     def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """Take the coordinator's model, if it is the one it signed and, as far as this site knows, the right one."""
         if vector.shape != (self.policy.length,) or model_hash(vector) != start.model_hash:
             raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        head, expected = self.next_model
+        if start.previous_head == head and start.model_hash != expected:
+            raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
         assign(self.model, vector)
         self.completed = len(start.missed)
 
@@ -233,9 +240,9 @@ class Site:
             return
         update = current.training.result()
         current.provided = True
-        self._audit(
-            current.number, "update", lambda: quantize(update.vector, self.policy, self.me, self._rounding(current))[0]
-        )
+        if self.options.audit is not None:
+            values, _ = quantize(update.vector, self.policy, self.me, self._rounding(current))
+            self._audit(current.number, "update", values)
         current.session.provide(update.vector, update.event_id, self._rounding(current))
         await self._guarded(current, current.session.pending)
 
@@ -252,10 +259,13 @@ class Site:
             raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
         await self._guarded(current, lambda: current.session.receive(message))
         if isinstance(message, Result) and current.session.head is not None:
-            length = self.policy.length + self.policy.slots
-            self._audit(
-                current.number, "total", lambda: unpack(message.total, length, self.policy.bits)[: self.policy.length]
+            length = self.policy.length
+            total = unpack(message.total, length + self.policy.slots, self.policy.bits)[:length]
+            following = fed_avg(
+                flatten(self.model), dequantize(total, self.policy), current.session.included, self.policy
             )
+            self.next_model = (current.session.head, model_hash(following))
+            self._audit(current.number, "total", total)
             self._record(current)
             self.round = None
 
@@ -285,7 +295,7 @@ class Site:
             self.round.session.close()
             self.round = None
 
-    def _audit(self, number: int, name: str, values: Callable[[], NDArray[Any]]) -> None:
+    def _audit(self, number: int, name: str, values: NDArray[Any]) -> None:
         """Keep, on this site's own disk and only where asked, what an audit of the sum needs."""
         if self.options.audit is None:
             return
@@ -293,7 +303,7 @@ class Site:
         target = self.options.audit / f"{number:04d}-{self.me}-{name}.npy"
         beside = target.with_suffix(".part")
         with beside.open("wb") as file:
-            np.save(file, values(), allow_pickle=False)
+            np.save(file, values, allow_pickle=False)
         beside.replace(target)
 
     # --- Figures -----------------------------------------------------------------------------------------------------

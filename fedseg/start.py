@@ -7,7 +7,7 @@ shapes them, the code of the phantoms included. Must never: see a site's images,
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +29,13 @@ from secagg.encoding import digest
 from secagg.prg import Stream
 
 Progress: TypeAlias = Callable[[int, int], None]
-Source: TypeAlias = Callable[[str, Study, int, int], SiteData]
+Maker: TypeAlias = Callable[[int], Case]
 
-PROFILE = "pretrain"
-POOL_SEED, PUBLIC_SEED = 1, 2
+SEED = 1
 PUBLIC = 3  # cases that a coordinator looks at
+NEAR_TERM = (34.0, 36.0)
+"""Weeks that the public phantom covers where the hospitals are phantoms too: with their own ages it would not be a start
+but the answer, because one generator makes both."""
 FETAL_STRUCTURES = 7
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 RATE = 0.01
@@ -64,33 +66,35 @@ def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.M
 
 def public_cases(study: Study) -> SiteData:
     """Phantoms that a coordinator may look at, as test cases; none where no phantom fits the study."""
-    source = _source(study)
-    cases = _cases(source, study, PUBLIC, PUBLIC_SEED) if source is not None else ()
-    name = "public phantom"
+    maker, name = _maker(study), "public phantom"
+    cases = _cases(maker, "public", PUBLIC) if maker is not None else []
     return SiteData(name, (), tuple(replace(case, site=name) for case in cases))
 
 
-def _source(study: Study) -> Source | None:
-    """Who makes phantoms with the study's structures and channels."""
+def _maker(study: Study) -> Maker | None:
+    """What makes the public phantom of a seed with the study's structures, channels and grid."""
+    size, dims = study.data.size, study.data.dims
     channels = [name.lower() for name in study.data.modality]
     if len(study.structures) == FETAL_STRUCTURES and channels in (["t2w"], ["t2"]):
-        return phantom.phantom_site
-    if len(study.structures) == 1 and len(channels) == 3 and "flair" in channels[1] and study.data.dims == 2:
-        return lesions.lesion_site
+        profile = phantom.PROFILES["pretrain"]
+        if study.data.layout == "phantom":
+            profile = replace(profile, weeks=NEAR_TERM)
+        return lambda seed: phantom.phantom_case(profile, seed, size=size, dims=dims)
+    if len(study.structures) == 1 and len(channels) == lesions.CHANNELS and "flair" in channels[1] and dims == 2:
+        return lambda seed: lesions.lesion_case(lesions.PROFILES["pretrain"], seed, size)
     return None
 
 
-def _cases(source: Source, study: Study, patients: int, seed: int) -> tuple[Case, ...]:
-    data = source(PROFILE, study, patients, seed)
-    return data.train + data.test
+def _cases(maker: Maker, purpose: str, patients: int) -> list[Case]:
+    return [maker(int(seed)) for seed in Stream.seeded(SEED, "public phantom", purpose).words64(patients)]
 
 
 # --- Pretraining -------------------------------------------------------------------------------------------------
 
 
 def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
-    source = _source(study)
-    if source is None:
+    maker = _maker(study)
+    if maker is None:
         raise ConfigError(
             "[model] start = 'phantom': there are phantoms for FeTA's seven structures with modality ['T2w'], and for "
             "one structure with modality ['pre-contrast', 'FLAIR', 'post-contrast'] and dims = 2; this study has "
@@ -101,21 +105,21 @@ def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
     path = _cache_folder() / f"phantom-{_content_hash(study)}.safetensors"
     with suppress(ConfigError):  # absent or damaged
         return load_model(path, study)
-    model = _pretrained(study, _cases(source, study, POOL[study.data.dims], POOL_SEED), progress)
+    model = _pretrained(study, _cases(maker, "pretraining", POOL[study.data.dims]), progress)
     with suppress(OSError, SafetensorError):  # a cache that cannot be written costs time only
         path.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, path, metadata_of(study))
     return model
 
 
-def _pretrained(study: Study, cases: tuple[Case, ...], progress: Progress | None) -> torch.nn.Module:
+def _pretrained(study: Study, cases: Sequence[Case], progress: Progress | None) -> torch.nn.Module:
     """The study's network after `STEPS` steps on random views of the cases; one thread, so that bits repeat."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         images, labels = _stacked(cases)
         steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
-        generator = torch.Generator().manual_seed(int(Stream.seeded(POOL_SEED, "pretraining").integers(1, 2**62)[0]))
+        generator = torch.Generator().manual_seed(int(Stream.seeded(SEED, "pretraining").integers(1, 2**62)[0]))
         model = build_model(study)
         model.train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
@@ -134,7 +138,7 @@ def _pretrained(study: Study, cases: tuple[Case, ...], progress: Progress | None
         torch.set_num_threads(threads)
 
 
-def _stacked(cases: tuple[Case, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
     """All slices (2D) or volumes: images (k, C, *size) float32, labels (k, *size) uint8."""
     images, labels = [], []
     for case in cases:
@@ -153,6 +157,7 @@ def _content_hash(study: Study) -> str:
         "channels": study.in_channels,
         "dims": study.data.dims,
         "size": study.data.size,
+        "phantom hospitals": study.data.layout == "phantom",
         "model": study.model.model_dump(mode="json", exclude={"start"}),
         "torch": torch.__version__,
     }

@@ -25,6 +25,9 @@ from secagg.prg import Stream
 OnStep: TypeAlias = Callable[[int, int], None]
 
 MOMENTUM = 0.9
+"""Of SGD, which keeps a site's pull proportional to its patients. Adam normalises it away: the noise of a site with one
+patient would pull as hard as forty patients elsewhere."""
+
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 """Dice over all of a patient's slices at once: a slice without the structure is no loss of its own."""
 

@@ -100,13 +100,13 @@ def options(
 @app.command()
 def keygen(
     client_id: Annotated[str, typer.Argument(help="Id of the client, as it will stand in the roster.")],
-    folder: Annotated[Path, typer.Option(help="Where to write ID.key (secret, 0600) and ID.pub.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Where to write ID.signing (secret, 0600) and ID.pub.")] = Path(),
 ) -> None:
     """Make a signing key for one client."""
     with _sentences():
         key = SigningKey.generate()
         PinnedRoster({client_id: key.verify_key})
-        secret, public = folder / f"{client_id}.key", folder / f"{client_id}.pub"
+        secret, public = folder / f"{client_id}.signing", folder / f"{client_id}.pub"
         _write_new(secret, f'id = "{client_id}"\nsigning_key = "{key.export().hex()}"\n', mode=0o600)
         _write_new(public, f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n', mode=0o644)
         _out.print(f"{secret}: keep this file on this machine\n{public}: give this one to whoever assembles the roster")

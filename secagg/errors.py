@@ -79,6 +79,6 @@ class TooFewClientsError(AbortedError):
     """Fewer clients are left than the policy's `min_survivors`."""
 
     def __init__(self, round: str, have: int, need: int) -> None:
-        super().__init__(round, f"{round}: {have} clients are left and the policy needs {need}; nothing was released")
+        super().__init__(round, f"{round}: {have} clients are left and the policy needs {need}; nothing was opened")
         self.have = have
         self.need = need

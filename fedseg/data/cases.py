@@ -111,7 +111,7 @@ def working_case(
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     slice_axis = int(np.argmax(spacing)) if spacing.max() > ANISOTROPIC * spacing.min() else 2
     stacked = slice_axis if study.data.dims == 2 else None
-    low, high = _field_of_view(values, spacing, stacked)
+    low, high = _field_of_view(turned.numpy(), spacing, stacked)
     shape = [int(high[axis] - low[axis]) if axis == stacked else study.data.size for axis in range(3)]
     step = (high - low) / np.array(shape)
     grid = affine.copy()
@@ -131,7 +131,7 @@ def working_case(
 
 
 def normalised(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Per channel, the 99th percentile of the non-zero voxels becomes 1; background stays 0, and tissue above it.
+    """Per channel, the 1st and 99th percentile of the non-zero voxels become 0 and 1; background stays 0.
 
     Raises:
         CaseError: every voxel has the same value.
@@ -140,7 +140,9 @@ def normalised(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     for channel, values in enumerate(image):
         if values.min() == values.max():
             raise CaseError(name, f"channel {channel} is the same everywhere; export the image again")
-        np.clip(values / np.percentile(np.abs(values[values != 0]), 99), -BRIGHTEST, BRIGHTEST, out=result[channel])
+        inside = values != 0
+        low, high = np.percentile(values[inside], (1, 99))
+        np.clip((values - low) / max(high - low, 1e-6), 0, BRIGHTEST, out=result[channel], where=inside)
     return result
 
 
@@ -178,7 +180,8 @@ def _field_of_view(
     values: NDArray[np.float32], spacing: NDArray[np.float64], stacked: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First voxel and end of the box around the image, equally wide in mm along all axes but `stacked`."""
-    inside = np.argwhere((np.abs(values) > FOREGROUND).any(axis=0))
+    bright = np.percentile(np.abs(values), 99, axis=(1, 2, 3), keepdims=True)
+    inside = np.argwhere((np.abs(values) > FOREGROUND * bright).any(axis=0))
     low, high = inside.min(axis=0), inside.max(axis=0) + 1
     side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis != stacked)
     for axis in range(3):

@@ -35,9 +35,6 @@ SMALLEST_NOISE_MULTIPLIER = 0.3
 AGREEMENT = 0.01
 """Largest relative difference between the two accountants."""
 
-GRID = 2.5e-4
-"""Width of PLD's grid of losses. Any width gives a bound; a wider one is looser (0.2 % here) and faster."""
-
 
 class Release(NamedTuple):
     """Equal noisy sums: noise standard deviation over sensitivity, probability of drawing a patient, their number."""
@@ -161,7 +158,12 @@ def _event(composition: Composition) -> ComposedDpEvent:
 
 
 def _accountant(composition: Composition) -> PLDAccountant:
-    return PLDAccountant(value_discretization_interval=GRID).compose(_event(composition))
+    return _fresh(min(release.sample_rate for release in composition)).compose(_event(composition))
+
+
+def _fresh(sample_rate: float) -> PLDAccountant:
+    """Any grid gives a bound; rare draws lose little per step and need a fine one to keep it within 1 %."""
+    return PLDAccountant(value_discretization_interval=min(max(sample_rate / 125, 1e-4), 1e-3))
 
 
 @lru_cache(maxsize=256)
@@ -190,7 +192,7 @@ def _search(budget: float, delta: float, sample_rate: float, steps: int, enough:
         low /= 2
     return float(
         calibrate_dp_mechanism(
-            lambda: PLDAccountant(value_discretization_interval=GRID),
+            lambda: _fresh(sample_rate),
             lambda sigma: _event((Release(sigma, sample_rate, steps),)),
             budget,
             delta,

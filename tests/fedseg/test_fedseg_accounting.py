@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -8,7 +9,7 @@ from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, Privacy
 from fedseg.ledger import Ledger
 from fedseg.privacy import accounting
 from fedseg.privacy.accounting import Release, cross_check, epsilon, gaussian_dp, in_words, noise_multiplier_for
-from fedseg.privacy.budget import charge, explain, noise_multiplier, round_event, spent
+from fedseg.privacy.budget import charge, charge_metrics, explain, noise_multiplier, round_event, spent
 from fedseg.study import parse_study
 
 STUDY = """
@@ -65,9 +66,16 @@ def test_full_batches_are_one_gaussian_exactly(sigma, steps, delta):
     assert gaussian_dp(Release(sigma, 1.0, steps), delta) == pytest.approx(mu)
 
 
-def test_a_grid_bound_at_sample_rate_one_is_the_same():
+def test_the_grid_bounds_the_exact_value_from_above_and_closely():
     composition = (Release(5.0, 1.0, 15),)
-    assert accounting._accountant(composition).get_epsilon(1e-3) == pytest.approx(epsilon(composition, 1e-3), abs=1e-6)
+    exact = epsilon(composition, 1e-3)
+    assert exact <= accounting._accountant(composition).get_epsilon(1e-3) <= exact + 1e-4
+
+
+@pytest.mark.parametrize("release", [Release(5.0, 0.01, 1000), Release(20.0, 0.1, 1000), Release(1.15, 0.125, 200)])
+def test_the_grid_is_fine_enough_for_the_sample_rate(release):
+    finer = PLDAccountant(value_discretization_interval=5e-5).compose(accounting._event((release,)))
+    assert 1 - 1e-6 <= epsilon(release, 1e-3) / finer.get_epsilon(1e-3) <= 1.01
 
 
 def test_composition_does_not_depend_on_how_it_is_written():
@@ -125,7 +133,7 @@ def test_a_budget_out_of_reach_says_what_to_change(budget, rate, steps):
         noise_multiplier_for(budget, 1e-3, rate, steps)
 
 
-@pytest.mark.parametrize(("budget", "rate", "steps"), [(0.01, 1e-9, 2), (1000.0, 1.0, 1)])
+@pytest.mark.parametrize(("budget", "rate", "steps"), [(0.01, 1e-6, 2), (1000.0, 1.0, 1)])
 def test_rare_draws_and_huge_budgets_do_not_switch_the_noise_off(budget, rate, steps):
     assert noise_multiplier_for(budget, 1e-3, rate, steps) == accounting.SMALLEST_NOISE_MULTIPLIER
 
@@ -190,6 +198,17 @@ def test_without_privacy_every_event_says_so(study, tmp_path):
     told = explain(open_study)
     assert told.epsilon == math.inf
     assert "no privacy is claimed" in told.sentence
+
+
+def test_shared_metrics_are_recorded_and_not_counted(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    charge(ledger, study, "a", 1)
+    before = spent(ledger, study)
+    charge_metrics(ledger, study, "a", 1)
+    loud = {"mechanism": "metrics", "covered": False, "noise_multiplier": 0.0, "steps": 1}
+    ledger.append(round_event(study, "a", 2).model_copy(update=loud))
+    assert spent(ledger, study) == before
+    assert [event.covered for event in ledger.events()] == [True, False, False]
 
 
 def test_a_seeded_study_claims_no_privacy(study):

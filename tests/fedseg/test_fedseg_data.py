@@ -151,6 +151,8 @@ def test_the_working_grid_knows_where_it_is_in_millimetres(dims: int, axes: str,
     assert nibabel.aff2axcodes(case.affine) == ("R", "A", "S")
     assert case.label is not None
     np.testing.assert_allclose(centre(case.label > 0, case.affine), centre(label > 0, affine), atol=0.01)
+    everywhere = np.ones(case.label.shape)
+    np.testing.assert_allclose(centre(everywhere, case.affine), centre(label > 0, affine), atol=0.41)
     for value in (1, 2):
         np.testing.assert_allclose(centre(case.label == value, case.affine), centre(label == value, affine), atol=0.2)
     assert np.prod(case.spacing) * np.count_nonzero(case.label) == pytest.approx(
@@ -166,7 +168,7 @@ def test_stacked_slices_are_never_mixed(lgg: Study) -> None:
     case = working_case(SITE, "p", "p", image, label, np.eye(4), lgg)
     assert case.image.shape == (3, 32, 32, 7)
     middle = case.image[:, 16, 16]
-    expected = np.arange(1, 8) / 7
+    expected = (np.arange(1, 8) - 1) / 6
     np.testing.assert_allclose(middle, np.tile(expected, (3, 1)), atol=1e-5)
     assert case.label is not None
     assert [bool(case.label[..., index].any()) for index in range(7)] == [index == 3 for index in range(7)]
@@ -180,12 +182,21 @@ def test_thick_slices_are_stacked_along_the_coarse_axis(feta: Study) -> None:
     assert (images.shape, labels.shape) == ((4, 1, 32, 32), (4, 32, 32))
 
 
-def test_the_scale_of_the_scanner_does_not_matter(feta: Study) -> None:
+def test_dark_tissue_at_the_rim_stays_in_the_field_of_view(feta: Study) -> None:
     image, label = brain()
-    scaled = image * np.float32(37)
+    image[image > 0] = 200
+    image[10:14, 12:36, 9:27] = 60
+    case = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
+    assert case.spacing == case_of("p", feta).spacing
+    np.testing.assert_allclose(case.affine, case_of("p", feta).affine)
+
+
+def test_the_scale_of_the_scanner_and_its_offset_do_not_matter(feta: Study) -> None:
+    image, label = brain()
+    scaled = np.where(image > 0, 37 * image + 500, 0).astype(np.float32)
     first = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
     second = working_case(SITE, "p", "p", scaled[None], label, AFFINE, feta)
-    np.testing.assert_allclose(first.image, second.image, atol=1e-5)
+    np.testing.assert_allclose(first.image, second.image, atol=1e-4)
 
 
 def test_a_batch_is_different_slices_drawn_anew_and_reproducible(feta: Study) -> None:
@@ -335,3 +346,11 @@ def test_check_finds_all_bad_cases_and_odd_ones(tmp_path: Path, feta: Study) -> 
     assert "sub-004" in findings[2].message
     assert "has no right" in findings[2].message
     assert findings[3].message.startswith("2 patients")
+
+
+def test_background_stays_zero_where_a_scan_was_centred_before(feta: Study) -> None:
+    image, label = brain()
+    centred = np.where(image > 0, image - 75, 0).astype(np.float32)
+    plain = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
+    case = working_case(SITE, "p", "p", centred[None], label, AFFINE, feta)
+    np.testing.assert_allclose(case.image, plain.image, atol=1e-4)

@@ -36,15 +36,16 @@ def study() -> Study:
 
 
 def scan(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """A lopsided ellipsoid of 100 with a core of 200, in zeros."""
+    """A lopsided ellipsoid of 125 with a core of 200, in a head of 50, in zeros."""
     x, y, z = (
         np.linspace(-1, 1, extent).reshape([-1 if axis == i else 1 for i in range(3)])
         for axis, extent in enumerate(shape)
     )
+    head = (x / 0.9) ** 2 + (y / 0.7) ** 2 + ((z - 0.1) / 0.8) ** 2 < 1
     outer = (x / 0.7) ** 2 + (y / 0.5) ** 2 + ((z - 0.1) / 0.6) ** 2 < 1
     inner = ((x - 0.2) / 0.3) ** 2 + (y / 0.3) ** 2 + ((z - 0.1) / 0.4) ** 2 < 1
     label = (outer.astype(np.uint8) + (outer & inner)).astype(np.uint8)
-    return (100.0 * label).astype(np.float32), label
+    return np.array([0, 50, 125, 200], np.float32)[head.astype(np.uint8) + label], label
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPI", "SRA"])

@@ -30,7 +30,7 @@ def refused(*arguments: str, says: str) -> None:
 def test_keys_become_a_roster(tmp_path):
     for name in ("bern", "amsterdam", "st.gallen"):
         run("keygen", name, "--folder", str(tmp_path))
-    secret = tmp_path / "bern.key"
+    secret = tmp_path / "bern.signing"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     key = SigningKey.from_bytes(bytes.fromhex(tomllib.loads(secret.read_text())["signing_key"]))
     out = tmp_path / "roster.toml"
@@ -43,13 +43,13 @@ def test_keys_become_a_roster(tmp_path):
 
 def test_keygen_prints_no_key_and_overwrites_nothing(tmp_path):
     output = run("keygen", "bern", "--folder", str(tmp_path))
-    secret = tomllib.loads((tmp_path / "bern.key").read_text())["signing_key"]
+    secret = tomllib.loads((tmp_path / "bern.signing").read_text())["signing_key"]
     assert secret not in output
     refused("keygen", "bern", "--folder", str(tmp_path), says="exists already")
-    assert tomllib.loads((tmp_path / "bern.key").read_text())["signing_key"] == secret
+    assert tomllib.loads((tmp_path / "bern.signing").read_text())["signing_key"] == secret
     refused("keygen", "two words", "--folder", str(tmp_path), says="client id 'two words'")
     refused("keygen", "bern", "--folder", str(tmp_path / "nowhere"), says="No such file")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bern.key", "bern.pub"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bern.signing", "bern.pub"]
 
 
 def test_a_roster_of_doubtful_files_is_refused(tmp_path):
@@ -61,7 +61,7 @@ def test_a_roster_of_doubtful_files_is_refused(tmp_path):
     (tmp_path / "short.pub").write_text('id = "x"\nverify_key = "00"\n')
     (tmp_path / "binary.pub").write_bytes(b"\xff\xfe")
     for arguments, says in (
-        (["bern.key"], "SECRET key"),
+        (["bern.signing"], "SECRET key"),
         (["bern.pub", "bern.pub"], "second key of bern"),
         (["bern.pub", "twin.pub"], "share one verify key"),
         (["broken.pub"], "not a public key file"),

@@ -9,7 +9,20 @@ from secagg_cohort import RUN, SERVER_KEY, Cohort
 
 from secagg import MalformedMessageError, Suite, wire
 from secagg import secagg_pb2 as pb
-from secagg.messages import Attestations, Reports, Result, Roster, RoundStart, UnmaskingShares
+from secagg.messages import (
+    Attestations,
+    Bundle,
+    Header,
+    IncludedSet,
+    MaskedInput,
+    Receipt,
+    Reports,
+    Result,
+    Roster,
+    RoundStart,
+    ShareInbox,
+    UnmaskingShares,
+)
 
 
 def every_message() -> tuple[list, list]:
@@ -169,12 +182,47 @@ def test_fields_of_the_wrong_shape_are_refused(data):
         (wire.decode_from_client if data[0] >> 3 < 9 else wire.decode_from_server)(data)
 
 
+def parts() -> dict[type, object]:
+    """Every message and every message within one."""
+    inner = [KINDS[Result].receipt, KINDS[ShareInbox].headers[0], KINDS[ShareInbox].bundles[-1]]
+    return KINDS | {type(part): part for part in (*inner, KINDS[IncludedSet].inputs[0])}
+
+
+@pytest.mark.parametrize("part", parts().values(), ids=lambda part: type(part).__name__)
+def test_no_hash_may_be_short(part):
+    keys = ("channel_pk", "mask_dh_pk")  # their lengths depend on the suite: C-07, S-05
+    hashes = [n for n, v in vars(part).items() if isinstance(v, bytes) and len(v) == 32 and n not in keys]
+    assert hashes or not isinstance(part, Receipt | Bundle | Header | MaskedInput)
+    for name in set(hashes) & set(type(part).__dataclass_fields__):
+        with pytest.raises(MalformedMessageError, match="M-01"):
+            replace(part, **{name: getattr(part, name)[:-1]})
+    if isinstance(part, Header):
+        with pytest.raises(MalformedMessageError, match="M-01"):
+            replace(part, digests=(*part.digests[1:], b"short"))
+
+
+@pytest.mark.parametrize("part", parts().values(), ids=lambda part: type(part).__name__)
+def test_an_id_is_1_to_64_ascii_characters(part):
+    for client_id in ("", "é", "x" * 65):
+        if hasattr(part, "client_id"):
+            with pytest.raises(MalformedMessageError, match="M-01"):
+                replace(part, client_id=client_id)
+
+
+@pytest.mark.parametrize("run", ["", "é", "x" * 257])
+def test_a_training_run_is_a_short_ascii_name(run):
+    for part in (KINDS[RoundStart], KINDS[Result].receipt):
+        with pytest.raises(MalformedMessageError, match="M-01"):
+            replace(part, training_run=run)
+
+
 def test_lists_out_of_order_or_with_repeats_are_refused():
-    roster, reports = KINDS[Roster], KINDS[Reports]
-    for kind, entries in ((Roster, roster.advertisements), (Reports, reports.reports)):
+    for kind in (Roster, ShareInbox, Reports, IncludedSet, Attestations):
+        message = KINDS[kind]
+        name, entries = next(iter((n, getattr(message, n)) for n in kind.__dataclass_fields__))
         for wrong in (entries[::-1], (*entries, entries[-1])):
             with pytest.raises(MalformedMessageError, match="M-01"):
-                kind(wrong)
+                replace(message, **{name: wrong})
     shares = KINDS[UnmaskingShares]
     listed = pb.FromClient.FromString(wire.encode(shares))
     entries = listed.unmasking_shares.self_seed_shares

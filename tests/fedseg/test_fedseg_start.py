@@ -1,0 +1,229 @@
+"""Where a study starts: same weights everywhere, kept in the cache, better than scratch at hospitals never seen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedseg import start
+from fedseg.augment import augmented
+from fedseg.data import lesions
+from fedseg.data.cases import Case
+from fedseg.data.lesions import PROFILES, lesion_case, lesion_site
+from fedseg.data.phantom import PhantomCase, phantom_site
+from fedseg.errors import ConfigError
+from fedseg.federate import evaluate, overall_mean
+from fedseg.models import build_model
+from fedseg.start import public_cases, starting_model
+from fedseg.study import Study, load_study
+from fedseg.update import flatten
+
+STUDIES = Path(__file__).parents[2] / "studies"
+TINY = {"data": {"size": 32}, "model": {"start": "phantom", "channels": (8, 8, 8)}}
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(start, "STEPS", {2: 4, 3: 1})
+    monkeypatch.setattr(start, "POOL", {2: 4, 3: 1})
+
+
+@pytest.fixture
+def fetal() -> Study:
+    return load_study(STUDIES / "fetal.toml").replace(**TINY)
+
+
+@pytest.fixture
+def glioma() -> Study:
+    return load_study(STUDIES / "lgg.toml").replace(**TINY)
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "fedseg").iterdir())
+
+
+def test_every_process_starts_from_the_same_weights(
+    fetal: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = flatten(starting_model(fetal))
+    torch.manual_seed(1)  # the state of the process is of no matter
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    assert np.array_equal(first, flatten(starting_model(fetal)))
+    assert not np.array_equal(first, flatten(build_model(fetal)))
+
+
+def test_pretraining_is_done_once(fetal: Study, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    first = starting_model(fetal, lambda *step: seen.append(step))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    other = fetal.replace(study={"name": "other", "seed": 7, "rounds": 1}, privacy={"epsilon": 1.0})
+    second = starting_model(other, lambda *step: pytest.fail("trained again"))
+    assert np.array_equal(flatten(first), flatten(second))
+    assert len(cached(tmp_path)) == 1
+
+
+def test_another_network_or_grid_or_recipe_is_another_start(
+    fetal: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting_model(fetal)
+    starting_model(fetal.replace(model={"channels": (8, 8)}))
+    starting_model(fetal.replace(data={"size": 48}))
+    monkeypatch.setattr(start.augment, "__file__", __file__)
+    starting_model(fetal)
+    assert len(cached(tmp_path)) == 4
+
+
+def test_a_damaged_cache_is_made_again(fetal: Study, tmp_path: Path) -> None:
+    whole = flatten(starting_model(fetal))
+    (path,) = cached(tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert np.array_equal(whole, flatten(starting_model(fetal)))
+    assert np.array_equal(whole, flatten(starting_model(fetal, lambda *step: pytest.fail("trained again"))))
+
+
+def test_without_a_cache_it_only_takes_longer(fetal: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = flatten(starting_model(fetal))
+    occupied = tmp_path / "file"
+    occupied.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
+    assert np.array_equal(whole, flatten(starting_model(fetal)))
+
+
+@pytest.mark.parametrize("data", [{"modality": ("T1w",)}, {"modality": ("T2w", "T1w")}])
+def test_no_phantom_for_other_images(fetal: Study, data: dict[str, object]) -> None:
+    other = fetal.replace(data=data)
+    with pytest.raises(ConfigError, match=r"\[model\] start = 'phantom'.*seven structures.*'scratch'"):
+        starting_model(other)
+    assert public_cases(other).test == ()
+
+
+def test_no_phantom_for_other_structures(fetal: Study, glioma: Study) -> None:
+    for other in (
+        fetal.replace(study={"structures": ("ventricles",)}),
+        glioma.replace(study={"structures": ("core", "oedema")}),
+        glioma.replace(data={"dims": 3, "slices_per_patient": 1}),
+        glioma.replace(data={"modality": ("FLAIR", "pre-contrast", "post-contrast")}),
+    ):
+        with pytest.raises(ConfigError, match="phantom"):
+            starting_model(other)
+        assert public_cases(other).test == ()
+
+
+def test_a_file_or_nothing(glioma: Study, tmp_path: Path) -> None:
+    starting_model(glioma)
+    (path,) = cached(tmp_path)
+    given = starting_model(glioma.replace(model={"start": str(path)}))
+    assert np.array_equal(flatten(given), flatten(starting_model(glioma)))
+    scratch = starting_model(glioma.replace(model={"start": "scratch"}))
+    assert np.array_equal(flatten(scratch), flatten(build_model(glioma)))
+    with pytest.raises(ConfigError, match=r"nowhere\.safetensors"):
+        starting_model(glioma.replace(model={"start": "nowhere.safetensors"}))
+
+
+def test_public_cases_fit_the_study_and_were_not_trained_on(fetal: Study, glioma: Study) -> None:
+    for study in (fetal, glioma):
+        shown = public_cases(study)
+        assert shown.train == ()
+        assert len(shown.test) == start.PUBLIC
+        assert {case.site for case in shown.test} == {"public phantom"}
+        assert all(case.image.shape[:3] == (study.in_channels, 32, 32) for case in shown.test)
+    volumes = public_cases(fetal.replace(data={"dims": 3, "slices_per_patient": 1}))
+    assert volumes.test[0].image.shape == (1, 32, 32, 32)
+
+
+def test_public_cases_were_not_trained_on(fetal: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Case] = []
+    train = start._pretrained
+
+    def spy(study: Study, cases: Sequence[Case], progress: start.Progress | None) -> torch.nn.Module:
+        trained.extend(cases)
+        return train(study, cases, progress)
+
+    monkeypatch.setattr(start, "_pretrained", spy)
+    starting_model(fetal)
+    assert len(trained) == 4
+    assert not {case.patient for case in trained} & {case.patient for case in public_cases(fetal).test}
+
+
+def test_phantom_hospitals_see_patients_that_the_start_has_not_seen() -> None:
+    study = load_study(STUDIES / "phantom.toml").replace(**TINY)
+    weeks = [case.weeks for case in public_cases(study).test if isinstance(case, PhantomCase)]
+    assert len(weeks) == start.PUBLIC
+    assert min(weeks) >= start.NEAR_TERM[0]
+    hospital = phantom_site(study.site_ids[0], study, 8, 1)
+    assert min(case.weeks for case in hospital.train if isinstance(case, PhantomCase)) < start.NEAR_TERM[0] - 5
+
+
+def test_volumes_can_be_pretrained_too(fetal: Study) -> None:
+    volume = fetal.replace(data={"dims": 3, "slices_per_patient": 1, "size": 16})
+    assert not np.array_equal(flatten(starting_model(volume)), flatten(build_model(volume)))
+
+
+@pytest.mark.parametrize(("which", "gain"), [("fetal", 0.08), ("glioma", 0.15)])
+def test_it_transfers_to_hospitals_never_seen(
+    which: str, gain: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study: Study = request.getfixturevalue(which)
+    monkeypatch.setattr(start, "STEPS", {2: 80})
+    monkeypatch.setattr(start, "POOL", {2: 24})
+    source = phantom_site if which == "fetal" else lesion_site
+    halves = study.replace(data={"holdout": 0.5})
+    hospitals = {site: source(site, halves, 6, 5) for site in study.site_ids[:2]}
+    before, after = (
+        overall_mean(evaluate(starting_model(study.replace(model={"start": kind})), hospitals, study).pooled())
+        for kind in ("scratch", "phantom")
+    )
+    assert before is not None
+    assert after is not None
+    assert after > before + gain
+
+
+def test_views_move_image_and_label_together() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.zeros(8, 32, 32, dtype=torch.int64)
+    labels[:, 4:12, 6:26] = 1
+    labels[:, 20:26, 16:28] = 2
+    image, label = augmented((labels[:, None] + 1.0) * 0.4, labels, 2, generator)
+    inside = label > 0
+    bright = image[:, 0] > image[:, 0].flatten(1).quantile(1 - inside.flatten(1).float().mean(1).max(), dim=1).max()
+    assert (bright & inside).sum() / bright.sum() > 0.9
+    assert not torch.equal(label, labels)
+    assert set(label.unique().tolist()) == {0, 1, 2}
+    dark, _ = augmented(torch.zeros(2, 1, 16, 16), labels[:2, :16, :16], 2, generator)
+    assert not dark.any()
+
+
+def test_lesions_are_lesions() -> None:
+    case = lesion_case(PROFILES["A"], 5, 64)
+    again = lesion_case(PROFILES["A"], 5, 64)
+    assert np.array_equal(case.image, again.image)
+    assert not np.array_equal(case.image, lesion_case(PROFILES["B"], 5, 64).image)
+    assert case.label is not None
+    assert case.image.shape == (3, 64, 64, lesions.SLICES)
+    cases = [lesion_case(PROFILES["pretrain"], seed, 64) for seed in range(12)]
+    assert sum(bool(one.label is not None and one.label.any()) for one in cases) >= 10
+    for one in cases:
+        assert one.label is not None
+        assert set(np.unique(one.label)) <= {0, 1}
+        assert np.isfinite(one.image).all()
+        assert one.label.mean() < 0.25
+    brighter = [
+        one.image[1][one.label == 1].mean() > np.median(one.image[1][one.image[1] > 0.2])
+        for one in cases
+        if one.label is not None and one.label.sum() > 40
+    ]
+    assert np.mean(brighter) > 0.8
+
+
+def test_lesions_refuse_other_studies(fetal: Study, glioma: Study) -> None:
+    with pytest.raises(ConfigError, match="site-Z"):
+        lesion_site("site-Z", glioma, 2, 1)
+    with pytest.raises(ConfigError, match="three channels"):
+        lesion_site("pretrain", fetal, 2, 1)
+    data = lesion_site(glioma.site_ids[1], glioma, 5, 1)
+    assert len(data.train) == 4
+    assert len(data.test) == 1
