@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,7 @@ app = typer.Typer(
     help="Secure aggregation against a server that lies: vectors are added, and nobody sees any one of them.",
 )
 _out = Console()
+_say = partial(_out.print, soft_wrap=True)  # a sentence is one line, whatever the terminal's width
 _errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -109,7 +111,10 @@ def keygen(
         secret, public = folder / f"{client_id}.signing", folder / f"{client_id}.pub"
         _write_new(secret, f'id = "{client_id}"\nsigning_key = "{key.export().hex()}"\n', mode=0o600)
         _write_new(public, f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n', mode=0o644)
-        _out.print(f"{secret}: keep this file on this machine\n{public}: give this one to whoever assembles the roster")
+        _out.print(
+            f"{secret}: keep this file on this machine\n{public}: give this one to whoever assembles the roster",
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -127,7 +132,9 @@ def roster(
             keys[client_id] = key
         lines = [f'"{client_id}" = "{key.hex()}"' for client_id, key in PinnedRoster(keys).items()]
         _write_new(out, "\n".join(["[clients]", *lines, ""]), mode=0o644)
-        _out.print(f"{out}: {len(keys)} clients; compare it with every site by voice before the first round")
+        _out.print(
+            f"{out}: {len(keys)} clients; compare it with every site by voice before the first round", soft_wrap=True
+        )
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
@@ -354,8 +361,10 @@ def _show(shown: _Demo) -> None:
     _out.print(table)
     n, corrupt, silent = len(server.included), policy.max_corrupt, ", ".join(server.dropped) or "nobody"
     exact = "equals" if not shown.wrong else f"differs in {shown.wrong} places from"
-    _out.print(f"Dropped out after ShareKeys: {silent}.")
-    _out.print(f"The sum of {n} vectors {exact} the plain sum of the same quantised vectors, bit for bit.")
+    _say(f"Dropped out after ShareKeys: {silent}.")
+    _out.print(
+        f"The sum of {n} vectors {exact} the plain sum of the same quantised vectors, bit for bit.", soft_wrap=True
+    )
     colluding = "1 colluding site" if corrupt == 1 else f"{corrupt} colluding sites"
     for observer, learns in (
         ("The server", f"learns the sum of {n} vectors and who took part, and no single vector."),
@@ -364,4 +373,4 @@ def _show(shown: _Demo) -> None:
         ("The server", f"with {colluding} learns the sum of the other {n - corrupt} vectors."),
         ("An eavesdropper", f"learns sizes and times{_QUANTUM[policy.suite]}."),
     ):
-        _out.print(f"[bold]{observer}[/bold] {learns}")
+        _say(f"[bold]{observer}[/bold] {learns}")

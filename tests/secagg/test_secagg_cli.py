@@ -49,7 +49,7 @@ def test_keygen_prints_no_key_and_overwrites_nothing(tmp_path):
     assert tomllib.loads((tmp_path / "bern.signing").read_text())["signing_key"] == secret
     refused("keygen", "two words", "--folder", str(tmp_path), says="client id 'two words'")
     refused("keygen", "bern", "--folder", str(tmp_path / "nowhere"), says="No such file")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bern.signing", "bern.pub"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bern.pub", "bern.signing"]
 
 
 def test_a_roster_of_doubtful_files_is_refused(tmp_path):
