@@ -113,7 +113,6 @@ def keygen(
         _write_new(public, f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n', mode=0o644)
         _say(
             f"{secret}: keep this file on this machine\n{public}: give this one to whoever assembles the roster",
-            soft_wrap=True,
         )
 
 
@@ -132,7 +131,7 @@ def roster(
             keys[client_id] = key
         lines = [f'"{client_id}" = "{key.hex()}"' for client_id, key in PinnedRoster(keys).items()]
         _write_new(out, "\n".join(["[clients]", *lines, ""]), mode=0o644)
-        _say(f"{out}: {len(keys)} clients; compare it with every site by voice before the first round", soft_wrap=True)
+        _say(f"{out}: {len(keys)} clients; compare it with every site by voice before the first round")
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
@@ -360,7 +359,7 @@ def _show(shown: _Demo) -> None:
     n, corrupt, silent = len(server.included), policy.max_corrupt, ", ".join(server.dropped) or "nobody"
     exact = "equals" if not shown.wrong else f"differs in {shown.wrong} places from"
     _say(f"Dropped out after ShareKeys: {silent}.")
-    _say(f"The sum of {n} vectors {exact} the plain sum of the same quantised vectors, bit for bit.", soft_wrap=True)
+    _say(f"The sum of {n} vectors {exact} the plain sum of the same quantised vectors, bit for bit.")
     colluding = "1 colluding site" if corrupt == 1 else f"{corrupt} colluding sites"
     for observer, learns in (
         ("The server", f"learns the sum of {n} vectors and who took part, and no single vector."),
