@@ -22,6 +22,7 @@ from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import RoundFailedError
 from fedseg.federate import (
     Scores,
+    before_training,
     dice_table,
     evaluate,
     fed_avg,
@@ -111,6 +112,8 @@ class Coordinator:
         self.folder.emit("listening", host=self.options.host, port=port)
         self.folder.emit("study", **study_event(self.study, len(self.vector), secure=True))
         async with self.mailbox:
+            if self.study.model.start == "phantom":
+                self.folder.emit("note", text="the start is trained on a public phantom, or taken from the cache")
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.vector = flatten(self.model)
             reason = await self._rounds()
@@ -299,6 +302,8 @@ class Coordinator:
             known = list(self.shared.get(entry["completed"], {}).values()) or [np.empty((0, width))]
             pooled = np.concatenate(known)
             entry.update(dice=structure_means(pooled, self.study), mean=overall_mean(pooled))
+        if self.shared.get(0):
+            tally.baselines[before_training(self.study)] = mean_interval(np.concatenate(list(self.shared[0].values())))
         last = self.shared.get(tally.completed, {})
         values = {site: last.get(site, np.empty((0, width))) for site in self.study.site_ids}
         scores = Scores({site: [""] * len(rows) for site, rows in values.items()}, values)

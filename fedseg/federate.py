@@ -47,6 +47,11 @@ def fed_avg(
 # --- Evaluation --------------------------------------------------------------------------------------------------
 
 
+def before_training(study: Study) -> str:
+    """What the model is called before the first round."""
+    return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
+
+
 @dataclass(frozen=True)
 class Scores:
     """Dice of one model: by site, held-out patients and their (patients, structures) scores, NaN where undefined."""

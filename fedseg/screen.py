@@ -17,7 +17,7 @@ from rich.text import Text
 
 from secagg.state import STEPS
 
-SHORT = dict(zip(STEPS, ("keys", "shares", "report", "masked", "attest", "unmask", "result"), strict=True))
+SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))
 MESSAGES = 6
 
 
@@ -125,7 +125,7 @@ class Screen:
 
     def _draw(self) -> RenderableType:
         if not self._study:
-            return Text("starting ...")
+            return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for heading in ("site", "training", *SHORT.values(), f"epsilon of {self._study['budget'] or '-'}", "Dice"):
             table.add_column(heading)

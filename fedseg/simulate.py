@@ -19,6 +19,7 @@ from fedseg.aggregate import Outcome, PlainSum, Rounding, Rounds, SecureSum
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.federate import (
+    before_training,
     dice_table,
     evaluate,
     fed_avg,
@@ -120,8 +121,7 @@ class _Simulation:
         secure = isinstance(self.aggregator, SecureSum)
         self.folder.emit("study", **study_event(self.study, len(self.vector), secure=secure))
         scores = evaluate(self.model, self.cohort, self.study)
-        start = "zero-shot, before any training here" if self.study.model.start != "scratch" else "untrained"
-        self.folder.tally.baselines[start] = mean_interval(scores.pooled())
+        self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
         self.folder.checkpoint(self.model, self.book)
 
     def run(self) -> Path:

@@ -34,8 +34,8 @@ Maker: TypeAlias = Callable[[int], Case]
 SEED = 1
 PUBLIC = 3  # cases that a coordinator looks at
 NEAR_TERM = (34.0, 36.0)
-"""Weeks that the public phantom covers where the hospitals are phantoms too: with their own ages it would not be a start
-but the answer, because one generator makes both."""
+"""Weeks that the public phantom covers where the hospitals are phantoms too: one generator makes both, so with the
+hospitals' own ages it would not be a start but the answer."""
 FETAL_STRUCTURES = 7
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 RATE = 0.01
