@@ -277,6 +277,7 @@ class _Exchange:
         self._since = time.perf_counter()
 
     def send(self, site: str, message: FromClient) -> None:
+        """A site's message to the server, unless the site is silent from here on."""
         step = self._server.step
         if site in self._gone or self._silent.get(site) == step:
             if site not in self._gone:
@@ -290,6 +291,7 @@ class _Exchange:
         self._emit("step", site=site, step=step, bytes=len(data))
 
     def close(self) -> list[tuple[str, FromServer]]:
+        """Close the step; the server's replies to the sites that are still there."""
         step = self._server.step
         replies = {site: wire.encode(message) for site, message in self._server.close_round().items()}
         sent = sum(map(len, replies.values()))

@@ -125,6 +125,7 @@ class _Simulation:
         self.folder.checkpoint(self.model, self.book)
 
     def run(self) -> Path:
+        """Rounds until the study is complete or too few sites have budget left."""
         failed = 0
         if self.folder.tally.last_round and not self._scored():
             self._score()

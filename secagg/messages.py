@@ -5,6 +5,7 @@ Nothing here decides whether a message is welcome: that is for `client` and `ser
 section "Messages".
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,12 +36,12 @@ def _sorted_ids(ids: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Signed:
+class Signed(ABC):
     """A message with an Ed25519 signature over its canonical statement."""
 
+    @abstractmethod
     def statement(self) -> bytes:
         """The canonical bytes that are signed: every field but the signature."""
-        raise NotImplementedError
 
     def sign(self, key: SigningKey) -> Self:
         """A copy that carries `key`'s signature."""

@@ -5,6 +5,7 @@ no randomness and holds no secret but what clients release in the last round. Sp
 per round; the ids in the comments are the rows of its table of checks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -80,7 +81,7 @@ class Round:
     signing_key: SigningKey | None
 
 
-class Collecting(State):
+class Collecting(State, ABC):
     """One round's worth of messages: at most one from each expected client, checked on arrival.
 
     `step` names the round; `expected` is who may still send; `received` is whose message was accepted.
@@ -121,8 +122,9 @@ class Collecting(State):
     def _kept(self, message: Any) -> Any:
         return message
 
+    @abstractmethod
     def _check(self, sender: str, message: Any) -> None:
-        raise NotImplementedError
+        """The round's own checks on a first message of `sender`; takes in what it accepts."""
 
     def _in_order(self) -> list[Any]:
         return [self.received[client_id] for client_id in sorted(self.received)]
