@@ -5,6 +5,7 @@ Heavy libraries are loaded by the commands that need them, so that `--help` answ
 
 import shlex
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,16 +62,11 @@ def simulate(
     runs: Runs = Path("runs"),
     plain: Annotated[bool, typer.Option("--plain", help="A plain sum in place of secure aggregation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Reproducible run; no privacy claim.", show_default=False)] = None,
-    mechanism: Annotated[
-        str | None, typer.Option(help="'local' or 'none' in place of the study's.", show_default=False)
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="In place of the study's own.", show_default=False),
     ] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Budget in place of the study's.", show_default=False)] = None,
-    start: Annotated[
-        str | None, typer.Option(help="'scratch', 'phantom' or a .safetensors file.", show_default=False)
-    ] = None,
-    rounds: Annotated[int | None, typer.Option(help="In place of the study's.", show_default=False)] = None,
     alone: Annotated[str, typer.Option(help="Train on this site's data only: what it gets without the others.")] = "",
-    workers: Annotated[int | None, typer.Option(help="Sites that train at once.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
@@ -82,15 +78,8 @@ def simulate(
     from fedseg.simulate import simulate as train
     from fedseg.study import load_study
 
-    loaded = load_study(study)
-    changes: dict[str, dict[str, Any]] = {
-        "study": {"seed": seed, "rounds": rounds},
-        "privacy": {"mechanism": mechanism, "epsilon": epsilon},
-        "model": {"start": start},
-        "run": {"workers": workers},
-    }
-    given = {section: {k: v for k, v in fields.items() if v is not None} for section, fields in changes.items()}
-    loaded = loaded.replace(**given)
+    seeded = [] if seed is None else [f"study.seed={seed}"]
+    loaded = load_study(study).replace(**_changes([*(changes or []), *seeded]))
     noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
     cohort = load_cohort(data, loaded)
     with Screen(out) as screen:
@@ -104,6 +93,22 @@ def simulate(
                 kept = f"{folder.path} keeps {done} whole rounds, go on with --resume" if done else "nothing was kept"
                 raise ConfigError(f"interrupted; {kept}") from None
     _conclude(run)
+
+
+def _changes(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``SECTION.FIELD=VALUE`` as changes of a study; a value is TOML, or else a bare word."""
+    changes: dict[str, dict[str, Any]] = {}
+    for change in given:
+        name, equals, value = change.partition("=")
+        section, dot, field = name.partition(".")
+        if not (equals and dot):
+            raise ConfigError(f"--set {change}: write SECTION.FIELD=VALUE, for example --set privacy.mechanism=none")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value
+        changes.setdefault(section, {})[field] = parsed
+    return changes
 
 
 def _command() -> str:

@@ -217,6 +217,11 @@ class Study(_Section):
         """
         content = self.model_dump(mode="json")
         for section, changes in sections.items():
+            if not isinstance(content.get(section), dict):
+                known = ", ".join(name for name, fields in content.items() if isinstance(fields, dict))
+                raise ConfigError(
+                    f"study: [{section}] is not a section whose fields can be changed; use one of {known}"
+                )
             content[section] = {**content[section], **changes}
         return _checked(content, "study")
 

@@ -15,6 +15,7 @@ from fedseg import cli
 from fedseg.credentials import make_credentials
 from fedseg.data.phantom import PROFILES, phantom_case, write_feta
 from fedseg.models import build_model, check_model
+from fedseg.study import load_study
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
 
@@ -289,6 +290,42 @@ def test_a_model_file_is_checked(tmp_path, capsys, monkeypatch, feta):
     assert "model.safetensors" in error
     assert not list(tmp_path.glob("out*"))
     check_model(build_model(tiny_study()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("rounds=2", ["SECTION.FIELD=VALUE"]),
+        ("nowhere.x=1", ["[nowhere]", "privacy"]),
+        ("sites.id=1", ["[sites]"]),
+        ("study.roundz=2", ["[study] roundz", "rounds"]),
+        ("privacy.mechanism=magic", ["[privacy] mechanism", "local"]),
+    ],
+)
+def test_a_wrong_change_of_a_study_is_named(tmp_path, capsys, monkeypatch, change, words):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study().toml())
+    code, _, error = run(capsys, monkeypatch, "simulate", study, "--set", change, "--out", tmp_path / "runs")
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert all(word in error for word in words), error
+
+
+def test_changes_of_a_study_are_what_is_trained(tmp_path, capsys, monkeypatch):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study().toml())
+    changes = ["--set", "privacy.mechanism=none", "--set", "study.rounds=1", "--set", "study.lr=0.01", "--seed", 3]
+    code, said, error = run(capsys, monkeypatch, "simulate", study, *changes, "--out", tmp_path / "runs")
+    assert code == 0, error
+    (complete,) = (tmp_path / "runs").iterdir()
+    trained = load_study(complete / "study.toml")
+    assert (trained.privacy.mechanism, trained.study.rounds, trained.study.lr, trained.study.seed) == (
+        "none",
+        1,
+        0.01,
+        3,
+    )
+    assert "no differential privacy" in said
 
 
 def test_nothing_to_resume_is_said(tmp_path, capsys, monkeypatch):

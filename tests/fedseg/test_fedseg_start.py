@@ -193,6 +193,11 @@ def test_views_move_image_and_label_together() -> None:
     assert (bright & inside).sum() / bright.sum() > 0.9
     assert not torch.equal(label, labels)
     assert set(label.unique().tolist()) == {0, 1, 2}
+    left = torch.zeros(40, 32, 32, dtype=torch.int64)
+    left[:, :16] = 1
+    _, turned = augmented(torch.ones(40, 1, 32, 32), left, 1, generator)
+    mirrored = turned[:, 24:].float().mean((1, 2)) > turned[:, :8].float().mean((1, 2))
+    assert 5 < mirrored.sum() < 35
     dark, _ = augmented(torch.zeros(2, 1, 16, 16), labels[:2, :16, :16], 2, generator)
     assert not dark.any()
 
