@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow proto chromium clean
+.PHONY: help demo test check lint types floors bench slow compat proto chromium clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
 	@echo "make test    every test"
 	@echo "make check   what CI runs: lint, types, floors, tests"
 	@echo "make bench   ratios of speed in one run      make slow      the long tests"
+	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make proto   regenerate the wire code        make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
@@ -44,6 +45,9 @@ check: lint types floors test
 
 slow: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 -m slow
+
+compat:
+	@sh tests/compat.sh
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -40,7 +40,7 @@ FETAL_STRUCTURES = 7
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 RATE = 0.01
 POOL = {2: 160, 3: 12}  # patients, by dims
-STEPS = {2: 600, 3: 200}
+STEPS = {2: 480, 3: 200}
 BATCH = {2: 16, 3: 1}  # slices or volumes of a step
 
 
