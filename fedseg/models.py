@@ -4,6 +4,7 @@ A layer that mixes patients would break per-patient clipping, so it is refused b
 unpickled.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedseg.study import Study, parse_study
 from secagg.prg import Stream
 
 GROUPS = 4
+METADATA = "fedseg"
 
 
 def build_model(study: Study) -> torch.nn.Module:
@@ -112,7 +114,9 @@ def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) 
     """Write a safetensors file beside `path`, then rename it: the file is whole or absent."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside, dict(metadata))
+        values = {name: value.contiguous() for name, value in model.state_dict().items()}
+        # One entry, because safetensors writes several in no fixed order, and equal models shall be equal files.
+        save_file(values, beside, {METADATA: json.dumps(metadata, sort_keys=True)})
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -145,8 +149,8 @@ def study_of(path: Path) -> Study:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
     if "study" not in metadata:
         raise ConfigError(f"{path}: holds no study; give the study file too")

@@ -45,9 +45,11 @@ def weights(run: Path, study: Study) -> np.ndarray:
 def test_secure_and_plain_sums_give_the_same_model_bit_for_bit(tmp_path):
     study = tiny_study()
     log = Log()
-    secure = weights(train(study, tmp_path / "secure", log=log), study)
-    plain = weights(train(study, tmp_path / "plain", Options(plain=True)), study)
+    run = train(study, tmp_path / "secure", log=log)
+    other = train(study, tmp_path / "plain", Options(plain=True))
+    secure, plain = weights(run, study), weights(other, study)
     assert np.array_equal(secure, plain)
+    assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert [end["exact"] for end in log.of("end_round")] == [True, True]
     other = weights(train(study.replace(study={"seed": 8}), tmp_path / "other", Options(plain=True)), study)
     assert not np.array_equal(plain, other)

@@ -93,7 +93,7 @@ def test_hash_covers_results_and_privacy_and_nothing_else(study: Study) -> None:
         study.replace(study={"lr": 0.0123}),
         study.replace(data={"split_seed": 99}),
         study.replace(secagg={"suite": "X25519"}),
-        study.replace(study={"seed": None}),
+        study.replace(study={"seed": 12345}),
     ]
     assert len({study.hash(), *(other.hash() for other in changed)}) == 6
     assert len(study.hash()) == 32
