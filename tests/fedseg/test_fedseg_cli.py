@@ -12,7 +12,7 @@ import pytest
 from tiny import STRUCTURES, tiny_study
 
 from fedseg import cli
-from fedseg.credentials import make_credentials
+from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.phantom import PROFILES, phantom_case, write_feta
 from fedseg.models import build_model, check_model
 from fedseg.study import load_study
@@ -278,6 +278,22 @@ def test_broken_credentials_are_named(tmp_path, capsys, monkeypatch, spoil, word
     assert code == 1
     assert is_one_sentence(error), error
     assert all(word in error for word in words), error
+
+
+def test_credentials_of_a_trial_are_complete_private_and_never_replaced(tmp_path, capsys, monkeypatch):
+    study, folder = tmp_path / "study.toml", tmp_path / "trial"
+    study.write_text(tiny_study().toml())
+    code, said, _ = run(capsys, monkeypatch, "credentials", study, folder)
+    assert code == 0
+    federation = load_federation(folder, tiny_study())
+    for site in ("site-a", "site-b", "site-c"):
+        assert signing_key(folder, site).verify_key == federation.roster[site]
+        assert (folder / f"{site}.signing").stat().st_mode & 0o077 == 0
+        assert (folder / f"{site}.key").stat().st_mode & 0o077 == 0
+        assert signing_key(folder, site).export().hex() not in said
+    code, _, error = run(capsys, monkeypatch, "credentials", study, folder)
+    assert code == 1
+    assert is_one_sentence(error), error
 
 
 def test_a_model_file_is_checked(tmp_path, capsys, monkeypatch, feta):
