@@ -23,6 +23,9 @@ LEAVING = "leaving"
 FAILED = "failed"
 FINISHED = "finished"
 
+SENTENCE = 2000
+"""Characters of a reason at most."""
+
 _LENGTH_BYTES = 4
 
 
@@ -53,7 +56,7 @@ class Metrics(_Control):
 class Said(_Control):
     """Why a site leaves or failed, or why the coordinator is done: one sentence."""
 
-    reason: str = Field(max_length=2000)
+    reason: str = Field(max_length=SENTENCE)
 
 
 C = TypeVar("C", bound=_Control)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedseg import controls
 from fedseg.aggregate import Outcome, Rounds
-from fedseg.controls import Metrics, Progress, Said, unpacked
+from fedseg.controls import SENTENCE, Metrics, Progress, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import RoundFailedError
 from fedseg.federate import (
@@ -116,11 +116,19 @@ class Coordinator:
                 self.folder.emit("note", text="the start is trained on a public phantom, or taken from the cache")
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.vector = flatten(self.model)
-            reason = await self._rounds()
-            await self._last_metrics()
-            for site in self.study.site_ids:
-                self.mailbox.send(site, controls.FINISHED, Said(reason=reason).packed())
+            try:
+                reason = await self._rounds()
+                await self._last_metrics()
+            except RoundFailedError as error:
+                self._dismiss(f"the coordinator gave up: {error}")
+                await self.mailbox.stop()
+                raise
+            self._dismiss(reason)
         return self._finish()
+
+    def _dismiss(self, reason: str) -> None:
+        for site in self.study.site_ids:
+            self.mailbox.send(site, controls.FINISHED, Said(reason=reason[:SENTENCE]).packed())
 
     async def _rounds(self) -> str:
         tally, failures = self.folder.tally, 0

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedseg import controls
 from fedseg.aggregate import Outcome
-from fedseg.controls import Metrics, Progress, Said, unpack_round, unpacked
+from fedseg.controls import SENTENCE, Metrics, Progress, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
@@ -134,7 +134,7 @@ class Site:
                     pass
             except FedSegError as error:
                 public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
-                await self.mailbox.send(controls.FAILED, Said(reason=public).packed())
+                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
                 raise
             finally:
                 self._end_round()
@@ -153,11 +153,13 @@ class Site:
             case controls.PROTOCOL if self.round is not None:
                 await self._protocol(self.round, received.payload)
             case controls.METRICS:
+                await self._evaluated()
                 start, vector = unpack_round(received.payload)
                 start.verify(self.federation.server_key, "C-01")
                 self._adopt(start, vector)
                 await self._evaluate(copy.deepcopy(self.model), self.completed)
             case controls.FINISHED:
+                await self._evaluated()
                 return unpacked(Said, received.payload, "the coordinator").reason
         await self._after_training()
         return None
@@ -167,6 +169,7 @@ class Site:
     async def _open(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
         """Verify the round, charge it, advertise keys, and begin to train."""
         self._end_round()
+        await self._evaluated()
         try:
             context = open_round(
                 self.policy,
@@ -333,6 +336,12 @@ class Site:
             bytes_down=0,
             seconds=seconds,
         )
+
+    async def _evaluated(self) -> None:
+        """Wait for the evaluation of the last model, which runs beside training; its errors are this site's."""
+        running, self.evaluation = self.evaluation, None
+        if running is not None:
+            await running
 
     async def _evaluate(self, model: torch.nn.Module, completed: int) -> None:
         """Dice of the global model on own held-out patients; it leaves the site only where the study says so."""

@@ -89,6 +89,24 @@ def test_sites_refuse_a_model_that_the_last_sum_does_not_give(tmp_path):
         assert [event.round_number for event in verify(tmp_path / f"{name}-state" / "run.jsonl").values()] == [1]
 
 
+def test_a_coordinator_that_gives_up_tells_its_sites_why(tmp_path):
+    study = tiny_study(rounds=1)
+
+    class Alone(Coordinator):
+        def _wanted(self) -> set[str]:
+            return super()._wanted() | {"a site that never comes"}
+
+        async def _gather(self) -> list[str]:
+            return (await super()._gather())[:2]
+
+    ended, sites = asyncio.run(federate(study, tmp_path, kind=Alone))
+    assert isinstance(ended, RoundFailedError)
+    assert "a sum needs 3" in str(ended)
+    for path in sites.values():
+        assert isinstance(path, Path)
+        assert "the coordinator gave up" in (path / "events.jsonl").read_text()
+
+
 def test_sites_refuse_another_study(tmp_path):
     study = tiny_study(rounds=1)
     other = study.replace(study={"lr": 0.5})
