@@ -190,9 +190,6 @@ class Coordinator:
             case controls.READY:
                 self.lost.pop(site, None)
                 self.ready.add(site)
-                if site in self.dropped_before:
-                    self.dropped_before.discard(site)
-                    self.folder.emit("rejoined", round=self.book.number + (self.attempt is not None), site=site)
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
@@ -228,6 +225,9 @@ class Coordinator:
         key, leave_out = book.signing_key, book.leave_out
         server = ServerSession(self.policy, self.federation.roster, book.context(started), key, leave_out)
         self.folder.emit("round", round=number, attempt=book.attempt, model_hash=started.hex())
+        for site in sorted(self.dropped_before & set(sites)):
+            self.folder.emit("rejoined", round=number, site=site)
+        self.dropped_before -= set(sites)
         opening = controls.pack_round(book.start(started), self.vector)
         for site in sites:
             self.mailbox.send(site, controls.ROUND, opening)
