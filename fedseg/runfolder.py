@@ -43,6 +43,7 @@ class Listener(Protocol):
 class Tally:
     """What a run has added up so far; all of it survives an interruption."""
 
+    mode: str = ""
     completed: int = 0
     last_round: int = 0
     burned: int = 0

@@ -92,6 +92,12 @@ class _Simulation:
         self.sites = [options.alone] if options.alone else self.study.site_ids
         self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
         resumed = (folder.path / "state.json").is_file()
+        mode = f"--alone {options.alone}" if options.alone else "--plain" if options.plain else "secure aggregation"
+        if resumed and folder.tally.mode != mode:
+            raise ConfigError(
+                f"{folder.path}: was started with {folder.tally.mode}, not {mode}; resume it the same way"
+            )
+        folder.tally.mode = mode
         self.model = folder.model() if resumed else starting_model(self.study)
         self.vector = flatten(self.model)
         server_key = _identity(folder.path, "server")

@@ -119,6 +119,15 @@ def test_resume_gives_the_model_of_an_uninterrupted_run(tmp_path, stop_at):
     assert [entry["round"] for entry in history] == [1, 2, 3]
 
 
+def test_a_run_is_resumed_as_it_was_started(tmp_path):
+    study = tiny_study(rounds=3)
+    with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path, study, Log(("round", 2))) as folder:
+        simulate(folder, load_cohort(None, study), Options(plain=True))
+    with pytest.raises(ConfigError, match="was started with --plain"):
+        simulate(RunFolder.reopen(folder.path), load_cohort(None, study), Options())
+    assert simulate(RunFolder.reopen(folder.path), load_cohort(None, study), Options(plain=True)).is_dir()
+
+
 def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tmp_path):
     study = tiny_study(rounds=3)
     cut = Log()
