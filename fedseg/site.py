@@ -52,13 +52,13 @@ from secagg import (
     open_round,
     wire,
 )
-from secagg.messages import FromClient, Result, RoundStart
+from secagg.messages import FromClient, Reports, Result, RoundStart
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.store import SqliteStore
-from secagg.state import STEPS
+from secagg.state import SHARE_REPORT, STEPS
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,9 @@ class Site:
             message = wire.decode_from_server(payload)
         except ProtocolError as error:
             raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
+        current.bytes_down += len(payload)
+        if isinstance(message, Reports):
+            current.sharers = frozenset(message.by_id)
         await self._guarded(current, lambda: current.session.receive(message))
         if isinstance(message, Result) and current.session.head is not None:
             length = self.policy.length
@@ -314,9 +317,21 @@ class Site:
     def _record(self, current: "_Round") -> None:
         seconds = {"round": time.monotonic() - current.since}
         included = current.session.included
+        dropped = sorted(current.sharers - set(included))
+        for site in dropped:
+            self.folder.emit("dropped", round=current.number, site=site, after=SHARE_REPORT)
+        self.folder.tally.dropouts += [{"round": current.number, "site": site} for site in dropped]
         head = current.session.head or b""
         outcome = Outcome(
-            np.zeros(0), included, (), head, None, {self.me: current.session.clip_rate}, current.bytes_up, 0, seconds
+            np.zeros(0),
+            included,
+            tuple(dropped),
+            head,
+            None,
+            {self.me: current.session.clip_rate},
+            current.bytes_up,
+            current.bytes_down,
+            seconds,
         )
         self.folder.tally.add(outcome)
         if self.study.private:
@@ -328,12 +343,12 @@ class Site:
             round=current.number,
             attempt=0,
             included=included,
-            dropped=[],
+            dropped=dropped,
             exact=None,
             head=head.hex(),
             clip_rate=outcome.clip_rate,
             bytes_up=current.bytes_up,
-            bytes_down=0,
+            bytes_down=current.bytes_down,
             seconds=seconds,
         )
 
@@ -380,7 +395,8 @@ class _Round:
         self.provided = False
         self.rounding_key = secrets.token_bytes(32)
         self.steps = iter(STEPS)
-        self.bytes_up = 0
+        self.sharers: frozenset[str] = frozenset()
+        self.bytes_up = self.bytes_down = 0
         self.since = time.monotonic()
 
 

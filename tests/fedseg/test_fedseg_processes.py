@@ -39,6 +39,9 @@ def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in
     assert "site-b" in write_report(run).read_text()
     local = [path for path in run.parent.parent.glob("site-a/*") if path.is_dir()]
     assert write_report(local[0]).is_file()
+    own = json.loads((local[0] / "metrics.json").read_text())["protocol"]  # what site-a saw for itself
+    assert own["dropouts"] == [{"round": 2, "site": "site-b"}]
+    assert own["bytes_down"] > own["bytes_up"] > 0
     assert not _children_of(tmp_path)
 
 
