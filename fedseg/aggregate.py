@@ -7,6 +7,7 @@ Nothing here keeps an update after its round.
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
 from secagg.rpc.store import SqliteStore
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
+from secagg.transcript import Recorder, accept, verify
 
 Emit = Callable[..., None]
 Train = Callable[[str], NoisedUpdate]
@@ -197,6 +199,7 @@ class SecureSum:
         self._roster = PinnedRoster({site: key.verify_key for site, key in keys.items()})
         folder.mkdir(parents=True, exist_ok=True)
         self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site) for site in keys}
+        self._transcript = folder / "round.transcript"
 
     @property
     def number(self) -> int:
@@ -218,23 +221,26 @@ class SecureSum:
         Raises:
             RoundFailedError: the attempt ended without a sum; the book is ready for the next one.
         """
-        book = self.book
-        server = ServerSession(self._policy, self._roster, book.context(model_hash), book.signing_key, book.leave_out)
+        book, context, recorder = self.book, self.book.context(model_hash), None
+        if not self._private:
+            recorder = Recorder(self._transcript, self._policy, self._roster, context, signing_key=book.signing_key)
+        server = ServerSession(self._policy, self._roster, context, book.signing_key, book.leave_out, recorder)
         exchange = _Exchange(server, emit, silent)
         start = wire.encode(book.start(model_hash))
         plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         values: dict[str, NDArray[Any]] = {}
         try:
-            sessions = {site: self._session(site, start) for site in sorted(server.expected & set(sites))}
-            for site, session in sessions.items():
-                exchange.send(site, session.start())
-            while not server.finished:
-                for site, message in exchange.close():
-                    if isinstance(message, Reports):
-                        values[site] = self._provide(sessions[site], train(site))
-                    reply = sessions[site].receive(message)
-                    if reply is not None:
-                        exchange.send(site, reply)
+            with recorder or nullcontext():
+                sessions = {site: self._session(site, start) for site in sorted(server.expected & set(sites))}
+                for site, session in sessions.items():
+                    exchange.send(site, session.start())
+                while not server.finished:
+                    for site, message in exchange.close():
+                        if isinstance(message, Reports):
+                            values[site] = self._provide(sessions[site], train(site))
+                        reply = sessions[site].receive(message)
+                        if reply is not None:
+                            exchange.send(site, reply)
         except (ProtocolError, AbortedError) as error:
             book.failed(error, server.burned)
             raise RoundFailedError(str(error)) from error
@@ -244,7 +250,16 @@ class SecureSum:
             _reduced(plain, self._policy), {s: sessions[s].clip_rate for s in values}, self._policy
         )
         book.completed(exchange.receipt)
+        if recorder is not None:
+            self._replay()
         return outcome
+
+    def _replay(self) -> None:
+        """What each site that released shares does without differential privacy, computed once for all of them."""
+        run, verdict = self.book.training_run, verify([self._transcript], self._roster)
+        for store in self._stores.values():
+            if store.released(run) > store.replayed(run):
+                accept(verdict, store, run)
 
     def _session(self, site: str, start: bytes) -> ClientSession:
         """A site's session for an announced round, after the site's own checks."""
@@ -293,7 +308,7 @@ class _Exchange:
     def close(self) -> list[tuple[str, FromServer]]:
         """Close the step; the server's replies to the sites that are still there."""
         step = self._server.step
-        replies = {site: wire.encode(message) for site, message in self._server.close_round().items()}
+        replies = wire.encode_each(self._server.close_round())
         sent = sum(map(len, replies.values()))
         self._down += sent
         now = time.perf_counter()

@@ -7,6 +7,7 @@ import shlex
 import sys
 import tomllib
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,14 @@ DataFolder = Annotated[
     Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
 ]
 Runs = Annotated[Path, typer.Option("--out", help="Where the run folder goes.")]
+
+
+class Transcripts(Enum):
+    """What a coordinator keeps of each round for auditors."""
+
+    WHOLE = "whole"
+    HASHES = "hashes"
+    NONE = "none"
 
 
 def main() -> None:
@@ -212,6 +221,9 @@ def coordinator(
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
     training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+    transcripts: Annotated[
+        Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
+    ] = Transcripts.WHOLE,
 ) -> None:
     """Run a study over the network: open rounds, relay the protocol, average; sites connect with `fedseg site`."""
     from fedseg.coordinator import Options, coordinate
@@ -221,7 +233,14 @@ def coordinator(
 
     loaded = load_study(study)
     options = Options(
-        host, port, credentials, patience, rejoin_seconds, training_seconds=training_seconds, command=_command()
+        host,
+        port,
+        credentials,
+        patience,
+        rejoin_seconds,
+        training_seconds=training_seconds,
+        transcripts=transcripts.value,
+        command=_command(),
     )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         run = coordinate(folder, options)
@@ -241,7 +260,7 @@ def site(
     runs: Runs = Path("runs"),
     patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
     accept_exposure: Annotated[
-        bool, typer.Option("--accept-exposure", help="Without DP: go on after an opened round was called burned.")
+        bool, typer.Option("--accept-exposure", help="Without DP: go on after a round that cannot be replayed.")
     ] = False,
     audit: Annotated[
         Path | None,

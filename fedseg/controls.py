@@ -22,6 +22,7 @@ METRICS = "metrics"
 LEAVING = "leaving"
 FAILED = "failed"
 FINISHED = "finished"
+TRANSCRIPT = "transcript"
 
 SENTENCE = 2000
 """Characters of a reason at most."""
@@ -35,6 +36,12 @@ class _Control(BaseModel):
     def packed(self) -> bytes:
         """As JSON."""
         return self.model_dump_json().encode()
+
+
+class Ready(_Control):
+    """Site to coordinator: it is there, and must replay the transcript of this round first (0: of none)."""
+
+    unreplayed: int = Field(ge=0)
 
 
 class Progress(_Control):

@@ -6,7 +6,7 @@ the round closes without it, and it may join the next one.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fedseg import controls
 from fedseg.aggregate import Outcome, Rounds
-from fedseg.controls import SENTENCE, Metrics, Progress, Said, unpacked
+from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
-from fedseg.errors import RoundFailedError
+from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.federate import (
     Scores,
     before_training,
@@ -41,7 +41,8 @@ from secagg import AbortedError, MalformedMessageError, ProtocolError, ServerSes
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
-from secagg.state import MASKED_INPUT_COLLECTION
+from secagg.state import MASKED_INPUT_COLLECTION, RoundContext
+from secagg.transcript import Recorder
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Options:
         step_seconds: deadline of a protocol step, training excepted.
         training_seconds: deadline of the step that waits for training.
         grace: seconds after a site's connection broke until a step closes without it.
+        transcripts: keep each round's public transcript with the masked inputs "whole", as "hashes", or not ("none").
         command: how it was started, for the record.
     """
 
@@ -67,6 +69,7 @@ class Options:
     step_seconds: float = 60.0
     training_seconds: float = 3600.0
     grace: float = 3.0
+    transcripts: str = "whole"
     command: str = ""
 
 
@@ -79,6 +82,8 @@ class Coordinator:
 
     def __init__(self, folder: RunFolder, options: Options) -> None:
         self.folder, self.study, self.options = folder, folder.study, options
+        if options.transcripts != "whole" and not self.study.private:
+            raise ConfigError("without differential privacy every site replays whole transcripts: keep them")
         self.federation = load_federation(options.credentials, self.study)
         key = signing_key(options.credentials, COORDINATOR)
         torch.set_num_threads(self.study.run.threads)
@@ -190,6 +195,7 @@ class Coordinator:
             case controls.READY:
                 self.lost.pop(site, None)
                 self.ready.add(site)
+                self._send_transcript(unpacked(Ready, received.payload, site).unreplayed, [site])
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
@@ -223,7 +229,8 @@ class Coordinator:
         number, book = self.book.number, self.book
         started = model_hash(self.vector)
         key, leave_out = book.signing_key, book.leave_out
-        server = ServerSession(self.policy, self.federation.roster, book.context(started), key, leave_out)
+        context, recorder = book.context(started), self._recorder(book.context(started))
+        server = ServerSession(self.policy, self.federation.roster, context, key, leave_out, recorder)
         self.folder.emit("round", round=number, attempt=book.attempt, model_hash=started.hex())
         for site in sorted(self.dropped_before & set(sites)):
             self.folder.emit("rejoined", round=number, site=site)
@@ -235,18 +242,46 @@ class Coordinator:
         try:
             while not server.finished:
                 await self._step(self.attempt)
+            await self._confirmations(self.attempt)
         except (ProtocolError, AbortedError) as error:
             book.failed(error, server.burned)
             raise RoundFailedError(str(error)) from error
         finally:
             attempt, self.attempt = self.attempt, None
             self.dropped_before |= attempt.silent
+            if recorder is not None:
+                recorder.publish()
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, outcome)
+        if not self.study.private:
+            self._send_transcript(number, sites)
+
+    def _recorder(self, context: RoundContext) -> Recorder | None:
+        if self.options.transcripts == "none":
+            return None
+        path = self._transcript(context.round_number, context.attempt)
+        path.parent.mkdir(exist_ok=True)
+        whole, key = self.options.transcripts == "whole", self.book.signing_key
+        return Recorder(path, self.policy, self.federation.roster, context, whole, key)
+
+    def _transcript(self, number: int, attempt: int) -> Path:
+        return self.folder.path / "transcripts" / f"{number:04d}-{attempt}.transcript"
+
+    def _send_transcript(self, number: int, sites: Iterable[str]) -> None:
+        """To sites that released shares without differential privacy, and go on only once they replayed the round."""
+        found = sorted(self._transcript(number, 0).parent.glob(f"{number:04d}-*.transcript"))
+        for site in sites if found else ():
+            self.mailbox.send(site, controls.TRANSCRIPT, found[-1].read_bytes())
+
+    async def _confirmations(self, attempt: "_Attempt") -> None:
+        """Hear who confirms the result; the sum is there, so that nobody is waited for long."""
+        deadline = time.monotonic() + self.options.step_seconds
+        while self._awaited(attempt) and time.monotonic() < deadline:
+            await self._hear(min(0.25, deadline - time.monotonic()))
 
     async def _step(self, attempt: "_Attempt") -> None:
         """Hear the sites until all have spoken, are gone for good, or the deadline passes; then close."""
@@ -368,7 +403,7 @@ class _Attempt:
             if site in self.asked:
                 self.folder.emit("dropped", round=self.number, site=site, after=self._last.get(site, ""))
                 self.silent.add(site)
-        replies = {site: wire.encode(message) for site, message in self.server.close_round().items()}
+        replies = wire.encode_each(self.server.close_round())
         now = time.monotonic()
         self._seconds[step], self._since = now - self._since, now
         sent = sum(map(len, replies.values()))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedseg import controls
 from fedseg.aggregate import Outcome
-from fedseg.controls import SENTENCE, Metrics, Progress, Said, unpack_round, unpacked
+from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
@@ -59,6 +59,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.store import SqliteStore
 from secagg.state import SHARE_REPORT, STEPS
+from secagg.transcript import accept, verify
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Options:
         credentials: folder of `fedseg.credentials`.
         state: the site's own folder, for good: durable marks and the ledger. Never delete it or restore an old copy.
         patience: seconds without an answer after which the coordinator is given up.
-        accept_exposure: go on without differential privacy after an opened round was called burned.
+        accept_exposure: go on without differential privacy after a round whose transcript cannot be replayed.
         audit: folder for the site's own quantised updates and the totals that it was sent; "" for none.
         command: how it was started, for the record.
     """
@@ -106,7 +107,8 @@ class Site:
         self.ledger = Ledger(options.state / f"{self.federation.training_run}.jsonl")
         self.model = build_model(self.study)
         self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
-        limit = message_limit(self.policy) + 4 * self.policy.length
+        vectors = 1 if self.study.private else 1 + self.policy.clients  # without privacy, whole transcripts come
+        limit = vectors * message_limit(self.policy) + 4 * self.policy.length
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
         self.round: _Round | None = None
@@ -128,7 +130,7 @@ class Site:
         self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
-            await self.mailbox.send(controls.READY, b"")
+            await self.mailbox.send(controls.READY, Ready(unreplayed=self._unreplayed).packed())
             try:
                 while (reason := await self._next()) is None:
                     pass
@@ -152,6 +154,8 @@ class Site:
                 await self._open(*unpack_round(received.payload))
             case controls.PROTOCOL if self.round is not None:
                 await self._protocol(self.round, received.payload)
+            case controls.TRANSCRIPT:
+                await asyncio.to_thread(self._replay, received.payload)
             case controls.METRICS:
                 await self._evaluated()
                 start, vector = unpack_round(received.payload)
@@ -163,6 +167,28 @@ class Site:
                 return unpacked(Said, received.payload, "the coordinator").reason
         await self._after_training()
         return None
+
+    # --- Without differential privacy ---------------------------------------------------------------------------------
+
+    @property
+    def _unreplayed(self) -> int:
+        """The round in which this site released shares and whose transcript it must replay before another; else 0."""
+        run = self.federation.training_run
+        released, accepted = self.store.released(run), self.study.private or self.options.accept_exposure
+        return 0 if accepted or released <= self.store.replayed(run) else released
+
+    def _replay(self, transcript: bytes) -> None:
+        """Recompute the sum of a round from its transcript: a lying coordinator could take it again without a site."""
+        number = self._unreplayed
+        if not number:
+            return
+        kept = self.folder.path / "transcripts" / f"{number:04d}.transcript"
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(transcript)
+        try:
+            accept(verify([kept], self.federation.roster), self.store, self.federation.training_run)
+        except ProtocolError as error:
+            raise RoundFailedError(f"the transcript of round {number} does not hold: {error}; keep {kept}") from error
 
     # --- One round ---------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from secagg.messages import (
     Attestation,
     Attestations,
     Bundle,
+    Confirmation,
     EncryptedShares,
     FromClient,
     FromServer,
@@ -228,7 +229,7 @@ def _shaped(policy: Policy, ids: list[str]) -> tuple[list[FromClient], list[From
     bundles = (plain,) * (n // 2) + (paired,) * (n - 1 - n // 2)
     keys = (kem, bytes(32), kem) if hybrid else (bytes(32), bytes(32), b"")
     advertisements = tuple(AdvertiseKeys(h, i, *keys, bytes(NONCE_BYTES), signature) for i in ids)
-    headers = tuple(Header(h, h, i, h, (h,) * (n - 1), signature) for i in ids)
+    headers = tuple(Header(h, h, i, h, h * (n - 1), signature) for i in ids)
     reports = tuple(ShareReport(h, h, h, i, signature=signature) for i in ids)
     inputs = tuple(AcceptedInput(h, h, h, h, i, h, signature) for i in ids)
     attestations = tuple(Attestation(h, i, signature) for i in ids)
@@ -240,6 +241,7 @@ def _shaped(policy: Policy, ids: list[str]) -> tuple[list[FromClient], list[From
         reports[0],
         attestations[0],
         UnmaskingShares(h, h, me, h, opened, {}, {}, signature),
+        Confirmation(h, me, signature),
     ]
     # The masked input without its vector is an accepted input, which only the server sends.
     down: list[FromServer] = [

@@ -19,9 +19,8 @@ from secagg.errors import (
 from secagg.keys import ChannelKey, MaskKey, Secret, SigningKey, check_public, seal
 from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
-    Vector,
     envelope_info,
-    mask_vector,
+    masked_input,
     pair_commitment,
     pair_mask_seed,
     self_commitment,
@@ -35,6 +34,7 @@ from secagg.messages import (
     Attestation,
     Attestations,
     Bundle,
+    Confirmation,
     EncryptedShares,
     Header,
     IncludedSet,
@@ -49,7 +49,8 @@ from secagg.messages import (
     UnmaskingShares,
 )
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.quantize import dtype_for, pack
+from secagg.prg import Executor
+from secagg.quantize import Quantised
 from secagg.shamir import SHARE_BYTES, is_share, split
 from secagg.state import (
     CONSISTENCY_CHECK,
@@ -75,17 +76,26 @@ def open_round(
         training_run: the run that this client has agreed to take part in.
         start: the server's message.
         store: durable marks of the data set; missed receipts are appended to its log.
-        accept_exposure: go on although unmasking shares were sent for a round that the server now calls burned. Right
+        accept_exposure: go on although unmasking shares were sent for a round whose transcript was not replayed. Right
             where the updates are differentially private and that round was charged; otherwise a named decision.
 
     Raises:
-        ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow, C-05 an opened round burned.
+        ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow, C-05 an opened round that was
+            burned, or not yet replayed.
     """
     if not policy.server_key:
         raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
     start.verify(policy.server_key, "C-01")
     if start.training_run != training_run:
         raise InconsistentViewError("C-02", f"the server opened run {start.training_run}, pinned is {training_run}")
+    released = store.released(training_run)
+    if released > store.replayed(training_run) and not accept_exposure:
+        raise InconsistentViewError(
+            "C-05",
+            f"this site sent unmasking shares for round {released} and has not replayed its transcript: without "
+            "differential privacy a rerun could single out one site; replay it, or where the server calls that round "
+            "burned, an operator must accept the exposure",
+        )
     for receipt in start.missed:
         number, head = store.head(training_run)
         if receipt.round_number <= number:
@@ -98,12 +108,6 @@ def open_round(
     number, head = store.head(training_run)
     if start.previous_head != head or start.round_number <= number:
         raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
-    if store.released(training_run) > number and not accept_exposure:
-        raise InconsistentViewError(
-            "C-05",
-            f"this site sent unmasking shares for round {store.released(training_run)}, which the server now calls "
-            "burned: without differential privacy a rerun could single out one site; an operator must accept that",
-        )
     return RoundContext(
         training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
     )
@@ -196,7 +200,7 @@ class Advertised(State):
         own, policy = self.own, self.own.policy
         verify_roster(own, roster, self.advertisement)
         self_seed = secrets.token_bytes(32)
-        others = [client_id for client_id in roster.by_id if client_id != own.me]
+        others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
         mask_key_shares = split(self.mask_key.seed, policy.threshold, positions)
         self_seed_shares = split(self_seed, policy.threshold, positions)
@@ -205,7 +209,7 @@ class Advertised(State):
             for peer, mask_key_share, self_seed_share in zip(others, mask_key_shares, self_seed_shares, strict=True)
         )
         commitment = self_commitment(own.slot, own.me, self_seed)
-        digests = tuple(bundle.digest() for bundle in bundles)
+        digests = b"".join(bundle.digest() for bundle in bundles)
         header = Header(own.slot, roster.hash, own.me, commitment, digests).sign(own.signing_key)
         state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, header)
         return state, EncryptedShares(header, bundles)
@@ -216,7 +220,7 @@ class Advertised(State):
         info = envelope_info("shares", slot, roster.hash, me, peer)
         shares = seal(suite, keys.channel_pk, info, mask_key_share + self_seed_share)
         pair, committed = b"", b""
-        if keys.mask_kem_pk and me < peer:
+        if keys.mask_kem_pk and roster.dealer_of_pair(me, peer) == me:
             secret = self.mask_key.pair_secret(peer)
             committed = pair_commitment(slot, me, peer, secret)
             pair = seal(suite, keys.mask_kem_pk, envelope_info("pair", slot, roster.hash, me, peer), secret)
@@ -232,6 +236,8 @@ class Advertised(State):
 def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> None:
     """Checks C-06 to C-08 on U1 and its size."""
     own.enough(SHARE_KEYS, len(roster.by_id))
+    if roster.by_id.get(own.me) != advertisement:
+        raise InconsistentViewError("C-08", "the roster does not list this client's own keys")
     seen: set[bytes] = set()
     for client_id, entry in roster.by_id.items():
         if client_id not in own.pinned or entry.slot != own.slot:
@@ -242,8 +248,6 @@ def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> No
         if not check_public(own.policy.suite, *keys) or seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("C-07", f"the roster lists unusable or repeated keys for {client_id}")
         seen |= fresh
-    if roster.by_id.get(own.me) != advertisement:
-        raise InconsistentViewError("C-08", "the roster does not list this client's own keys")
 
 
 # --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
@@ -277,8 +281,7 @@ class Shared(State):
             if dealer == own.me:
                 continue
             bundle = next(bundles)
-            index = [client_id for client_id in self.roster.by_id if client_id != dealer].index(own.me)
-            if bundle.digest() != header.digests[index]:
+            if bundle.digest() != header.digest_for(own.me, self.roster):
                 raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
             try:
                 self._open(dealer, bundle, held)
@@ -292,7 +295,7 @@ class Shared(State):
         own, roster = self.own, self.roster
         own.enough(SHARE_REPORT, len(inbox.by_dealer))
         for dealer, header in inbox.by_dealer.items():
-            if dealer not in roster.by_id or len(header.digests) != len(roster.by_id) - 1:
+            if dealer not in roster.by_id or not header.fits(roster):
                 raise InconsistentViewError("C-10", f"the header of {dealer} does not fit the roster")
             if (header.slot, header.roster1) != (own.slot, roster.hash):
                 raise InconsistentViewError("C-09", f"the header of {dealer} is for another slot or roster")
@@ -306,7 +309,7 @@ class Shared(State):
         try:
             opened = self.channel_key.open(envelope_info("shares", slot, roster1, dealer, own.me), bundle.shares)
             mask_key_share, self_seed_share = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
-            expects_pair = bool(self.mask_key.kem_public) and dealer < own.me
+            expects_pair = bool(self.mask_key.kem_public) and self.roster.dealer_of_pair(dealer, own.me) == dealer
             secret = b""
             if expects_pair:
                 secret = self.mask_key.open_pair(envelope_info("pair", slot, roster1, dealer, own.me), bundle.pair)
@@ -323,7 +326,8 @@ class Shared(State):
             raise ShareError("C-12", f"a share of {dealer} does not match its commitment", [dealer])
         held.mask_key_shares[dealer] = mask_key_share
         held.self_seed_shares[dealer] = self_seed_share
-        held.pair_secrets[dealer] = secret
+        if expects_pair:
+            held.pair_secrets[dealer] = secret
 
 
 @dataclass(repr=False, eq=False)
@@ -336,9 +340,9 @@ class _Held(Secret):
     self_seed_shares: dict[str, bytes] = field(default_factory=dict)
     pair_secrets: dict[str, bytes] = field(default_factory=dict)
 
-    def pair_secret(self, me: str, peer: str) -> bytes:
-        """r_uv: derived where this client comes first, received where it comes second."""
-        return self.mask_key.pair_secret(peer) if me < peer else self.pair_secrets[peer]
+    def pair_secret(self, peer: str) -> bytes:
+        """r_uv: received where the peer dealt it, else derived."""
+        return self.pair_secrets.get(peer) or self.mask_key.pair_secret(peer)
 
     def wipe(self) -> None:
         """See `Secret.wipe`."""
@@ -359,23 +363,27 @@ class Reported(State):
     inbox: ShareInbox
     reported: ShareReport
 
-    def mask_input(self, reports: Reports, update: Vector, event_id: str = "") -> tuple["Masked", MaskedInput]:
+    def mask_input(
+        self, reports: Reports, update: Quantised, event_id: str = "", executor: Executor | None = None
+    ) -> tuple["Masked", MaskedInput]:
         """Mark the contribution durably, then mask the quantised update under every pair of U2 and the self mask.
 
         Args:
             reports: U2 with its signed reports.
-            update: (d,) unsigned integers modulo 2^b, from `quantize`.
+            update: quantised under the own policy, nothing read from it yet.
             event_id: the ledger event that this contribution was charged to.
+            executor: what expands the masks, see `secagg.prg.apply_masks`; this thread where not given.
 
         Raises:
+            ConfigError: an update of another policy, or with values that are not finite.
             ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution, C-21 |U2| <
                 min_survivors.
             AbortedError: this client is not in U2: it contributes nothing.
         """
         self._leave()
         own, policy, context = self.own, self.own.policy, self.own.context
-        if update.shape != (policy.length,) or update.dtype != dtype_for(policy.bits):
-            raise ConfigError(f"the update must be quantised to {policy.length} values of {dtype_for(policy.bits)}")
+        if update.policy != policy:
+            raise ConfigError("the update was quantised under another policy than this client's own")
         self._verify_reports(reports)
         round_id = context.round_id(own.slot, self.inbox.roster2, reports.sharers_hash)
         own.store.contribute(context.training_run, context.round_number, event_id)
@@ -384,10 +392,10 @@ class Reported(State):
         for peer in reports.by_id:
             if peer != own.me:
                 exchanged = self.held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk)
-                secret = self.held.pair_secret(own.me, peer)
+                secret = self.held.pair_secret(peer)
                 seed = pair_mask_seed(self.roster.hash, round_id, (own.me, peer), exchanged, secret)
                 (add if own.me < peer else subtract).append(seed)
-        y = pack(mask_vector(update, policy, round_id, add, subtract), policy.bits)
+        y = masked_input(update, policy, round_id, add, subtract, executor)
         message = MaskedInput(round_id, self.roster.hash, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )
@@ -481,24 +489,27 @@ class Attested(State):
             held.self_seed,
             {peer: held.self_seed_shares[peer] for peer in self.included.by_id if peer != own.me},
             {peer: held.mask_key_shares[peer] for peer in dropped},
-            {peer: held.pair_secret(own.me, peer) for peer in dropped if held.mask_key.kem_public},
+            {peer: held.pair_secret(peer) for peer in dropped if held.mask_key.kem_public},
         ).sign(own.signing_key)
         held.wipe()
         return Released(own, message.round_id, message.attested), message
 
     def _verify_attestations(self, attestations: Attestations) -> None:
         own = self.own
+        agreed = {own.me}
         for client_id, entry in attestations.by_id.items():
             if client_id not in self.included.by_id or entry.attested != self.attestation.attested:
                 raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
-            entry.verify(own.pinned[client_id], "C-17")
-        if len(attestations.by_id.keys() | {own.me}) < own.policy.threshold:
+            if client_id != own.me and len(agreed) < own.policy.threshold:  # more than a quorum adds nothing
+                entry.verify(own.pinned[client_id], "C-17")
+                agreed.add(client_id)
+        if len(agreed) < own.policy.threshold:
             raise InconsistentViewError("C-17", f"fewer than {own.policy.threshold} clients attest this included set")
 
-    def conclude(self, result: Result) -> bytes:
+    def conclude(self, result: Result) -> Confirmation:
         """The sum of a round that was unmasked without this client's shares; see `Released.conclude`."""
         self._leave()
-        return verify_result(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
+        return conclude(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
 
 
 # --- Round 5: Result ---------------------------------------------------------------------------------------------
@@ -512,22 +523,19 @@ class Released(State):
     round_id: bytes
     attested: bytes
 
-    def conclude(self, result: Result) -> bytes:
-        """Verify the new head against this client's own statement and append it to the durable log.
-
-        Returns:
-            The new head, 32 bytes.
+    def conclude(self, result: Result) -> Confirmation:
+        """Recompute the new head from this client's own statement, append it to the durable log, and sign it.
 
         Raises:
             ProtocolError: C-18 the receipt is not signed by the pinned server key, C-19 it is about another round, set
                 or sum.
         """
         self._leave()
-        return verify_result(self.own, self.round_id, self.attested, result)
+        return conclude(self.own, self.round_id, self.attested, result)
 
 
-def verify_result(own: _Own, round_id: bytes, attested: bytes, result: Result) -> bytes:
-    """Checks C-18 and C-19, then appends the new head to the log and returns it."""
+def conclude(own: _Own, round_id: bytes, attested: bytes, result: Result) -> Confirmation:
+    """Checks C-18 and C-19, then appends the new head to the log and confirms it."""
     context, receipt = own.context, result.receipt
     if own.policy.server_key:
         receipt.verify(own.policy.server_key, "C-18")
@@ -536,4 +544,4 @@ def verify_result(own: _Own, round_id: bytes, attested: bytes, result: Result) -
     if replace(receipt, signature=b"") != Receipt(context.training_run, context.round_number, *hashes):
         raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
     own.store.finish(context.training_run, context.round_number, head, receipt.statement() + receipt.signature)
-    return head
+    return Confirmation(head, own.me).sign(own.signing_key)

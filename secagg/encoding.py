@@ -5,12 +5,16 @@ Protobuf bytes are not canonical and never enter a hash. Specification: docs/spe
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeAlias
 
 VERSION = 1
 HASH_BYTES = 32
 
-Field: TypeAlias = "bytes | str | int | Sequence[Field]"
+Buffer: TypeAlias = "bytes | bytearray | memoryview"
+"""Bytes, maybe somebody else's: vectors are passed on without being copied."""
+
+Field: TypeAlias = "Buffer | str | int | Sequence[Field]"
 
 
 def encode(purpose: str, *fields: Field) -> bytes:
@@ -22,25 +26,39 @@ def encode(purpose: str, *fields: Field) -> bytes:
     Raises:
         ValueError: text outside ASCII, or an integer outside 0..2^64-1 (our mistake; peers' input is checked before).
     """
-    return b"".join([_sized(f"secagg/{VERSION} {purpose}".encode("ascii")), *(_field(field) for field in fields)])
+    pieces: list[Buffer] = [_label(purpose)]
+    _append(pieces, fields)
+    return b"".join(pieces)
 
 
 def digest(purpose: str, *fields: Field) -> bytes:
-    """SHA-256 over `encode(purpose, *fields)`: 32 bytes."""
+    """SHA-256 over `encode(purpose, *fields)`: 32 bytes. A last field that is a vector is hashed where it lies."""
+    if fields and isinstance(fields[-1], (bytearray, memoryview)):
+        hashed = hashlib.sha256(encode(purpose, *fields[:-1]) + len(fields[-1]).to_bytes(4, "big"))
+        hashed.update(fields[-1])
+        return hashed.digest()
     return hashlib.sha256(encode(purpose, *fields)).digest()
 
 
-def _sized(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
+def _append(pieces: list[Buffer], fields: Sequence[Field]) -> None:
+    for field in fields:
+        data: Buffer
+        if isinstance(field, (bytes, bytearray, memoryview)):
+            data = field
+        elif isinstance(field, str):
+            data = field.encode("ascii")
+        elif isinstance(field, int):
+            if not 0 <= field < 2**64:
+                raise ValueError("an encoded integer is 0 to 2^64 - 1")
+            data = field.to_bytes(8, "big")
+        else:
+            items: list[Buffer] = [len(field).to_bytes(4, "big")]
+            _append(items, field)
+            data = b"".join(items)
+        pieces += (len(data).to_bytes(4, "big"), data)
 
 
-def _field(field: Field) -> bytes:
-    if isinstance(field, (bytes, bytearray, memoryview)):
-        return _sized(bytes(field))
-    if isinstance(field, str):
-        return _sized(field.encode("ascii"))
-    if isinstance(field, int):
-        if not 0 <= field < 2**64:
-            raise ValueError("an encoded integer is 0 to 2^64 - 1")
-        return _sized(field.to_bytes(8, "big"))
-    return _sized(len(field).to_bytes(4, "big") + b"".join(_field(item) for item in field))
+@cache
+def _label(purpose: str) -> bytes:
+    label = f"secagg/{VERSION} {purpose}".encode("ascii")
+    return len(label).to_bytes(4, "big") + label

@@ -4,17 +4,17 @@ Pure functions of secrets that the caller holds; nothing is kept here. Specifica
 seeds" and "Commitments".
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.encoding import digest, encode
+from secagg.encoding import Buffer, digest, encode
 from secagg.keys import hkdf
 from secagg.policy import Policy
-from secagg.prg import apply_masks
-from secagg.quantize import dtype_for
+from secagg.prg import CHUNK_BYTES, Executor, Masks, apply_masks, zeros
+from secagg.quantize import BLOCK, Quantised, dtype_for, pack_into, packed_size, unpacked
 from secagg.shamir import SHARE_BYTES
 
 Vector: TypeAlias = NDArray[Any]
@@ -22,6 +22,7 @@ Vector: TypeAlias = NDArray[Any]
 
 SHARES_PLAINTEXT_BYTES = 2 * SHARE_BYTES
 PAIR_PLAINTEXT_BYTES = 32
+_GROUP_BYTES = 8 << 20  # of the vector, at a time, where an executor shares the work
 
 
 def envelope_info(purpose: str, slot: bytes, roster1: bytes, sender: str, recipient: str) -> bytes:
@@ -63,6 +64,65 @@ def slot_values(policy: Policy, round_id: bytes) -> Vector:
     stretched = b"".join(digest("constant-slot", round_id, i)[:8] for i in range(policy.slots))
     words = np.frombuffer(stretched, dtype="<u8") & np.uint64((1 << policy.bits) - 1)
     return words.astype(dtype_for(policy.bits))
+
+
+def masked_input(
+    update: Quantised,
+    policy: Policy,
+    round_id: bytes,
+    add: Sequence[bytes],
+    subtract: Sequence[bytes],
+    executor: Executor | None = None,
+) -> memoryview:
+    """y_u = (update | slots) + masks of `add` - masks of `subtract`, packed: one pass over the update, in the cache.
+
+    Beside the update and y there is one block of 2^16 values in memory; with an executor, 8 MiB and what it copies.
+
+    Args:
+        update: nothing read from it yet; read to its end here.
+        policy: the one that the update was quantised under.
+        round_id: 32 bytes; decides the constant slots.
+        add: 32-byte seeds of the masks to add.
+        subtract: 32-byte seeds of the masks to subtract.
+        executor: see `secagg.prg.apply_masks`; y is the same with any.
+
+    Returns:
+        y, read-only: `packed_size(d + slots, b)` bytes.
+
+    Raises:
+        ConfigError: the update now holds values that are not finite.
+    """
+    bits, dtype, length = policy.bits, dtype_for(policy.bits), policy.length + policy.slots
+    slots, masks = slot_values(policy, round_id), Masks(add, subtract)
+    y = np.empty(packed_size(length, bits), np.uint8)
+    whole = zeros(min(length, BLOCK if executor is None else _GROUP_BYTES // dtype.itemsize), dtype)
+    for start in range(0, length, len(whole)):
+        part = whole[: length - start]
+        values, first_slot = part[: max(policy.length - start, 0)], max(start - policy.length, 0)
+        update.read_into(values)
+        part[len(values) :] = slots[first_slot:][: len(part) - len(values)]
+        first_chunk = start * dtype.itemsize // CHUNK_BYTES
+        if executor is None:
+            masks.apply(part, first_chunk)
+        else:
+            apply_masks(part, add, subtract, executor, first_chunk)
+        pack_into(part, bits, y[packed_size(start, bits) : packed_size(start + len(part), bits)])
+    return y.data.toreadonly()
+
+
+def accumulate(total: Vector, y: Buffer, bits: int) -> None:
+    """Adds a packed vector to the total, in place and block by block.
+
+    Args:
+        total: (d + slots,) of `dtype_for(bits)`; of its values the low b bits count.
+        y: what `masked_input` returned, from anybody.
+        bits: b.
+
+    Raises:
+        ValueError: y has another length or padding bits that are not zero; the total is then unchanged.
+    """
+    for where, values in unpacked(y, len(total), bits):
+        total[where] += values
 
 
 def mask_vector(

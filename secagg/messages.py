@@ -7,11 +7,11 @@ section "Messages".
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn, Self, TypeAlias
 
-from secagg.encoding import HASH_BYTES, Field, digest, encode
+from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
 from secagg.errors import AuthenticationError, MalformedMessageError
 from secagg.keys import SigningKey, verify
 from secagg.shamir import is_share
@@ -44,8 +44,10 @@ class Signed(ABC):
         """The canonical bytes that are signed: every field but the signature."""
 
     def sign(self, key: SigningKey) -> Self:
-        """A copy that carries `key`'s signature."""
-        return replace(self, signature=key.sign(self.statement()))  # type: ignore[call-arg]
+        """A copy that carries `key`'s signature, and what was computed for it already: a vector is hashed once."""
+        signed = object.__new__(type(self))
+        vars(signed).update(vars(self), signature=key.sign(self.statement()))
+        return signed
 
     def verify(self, verify_key: bytes, check: str, culprit: str = "") -> None:
         """Return nothing, or raise `AuthenticationError(check)` that blames `culprit` (nobody: the server)."""
@@ -152,12 +154,24 @@ class Roster:
         """roster1 = H(sorted signed AdvertiseKeys)."""
         return digest("roster1", [[entry.statement(), entry.signature] for entry in self.advertisements])
 
+    def others(self, client_id: str) -> list[str]:
+        """Everybody else, in order: whom the bundles and digests of a client are for."""
+        return [peer for peer in self.by_id if peer != client_id]
+
+    def dealer_of_pair(self, first: str, second: str) -> str:
+        """Who derives and seals a pair secret: of neighbours the smaller id, of next but one the larger, and so on.
+
+        So every client deals half of its pairs, and uploads and works as much as any other.
+        """
+        even = (self.positions[first] - self.positions[second]) % 2 == 0
+        return max(first, second) if even else min(first, second)
+
 
 @dataclass(frozen=True, repr=False)
 class Bundle:
     """Round 1a, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
 
-    `pair` and `pair_commitment` are empty where the recipient's id sorts before the sender's, and in the X25519 suite.
+    `pair` and `pair_commitment` are empty where the recipient deals the pair secret, and in the X25519 suite.
     """
 
     shares: bytes
@@ -184,22 +198,35 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Header(Signed):
-    """Round 1a: the dealer's signed commitment to b_u and to every bundle, in roster order with itself left out."""
+    """Round 1a: the dealer's signed commitment to b_u and to every bundle.
+
+    `digests` are those of the bundles, 32 bytes each, in roster order with the dealer left out.
+    """
 
     slot: bytes
     roster1: bytes
     client_id: str
     self_commitment: bytes
-    digests: tuple[bytes, ...]
+    digests: bytes
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.slot, self.roster1, self.self_commitment, *self.digests)
+        _hashes(self.slot, self.roster1, self.self_commitment)
+        _require(len(self.digests) % HASH_BYTES == 0, "digests that are not 32 bytes each")
         _sorted_ids([self.client_id])
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
         return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.digests)
+
+    def fits(self, roster: Roster) -> bool:
+        """Whether there is one digest for every other client of the roster."""
+        return self.client_id in roster.by_id and len(self.digests) == HASH_BYTES * (len(roster.by_id) - 1)
+
+    def digest_for(self, peer: str, roster: Roster) -> bytes:
+        """The digest of the bundle for a peer."""
+        place = roster.positions[peer] - 1 - (roster.positions[peer] > roster.positions[self.client_id])
+        return self.digests[HASH_BYTES * place : HASH_BYTES * (place + 1)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -284,14 +311,14 @@ class Reports:
 
 @dataclass(frozen=True, repr=False)
 class MaskedInput(Signed):
-    """Round 2, up: y_u, the low b bits of every value and slot, packed little-endian. The signature covers H(y)."""
+    """Round 2, up: y_u, the values and slots modulo 2^b as `quantize.pack` lays them out. The signature covers H(y)."""
 
     round_id: bytes
     roster1: bytes
     roster2: bytes
     sharers_hash: bytes
     client_id: str
-    y: bytes
+    y: Buffer
     signature: bytes = b""
 
     def __post_init__(self) -> None:
@@ -430,11 +457,11 @@ class UnmaskingShares(Signed):
 class Result:
     """Round 5, down: the packed sum (slots included) and the server's signed receipt with the new head."""
 
-    total: bytes
+    total: Buffer
     receipt: Receipt
 
     @staticmethod
-    def hash_of(total: bytes) -> bytes:
+    def hash_of(total: Buffer) -> bytes:
         """H(sum) of a packed sum: 32 bytes."""
         return digest("total", total)
 
@@ -444,5 +471,24 @@ class Result:
         return self.hash_of(self.total)
 
 
-FromClient: TypeAlias = AdvertiseKeys | EncryptedShares | ShareReport | MaskedInput | Attestation | UnmaskingShares
+@dataclass(frozen=True)
+class Confirmation(Signed):
+    """Round 5, up: the client recomputed this head from its own view of the round and the sum that it was shown."""
+
+    head: bytes
+    client_id: str
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.head)
+        _sorted_ids([self.client_id])
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return encode("confirmation", self.head, self.client_id)
+
+
+FromClient: TypeAlias = (
+    AdvertiseKeys | EncryptedShares | ShareReport | MaskedInput | Attestation | UnmaskingShares | Confirmation
+)
 FromServer: TypeAlias = RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result

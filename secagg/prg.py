@@ -10,54 +10,130 @@ docs/spec.md, section "Primitives".
 """
 
 import secrets
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from secagg.encoding import digest
 
 KEY_BYTES = 32
 CHUNK_BYTES = 1 << 18
+PART_BYTES = 4 * CHUNK_BYTES  # what an executor takes at a time: milliseconds of work, and little memory in flight
 BLOCK_BYTES = 16
 _TAG_BYTES = 16
 _NONCE_BYTES = 12
 _FIRST_BLOCK = 2
 _ZEROS = memoryview(bytes(CHUNK_BYTES))
+_LINE_BYTES = 64
+
+
+class Executor(Protocol):
+    """What takes the parts of a mask expansion: any `concurrent.futures.Executor`, or a cluster's look-alike.
+
+    It sees seeds and the vector, so it is as trusted as this process.
+    """
+
+    def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any]) -> Iterable[Any]:
+        """The function's results over the zipped iterables, in their order."""
+
+
+class Masks:
+    """The masks of many seeds, expanded chunk by chunk into one buffer, so that a long vector can come in parts.
+
+    Not safe for two threads at once.
+
+    Args:
+        add: 32-byte seeds whose keystream, read as little-endian words, is added.
+        subtract: 32-byte seeds whose keystream is subtracted.
+
+    Raises:
+        ValueError: a seed of another length.
+    """
+
+    def __init__(self, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:
+        self._masks = [(np.add, _gcm(seed)) for seed in add] + [(np.subtract, _gcm(seed)) for seed in subtract]
+        self._buffer = zeros(CHUNK_BYTES + _TAG_BYTES, np.uint8).data
+
+    def __repr__(self) -> str:
+        return "<Masks>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("Masks hold seeds and are never copied or pickled")
+
+    def apply(self, vector: NDArray[Any], first_chunk: int = 0) -> None:
+        """`apply_masks` in this thread.
+
+        Chunks are the outer loop and seeds the inner one, so that what is being masked stays in the cache.
+        """
+        _check_vector(vector)
+        words = np.frombuffer(self._buffer[:CHUNK_BYTES], vector.dtype.newbyteorder("<"))
+        for index, start in enumerate(range(0, len(vector), len(words)), first_chunk):
+            part = vector[start : start + len(words)]
+            mask, target, plain = words[: len(part)], self._buffer[: part.nbytes + _TAG_BYTES], _ZEROS[: part.nbytes]
+            nonce = index.to_bytes(_NONCE_BYTES, "big")
+            for operation, gcm in self._masks:
+                gcm.encrypt_into(nonce, plain, None, target)
+                operation(part, mask, part)
 
 
 def apply_masks(
-    vector: NDArray[np.uint32] | NDArray[np.uint64], add: Sequence[bytes], subtract: Sequence[bytes]
+    vector: NDArray[Any],
+    add: Sequence[bytes],
+    subtract: Sequence[bytes],
+    executor: Executor | None = None,
+    first_chunk: int = 0,
 ) -> None:
     """Adds and subtracts the masks of many seeds, in place, modulo 2^32 or 2^64.
-
-    Chunks are the outer loop and seeds the inner one, so that what is being masked stays in the cache.
 
     Args:
         vector: (d,) uint32 or uint64, contiguous; the protocol reads the low b bits of the result.
         add: 32-byte seeds whose keystream, read as little-endian words, is added.
         subtract: 32-byte seeds whose keystream is subtracted.
+        executor: where given, takes the vector in disjoint parts of `PART_BYTES`, each through `mask_part`: threads
+            mask in place, processes and clusters send copies back. Without one there is nothing in between.
+        first_chunk: number of the keystream chunk that the vector starts at.
 
     Raises:
         ValueError: a vector of another kind, or a seed of another length; the vector is then unchanged.
+        Exception: whatever the executor raises. Parts of the vector are then masked and others are not, and threads
+            may still write to it: throw it away.
     """
-    if vector.dtype not in (np.uint32, np.uint64) or vector.ndim != 1 or not vector.flags.c_contiguous:
-        raise ValueError("apply_masks takes a contiguous one-dimensional array of uint32 or uint64")
-    masks = [(np.add, _gcm(seed)) for seed in add] + [(np.subtract, _gcm(seed)) for seed in subtract]
-    buffer = memoryview(bytearray(CHUNK_BYTES + _TAG_BYTES))
-    words = np.frombuffer(buffer[:CHUNK_BYTES], vector.dtype.newbyteorder("<"))
-    for index, start in enumerate(range(0, len(vector), len(words))):
-        part = vector[start : start + len(words)]
-        mask, target, zeros = words[: len(part)], buffer[: part.nbytes + _TAG_BYTES], _ZEROS[: part.nbytes]
-        nonce = index.to_bytes(_NONCE_BYTES, "big")
-        for operation, gcm in masks:
-            gcm.encrypt_into(nonce, zeros, None, target)
-            operation(part, mask, out=part)
+    if executor is None:
+        Masks(add, subtract).apply(vector, first_chunk)
+        return
+    _check_vector(vector)
+    for seed in (*add, *subtract):
+        _gcm(seed)
+    step = PART_BYTES // vector.itemsize
+    parts = [vector[start : start + step] for start in range(0, len(vector), step)]
+    chunks = range(first_chunk, first_chunk + len(parts) * (PART_BYTES // CHUNK_BYTES), PART_BYTES // CHUNK_BYTES)
+    done = executor.map(mask_part, parts, repeat(tuple(add)), repeat(tuple(subtract)), chunks)
+    for part, masked in zip(parts, done, strict=True):
+        if masked is not part:
+            part[:] = masked
+
+
+def mask_part(part: NDArray[Any], add: Sequence[bytes], subtract: Sequence[bytes], first_chunk: int) -> NDArray[Any]:
+    """One part of `apply_masks`, masked in place and returned: what an executor runs, here or on a copy elsewhere."""
+    if not part.flags.writeable:  # as some clusters hand out what they deserialised
+        part = part.copy()
+    Masks(add, subtract).apply(part, first_chunk)
+    return part
+
+
+def zeros(length: int, dtype: DTypeLike) -> NDArray[Any]:
+    """(length,) zeros that start on a cache line, where numpy adds a sixth faster than where its own arrays start."""
+    size = np.dtype(dtype).itemsize * length
+    octets = np.zeros(size + _LINE_BYTES, np.uint8)
+    start = -octets.ctypes.data % _LINE_BYTES
+    return octets[start : start + size].view(dtype)
 
 
 def keystream(seed: bytes, start: int, length: int) -> bytes:
@@ -159,6 +235,11 @@ class Stream:
             self._position += size
             rest = rest[size:]
         return out.view(dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
+def _check_vector(vector: NDArray[Any]) -> None:
+    if vector.dtype not in (np.uint32, np.uint64) or vector.ndim != 1 or not vector.flags.c_contiguous:
+        raise ValueError("masks go on a contiguous one-dimensional array of uint32 or uint64")
 
 
 def _gcm(seed: bytes) -> AESGCM:

@@ -11,12 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secagg.encoding import Buffer
 from secagg.errors import ConfigError
 from secagg.policy import Policy
 
+BLOCK = 1 << 16  # values
+_WIDTHS = (64, 32, 16, 8, 4, 2, 1)
+_LANE_MASKS = {4: 0x0F0F, 2: 0x03030303}
 _QUANTIZE_CHUNK = 1 << 15  # values; one chunk of float64 stays in the second-level cache
-_PACK_CHUNK = 1 << 17  # values; amortises numpy's call overhead over the columns
-_WORD = 64
+_STEP = 2.0**32  # one integer, in units of the last random bit
+# A float64 whose last mantissa bit is worth one integer, and stays so with up to 2^51 of them added or taken away.
+_MAGIC = 1.5 * 2.0**52 * _STEP
+_MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
 
 
 class Words(Protocol):
@@ -31,64 +37,115 @@ def dtype_for(bits: int) -> np.dtype[Any]:
     return np.dtype(np.uint32 if bits <= 32 else np.uint64)
 
 
-def quantize(
-    update: NDArray[np.float32] | NDArray[np.float64], policy: Policy, client_id: str, stream: Words
-) -> tuple[NDArray[Any], float]:
-    """Clips, weights, scales and rounds an update to integers modulo 2^b.
+class Quantised:
+    """An update as integers modulo 2^b, made piece by piece as they are read: once, in order.
 
-    Rounding is stochastic: v becomes floor(v) or floor(v) + 1, with mean v to within 2^-32 of a step up to 21 value
+    It clips, weights, scales and rounds. Rounding is stochastic: v becomes the integer nearest to v + u, u uniform in
+    -1/2..1/2 in steps of 2^-32, and so one of its neighbours, with mean v to within 2^-32 of a step up to 21 value
     bits and to float64's own precision above.
 
     Args:
-        update: (d,) float32 or float64, in the units of `policy.clip_range`.
+        update: (d,) float32 or float64, in the units of `policy.clip_range`; not to be changed until it has been read.
         policy: gives d, clip range, weights and bits.
         client_id: whose public weight applies.
         stream: fresh randomness, one word a value.
 
-    Returns:
-        (d,) unsigned integers below 2^b, and the clip rate: the fraction of values outside the clip range.
+    Attributes:
+        policy: as given.
+        clip_rate: fraction of the values outside the clip range.
 
     Raises:
         ConfigError: a wrong shape or type, or values that are not finite (their number is named, never a value).
     """
-    largest = _check_update(update, policy)
-    # largest_value is a power of two, so that clip_range * scale never rounds to more than it.
-    scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
-    # As many random bits below the point as float64 has left, so that the sum never rounds up to the next integer.
-    fraction_bits = min(32, 53 - policy.value_bits)
-    surplus, unit = np.uint32(32 - fraction_bits), 2.0**-fraction_bits
+
+    def __init__(
+        self, update: NDArray[np.float32] | NDArray[np.float64], policy: Policy, client_id: str, stream: Words
+    ) -> None:
+        if update.shape != (policy.length,) or update.dtype not in (np.float32, np.float64):
+            raise ConfigError(
+                f"the update is {update.dtype} of shape {update.shape}; the policy needs float32 or float64 of shape "
+                f"({policy.length},)"
+            )
+        self._update, self._stream, self._read = update, stream, 0
+        self.policy, self._clip_range = policy, policy.clip_range
+        # largest_value is a power of two, so that clip_range * scale never rounds to more than it.
+        scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
+        self._scale = scale * _STEP
+        # Fresh memory for every piece would cost more than the arithmetic.
+        self._floats = np.empty((2, min(_QUANTIZE_CHUNK, policy.length)))
+        outside = 0
+        for start in range(0, policy.length, _QUANTIZE_CHUNK):
+            part = update[start : start + _QUANTIZE_CHUNK]
+            if self._largest(part) > self._clip_range:
+                outside += int(np.count_nonzero(np.abs(part, dtype=np.float64) > self._clip_range))
+        self.clip_rate = outside / policy.length
+
+    def __repr__(self) -> str:
+        return "<Quantised>"
+
+    def read_into(self, out: NDArray[Any]) -> None:
+        """Fills `out` with the next len(out) integers, of which the low b bits count.
+
+        Args:
+            out: (k,) of `dtype_for(bits)`, contiguous.
+
+        Raises:
+            ConfigError: the update now holds values that are not finite.
+            ValueError: more than is left.
+        """
+        if self._read + len(out) > len(self._update):
+            raise ValueError("an update is read once, and not beyond its end")
+        for start in range(0, len(out), _QUANTIZE_CHUNK):
+            self._round(out[start : start + _QUANTIZE_CHUNK])
+
+    def _round(self, out: NDArray[Any]) -> None:
+        """Adds a signed uniform word below the point, then a number so large that nothing below the point is left.
+
+        The low bits of that sum's mantissa are the rounded integer in two's complement.
+        """
+        part = self._update[self._read : self._read + len(out)]
+        self._read += len(out)
+        values, words = self._floats[:, : len(part)]
+        values[:] = part
+        if self._largest(part) > self._clip_range:
+            np.clip(values, -self._clip_range, self._clip_range, out=values)
+        values *= self._scale
+        words[:] = self._stream.words(len(part)).view(np.int32)
+        values += words
+        values += _MAGIC
+        mantissas = values.view(np.int64)
+        if out.itemsize > 4:
+            mantissas -= _MAGIC_BITS  # extends the sign
+        out[:] = mantissas
+
+    def _largest(self, part: NDArray[Any]) -> float:
+        """The largest magnitude in a part of the update, which is not to leave this class."""
+        largest = max(-float(part.min()), float(part.max()))
+        if not math.isfinite(largest):
+            bad = self._update.size - np.count_nonzero(np.isfinite(self._update))
+            raise ConfigError(
+                f"{bad} of {self._update.size} values of the update are NaN or infinite; look at the training"
+            )
+        return largest
+
+
+def quantize(
+    update: NDArray[np.float32] | NDArray[np.float64], policy: Policy, client_id: str, stream: Words
+) -> tuple[NDArray[Any], float]:
+    """The whole of `Quantised` at once.
+
+    Returns:
+        (d,) unsigned integers below 2^b, and the clip rate.
+
+    Raises:
+        ConfigError: as `Quantised` does.
+    """
+    quantised = Quantised(update, policy, client_id, stream)
     out = np.empty(policy.length, dtype_for(policy.bits))
-    signed = out.view(f"i{out.itemsize}")
-    clipped = 0
-    for start in range(0, policy.length, _QUANTIZE_CHUNK):
-        part = update[start : start + _QUANTIZE_CHUNK]
-        values = part.astype(np.float64)
-        if largest > policy.clip_range:
-            clipped += int(np.count_nonzero(np.abs(values) > policy.clip_range))
-            np.clip(values, -policy.clip_range, policy.clip_range, out=values)
-        values *= scale
-        fractions = (stream.words(len(part)) >> surplus).astype(np.float64)
-        fractions *= unit
-        values += fractions
-        # The bit budget of the policy fits every value into the signed word.
-        signed[start : start + _QUANTIZE_CHUNK] = np.floor(values, out=values)
+    quantised.read_into(out)
     if policy.bits != 8 * out.itemsize:
         out &= out.dtype.type(2**policy.bits - 1)
-    return out, clipped / policy.length
-
-
-def _check_update(update: NDArray[Any], policy: Policy) -> float:
-    """The largest magnitude in the update, which is not to leave this module."""
-    if update.shape != (policy.length,) or update.dtype not in (np.float32, np.float64):
-        raise ConfigError(
-            f"the update is {update.dtype} of shape {update.shape}; the policy needs float32 or float64 of shape "
-            f"({policy.length},)"
-        )
-    largest = max(-float(update.min()), float(update.max()))
-    if not math.isfinite(largest):
-        bad = update.size - np.count_nonzero(np.isfinite(update))
-        raise ConfigError(f"{bad} of {update.size} values of the update are NaN or infinite; look at the training")
-    return largest
+    return out, quantised.clip_rate
 
 
 def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -> NDArray[np.float64]:
@@ -113,78 +170,132 @@ def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -
     return values
 
 
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that `count` values of `bits` bits take on the wire: count * bits / 8, and at most 2 for the rounding."""
+    rest = count % BLOCK
+    return (count - rest) * bits // 8 + sum(math.ceil(rest * width / 8) for width in _WIDTHS if bits & width)
+
+
 def pack(vector: NDArray[Any], bits: int) -> bytes:
-    """The low `bits` bits of every value, little-endian, one after the other; zeros fill the last byte.
+    """The low `bits` bits of every value, in blocks of 2^16 values (the last may be shorter) and planes within those.
+
+    The widths of the planes are the powers of two that add up to `bits`, in descending order, and take the bits of a
+    value from the lowest up. In a plane the values follow one another, little-endian, and zeros fill the last byte.
 
     Args:
-        vector: (d,) unsigned.
+        vector: (d,) uint32 or uint64, contiguous.
         bits: 8 to 64.
 
     Returns:
-        ceil(d * bits / 8) bytes.
+        `packed_size(d, bits)` bytes.
     """
-    if bits in (8, 16, 32, 64):
-        return vector.astype(f"<u{bits // 8}").tobytes()
-    size = math.ceil(len(vector) * bits / 8)
-    chunks = (vector[start : start + _PACK_CHUNK] for start in range(0, len(vector), _PACK_CHUNK))
-    return b"".join(_pack_chunk(chunk, bits) for chunk in chunks)[:size]
+    out = np.empty(packed_size(len(vector), bits), np.uint8)
+    pack_into(vector, bits, out)
+    return out.tobytes()
 
 
-def unpack(data: bytes, count: int, bits: int) -> NDArray[Any]:
+def pack_into(vector: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
+    """`pack` into an array of `packed_size(d, bits)` bytes."""
+    for where, octets in _blocks(len(vector), bits, out):
+        _pack_block(vector[where], bits, octets)
+
+
+def unpack(data: Buffer, count: int, bits: int) -> NDArray[Any]:
     """Inverse of `pack`: (count,) of `dtype_for(bits)`.
 
     Raises:
         ValueError: another length than `count` values take, or padding bits that are not zero.
     """
-    if len(data) != math.ceil(count * bits / 8):
-        raise ValueError(f"{len(data)} bytes do not hold exactly {count} values of {bits} bits")
-    dtype = dtype_for(bits)
-    if bits in (8, 16, 32, 64):
-        return np.frombuffer(data, f"<u{bits // 8}").astype(dtype)
-    if count * bits % 8 and data[-1] >> (count * bits % 8):
-        raise ValueError("the padding bits are not zero")
-    out = np.empty(count, dtype)
-    octets = np.frombuffer(data, np.uint8)
-    for start in range(0, count, _PACK_CHUNK):
-        part = out[start : start + _PACK_CHUNK]
-        first = start * bits // 8
-        part[:] = _unpack_chunk(octets[first : first + _PACK_CHUNK * bits // 8], bits)[: len(part)]
+    out = np.empty(count, dtype_for(bits))
+    for where, values in unpacked(data, count, bits):
+        out[where] = values
     return out
 
 
-def _places(bits: int) -> Iterator[tuple[int, int, int, int]]:
-    """Where the values of one period go: value, its first word, shift in it, bits that spill into the next word."""
-    for value in range(_WORD // math.gcd(bits, _WORD)):
-        word, shift = divmod(value * bits, _WORD)
-        yield value, word, shift, shift + bits - _WORD
+def unpacked(data: Buffer, count: int, bits: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """`unpack` block by block: where each block lies in the vector, and its values, in memory that the next one reuses.
+
+    Raises:
+        ValueError: as `unpack` does, before the first block.
+    """
+    packed = np.frombuffer(data, np.uint8)
+    if len(packed) != packed_size(count, bits):
+        raise ValueError(f"{len(packed)} bytes do not hold exactly {count} values of {bits} bits")
+    blocks = list(_blocks(count, bits, packed))
+    for where, octets in blocks[-1:]:  # the others hold a multiple of 8 values
+        length = where.stop - where.start
+        for _, width, plane in _planes(length, bits, octets):
+            if length * width % 8 and plane[-1] >> (length * width % 8):
+                raise ValueError("the padding bits are not zero")
+    values = np.empty(min(count, BLOCK), dtype_for(bits))
+    for where, octets in blocks:
+        values = values[: where.stop - where.start]
+        _unpack_block(octets, bits, values)
+        yield where, values
 
 
-def _pack_chunk(chunk: NDArray[Any], bits: int) -> bytes:
-    """One period (the fewest values that fill whole words) per column, so that every numpy call runs along a row."""
-    period = _WORD // math.gcd(bits, _WORD)
-    padded = np.zeros((math.ceil(len(chunk) / period), period), np.uint64)
-    padded.ravel()[: len(chunk)] = chunk
-    values = np.ascontiguousarray(padded.T)
-    values &= np.uint64(2**bits - 1)
-    words = np.zeros((period * bits // _WORD, len(padded)), np.uint64)
-    for value, word, shift, spill in _places(bits):
-        words[word] |= values[value] << np.uint64(shift)
-        if spill > 0:
-            words[word + 1] |= values[value] >> np.uint64(bits - spill)
-    return np.ascontiguousarray(words.T, "<u8").tobytes()
+def _pack_block(block: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
+    rest = np.zeros(math.ceil(len(block) / 8) * 8, np.uint8)
+    if bits % 8:
+        rest[: len(block)] = block >> (bits - bits % 8)
+    for first, width, plane in _planes(len(block), bits, out):
+        if width >= 8:
+            plane.view(f"<u{width // 8}")[:] = block >> first if first else block
+        else:
+            plane[:] = _squeeze(rest, first % 8, width)[: len(plane)]
 
 
-def _unpack_chunk(octets: NDArray[np.uint8], bits: int) -> NDArray[np.uint64]:
-    """At least the values that lie in these bytes, zeros after them."""
-    period = _WORD // math.gcd(bits, _WORD)
-    columns = math.ceil(len(octets) * 8 / (period * bits))
-    padded = np.zeros((columns, period * bits // _WORD), "<u8")
-    padded.view(np.uint8).ravel()[: len(octets)] = octets
-    words = np.ascontiguousarray(padded.T)
-    values = np.empty((period, columns), np.uint64)
-    for value, word, shift, spill in _places(bits):
-        values[value] = words[word] >> np.uint64(shift)
-        if spill > 0:
-            values[value] |= words[word + 1] << np.uint64(bits - spill)
-    values &= np.uint64(2**bits - 1)
-    return values.T.ravel()
+def _unpack_block(octets: NDArray[np.uint8], bits: int, out: NDArray[Any]) -> None:
+    rest = np.zeros(math.ceil(len(out) / 8) * 8, np.uint8)
+    for first, width, plane in _planes(len(out), bits, octets):
+        if first == 0:
+            out[:] = plane.view(f"<u{width // 8}")
+        elif width >= 8:
+            out |= plane.view(f"<u{width // 8}").astype(out.dtype) << first
+        else:
+            spread = _spread(plane, first % 8, width)
+            rest[: len(spread)] |= spread[: len(rest)]
+    if bits % 8:
+        out |= rest[: len(out)].astype(out.dtype) << (bits - bits % 8)
+
+
+def _blocks(count: int, bits: int, packed: NDArray[np.uint8]) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """Where each block lies in the vector, and its bytes."""
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        yield slice(start, stop), packed[start * bits // 8 : packed_size(stop, bits)]
+
+
+def _planes(count: int, bits: int, octets: NDArray[np.uint8]) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    """The planes of a block of `count` values: lowest bit of a value in it, width, bytes."""
+    first = start = 0
+    for width in _WIDTHS:
+        if bits & width:
+            stop = start + math.ceil(count * width / 8)
+            yield first, width, octets[start:stop]
+            first, start = first + width, stop
+
+
+def _squeeze(octets: NDArray[np.uint8], first: int, width: int) -> NDArray[np.uint8]:
+    """The bits from `first` on of every octet, 4, 2 or 1 of them, one after the other; takes a multiple of 8 octets."""
+    if width == 1:
+        return np.packbits(octets & np.uint8(1 << first), bitorder="little")
+    lanes = octets.view(f"<u{8 // width}")  # a lane is what becomes one byte
+    lanes = (lanes >> first if first else lanes) & _LANE_MASKS[width]
+    if width == 2:
+        lanes |= lanes >> 12
+    lanes |= lanes >> (8 - width)
+    return lanes.astype(np.uint8)
+
+
+def _spread(packed: NDArray[np.uint8], first: int, width: int) -> NDArray[np.uint8]:
+    """Inverse of `_squeeze`: octets with zeros around these bits."""
+    if width == 1:
+        return np.unpackbits(packed, bitorder="little") * np.uint8(1 << first)
+    lanes = packed.astype(f"<u{8 // width}")
+    if width == 2:
+        lanes |= lanes << 12
+    lanes |= lanes << (8 - width)
+    lanes &= _LANE_MASKS[width]
+    lanes <<= first
+    return lanes.view(np.uint8)

@@ -97,9 +97,9 @@ class Header(_message.Message):
     roster1: bytes
     client_id: str
     self_commitment: bytes
-    digests: _containers.RepeatedScalarFieldContainer[bytes]
+    digests: bytes
     signature: bytes
-    def __init__(self, slot: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_commitment: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, slot: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_commitment: _Optional[bytes] = ..., digests: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class EncryptedShares(_message.Message):
     __slots__ = ("header", "bundles")
@@ -140,22 +140,20 @@ class Reports(_message.Message):
     def __init__(self, reports: _Optional[_Iterable[_Union[ShareReport, _Mapping]]] = ...) -> None: ...
 
 class MaskedInput(_message.Message):
-    __slots__ = ("round_id", "roster1", "roster2", "sharers_hash", "client_id", "y", "signature")
+    __slots__ = ("round_id", "roster1", "roster2", "sharers_hash", "client_id", "signature")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     ROSTER1_FIELD_NUMBER: _ClassVar[int]
     ROSTER2_FIELD_NUMBER: _ClassVar[int]
     SHARERS_HASH_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
-    Y_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     round_id: bytes
     roster1: bytes
     roster2: bytes
     sharers_hash: bytes
     client_id: str
-    y: bytes
     signature: bytes
-    def __init__(self, round_id: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., roster2: _Optional[bytes] = ..., sharers_hash: _Optional[bytes] = ..., client_id: _Optional[str] = ..., y: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., roster2: _Optional[bytes] = ..., sharers_hash: _Optional[bytes] = ..., client_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class AcceptedInput(_message.Message):
     __slots__ = ("round_id", "roster1", "roster2", "sharers_hash", "client_id", "y_hash", "signature")
@@ -226,31 +224,43 @@ class UnmaskingShares(_message.Message):
     def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_seed: _Optional[bytes] = ..., self_seed_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., mask_key_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., pair_secrets: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("total", "receipt")
-    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("receipt",)
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
-    total: bytes
     receipt: Receipt
-    def __init__(self, total: _Optional[bytes] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Confirmation(_message.Message):
+    __slots__ = ("head", "client_id", "signature")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    head: bytes
+    client_id: str
+    signature: bytes
+    def __init__(self, head: _Optional[bytes] = ..., client_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class FromClient(_message.Message):
-    __slots__ = ("advertise_keys", "encrypted_shares", "share_report", "masked_input", "attestation", "unmasking_shares")
+    __slots__ = ("advertise_keys", "encrypted_shares", "share_report", "masked_input", "attestation", "unmasking_shares", "confirmation", "vector")
     ADVERTISE_KEYS_FIELD_NUMBER: _ClassVar[int]
     ENCRYPTED_SHARES_FIELD_NUMBER: _ClassVar[int]
     SHARE_REPORT_FIELD_NUMBER: _ClassVar[int]
     MASKED_INPUT_FIELD_NUMBER: _ClassVar[int]
     ATTESTATION_FIELD_NUMBER: _ClassVar[int]
     UNMASKING_SHARES_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     advertise_keys: AdvertiseKeys
     encrypted_shares: EncryptedShares
     share_report: ShareReport
     masked_input: MaskedInput
     attestation: Attestation
     unmasking_shares: UnmaskingShares
-    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., encrypted_shares: _Optional[_Union[EncryptedShares, _Mapping]] = ..., share_report: _Optional[_Union[ShareReport, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., attestation: _Optional[_Union[Attestation, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ...) -> None: ...
+    confirmation: Confirmation
+    vector: bytes
+    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., encrypted_shares: _Optional[_Union[EncryptedShares, _Mapping]] = ..., share_report: _Optional[_Union[ShareReport, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., attestation: _Optional[_Union[Attestation, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result")
+    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result", "vector")
     ROUND_START_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     SHARE_INBOX_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +268,7 @@ class FromServer(_message.Message):
     INCLUDED_SET_FIELD_NUMBER: _ClassVar[int]
     ATTESTATIONS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     round_start: RoundStart
     roster: Roster
     share_inbox: ShareInbox
@@ -265,4 +276,5 @@ class FromServer(_message.Message):
     included_set: IncludedSet
     attestations: Attestations
     result: Result
-    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ...) -> None: ...
+    vector: bytes
+    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...

@@ -27,6 +27,7 @@ from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
     SHARES_PLAINTEXT_BYTES,
     Vector,
+    accumulate,
     envelope_info,
     pair_commitment,
     pair_mask_seed,
@@ -40,6 +41,7 @@ from secagg.messages import (
     Attestation,
     Attestations,
     Bundle,
+    Confirmation,
     EncryptedShares,
     FromClient,
     IncludedSet,
@@ -53,14 +55,15 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
-from secagg.policy import PinnedRoster, Policy
-from secagg.prg import apply_masks
-from secagg.quantize import dtype_for, pack, unpack
+from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.prg import Executor, apply_masks, zeros
+from secagg.quantize import dtype_for, pack
 from secagg.shamir import combine
 from secagg.state import (
     ADVERTISE_KEYS,
     CONSISTENCY_CHECK,
     MASKED_INPUT_COLLECTION,
+    RESULT,
     SHARE_KEYS,
     SHARE_REPORT,
     UNMASKING,
@@ -79,6 +82,7 @@ class Round:
     context: RoundContext
     slot: bytes
     signing_key: SigningKey | None
+    executor: Executor | None
 
 
 class Collecting(State, ABC):
@@ -95,8 +99,11 @@ class Collecting(State, ABC):
         self.expected = frozenset(expected)
         self.received: dict[str, Any] = {}
 
-    def receive(self, sender: str, message: FromClient) -> None:
+    def receive(self, sender: str, message: FromClient) -> bool:
         """Accept a message or raise; a byte-identical repeat changes nothing, a refused message leaves no trace.
+
+        Returns:
+            Whether the message was new.
 
         Raises:
             ProtocolError: S-01 out of turn, S-02 a second and different message, or what the round's own checks find.
@@ -104,11 +111,12 @@ class Collecting(State, ABC):
         if sender not in self.expected or not isinstance(message, self.accepts):
             raise UnexpectedMessageError("S-01", f"{type(message).__name__} of {sender} is out of turn in {self.step}")
         if self.took(sender, message):
-            return
+            return False
         if sender in self.received:
             raise UnexpectedMessageError("S-02", f"{sender} sent two different messages in {self.step}", [sender])
         self._check(sender, message)
         self.received[sender] = self._kept(message)
+        return True
 
     def took(self, sender: str, message: FromClient) -> bool:
         """Whether this very message of this sender was accepted."""
@@ -148,16 +156,20 @@ class Advertising(Collecting):
     step = ADVERTISE_KEYS
     accepts = AdvertiseKeys
 
+    def __init__(self, round: Round, expected: Iterable[str]) -> None:
+        super().__init__(round, expected)
+        self._seen: set[bytes] = set()
+
     def _check(self, sender: str, message: AdvertiseKeys) -> None:
         self._own(sender, message.client_id)
         if message.slot != self.round.slot:
             raise InconsistentViewError("S-04", f"{sender} joins another slot: its study or roster differs", [sender])
         message.verify(self.round.pinned[sender], "S-04", sender)
         keys = (message.channel_pk, message.mask_dh_pk, message.mask_kem_pk)
-        fresh = [key for key in keys if key]
-        seen = {key for m in self.received.values() for key in (m.channel_pk, m.mask_dh_pk, m.mask_kem_pk)}
-        if not check_public(self.round.policy.suite, *keys) or len(set(fresh)) < len(fresh) or seen & set(fresh):
+        fresh = {key for key in keys if key}
+        if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
+        self._seen |= fresh
 
     def close(self) -> tuple["SharingKeys", Mapping[str, Roster]]:
         """Fix U1 and tell it to its members."""
@@ -182,16 +194,17 @@ class SharingKeys(Collecting):
 
     def _check(self, sender: str, message: EncryptedShares) -> None:
         header, suite = message.header, self.round.policy.suite
+        hybrid = suite is Suite.MLKEM768_X25519
         self._own(sender, header.client_id)
         if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
             raise InconsistentViewError("S-06", f"the header of {sender} is for another slot or roster", [sender])
         header.verify(self.round.pinned[sender], "S-06", sender)
-        if header.digests != tuple(bundle.digest() for bundle in message.bundles):
+        if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
-        peers = [client_id for client_id in self.roster.by_id if client_id != sender]
+        peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
         for peer, bundle in zip(peers, message.bundles, strict=False):
-            paired = bool(self.roster.by_id[peer].mask_kem_pk) and sender < peer
+            paired = hybrid and self.roster.dealer_of_pair(sender, peer) == sender
             pair = envelope_length(suite, PAIR_PLAINTEXT_BYTES) if paired else 0
             if (len(bundle.shares), len(bundle.pair), bool(bundle.pair_commitment)) != (sealed, pair, paired):
                 raise MalformedMessageError("S-08", f"{sender} sends envelopes of the wrong size", [sender])
@@ -211,8 +224,7 @@ class SharingKeys(Collecting):
         return Reporting(self.round, self.roster, headers_hash(headers), self.received, bundles), inboxes
 
     def _by_peer(self, dealer: str) -> dict[str, Bundle]:
-        peers = (client_id for client_id in self.roster.by_id if client_id != dealer)
-        return dict(zip(peers, self.received[dealer].bundles, strict=True))
+        return dict(zip(self.roster.others(dealer), self.received[dealer].bundles, strict=True))
 
 
 # --- Round 1b ----------------------------------------------------------------------------------------------------
@@ -274,7 +286,7 @@ class CollectingInputs(Collecting):
         self.shares, policy = shares, shares.round.policy
         round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
         self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
-        self.total: Vector = np.zeros(policy.length + policy.slots, dtype_for(policy.bits))
+        self.total: Vector = zeros(policy.length + policy.slots, dtype_for(policy.bits))
 
     def _kept(self, message: MaskedInput) -> Any:
         return message.acceptance()
@@ -285,10 +297,9 @@ class CollectingInputs(Collecting):
             raise InconsistentViewError("S-10", f"{sender} masked for another round, model or set of sharers", [sender])
         message.verify(self.round.pinned[sender], "S-10", sender)
         try:
-            masked = unpack(message.y, len(self.total), self.round.policy.bits)
+            accumulate(self.total, message.y, self.round.policy.bits)
         except ValueError as error:
             raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
-        np.add(self.total, masked, out=self.total)
 
     def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
         """Fix U3 and show each of its members every signature on it."""
@@ -358,15 +369,14 @@ class Unmasking(Collecting):
                 if share_commitment(slot, roster1, dealer, sender, kind, share) != promised:
                     raise ShareError("S-16", f"{sender} releases a share of {dealer} that does not match", [sender])
         for peer, secret in message.pair_secrets.items():
-            first, second = sorted((sender, peer))
-            if pair_commitment(slot, first, second, secret) != self.shares.bundles[first][second].pair_commitment:
+            dealer = self.shares.roster.dealer_of_pair(sender, peer)
+            recipient = peer if dealer == sender else sender
+            promised = self.shares.bundles[dealer][recipient].pair_commitment
+            if pair_commitment(slot, dealer, recipient, secret) != promised:
                 raise ShareError("S-17", f"{sender} releases a pair secret with {peer} that does not match", [sender])
 
-    def close(self) -> tuple[Vector, Mapping[str, Result]]:
-        """Remove the masks that did not cancel.
-
-        Returns:
-            The total, (d,) unsigned integers modulo 2^b, and the result for every included client.
+    def close(self) -> tuple["Confirming", Mapping[str, Result]]:
+        """Remove the masks that did not cancel, and tell the sum to every included client.
 
         Raises:
             TooFewClientsError: fewer than t clients released their shares; the round is burned.
@@ -379,12 +389,14 @@ class Unmasking(Collecting):
         round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
         subtract += [self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id]
         total = self.inputs.total
-        apply_masks(total, add, subtract)
+        apply_masks(total, add, subtract, self.round.executor)
         total &= total.dtype.type((1 << policy.bits) - 1)
         expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
         if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
             raise ShareError("S-19", "the constant slots do not add up: some client masked inconsistently")
-        return total[: policy.length], dict.fromkeys(self.included.by_id, self._result(total))
+        result = self._result(total)
+        confirming = Confirming(self.round, self.included.by_id, total[: policy.length], result)
+        return confirming, dict.fromkeys(self.included.by_id, result)
 
     def _result(self, total: Vector) -> Result:
         packed, context = pack(total, self.round.policy.bits), self.round.context
@@ -449,16 +461,40 @@ class Unmasking(Collecting):
         if client_id in self.received:
             released: bytes = self.received[client_id].pair_secrets[dropped]
             return released
-        first, second = sorted((dropped, client_id))
-        bundle = self.shares.bundles[first][second]
-        if first == dropped:
-            secret = key.pair_secret(second)
+        dealer = self.shares.roster.dealer_of_pair(dropped, client_id)
+        recipient = client_id if dealer == dropped else dropped
+        bundle = self.shares.bundles[dealer][recipient]
+        if dealer == dropped:
+            secret = key.pair_secret(recipient)
         else:
-            info = envelope_info("pair", self.round.slot, self.shares.roster.hash, first, second)
+            info = envelope_info("pair", self.round.slot, self.shares.roster.hash, dealer, recipient)
             try:
                 secret = key.open_pair(info, bundle.pair)
             except ValueError:
-                raise self._convict(first) from None
-        if pair_commitment(self.round.slot, first, second, secret) != bundle.pair_commitment:
-            raise self._convict(first)
+                raise self._convict(dealer) from None
+        if pair_commitment(self.round.slot, dealer, recipient, secret) != bundle.pair_commitment:
+            raise self._convict(dealer)
         return secret
+
+
+# --- Round 5 -----------------------------------------------------------------------------------------------------
+
+
+class Confirming(Collecting):
+    """Has the sum; collects the clients' signatures on the head that each recomputed.
+
+    `total` is (d,) unsigned integers modulo 2^b.
+    """
+
+    step = RESULT
+    accepts = Confirmation
+
+    def __init__(self, round: Round, included: Iterable[str], total: Vector, result: Result) -> None:
+        super().__init__(round, included)
+        self.total, self.result = total, result
+
+    def _check(self, sender: str, message: Confirmation) -> None:
+        self._own(sender, message.client_id)
+        if message.head != self.result.receipt.head:
+            raise InconsistentViewError("S-21", f"{sender} confirms another head", [sender])
+        message.verify(self.round.pinned[sender], "S-21", sender)

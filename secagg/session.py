@@ -4,7 +4,7 @@ A session never half-advances: a message is answered, or the session ends for go
 section "Rounds".
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
 import numpy as np
@@ -20,6 +20,7 @@ from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import (
     Attestations,
+    Confirmation,
     FromClient,
     FromServer,
     IncludedSet,
@@ -30,23 +31,24 @@ from secagg.messages import (
     ShareInbox,
 )
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.prg import Stream
-from secagg.quantize import quantize
+from secagg.prg import Executor, Stream
+from secagg.quantize import Quantised
 from secagg.server import (
     Advertising,
     Attesting,
     Collecting,
     CollectingInputs,
+    Confirming,
     Reporting,
     Round,
     SharingKeys,
     Unmasking,
 )
-from secagg.state import RESULT, STEPS, RoundContext, State, Store
+from secagg.state import STEPS, RoundContext, State, Store
 
 _STEP_OF = {
     collecting.accepts: collecting.step
-    for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking)
+    for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking, Confirming)
 }
 
 
@@ -60,13 +62,14 @@ class ClientSession:
         roster: pinned identities of the cohort.
         round_context: what the attempt is about; `secagg.open_round` makes it from a signed round start.
         store: durable at-most-once marks of the data set.
+        executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
 
     Attributes:
         step: name of the round that the latest message of this client belongs to.
         clip_rate: fraction of the update's values outside the clip range, once it was provided.
         included: U3, sorted, once this client attested it.
         head: of the finished round, 32 bytes; None until the result is verified.
-        finished: nothing more will be sent.
+        finished: nothing more will be asked; send the reply to the last message, then stop.
 
     A session belongs to one thread.
 
@@ -82,14 +85,15 @@ class ClientSession:
         roster: PinnedRoster,
         round_context: RoundContext,
         store: Store,
+        executor: Executor | None = None,
     ) -> None:
-        self._policy, self._me = policy, me
+        self._policy, self._me, self._executor = policy, me, executor
         self._state: object = Joining(policy, me, signing_key, roster, round_context, store)
-        self._update: Vector | None = None
+        self._update: Quantised | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
         self._provided = False
-        self._answered: list[tuple[FromServer, FromClient | None]] = []
+        self._answered: list[tuple[FromServer, FromClient]] = []
         self.step = STEPS[0]
         self.clip_rate = 0.0
         self.head: bytes | None = None
@@ -117,7 +121,8 @@ class ClientSession:
         """Hand over the update, any time before masking: rounds 0 and 1 run while training.
 
         Args:
-            update: (d,) float32 or float64; it is clipped, weighted and stochastically rounded here.
+            update: (d,) float32 or float64; it is clipped, weighted, stochastically rounded and masked in one pass when
+                the reports are there. Not to be changed until then: `step` is "MaskedInputCollection" afterwards.
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
 
@@ -127,8 +132,8 @@ class ClientSession:
         """
         if self._provided or self.finished:
             raise IllegalTransitionError("this session is over, or has its update")
-        self._update, self.clip_rate = quantize(update, self._policy, self._me, stream or Stream())
-        self._event_id, self._provided = event_id, True
+        self._update = Quantised(update, self._policy, self._me, stream or Stream())
+        self.clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
 
     def pending(self) -> FromClient | None:
         """After `provide`: the reply to reports that came while training, if they did."""
@@ -157,25 +162,25 @@ class ClientSession:
             return None
         return self._answer(message)
 
-    def _answer(self, message: FromServer) -> FromClient | None:
+    def _answer(self, message: FromServer) -> FromClient:
         try:
             reply = self._advance(message)
         except BaseException:
             self.close()
             raise
-        self.step = RESULT if reply is None else _STEP_OF[type(reply)]
+        self.step = _STEP_OF[type(reply)]
         self._answered.append((message, reply))
         return reply
 
-    def _advance(self, message: FromServer) -> FromClient | None:
-        reply: FromClient | None = None
+    def _advance(self, message: FromServer) -> FromClient:
+        reply: FromClient
         match self._state, message:
             case Advertised() as state, Roster():
                 self._state, reply = state.share_keys(message)
             case Shared() as state, ShareInbox():
                 self._state, reply = state.report(message)
             case Reported() as state, Reports() if self._update is not None and self._waiting in (None, message):
-                self._state, reply = state.mask_input(message, self._update, self._event_id)
+                self._state, reply = state.mask_input(message, self._update, self._event_id, self._executor)
                 self._update = None
             case Masked() as state, IncludedSet():
                 self._state, reply = state.attest(message)
@@ -183,7 +188,8 @@ class ClientSession:
             case Attested() as state, Attestations():
                 self._state, reply = state.unmask(message)
             case (Attested() | Released()) as state, Result():
-                self.head = state.conclude(message)
+                reply = state.conclude(message)
+                self.head = reply.head
                 self.close()
             case _:
                 raise UnexpectedMessageError("C-20", f"the server sent {type(message).__name__} out of turn")
@@ -209,6 +215,8 @@ class ServerSession:
         round_context: what the attempt is about.
         signing_key: key of `policy.server_key`; None where the policy names none.
         leave_out: clients not admitted to this attempt, after complaints or convictions.
+        record: told every message of a client as it is accepted, and the result: `secagg.transcript.Recorder`.
+        executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
 
     Attributes:
         step: name of the round that is being collected.
@@ -216,6 +224,7 @@ class ServerSession:
         included, dropped: U3 and U2 minus U3, sorted, once they are fixed.
         receipt, head: what the next round start builds on, after the last round.
         burned: sharers are known, so this round number completes or is burned.
+        finished: the result is there, or never will be. Confirmations of the result are still taken.
 
     Raises:
         ConfigError: roster, policy and key do not fit together.
@@ -228,16 +237,19 @@ class ServerSession:
         round_context: RoundContext,
         signing_key: SigningKey | None = None,
         leave_out: Collection[str] = (),
+        record: Callable[[FromClient | Result], None] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the server's signing key is not the policy's server_key")
         if not set(leave_out) <= roster.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
         slot = round_context.slot(session_id(policy, roster))
-        opened = Round(policy, roster, round_context, slot, signing_key)
+        opened = Round(policy, roster, round_context, slot, signing_key, executor)
         self._state: object = Advertising(opened, roster.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
+        self._record = record
         self.step = STEPS[0]
         self.result: Vector | None = None
         self.head: bytes | None = None
@@ -248,12 +260,10 @@ class ServerSession:
         self.finished = False
 
     @property
-    def _collecting(self) -> Advertising | SharingKeys | Reporting | CollectingInputs | Attesting | Unmasking:
-        match self._state:
-            case Advertising() | SharingKeys() | Reporting() | CollectingInputs() | Attesting() | Unmasking() as state:
-                return state
-            case _:
-                raise IllegalTransitionError("this session is over")
+    def _collecting(self) -> Collecting:
+        if not isinstance(self._state, Collecting):
+            raise IllegalTransitionError("this session is over")
+        return self._state
 
     @property
     def expected(self) -> frozenset[str]:
@@ -272,7 +282,7 @@ class ServerSession:
         return not self.finished and self._collecting.ready
 
     def receive(self, sender: str, message: FromClient) -> FromServer | None:
-        """Take a message of an authenticated sender.
+        """Take a message of an authenticated sender; after the result, its confirmation.
 
         Returns:
             None, or the stored reply where this repeats what the last closed round took: the reply may have been lost.
@@ -283,8 +293,14 @@ class ServerSession:
         """
         if self._closed is not None and self._closed.took(sender, message):
             return self._replies.get(sender)
-        self._collecting.receive(sender, message)
+        if self._collecting.receive(sender, message) and self._record is not None:
+            self._record(message)
         return None
+
+    @property
+    def confirmations(self) -> Mapping[str, Confirmation]:
+        """Who confirmed the head, with its signature; `missing` says who did not."""
+        return dict(self._state.received) if isinstance(self._state, Confirming) else {}
 
     def close_round(self) -> Mapping[str, FromServer]:
         """Close the round and return the message for each client that takes part in the next.
@@ -295,6 +311,8 @@ class ServerSession:
             ProtocolError: a convicted dealer; the round is burned, and the dealer stays out for good.
         """
         closed = self._collecting
+        if self.finished:
+            raise IllegalTransitionError("this session is over")
         try:
             self._replies = self._close()
         except BaseException:
@@ -320,11 +338,10 @@ class ServerSession:
             case Attesting() as state:
                 self._state, replies = state.close()
             case Unmasking() as state:
-                self.result, results = state.close()
-                self._state, self.finished, self.burned = None, True, False
-                self.receipt = next(iter(results.values())).receipt
-                self.head = self.receipt.head
-                self.step = RESULT
-                return results
+                self._state, replies = state.close()
+                self.result, self.receipt = self._state.total, self._state.result.receipt
+                self.head, self.finished, self.burned = self.receipt.head, True, False
+                if self._record is not None:
+                    self._record(self._state.result)
         self.step = self._collecting.step
         return replies

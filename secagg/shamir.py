@@ -16,6 +16,7 @@ PRIME = 2**256 + 297
 SECRET_BYTES = 32
 SHARE_BYTES = 33
 MAX_POSITION = 256
+_MULTIPLE = 2 ** (8 * SHARE_BYTES) // PRIME * PRIME
 
 
 def split(secret: bytes, threshold: int, positions: Sequence[int]) -> list[bytes]:
@@ -37,7 +38,7 @@ def split(secret: bytes, threshold: int, positions: Sequence[int]) -> list[bytes
         raise ValueError("split takes a secret of 32 bytes and a threshold of at least 1")
     if len(set(positions)) != len(positions) or not all(1 <= x <= MAX_POSITION for x in positions):
         raise ValueError("positions are distinct and 1 to 256")
-    descending = [secrets.randbelow(PRIME) for _ in range(threshold - 1)] + [int.from_bytes(secret, "big")]
+    descending = [*_uniform(threshold - 1), int.from_bytes(secret, "big")]
     return [_evaluate(descending, x).to_bytes(SHARE_BYTES, "big") for x in positions]
 
 
@@ -70,6 +71,19 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if secret >> (8 * SECRET_BYTES):
         raise ValueError("the shares combine to no 32-byte secret")
     return secret.to_bytes(SECRET_BYTES, "big")
+
+
+def _uniform(count: int) -> list[int]:
+    """Field elements without bias: 33 random bytes modulo p, drawn again where they lie above the last multiple of p.
+
+    `secrets.randbelow(PRIME)` would throw every second draw away and ask the operating system for each alone.
+    """
+    kept: list[int] = []
+    while len(kept) < count:
+        fresh = secrets.token_bytes(SHARE_BYTES * (count - len(kept)))
+        drawn = (int.from_bytes(fresh[i : i + SHARE_BYTES], "big") for i in range(0, len(fresh), SHARE_BYTES))
+        kept += [value % PRIME for value in drawn if value < _MULTIPLE]
+    return kept
 
 
 def _evaluate(descending: Sequence[int], x: int) -> int:

@@ -123,6 +123,12 @@ class Store(Protocol):
     def released(self, training_run: str) -> int:
         """The highest round number marked by `release`, 0 at the start."""
 
+    def replay(self, training_run: str, round_number: int) -> None:
+        """Mark that the transcript of this round was replayed and holds; see `secagg.transcript.accept`."""
+
+    def replayed(self, training_run: str) -> int:
+        """The highest round number marked by `replay`, 0 at the start."""
+
     def head(self, training_run: str) -> tuple[int, bytes]:
         """The last finished round number and its head; (0, GENESIS) at the start."""
 
@@ -135,6 +141,7 @@ class _Marks:
     joined: tuple[int, int] = (0, 0)
     contributed: int = 0
     released: int = 0
+    replayed: int = 0
     log: list[tuple[int, bytes]] = field(default_factory=lambda: [(0, GENESIS)])
 
 
@@ -177,6 +184,15 @@ class MemoryStore:
     def released(self, training_run: str) -> int:
         """See `Store.released`."""
         return self._marks(training_run).released
+
+    def replay(self, training_run: str, round_number: int) -> None:
+        """See `Store.replay`."""
+        marks = self._marks(training_run)
+        marks.replayed = max(marks.replayed, round_number)
+
+    def replayed(self, training_run: str) -> int:
+        """See `Store.replayed`."""
+        return self._marks(training_run).replayed
 
     def head(self, training_run: str) -> tuple[int, bytes]:
         """See `Store.head`."""

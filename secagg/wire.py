@@ -2,18 +2,20 @@
 
 The two sides are decoded by different functions and share no field number, so that a client's message can never pass
 as the server's. Every message has exactly one encoding that is accepted: what decodes must encode to the same bytes,
-which leaves no room for unknown fields or second spellings. Specification: docs/spec.md, section "Messages"; schema:
-protos/secagg.proto.
+which leaves no room for unknown fields or second spellings. A vector (y, or the sum) is the last field of its envelope:
+it is sent and received where it lies. Specification: docs/spec.md, section "Messages"; schema: protos/secagg.proto.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, cast
 
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from secagg import messages as m
 from secagg import secagg_pb2 as pb
+from secagg.encoding import Buffer
 from secagg.errors import MalformedMessageError
 
 _CLIENT_FIELDS: dict[str, type] = {
@@ -23,6 +25,7 @@ _CLIENT_FIELDS: dict[str, type] = {
     "masked_input": m.MaskedInput,
     "attestation": m.Attestation,
     "unmasking_shares": m.UnmaskingShares,
+    "confirmation": m.Confirmation,
 }
 _SERVER_FIELDS: dict[str, type] = {
     "round_start": m.RoundStart,
@@ -46,78 +49,144 @@ _NESTED: dict[tuple[type, str], type] = {
     (m.Result, "receipt"): m.Receipt,
 }
 _NAMED_BYTES = ("self_seed_shares", "mask_key_shares", "pair_secrets")
+_VECTORS: dict[type, str] = {m.MaskedInput: "y", m.Result: "total"}
+_FIELDS = {
+    kind: [(field.name, _NESTED.get((kind, field.name))) for field in fields(kind) if field.name != _VECTORS.get(kind)]
+    for kind in {*_CLIENT_FIELDS.values(), *_SERVER_FIELDS.values(), *_NESTED.values()}
+}
+_LENGTH_DELIMITED = 2
+_LARGEST_VARINT = 10
 
 
 def encode(message: m.FromClient | m.FromServer) -> bytes:
     """The one encoding of a message of either side."""
+    return b"".join(parts(message))
+
+
+def encode_each(replies: Mapping[str, m.FromServer]) -> dict[str, bytes]:
+    """The encoding of every client's reply, computed once for a message that goes to many."""
+    encoded = {id(message): encode(message) for message in {id(reply): reply for reply in replies.values()}.values()}
+    return {client_id: encoded[id(message)] for client_id, message in replies.items()}
+
+
+def parts(message: m.FromClient | m.FromServer) -> tuple[Buffer, ...]:
+    """The same bytes in pieces, the last of which is the vector itself: a stream can be fed without copying it."""
     for envelope, kinds in ((pb.FromClient, _CLIENT_FIELDS), (pb.FromServer, _SERVER_FIELDS)):
         for name, kind in kinds.items():
             if isinstance(message, kind):
-                wrapped = envelope()
-                _fill(getattr(wrapped, name), message)
-                getattr(wrapped, name).SetInParent()
-                return wrapped.SerializeToString(deterministic=True)
+                head: bytes = envelope(**{name: _written(message)}).SerializeToString(deterministic=True)
+                if kind not in _VECTORS:
+                    return (head,)
+                vector: Buffer = getattr(message, _VECTORS[kind])
+                return head, _announced(envelope, len(vector)), vector
     raise TypeError(f"{type(message).__name__} is no message of the protocol")
 
 
-def decode_from_client(data: bytes) -> m.FromClient:
-    """What a client sent.
+def decode_from_client(data: Buffer) -> m.FromClient:
+    """What a client sent; its vector is a view of `data`, which must not change afterwards.
 
     Raises:
         MalformedMessageError: W-01, any bytes that no client could have encoded; M-01, a field of the wrong shape.
     """
-    return cast(m.FromClient, _decode(data, pb.FromClient, _CLIENT_FIELDS))
+    return cast(m.FromClient, _decode(memoryview(data), pb.FromClient, _CLIENT_FIELDS))
 
 
-def decode_from_server(data: bytes) -> m.FromServer:
-    """What the server sent; raises as `decode_from_client`."""
-    return cast(m.FromServer, _decode(data, pb.FromServer, _SERVER_FIELDS))
+def decode_from_server(data: Buffer) -> m.FromServer:
+    """What the server sent; its vector is a view of `data`, which must not change afterwards.
+
+    Raises:
+        MalformedMessageError: as `decode_from_client`.
+    """
+    return cast(m.FromServer, _decode(memoryview(data), pb.FromServer, _SERVER_FIELDS))
 
 
-def _decode(data: bytes, envelope: Callable[[], Any], kinds: dict[str, type]) -> object:
-    wrapped = envelope()
+def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> object:
+    head, vector = _split(data, envelope, kinds)
+    wrapped: Any = envelope()
     try:
-        wrapped.ParseFromString(data)
+        wrapped.ParseFromString(head)
         wrapped.DiscardUnknownFields()
-        canonical = wrapped.SerializeToString(deterministic=True) == data
+        canonical = wrapped.SerializeToString(deterministic=True) == head and not wrapped.vector
     except (DecodeError, EncodeError):
         canonical = False
     name = wrapped.WhichOneof("message") if canonical else None
-    if name is None:
+    if name is None or (kinds[name] in _VECTORS) != (vector is not None):
         raise MalformedMessageError("W-01", "these bytes are not the encoding of a protocol message")
-    return _read(getattr(wrapped, name), kinds[name])
+    kind = kinds[name]
+    return _read(getattr(wrapped, name), kind, {} if vector is None else {_VECTORS[kind]: vector})
 
 
-def _fill(target: Message, message: Any) -> None:
-    for name in (field.name for field in fields(message)):
+def _split(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> tuple[bytes, memoryview | None]:
+    """A message and its vector, where it is of a kind that has one and the vector is spelt in the one right way."""
+    numbers = envelope.DESCRIPTOR.fields_by_name
+    if data[:1] in [_tag(numbers[name].number) for name, kind in kinds.items() if kind in _VECTORS]:
+        size, start = _varint_at(data, 1)
+        end = start + size
+        length, start = _varint_at(data, end + len(_announced(envelope, 0)) - 1)
+        if len(data) - start == length and data[end:start] == _announced(envelope, length):
+            return bytes(data[:end]), data[start:]
+    return bytes(data), None
+
+
+def _announced(envelope: type[Message], length: int) -> bytes:
+    """What precedes a vector of so many bytes: the tag of its field and its length."""
+    return _tag(envelope.DESCRIPTOR.fields_by_name["vector"].number) + _varint(length)
+
+
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | _LENGTH_DELIMITED)
+
+
+def _varint(value: int) -> bytes:
+    groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+
+def _varint_at(data: memoryview, start: int) -> tuple[int, int]:
+    """The integer that begins at `start`, and where it ends; any integer at all where none does."""
+    value = 0
+    for count, byte in enumerate(data[start : start + _LARGEST_VARINT]):
+        value |= (byte & 0x7F) << 7 * count
+        if byte < 0x80:
+            return value, start + count + 1
+    return value, start
+
+
+def _written(message: Any) -> Any:
+    """The protobuf twin of a message, without its vector."""
+    values: dict[str, object] = {}
+    for name, nested in _FIELDS[type(message)]:
         value = getattr(message, name)
         if name in _NAMED_BYTES:
-            getattr(target, name).extend(pb.NamedBytes(client_id=i, value=v) for i, v in value.items())
-        elif (type(message), name) not in _NESTED:
-            if isinstance(value, tuple):
-                getattr(target, name).extend(value)
-            else:
-                setattr(target, name, value)
+            values[name] = [pb.NamedBytes(client_id=i, value=v) for i, v in value.items()]
+        elif nested is None:
+            values[name] = value
+        elif name == "headers":
+            values[name] = _written_headers(value)
         elif isinstance(value, tuple):
-            for item in value:
-                _fill(getattr(target, name).add(), item)
+            values[name] = [_written(item) for item in value]
         else:
-            _fill(getattr(target, name), value)
+            values[name] = _written(value)
+    return getattr(pb, type(message).__name__)(**values)
 
 
-def _read(source: Any, kind: Any) -> object:
-    values: dict[str, object] = {}
-    for name in (field.name for field in fields(kind)):
+@lru_cache(maxsize=1)
+def _written_headers(headers: tuple[m.Header, ...]) -> list[Any]:
+    """The same for every inbox of a round."""
+    return [_written(header) for header in headers]
+
+
+def _read(source: Any, kind: type, values: dict[str, object]) -> object:
+    for name, nested in _FIELDS[kind]:
         value = getattr(source, name)
-        nested = _NESTED.get((kind, name))
         if name in _NAMED_BYTES:
-            values[name] = {entry.client_id: entry.value for entry in value}
-            if list(values[name]) != sorted(entry.client_id for entry in value):  # type: ignore[call-overload]
+            values[name] = named = {entry.client_id: entry.value for entry in value}
+            if len(named) != len(value):
                 raise MalformedMessageError("M-01", "a message has ids that are not sorted and distinct")
-        elif nested is not None and hasattr(value, "add"):
-            values[name] = tuple(_read(item, nested) for item in value)
-        elif nested is not None:
-            values[name] = _read(value, nested)
+        elif nested is None:
+            values[name] = value
+        elif hasattr(value, "add"):
+            values[name] = tuple(_read(item, nested, {}) for item in value)
         else:
-            values[name] = tuple(value) if hasattr(value, "extend") else value
+            values[name] = _read(value, nested, {})
     return kind(**values)

@@ -27,10 +27,11 @@ _SCHEMA = (
     "contributed (training_run TEXT NOT NULL, round_number INTEGER NOT NULL, event_id TEXT NOT NULL, "
     "PRIMARY KEY (training_run, round_number))",
     "released (training_run TEXT NOT NULL, round_number INTEGER NOT NULL, PRIMARY KEY (training_run, round_number))",
+    "replayed (training_run TEXT NOT NULL, round_number INTEGER NOT NULL, PRIMARY KEY (training_run, round_number))",
     "heads (entry INTEGER PRIMARY KEY, training_run TEXT NOT NULL, round_number INTEGER NOT NULL, "
     "head BLOB NOT NULL, receipt BLOB NOT NULL, link BLOB NOT NULL)",
 )
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2  # version 1 had no table of replayed rounds
 _LOCK_SECONDS = 30.0
 _LARGEST_NUMBER = 2**63 - 1
 
@@ -120,6 +121,21 @@ class SqliteStore:
         with self._transaction():
             return self._highest("released", training_run)
 
+    def replay(self, training_run: str, round_number: int) -> None:
+        """Record that the transcript of this round was replayed and holds; a repeat changes nothing.
+
+        Raises:
+            ConfigError: the mark could not be written.
+        """
+        with self._transaction():
+            if self._highest("replayed", training_run) < round_number:
+                self._add("replayed", training_run, round_number)
+
+    def replayed(self, training_run: str) -> int:
+        """The highest round number recorded by `replay`, 0 at the start."""
+        with self._transaction():
+            return self._highest("replayed", training_run)
+
     def head(self, training_run: str) -> tuple[int, bytes]:
         """Round number and head (32 bytes) of the last finished round; (0, GENESIS) at the start."""
         with self._transaction():
@@ -180,13 +196,15 @@ class SqliteStore:
             self._database.execute("PRAGMA synchronous = FULL")
         with self._transaction():
             (version,) = self._row("PRAGMA user_version")
-            if version == 0 and not self._row("SELECT name FROM sqlite_master LIMIT 1"):
+            new = version == 0 and not self._row("SELECT name FROM sqlite_master LIMIT 1")
+            if new or 0 < version < _SCHEMA_VERSION:
                 for table in _SCHEMA:
-                    self._database.execute(f"CREATE TABLE {table}")
-                self._add("data_set", data_set)
+                    self._database.execute(f"CREATE TABLE IF NOT EXISTS {table}")
                 self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
             elif version != _SCHEMA_VERSION:
                 raise ConfigError(f"store {self.path}: not a store of this version of secagg; choose another file")
+            if new:
+                self._add("data_set", data_set)
             (name,) = self._row("SELECT name FROM data_set")
             if name != data_set:
                 raise ConfigError(

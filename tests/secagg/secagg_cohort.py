@@ -140,7 +140,7 @@ class Play:
 
     def talks(self, client_id: str, step: str) -> bool:
         stops = self.silent.get(client_id)
-        return stops is None or SENDING.index(step) < SENDING.index(stops)
+        return stops is None or STEPS.index(step) < STEPS.index(stops)
 
     def collect(self) -> None:
         """The server hears everybody who still talks."""
@@ -179,6 +179,8 @@ class Play:
                 self.failure = error
                 return self
             self.answer(replies)
+        if self.server.finished:
+            self.collect()
         return self
 
     def to_the_end(self) -> "Play":

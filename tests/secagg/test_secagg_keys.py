@@ -84,6 +84,17 @@ class TestX25519:
             assert acceptable == ("NonCanonicalPublic" not in test["flags"]), test["tcId"]
         assert refused == 31
 
+    def test_every_point_of_low_order_is_listed_and_gives_no_secret(self):
+        key = X25519PrivateKey.generate()
+        for u in keys._LOW_ORDER:
+            with pytest.raises(ValueError, match="shared key"):
+                key.exchange(X25519PublicKey.from_public_bytes(u.to_bytes(32, "little")))
+        prime = keys._FIELD_PRIME
+        # The last two are of order 8: doubled, as u' = (u^2 - 1)^2 / (4 u (u^2 + 486662 u + 1)), they are of order 4.
+        for u in keys._LOW_ORDER[3:]:
+            double = pow(u * u - 1, 2, prime) * pow(4 * u * (u * u + 486662 * u + 1), -1, prime) % prime
+            assert double in (1, prime - 1)
+
     def test_both_ends_agree(self):
         u, v = MaskKey(X25519), MaskKey(X25519)
         assert u.exchange(v.dh_public) == v.exchange(u.dh_public) != u.exchange(u.dh_public)

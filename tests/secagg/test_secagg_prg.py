@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import multiprocessing
 import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
+from secagg.prg import CHUNK_BYTES, PART_BYTES, Masks, Stream, apply_masks, keystream, mask_part, zeros
 
 VECTORS = Path(os.environ.get("SECAGG_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]
@@ -128,6 +130,115 @@ class TestApplyMasks:
         with pytest.raises(ValueError, match="32"):
             apply_masks(vector, SEEDS, [bytes(length)])
         assert not vector.any()
+
+
+class Backwards:
+    """Runs the last part first, and on copies where told to, as a cluster may."""
+
+    def __init__(self, copies):
+        self.copies, self.asked = copies, []
+
+    def map(self, function, *iterables):
+        self.asked = list(zip(*iterables, strict=False))
+        results = []
+        for part, *rest in reversed(self.asked):
+            given = part.copy() if self.copies else part
+            if self.copies:
+                given.flags.writeable = False
+            results.append(function(given, *rest))
+        return reversed(results)
+
+
+class Broken:
+    """Loses the second part."""
+
+    def map(self, function, *iterables):
+        for index, arguments in enumerate(zip(*iterables, strict=False)):
+            if index == 1:
+                raise OSError("a worker died")
+            yield function(*arguments)
+
+
+class TestExecutors:
+    def pair(self, kind, octets=2 * PART_BYTES + CHUNK_BYTES + 12):
+        vector = Stream(SEEDS[0]).words(octets // 4).view(np.uint8).view(kind)
+        return vector, vector.copy()
+
+    @pytest.mark.parametrize("kind", [np.uint32, np.uint64])
+    @pytest.mark.parametrize("copies", [False, True], ids=["in place", "copies"])
+    def test_any_order_is_the_same(self, kind, copies):
+        vector, expected = self.pair(kind, 2 * PART_BYTES + CHUNK_BYTES + 16)
+        apply_masks(expected, SEEDS[:3], SEEDS[3:])
+        executor = Backwards(copies)
+        apply_masks(vector, SEEDS[:3], SEEDS[3:], executor)
+        np.testing.assert_array_equal(vector, expected)
+        assert [part.nbytes for part, *_ in executor.asked] == [PART_BYTES, PART_BYTES, CHUNK_BYTES + 16]
+
+    @pytest.mark.parametrize("executor", [None, Backwards(copies=False)])
+    def test_a_later_part_starts_at_its_own_chunk(self, executor):
+        whole, expected = self.pair(np.uint32)
+        apply_masks(expected, SEEDS[:1], SEEDS[1:2])
+        split = PART_BYTES // 4
+        apply_masks(whole[:split], SEEDS[:1], SEEDS[1:2], executor)
+        apply_masks(whole[split:], SEEDS[:1], SEEDS[1:2], executor, PART_BYTES // CHUNK_BYTES)
+        np.testing.assert_array_equal(whole, expected)
+
+    def test_threads(self):
+        vector, expected = self.pair(np.uint32)
+        apply_masks(expected, SEEDS[:3], SEEDS[3:])
+        with ThreadPoolExecutor(4) as pool:
+            apply_masks(vector, SEEDS[:3], SEEDS[3:], pool)
+        np.testing.assert_array_equal(vector, expected)
+
+    def test_processes(self):
+        vector, expected = self.pair(np.uint32)
+        apply_masks(expected, SEEDS[:3], SEEDS[3:])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            apply_masks(vector, SEEDS[:3], SEEDS[3:], pool)
+        np.testing.assert_array_equal(vector, expected)
+
+    def test_a_failure_is_not_hidden(self):
+        vector, before = self.pair(np.uint32)
+        with pytest.raises(OSError, match="a worker died"):
+            apply_masks(vector, SEEDS[:3], SEEDS[3:], Broken())
+        split = PART_BYTES // 4
+        assert (vector[:split] != before[:split]).any()
+        np.testing.assert_array_equal(vector[split:], before[split:])
+
+    def test_a_part_that_is_missing_is_noticed(self):
+        class Short:
+            def map(self, function, *iterables):
+                return [function(*next(zip(*iterables, strict=False)))]
+
+        with pytest.raises(ValueError, match="shorter"):
+            apply_masks(self.pair(np.uint32)[0], SEEDS, [], Short())
+
+    @pytest.mark.parametrize(("vector", "seed"), [(np.zeros(4, np.int32), bytes(32)), (np.zeros(4, np.uint32), b"")])
+    def test_bad_arguments_reach_no_worker(self, vector, seed):
+        executor = Backwards(copies=False)
+        with pytest.raises(ValueError, match=r"contiguous|32"):
+            apply_masks(vector, SEEDS, [seed], executor)
+        assert not executor.asked
+
+    def test_mask_part_gives_back_the_very_part(self):
+        part = np.zeros(10, np.uint32)
+        assert mask_part(part, SEEDS, [], 0) is part
+
+    def test_masks_are_neither_printed_nor_copied_nor_pickled(self):
+        masks = Masks(SEEDS, [])
+        assert repr(masks) == "<Masks>"
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="never copied or pickled"):
+                duplicate(masks)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.uint64])
+@pytest.mark.parametrize("length", [1, 1000, 10**6])
+def test_zeros_start_on_a_cache_line(kind, length):
+    vector = zeros(length, kind)
+    assert (vector.dtype, vector.shape) == (kind, (length,))
+    assert vector.ctypes.data % 64 == 0
+    assert not vector.any()
 
 
 class Fixed(Stream):

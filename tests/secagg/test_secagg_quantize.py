@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from secagg.errors import ConfigError
 from secagg.policy import Policy
 from secagg.prg import Stream, keystream
-from secagg.quantize import dequantize, dtype_for, pack, quantize, unpack
+from secagg.quantize import BLOCK, Quantised, dequantize, dtype_for, pack, packed_size, quantize, unpack, unpacked
 
 KEY = bytes(range(32))
 CLIENTS = "abcde"
@@ -26,7 +26,7 @@ def lift(values, bits):
 
 
 class Constant:
-    """Randomness that always is one word: 0 rounds down, 2^32 - 1 rounds up."""
+    """Randomness that always is one word: 2^31 rounds down, 2^31 - 1 rounds up (the word is read as signed)."""
 
     def __init__(self, word):
         self.word = word
@@ -42,7 +42,7 @@ class TestQuantize:
         update = np.linspace(-1.25, 1.25, length).astype(kind)
         rules = policy(length, bits=27)
         result, clip_rate = quantize(update, rules, "a", Stream(KEY))
-        words = np.frombuffer(keystream(KEY, 0, 4 * length), "<u4")
+        words = np.frombuffer(keystream(KEY, 0, 4 * length), "<i4") + 2.0**31
         scaled = np.clip(update.astype(np.float64), -1, 1) * 2.0**19
         expected = np.floor(scaled + words * 2.0**-32)
         assert result.dtype == np.uint32
@@ -62,7 +62,7 @@ class TestQuantize:
 
     @pytest.mark.parametrize("value_bits", [2, 8, 20, 21, 22, 33, 48])
     @pytest.mark.parametrize("clip_range", [1.0, 0.1, 1 / 3, 7e-9, 3e12])
-    @pytest.mark.parametrize("word", [0, 1, 2**31, 2**32 - 1])
+    @pytest.mark.parametrize("word", [0, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1])
     def test_never_leaves_the_bit_budget(self, value_bits, clip_range, word):
         largest = 2 ** (value_bits - 1)
         edge = np.array([clip_range, math.nextafter(clip_range, 0), 0.0, 2 * clip_range, math.nextafter(0, 1)])
@@ -77,7 +77,7 @@ class TestQuantize:
     def test_the_tightest_modulus_holds_the_sum_of_extremes(self, value_bits):
         bits = policy(2, value_bits=value_bits, bits=64).bits_needed
         rules = policy(2, value_bits=value_bits, bits=bits)
-        for word in (0, 2**32 - 1):
+        for word in (2**31, 2**31 - 1):
             parts = [quantize(np.array([9.0, -9.0]), rules, client, Constant(word))[0] for client in CLIENTS]
             total = np.add.reduce(parts, dtype=dtype_for(bits))
             np.testing.assert_allclose(dequantize(total, rules), [5.0, -5.0], atol=5 * 2.0 ** (1 - value_bits))
@@ -121,6 +121,12 @@ class TestQuantize:
             update = np.array([clip_range, -clip_range])
             assert quantize(update, policy(2, clip_range=clip_range), "a", Stream(KEY))[1] == 0
 
+    def test_a_float32_just_above_the_clip_range_is_clipped_and_counted(self):
+        """float32's nearest to 0.1 is larger than float64's."""
+        result, rate = quantize(np.full(3, 0.1, np.float32), policy(3, clip_range=0.1), "a", Constant(0))
+        assert lift(result, 32) == [2**19] * 3
+        assert rate == 1
+
     def test_huge_finite_values_are_clipped_quietly(self, recwarn):
         update = np.array([1e308, -1e308, 0.0, 5e-324])
         result, rate = quantize(update, policy(4), "a", Constant(2**31))
@@ -155,6 +161,55 @@ class TestQuantize:
             quantize(update, policy(5), "a", Stream(KEY))
 
 
+class TestQuantised:
+    """The same integers as `quantize`, in pieces."""
+
+    @given(st.lists(st.integers(0, 50_000), max_size=6), st.sampled_from([24, 32, 40, 64]))
+    @settings(max_examples=25, deadline=None)
+    def test_any_pieces_are_the_whole(self, pieces, bits):
+        update = np.linspace(-1.5, 1.5, sum(pieces) + 1, dtype=np.float32)
+        rules = policy(len(update), bits=bits)
+        whole, clip_rate = quantize(update, rules, "a", Stream(KEY))
+        quantised = Quantised(update, rules, "a", Stream(KEY))
+        assert quantised.clip_rate == clip_rate
+        low = dtype_for(bits).type(2**bits - 1)
+        for stop in np.cumsum([*pieces, 1]):
+            piece = np.empty(pieces.pop(0) if pieces else 1, dtype_for(bits))
+            quantised.read_into(piece)
+            np.testing.assert_array_equal(piece & low, whole[stop - len(piece) : stop])
+
+    def test_is_read_once(self):
+        quantised = Quantised(np.zeros(3), policy(3), "a", Stream(KEY))
+        quantised.read_into(np.empty(2, np.uint32))
+        for count in (2, 5):
+            with pytest.raises(ValueError, match="read once"):
+                quantised.read_into(np.empty(count, np.uint32))
+        quantised.read_into(np.empty(1, np.uint32))
+        with pytest.raises(ValueError, match="read once"):
+            quantised.read_into(np.empty(1, np.uint32))
+
+    @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+    def test_a_value_that_stops_being_finite_is_refused(self, poison):
+        update = np.full(100_000, 0.1234567)
+        quantised = Quantised(update, policy(100_000), "a", Stream(KEY))
+        update[99_999] = poison
+        quantised.read_into(np.empty(50_000, np.uint32))
+        with pytest.raises(ConfigError, match="1 of 100000 values") as caught:
+            quantised.read_into(np.empty(50_000, np.uint32))
+        assert "0.123" not in str(caught.value)
+
+    def test_a_value_that_leaves_the_clip_range_later_is_clipped(self):
+        update = np.zeros(2)
+        quantised = Quantised(update, policy(2), "a", Stream(KEY))
+        update[:] = 7, -7
+        out = np.empty(2, np.uint32)
+        quantised.read_into(out)
+        assert lift(out, 32) == [2**19, -(2**19)]
+
+    def test_shows_nothing(self):
+        assert repr(Quantised(np.ones(2), policy(2), "a", Stream(KEY))) == "<Quantised>"
+
+
 class TestDequantize:
     @given(st.integers(24, 64), st.lists(st.integers(-(2**22), 2**22), min_size=1, max_size=20), st.data())
     @settings(max_examples=50, deadline=None)
@@ -176,30 +231,61 @@ class TestDequantize:
             dequantize(total, policy(2))
 
 
+def planes(values, bits):
+    """The packing as it is specified, bit by bit."""
+    data = b""
+    for start in range(0, len(values), 2**16):
+        block, first = values[start : start + 2**16], 0
+        for width in (64, 32, 16, 8, 4, 2, 1):
+            if bits & width:
+                digits = "".join(f"{v >> first & ((1 << width) - 1):0{width}b}" for v in reversed(block))
+                data += int(digits, 2).to_bytes(math.ceil(len(block) * width / 8), "little")
+                first += width
+        assert first == bits
+    return data
+
+
+def vector_of(count, bits):
+    """Values that have all bits of their word, of which packing takes the low ones."""
+    vector = Stream.seeded(count, "vector", bits).words64(count).astype(dtype_for(bits))
+    return vector, [int(v) & ((1 << bits) - 1) for v in vector]
+
+
 class TestPacking:
     @pytest.mark.parametrize("bits", range(8, 65))
-    def test_equals_one_big_integer(self, bits):
-        for count in (0, 1, 2, 7, 8, 63, 64, 65, 200):
-            vector = Stream(KEY).words64(count).astype(dtype_for(bits))
-            low = [int(v) & ((1 << bits) - 1) for v in vector]
-            number = sum(v << (i * bits) for i, v in enumerate(low))
+    def test_equals_the_definition(self, bits):
+        for count in (0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 64, 200):
+            vector, low = vector_of(count, bits)
             data = pack(vector, bits)
-            assert data == number.to_bytes(math.ceil(count * bits / 8), "little")
+            assert data == planes(low, bits)
+            assert packed_size(count, bits) == len(data) <= math.ceil(count * bits / 8) + 2
             again = unpack(data, count, bits)
             assert again.dtype == dtype_for(bits)
             assert again.tolist() == low
 
-    @pytest.mark.parametrize("bits", [9, 18, 20, 24, 31, 33, 40, 63])
-    @pytest.mark.parametrize("count", [2**17 - 1, 2**17, 2**17 + 1, 2**18 + 77])
-    def test_across_chunks(self, bits, count):
-        vector = Stream(KEY).words64(count).astype(dtype_for(bits)) >> dtype_for(bits).type(
-            8 * dtype_for(bits).itemsize - bits
-        )
+    @pytest.mark.parametrize("bits", [8, 9, 18, 23, 31, 32, 33, 52, 63, 64])
+    @pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 2 * BLOCK, 2 * BLOCK + 77])
+    def test_equals_the_definition_at_block_borders(self, bits, count):
+        vector, low = vector_of(count, bits)
         data = pack(vector, bits)
-        assert len(data) == math.ceil(count * bits / 8)
-        np.testing.assert_array_equal(unpack(data, count, bits), vector)
-        border = 2**17 * bits // 8
-        assert data[:border] == pack(vector[: 2**17], bits)[:border]
+        assert data == planes(low, bits)
+        assert packed_size(count, bits) == len(data)
+        assert unpack(data, count, bits).tolist() == low
+
+    @given(st.integers(8, 64), st.data())
+    @settings(max_examples=100, deadline=None)
+    def test_goes_there_and_back(self, bits, data):
+        values = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=40))
+        packed = pack(np.array(values, dtype_for(bits)), bits)
+        assert packed == planes(values, bits)
+        assert unpack(packed, len(values), bits).tolist() == values
+
+    def test_unpacked_blocks_lie_side_by_side(self):
+        vector = vector_of(2 * BLOCK + 5, 23)[0]
+        places = [
+            (where.start, where.stop, len(values)) for where, values in unpacked(pack(vector, 23), len(vector), 23)
+        ]
+        assert places == [(0, BLOCK, BLOCK), (BLOCK, 2 * BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK + 5, 5)]
 
     def test_packing_does_not_change_the_vector(self):
         vector = np.full(100, 2**32 - 1, np.uint32)
@@ -213,22 +299,29 @@ class TestPacking:
             assert values.sum() == 10
 
     @pytest.mark.parametrize("bits", [8, 9, 20, 32, 64])
+    @pytest.mark.parametrize("count", [7, BLOCK, BLOCK + 7])
     @pytest.mark.parametrize("change", [-1, 1, 8])
-    def test_unpack_refuses_other_lengths(self, bits, change):
+    def test_unpack_refuses_other_lengths(self, bits, count, change):
         with pytest.raises(ValueError, match="do not hold exactly"):
-            unpack(bytes(math.ceil(7 * bits / 8) + change), 7, bits)
+            unpack(bytes(packed_size(count, bits) + change), count, bits)
 
-    def test_unpack_refuses_every_padding_bit(self):
-        data = pack(np.full(3, 2**9 - 1, np.uint32), 9)
-        assert unpack(data, 3, 9).tolist() == [511] * 3
-        for bit in range(27 % 8, 8):
+    @pytest.mark.parametrize("count", [3, BLOCK + 3])
+    def test_unpack_refuses_every_padding_bit(self, count):
+        """15 bits are planes of 8, 4, 2 and 1: of three values the last byte of each but the first has padding."""
+        data = pack(np.full(count, 2**15 - 1, np.uint32), 15)
+        assert unpack(data, count, 15).tolist() == [2**15 - 1] * count
+        padding = [(-4 + byte, bit) for byte, used in ((1, 4), (2, 6), (3, 3)) for bit in range(used, 8)]
+        for place, bit in padding:
+            forged = bytearray(data)
+            forged[place] |= 1 << bit
             with pytest.raises(ValueError, match="padding"):
-                unpack(data[:-1] + bytes([data[-1] | 1 << bit]), 3, 9)
+                unpack(forged, count, 15)
 
-    def test_takes_any_bytes(self):
-        data = pack(np.arange(9, dtype=np.uint32), 20)
-        for kind in (bytearray, memoryview):
-            assert unpack(kind(data), 9, 20).tolist() == list(range(9))
+    def test_takes_any_bytes_at_any_address(self):
+        vector, low = vector_of(BLOCK + 9, 23)
+        data = pack(vector, 23)
+        for shifted in (bytearray(data), memoryview(data), memoryview(b"x" + data)[1:], memoryview(b"xyz" + data)[3:]):
+            assert unpack(shifted, len(vector), 23).tolist() == low
 
     @pytest.mark.parametrize(("bits", "kind"), [(8, np.uint32), (32, np.uint32), (33, np.uint64), (64, np.uint64)])
     def test_dtype_for(self, bits, kind):

@@ -26,7 +26,9 @@ from secagg import (
 from secagg.client import Joining
 from secagg.graph import smallest_cover
 from secagg.messages import Attestations, EncryptedShares, IncludedSet, Reports, Roster, UnmaskingShares
-from secagg.state import MemoryStore
+from secagg.prg import Stream
+from secagg.quantize import Quantised
+from secagg.state import RESULT, MemoryStore
 
 SUITES = list(Suite)
 
@@ -247,10 +249,13 @@ def test_calls_out_of_order_are_our_own_mistake():
     for call in (client.start, lambda: cohort.provide(client, "site-a"), lambda: client.receive(Roster(()))):
         with pytest.raises(IllegalTransitionError):
             call()
-    for call in (play.server.close_round, lambda: play.server.receive("site-a", play.out), lambda: play.server.missing):
+    with pytest.raises(IllegalTransitionError):
+        play.server.close_round()
+    assert not play.server.ready
+    failed = cohort.play(context=cohort.context(2), silent=dict.fromkeys(cohort.ids, SENDING[1])).server
+    for call in (failed.close_round, lambda: failed.receive("site-a", play.out["site-a"]), lambda: failed.missing):
         with pytest.raises(IllegalTransitionError):
             call()
-    assert not play.server.ready
     again = cohort.client("site-a")
     with pytest.raises(UnexpectedMessageError, match="C-03"):
         again.start()
@@ -279,7 +284,7 @@ def test_identities_that_do_not_fit_are_refused_before_anything_is_sent():
         ("MaskedInputCollection", "mask_input", lambda m: Reports(m.reports[:2])),
         ("ConsistencyCheck", "attest", lambda m: IncludedSet(m.inputs[:2])),
         ("Unmasking", "unmask", lambda m: Attestations(m.attestations[:2])),
-        ("Result", "conclude", lambda m: replace(m, total=m.total + b"?")),
+        ("Result", "conclude", lambda m: replace(m, total=bytes(m.total) + b"?")),
     ],
 )
 def test_a_step_uses_up_its_state_even_when_it_fails(step, call, spoil):
@@ -287,7 +292,7 @@ def test_a_step_uses_up_its_state_even_when_it_fails(step, call, spoil):
     play = Play(Cohort(4), down=lambda at, who, m: kept.setdefault((at, who), m) and None if at == step else m)
     play.until(step if step != "Result" else "nowhere")
     state, good = play.clients["site-a"]._state, kept[step, "site-a"]
-    update = [np.zeros(5, np.uint32)] if call == "mask_input" else []
+    update = [Quantised(np.zeros(5), play.cohort.policy, "site-a", Stream())] if call == "mask_input" else []
     with pytest.raises(ProtocolError):
         getattr(state, call)(spoil(good), *update)
     with pytest.raises(IllegalTransitionError):
@@ -323,15 +328,27 @@ def test_joining_is_used_up_too():
         state.advertise_keys()
 
 
-def test_an_update_that_is_not_quantised_is_refused_before_the_contribution_is_marked():
+def test_an_update_of_another_policy_is_refused_before_the_contribution_is_marked():
     kept = {}
-    for wrong in (np.zeros(6, np.uint32), np.zeros(5, np.uint64), np.zeros(5)):
+    for wrong in (Cohort(4, length=6), Cohort(4, bits=40), Cohort(4, weights={"site-b": 2.0})):
         play = Play(Cohort(4), late=("site-a",), down=lambda at, who, m: kept.update({(at, who): m}) or m)
         play.until("MaskedInputCollection")
         state = play.clients["site-a"]._state
-        with pytest.raises(ConfigError, match="quantised"):
-            state.mask_input(kept["MaskedInputCollection", "site-a"], wrong)
+        update = Quantised(wrong.updates["site-a"], wrong.policy, "site-a", Stream())
+        with pytest.raises(ConfigError, match="another policy"):
+            state.mask_input(kept["MaskedInputCollection", "site-a"], update)
         play.cohort.stores["site-a"].contribute(RUN, 1, "unspent")
+
+
+def test_an_update_that_loses_its_values_after_it_was_provided_is_not_sent():
+    play = Play(Cohort(4))
+    play.cohort.updates["site-a"][2] = np.nan
+    play.to_the_end()
+    assert isinstance(play.errors["site-a"], ConfigError)
+    assert "1 of 5 values" in str(play.errors["site-a"])
+    assert play.clients["site-a"].finished
+    assert play.server.included == ("site-b", "site-c", "site-d")
+    assert play.exact
 
 
 # --- absence -----------------------------------------------------------------------------------------------------
@@ -393,7 +410,7 @@ def bad_bundle(cohort: Cohort, dealer: str, position: int):
     def change(message: EncryptedShares) -> EncryptedShares:
         bundles = list(message.bundles)
         bundles[position] = replace(bundles[position], shares=bytes(len(bundles[position].shares)))
-        header = replace(message.header, digests=tuple(bundle.digest() for bundle in bundles))
+        header = replace(message.header, digests=b"".join(bundle.digest() for bundle in bundles))
         return EncryptedShares(header.sign(cohort.keys[dealer]), tuple(bundles))
 
     return alone("ShareKeys", dealer, change)
@@ -494,3 +511,52 @@ def test_sessions_states_and_unmasking_shares_are_neither_copied_nor_pickled():
         for copying in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(TypeError):
                 copying(thing)
+
+
+# --- Confirmations -----------------------------------------------------------------------------------------------
+
+
+def test_every_included_client_confirms_the_head_after_the_result():
+    play = Cohort(5).play(silent={"site-c": SENDING[3]})
+    assert play.server.missing == ()
+    assert set(play.server.confirmations) == set(play.server.included)
+    assert {entry.head for entry in play.server.confirmations.values()} == {play.server.head}
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda cohort, message: replace(message, head=bytes(32)).sign(cohort.keys["site-b"]), "S-21"),
+        (lambda cohort, message: replace(message, signature=bytes(64)), "S-21"),
+        (lambda cohort, message: replace(message, client_id="site-a").sign(cohort.keys["site-b"]), "S-03"),
+    ],
+)
+def test_a_confirmation_of_another_head_is_refused_without_a_trace(change, check):
+    cohort = Cohort(4)
+    play = cohort.play(up=alone(RESULT, "site-b", lambda message: change(cohort, message)))
+    assert play.refusals["site-b"].check == check
+    assert sorted(play.server.confirmations) == ["site-a", "site-c", "site-d"]
+    assert play.server.missing == ("site-b",)
+    assert play.exact
+
+
+def test_the_record_is_told_every_accepted_message_once_and_the_result():
+    told = []
+    cohort = Cohort(4)
+    play = Play(cohort)
+    play.server = ServerSession(cohort.policy, cohort.roster, cohort.context(), SERVER_KEY, record=told.append)
+    while not play.server.finished:
+        play.collect()
+        play.collect()
+        play.answer(play.server.close_round())
+    play.collect()
+    play.collect()
+    kinds = [type(message).__name__ for message in told]
+    assert kinds == [
+        name
+        for name, count in (
+            ("AdvertiseKeys", 4), ("EncryptedShares", 4), ("ShareReport", 4), ("MaskedInput", 4), ("Attestation", 4),
+            ("UnmaskingShares", 4), ("Result", 1), ("Confirmation", 4),
+        )
+        for _ in range(count)
+    ]  # fmt: skip

@@ -54,20 +54,44 @@ def test_extreme_secrets_and_sizes(secret, threshold, count):
     assert combine(dict(list(shares.items())[-threshold:]), threshold) == secret
 
 
+def drawn(*values):
+    """A `token_bytes` that gives these 33-byte numbers, as many as are asked for at a time."""
+    left = list(values)
+
+    def token_bytes(count):
+        taken, left[:] = left[: count // SHARE_BYTES], left[count // SHARE_BYTES :]
+        return b"".join(value.to_bytes(SHARE_BYTES, "big") for value in taken)
+
+    return token_bytes, left
+
+
 def test_shares_are_points_of_the_polynomial(monkeypatch):
     """f(x) = secret + 5 x + 7 x^2 and its big-endian encoding, worked out by hand."""
-    draws = [5, 7]
-    monkeypatch.setattr(shamir.secrets, "randbelow", lambda below: draws.pop())
+    monkeypatch.setattr(shamir.secrets, "token_bytes", drawn(7, 5)[0])
     shares = split((11).to_bytes(32, "big"), 3, [256, 1, 2])
     assert [int.from_bytes(share, "big") for share in shares] == [11 + 5 * x + 7 * x * x for x in (256, 1, 2)]
 
 
-def test_coefficients_cover_the_whole_field(monkeypatch):
-    asked = []
-    monkeypatch.setattr(shamir.secrets, "randbelow", lambda below: asked.append(below) or below - 1)
-    shares = split(bytes(32), 4, [1])
-    assert asked == [PRIME] * 3
-    assert int.from_bytes(shares[0], "big") == PRIME - 3
+@given(secrets32, st.lists(st.integers(0, PRIME - 1), max_size=100))
+@settings(max_examples=40, deadline=None)
+def test_shares_equal_the_sum_of_powers(secret, coefficients):
+    """The coefficients are drawn from the highest down; positions where the last reduction has the most to do."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shamir.secrets, "token_bytes", drawn(*reversed(coefficients))[0])
+        shares = split(secret, len(coefficients) + 1, [1, 3, 255, 256])
+    polynomial = [int.from_bytes(secret, "big"), *coefficients]
+    for x, share in zip([1, 3, 255, 256], shares, strict=True):
+        assert int.from_bytes(share, "big") == sum(a * pow(x, k, PRIME) for k, a in enumerate(polynomial)) % PRIME
+
+
+def test_coefficients_cover_the_whole_field_and_reject_what_would_bias(monkeypatch):
+    """33 bytes hold 255 multiples of p and a rest: from the last multiple on a draw is thrown away."""
+    multiple = 255 * PRIME
+    assert multiple < 2**264 < multiple + PRIME
+    token_bytes, left = drawn(multiple, 2**264 - 1, multiple - 1, PRIME - 1, PRIME, multiple + 1, 0, 9)
+    monkeypatch.setattr(shamir.secrets, "token_bytes", token_bytes)
+    assert shamir._uniform(4) == [PRIME - 1, PRIME - 1, 0, 0]
+    assert left == [9]
 
 
 def test_polynomial_is_fresh_every_time():

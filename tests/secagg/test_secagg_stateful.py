@@ -1,196 +1,845 @@
-"""Whatever is lost, doubled, replayed, reordered or late: sums are exact, and nobody releases too much."""
+"""Two machines over real sessions: an honest server among liars and a bad network, and a server that lies as it likes.
 
-from hypothesis import HealthCheck, event, settings
+The first asks that everybody honest gets the exact sum; the second that nobody gets more than one.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, event, given, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from secagg_cohort import SENDING, Cohort
+from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort
+from secagg_hostile import (
+    GARBLED,
+    MASKED,
+    OTHER_HASH,
+    Witness,
+    altered,
+    believe_own_lie,
+    both_lists,
+    deal_otherwise,
+    fingerprint,
+    flip,
+    flipped,
+    headed,
+    lie_about_pair_secrets,
+    poisoned,
+    rebundled,
+    resigned,
+    secrets_of,
+    unsigned,
+    wrong_list,
+)
 
-from secagg import IllegalTransitionError, ProtocolError, SecAggError, TooFewClientsError, wire
-from secagg.messages import UnmaskingShares
+from secagg import (
+    AbortedError,
+    ClientSession,
+    ComplaintError,
+    IllegalTransitionError,
+    MemoryStore,
+    ProtocolError,
+    RoundContext,
+    SecAggError,
+    ServerSession,
+    Suite,
+    TooFewClientsError,
+    open_round,
+    wire,
+)
+from secagg.client import Advertised, Attested, Masked, Released, Reported, Shared
+from secagg.graph import smallest_cover
+from secagg.messages import (
+    AdvertiseKeys,
+    Attestation,
+    Attestations,
+    Confirmation,
+    EncryptedShares,
+    IncludedSet,
+    MaskedInput,
+    Receipt,
+    Reports,
+    Result,
+    Roster,
+    RoundStart,
+    ShareInbox,
+    ShareReport,
+    UnmaskingShares,
+)
+from secagg.shamir import PRIME
+from secagg.state import next_head
 
-COHORT_SIZE = 5
-UNMASKING = SENDING[-1]
-anybody = st.sampled_from(Cohort(COHORT_SIZE).ids)
+CHOICE = st.integers(0, 59)
+AFTER = st.integers(0, 3)
+PLACES = st.integers(0, 6)
+"""A client, by its place modulo the size of the cohort."""
+
+KINDS = (*SENDING, "Result")
 
 
-class Network(RuleBasedStateMachine):
-    """Real sessions of one server and five clients, joined by a network that does what it likes."""
+def take(client: ClientSession, data: bytes, answer: bool = True):
+    """Hand bytes to a client: the reply, or the error that ended its session. Nothing in between.
 
-    @initialize(late=st.sets(anybody, max_size=2))
-    def open(self, late):
-        self.cohort = Cohort(COHORT_SIZE, length=3)
-        self.server = self.cohort.server()
-        self.clients = {client_id: self.cohort.client(client_id) for client_id in self.cohort.ids}
-        self.late = set(late)
-        self.gone: set[str] = set()
-        self.going_up = {client_id: [wire.encode(client.start())] for client_id, client in self.clients.items()}
-        self.going_down = {client_id: [] for client_id in self.cohort.ids}
-        self.went_up = {client_id: [] for client_id in self.cohort.ids}
-        self.went_down = {client_id: [] for client_id in self.cohort.ids}
-        self.accepted = [set() for _ in SENDING]
-        self.released: dict[str, UnmaskingShares] = {}
-        for client_id in set(self.cohort.ids) - self.late:
-            self.cohort.provide(self.clients[client_id], client_id)
+    Raises:
+        AssertionError: a client that refused goes on, or still holds a secret.
+    """
+    held, before = secrets_of(client), fingerprint(client)
+    try:
+        message = wire.decode_from_server(data)
+    except ProtocolError as error:
+        assert fingerprint(client) == before
+        return None, error
+    over = client.finished
+    try:
+        return client.receive(message), None
+    except IllegalTransitionError as error:
+        assert over
+        return None, error
+    except SecAggError as error:
+        assert client.finished
+        assert client._state is client._update is None
+        assert not any(vars(secret) for secret in held)
+        return None, error
 
-    def to_server(self, sender: str, data: bytes) -> None:
-        if self.server.finished:
+
+# --- an honest server --------------------------------------------------------------------------------------------
+
+UNMASKING_LIES = {
+    "another own self seed": resigned(self_seed=OTHER_HASH),
+    "a wrong share of a self seed": wrong_list("self_seed_shares", lambda m: flipped(m) if m else m),
+    "a wrong share of a mask key": wrong_list("mask_key_shares", lambda m: flipped(m) if m else {}),
+    "a wrong pair secret": wrong_list("pair_secrets", lambda m: flipped(m) if m else {}),
+    "a share too few": wrong_list("self_seed_shares", lambda m: dict(list(m.items())[1:])),
+    "both lists": both_lists,
+    "another round": resigned(round_id=OTHER_HASH),
+    "forged": unsigned(signature=bytes(64)),
+}
+LIES = {
+    AdvertiseKeys: {
+        "another slot": resigned(slot=OTHER_HASH),
+        "a point of low order": resigned(mask_dh_pk=bytes(32)),
+        "a key too short": resigned(channel_pk=b""),
+        "forged": unsigned(nonce=bytes(16)),
+    },
+    EncryptedShares: {
+        "an envelope that does not open": rebundled(altered(0, shares=flip)),
+        "a wrong commitment to s": rebundled(altered(0, mask_key_commitment=flip)),
+        "a wrong commitment to b": rebundled(altered(-1, self_seed_commitment=flip)),
+        "a wrong pair envelope": rebundled(altered(0, pair=lambda sealed: flip(sealed) if sealed else b"")),
+        "a wrong pair commitment": rebundled(
+            altered(0, pair_commitment=lambda sealed: flip(sealed) if sealed else b"")
+        ),
+        "a pair secret where none is due": rebundled(altered(-1, pair_commitment=OTHER_HASH)),
+        "bundles in another order": rebundled(lambda bundles: bundles[::-1]),
+        "bundles outside the header": rebundled(lambda bundles: bundles[::-1], resign=False),
+        "a bundle too few": rebundled(lambda bundles: bundles[:-1]),
+        "another roster": headed(roster1=OTHER_HASH),
+    },
+    ShareReport: {
+        "a complaint about the first": lambda cohort, m: resigned(
+            complaint=cohort.ids[0] if m.client_id != cohort.ids[0] else cohort.ids[1]
+        )(cohort, m),
+        "a complaint about the last": lambda cohort, m: resigned(
+            complaint=cohort.ids[-1] if m.client_id != cohort.ids[-1] else cohort.ids[0]
+        )(cohort, m),
+        "a complaint about itself": lambda cohort, m: resigned(complaint=m.client_id)(cohort, m),
+        "other headers": resigned(roster2=OTHER_HASH),
+        "forged": unsigned(signature=bytes(64)),
+    },
+    MaskedInput: {
+        "a poisoned value": lambda cohort, m: poisoned(cohort.policy, 0, 1)(cohort, m),
+        "a poisoned slot": lambda cohort, m: poisoned(cohort.policy, -1, 1)(cohort, m),
+        "too long": lambda cohort, m: resigned(y=bytes(m.y) + b"\0")(cohort, m),
+        "too short": lambda cohort, m: resigned(y=bytes(m.y)[:-1])(cohort, m),
+        "another model": resigned(round_id=OTHER_HASH),
+        "forged": lambda cohort, m: replace(m, y=bytes(len(m.y))),
+    },
+    Attestation: {"another set": resigned(attested=OTHER_HASH), "forged": unsigned(signature=bytes(64))},
+    UnmaskingShares: UNMASKING_LIES,
+    Confirmation: {"another head": resigned(head=OTHER_HASH), "forged": unsigned(signature=bytes(64))},
+}
+SHAPES = [(4, 1, Suite.X25519), (5, 1, Suite.X25519), (7, 2, Suite.X25519), (5, 1, Suite.MLKEM768_X25519)]
+
+
+@dataclass
+class Attempt:
+    """One attempt: the server, the sessions of those who take part, and what is under way between them."""
+
+    context: RoundContext
+    server: ServerSession
+    clients: dict
+    up: dict = field(default_factory=dict)
+    down: dict = field(default_factory=dict)
+    went_up: dict = field(default_factory=dict)
+    went_down: dict = field(default_factory=dict)
+    accepted: list = field(default_factory=lambda: [set() for _ in KINDS])
+    poison: dict = field(default_factory=dict)
+    """Bytes of a masked input to what its sender added on top of its update; None: to a slot."""
+    taken: dict = field(default_factory=dict)
+
+
+class HonestServer(RuleBasedStateMachine):
+    """Up to c clients lie; the network loses, delays, doubles and keeps; clients crash, come back, and train late."""
+
+    @initialize(
+        shape=st.sampled_from(SHAPES),
+        liars=st.sets(PLACES, max_size=2),
+        late=st.sets(PLACES, max_size=2),
+        plan=st.dictionaries(st.sampled_from(list(LIES)), st.tuples(CHOICE, st.booleans()), max_size=2),
+    )
+    def open(self, shape, liars, late, plan):
+        n, c, suite = shape
+        self.cohort = Cohort(n, c, suite, length=3)
+        self.corrupt = frozenset(sorted({self.cohort.ids[i % n] for i in liars})[:c])
+        self.plan = plan
+        self.late = {self.cohort.ids[i % n] for i in late}
+        self.witness = Witness(self.cohort, self.corrupt)
+        self.number, self.attempt, self.head = 1, 0, bytes(32)
+        self.receipts: list[Receipt] = []
+        self.complaints: list[tuple[str, str]] = []
+        self.convicted: set[str] = set()
+        self.attempts: list[Attempt] = []
+        self.sums = self.burned = self.lies = 0
+        self.over = False
+        self.begin()
+
+    # --- the server opens attempts as the specification says ------------------------------------------------------
+
+    def begin(self) -> None:
+        cohort, leave_out = self.cohort, self.convicted | smallest_cover(self.complaints, self.cohort.c)
+        if cohort.n - len(leave_out) < cohort.policy.min_survivors:
+            self.over = True
             return
-        step = SENDING.index(self.server.step)
-        repeat = self.server._collecting.received.get(sender) is not None
+        start = RoundStart(RUN, self.number, self.attempt, bytes(32), bytes(32), self.head, tuple(self.receipts)).sign(
+            SERVER_KEY
+        )
+        members = [client_id for client_id in cohort.ids if client_id not in leave_out]
+        clients = {client_id: self.join(client_id, start) for client_id in members}
+        context = cohort.context(self.number, self.attempt, head=self.head)
+        self.now = Attempt(context, cohort.server(context, leave_out), clients)
+        self.attempts.append(self.now)
+        for client_id, client in clients.items():
+            for queue in (self.now.up, self.now.down, self.now.went_up, self.now.went_down):
+                queue[client_id] = []
+            if client_id not in self.late:
+                cohort.provide(client, client_id)
+            self.says(self.now, client_id, client.start())
+
+    def join(self, client_id: str, start: RoundStart) -> ClientSession:
+        cohort, store = self.cohort, self.cohort.stores[client_id]
         try:
-            stored = self.server.receive(sender, wire.decode_from_client(data))
+            context = open_round(cohort.policy, RUN, start, store)
         except ProtocolError as error:
-            if error.check not in ("S-01", "S-02", "S-03"):
-                raise
-            return
-        if stored is None and not repeat:
-            self.accepted[step].add(sender)
+            assert error.check == "C-05"
+            assert store.released(RUN) > store.replayed(RUN)
+            completed = store.released(RUN) in {receipt.round_number for receipt in self.receipts}
+            if completed:
+                store.replay(RUN, store.released(RUN))
+            context = open_round(cohort.policy, RUN, start, store, accept_exposure=not completed)
+        return cohort.client(client_id, context)
 
-    def to_client(self, client_id: str, data: bytes) -> None:
-        client = self.clients[client_id]
-        if client_id in self.gone:
-            return
-        try:
-            reply = client.receive(wire.decode_from_server(data))
-        except IllegalTransitionError:
-            assert client.finished
-        except SecAggError:
-            assert client.finished
-            assert client._state is None
-            self.gone.add(client_id)
+    def ends(self) -> None:
+        """The attempt is over, with a sum or without."""
+        server = self.now.server
+        if server.result is not None:
+            self.sums += 1
+            self.check_sum()
+            self.head, self.receipts = server.head, [*self.receipts, server.receipt]
+        self.burned += server.burned
+        if server.result is not None or server.burned:
+            self.number, self.attempt, self.complaints = self.number + 1, 0, []
         else:
-            self.say(client_id, reply)
+            self.attempt += 1
 
-    def say(self, client_id: str, reply) -> None:
-        if reply is None:
-            return
-        if isinstance(reply, UnmaskingShares):
-            assert self.released.setdefault(client_id, reply) == reply
-        self.going_up[client_id].append(wire.encode(reply))
+    def check_sum(self) -> None:
+        server, now = self.now.server, self.now
+        assert set(server.included) == now.accepted[3]
+        deltas = [now.poison.get(data, 0) for data in now.taken.values()]
+        assert None not in deltas
+        expected = self.cohort.plain_sum(server.included)
+        expected[0] += np.uint32(sum(deltas))
+        assert server.result.tolist() == expected.tolist()
 
     def close(self) -> None:
-        alive = len(self.server._collecting.received)
-        policy, step = self.cohort.policy, self.server.step
-        need = policy.min_survivors if SENDING.index(step) < 4 else policy.threshold
+        server, policy = self.now.server, self.cohort.policy
+        kind = KINDS.index(server.step)
+        alive, need = len(server._collecting.received), policy.min_survivors if kind < 4 else policy.threshold
         try:
-            replies = self.server.close_round()
+            replies = server.close_round()
         except TooFewClientsError:
             assert alive < need
+        except ComplaintError as error:
+            assert all(self.corrupt & set(pair) for pair in error.complaints)
+            self.complaints += error.complaints
+        except ProtocolError as error:
+            assert alive >= need
+            assert error.check in ("S-18", "S-19")
+            if error.check == "S-18":
+                assert set(error.culprits) <= self.corrupt
+                assert error.culprits
+                self.convicted |= set(error.culprits)
+            else:
+                assert None in [self.now.poison.get(data, 0) for data in self.now.taken.values()]
+        else:
+            assert alive >= need
+            for client_id, message in replies.items():
+                self.now.down[client_id].append(wire.encode(message))
+        if server.finished:
+            self.ends()
+
+    # --- the wires ------------------------------------------------------------------------------------------------
+
+    def to_server(self, attempt: Attempt, sender: str, data: bytes) -> None:
+        server, before = attempt.server, fingerprint(attempt.server)
+        try:
+            message = wire.decode_from_client(data)
+            kind = KINDS.index(server.step)
+            heard = not server.finished and sender in server._collecting.received
+            stored = server.receive(sender, message)
+        except (ProtocolError, IllegalTransitionError) as error:
+            assert fingerprint(server) == before
+            if isinstance(error, ProtocolError) and sender not in self.corrupt:
+                assert error.check == "S-01"
+                assert not error.culprits
+            assert set(getattr(error, "culprits", ())) <= {sender}
             return
-        assert alive >= need
-        for client_id, message in replies.items():
-            self.going_down[client_id].append(wire.encode(message))
+        if stored is not None:
+            assert fingerprint(server) == before
+        elif not heard and server._collecting.received.get(sender) is not None:
+            attempt.accepted[kind].add(sender)
+            if isinstance(message, MaskedInput):
+                attempt.taken[sender] = data
 
-    # --- what a network does -------------------------------------------------------------------------------------
+    def to_client(self, attempt: Attempt, client_id: str, data: bytes) -> None:
+        client = attempt.clients.get(client_id)
+        if client is None:
+            return
+        reply, error = take(client, data)
+        if client_id not in self.corrupt:
+            assert error is None or isinstance(error, (AbortedError, IllegalTransitionError)), error
+            if reply is not None:
+                self.witness.hears(client, client_id, reply)
+        if reply is not None:
+            self.says(attempt, client_id, reply)
 
-    @precondition(lambda self: any(self.going_up.values()))
-    @rule(client_id=anybody)
-    def deliver_up(self, client_id):
-        if self.going_up[client_id]:
-            data = self.going_up[client_id].pop(0)
-            self.went_up[client_id].append(data)
-            self.to_server(client_id, data)
+    def member(self, place: int) -> str:
+        return list(self.now.up)[place % len(self.now.up)]
 
-    @precondition(lambda self: any(self.going_down.values()))
-    @rule(client_id=anybody)
-    def deliver_down(self, client_id):
-        if self.going_down[client_id]:
-            data = self.going_down[client_id].pop(0)
-            self.went_down[client_id].append(data)
-            self.to_client(client_id, data)
+    # --- what happens to messages -----------------------------------------------------------------------------------
 
-    @rule(client_id=anybody, data=st.data())
-    def double_up(self, client_id, data):
-        if self.went_up[client_id]:
-            self.to_server(client_id, data.draw(st.sampled_from(self.went_up[client_id])))
+    @rule(place=PLACES)
+    def deliver_up(self, place):
+        who = self.member(place)
+        if self.now.up[who]:
+            self.now.went_up[who].append(self.now.up[who].pop(0))
+            self.to_server(self.now, who, self.now.went_up[who][-1])
 
-    @rule(client_id=anybody, data=st.data())
-    def double_down(self, client_id, data):
-        if self.went_down[client_id]:
-            self.to_client(client_id, data.draw(st.sampled_from(self.went_down[client_id])))
+    @rule(place=PLACES)
+    def deliver_down(self, place):
+        who = self.member(place)
+        if self.now.down[who]:
+            self.now.went_down[who].append(self.now.down[who].pop(0))
+            self.to_client(self.now, who, self.now.went_down[who][-1])
 
-    @rule(client_id=anybody, other=anybody)
-    def replay_as_another(self, client_id, other):
-        if client_id != other and self.went_up[client_id]:
-            self.to_server(other, self.went_up[client_id][-1])
+    @rule(place=PLACES, ago=st.integers(0, 3), which=st.integers(0, 6))
+    def repeat(self, place, ago, which):
+        """Anything that already went over a wire, of this attempt or an earlier one, goes over it again."""
+        attempt = self.attempts[-1 - ago % len(self.attempts)]
+        who = list(attempt.up)[place % len(attempt.up)]
+        for sent, deliver in ((attempt.went_up[who], self.to_server), (attempt.went_down[who], self.to_client)):
+            if sent:
+                deliver(attempt, who, sent[which % len(sent)])
 
-    @rule(client_id=anybody, other=anybody)
-    def misdirect(self, client_id, other):
-        """A message for one client reaches another: the same for all, or the end of that other's session."""
-        if self.going_down[other]:
-            self.to_client(client_id, self.going_down[other][0])
+    @rule(place=PLACES, ago=st.integers(1, 2))
+    def arrives_an_attempt_late(self, place, ago):
+        """What an earlier attempt did not deliver arrives there now; its server is gone or does not care."""
+        for attempt in self.attempts[-1 - ago : -ago]:
+            who = list(attempt.up)[place % len(attempt.up)]
+            down, attempt.down[who] = attempt.down[who], []
+            for data in down:
+                self.to_client(attempt, who, data)
+            up, attempt.up[who] = attempt.up[who], []
+            for data in up:
+                self.to_server(attempt, who, data)
 
-    @rule(client_id=anybody)
-    def lose_up(self, client_id):
-        if self.going_up[client_id]:
-            self.going_up[client_id].pop()
+    @rule(place=PLACES)
+    def lose(self, place):
+        if self.now.up[self.member(place)]:
+            self.now.up[self.member(place)].pop()
 
-    @rule(client_id=anybody)
-    def crash(self, client_id):
-        self.gone.add(client_id)
-        self.going_up[client_id].clear()
+    def go_on(self, steps: int) -> None:
+        """Time passes as it should, until just before this attempt ends."""
+        for _ in range(steps):
+            if not self.over and not self.now.server.finished:
+                self.everything_arrives_and_rounds_close(1, True)
+
+    @rule(place=PLACES, after=AFTER)
+    def crash_and_come_back(self, place, after):
+        """Secrets are gone; the store knows that this attempt was joined."""
+        self.go_on(after)
+        who = self.member(place)
+        if self.now.clients[who] is not None:
+            again = self.cohort.client(who, self.now.context)
+            with pytest.raises(ProtocolError, match="C-03"):
+                again.start()
+            self.now.clients[who] = None
+            self.now.up[who].clear()
 
     @rule()
     def finish_training(self):
-        for client_id in sorted(self.late - self.gone):
-            if not self.clients[client_id].finished:
-                self.cohort.provide(self.clients[client_id], client_id)
-                self.say(client_id, self.clients[client_id].pending())
+        for who in sorted(self.late & self.now.clients.keys()):
+            client = self.now.clients[who]
+            if client is not None and not client.finished and not client._provided:
+                self.cohort.provide(client, who)
+                reply = client.pending()
+                if reply is not None:
+                    if who not in self.corrupt:
+                        self.witness.hears(client, who, reply)
+                    self.says(self.now, who, reply)
         self.late = set()
 
-    @precondition(lambda self: not self.server.finished and len(self.server.missing) <= 1)
+    # --- what liars do ----------------------------------------------------------------------------------------------
+
+    def liar(self, place: int) -> str | None:
+        liars = sorted(self.corrupt & self.now.up.keys())
+        return liars[place % len(liars)] if liars else None
+
+    def says(self, attempt: Attempt, who: str, message) -> None:
+        """A client sends a message, or what it planned to say instead."""
+        planned = self.plan.get(type(message)) if who in self.corrupt else None
+        if planned is None:
+            attempt.up[who].append(wire.encode(message))
+        else:
+            attempt.up[who].append(self.lies_about(attempt, who, message, *planned))
+
+    def lies_about(self, attempt: Attempt, who: str, honest, choice: int, believe: bool) -> bytes:
+        name, change = list(LIES[type(honest)].items())[choice % len(LIES[type(honest)])]
+        lie = change(self.cohort, honest)
+        data = wire.encode(lie)
+        if isinstance(lie, MaskedInput):
+            attempt.poison[data] = {"a poisoned value": 1, "a poisoned slot": None}.get(name, 0)
+        if believe and attempt.clients.get(who) is not None:
+            believe_own_lie(attempt.clients[who], lie)
+        self.lies += 1
+        event(f"lie: {type(honest).__name__}, {name}")
+        return data
+
+    @precondition(lambda self: hasattr(self, "corrupt") and self.corrupt)
+    @rule(place=PLACES, after=AFTER, choice=CHOICE, believe=st.booleans())
+    def lie_as_well(self, place, after, choice, believe):
+        """A second message after the honest one, or before it."""
+        self.go_on(after)
+        who = self.liar(place)
+        if who is not None and self.now.up[who]:
+            honest = wire.decode_from_client(self.now.up[who][0])
+            self.now.up[who].insert(believe, self.lies_about(self.now, who, honest, choice, False))
+
+    @precondition(lambda self: hasattr(self, "corrupt") and self.corrupt)
+    @rule(place=PLACES, other=PLACES)
+    def speak_for_another(self, place, other):
+        who, victim = self.liar(place), self.member(other)
+        if who is not None and who != victim and self.now.up[victim]:
+            self.to_server(self.now, who, self.now.up[victim][0])
+
+    @precondition(lambda self: hasattr(self, "corrupt") and self.corrupt)
+    @rule(place=PLACES, other=PLACES)
+    def resend_the_bundles_of_another(self, place, other):
+        who, victim = self.liar(place), self.member(other)
+        if who is None or who == victim or not self.now.up[who] or not self.now.up[victim]:
+            return
+        own, stolen = (wire.decode_from_client(self.now.up[i][0]) for i in (who, victim))
+        if isinstance(own, EncryptedShares) and isinstance(stolen, EncryptedShares):
+            lie = rebundled(lambda _: stolen.bundles)(self.cohort, own)
+            self.now.up[who][0] = wire.encode(lie)
+            if self.now.clients[who] is not None:
+                believe_own_lie(self.now.clients[who], lie)
+            event("lie: EncryptedShares, of another")
+
+    @precondition(lambda self: hasattr(self, "corrupt") and self.corrupt)
+    @rule(place=PLACES, how=st.sampled_from(["s", "b", "no s", "no b", "pair"]))
+    def prepare_to_deal_something_else(self, place, how):
+        who = self.liar(place)
+        client = self.now.clients[who] if who is not None else None
+        if client is None or not isinstance(client._state, Advertised) or "receive" in vars(client):
+            return
+        if how == "pair" and self.cohort.suite is Suite.X25519:
+            return
+        if how == "pair":
+            lie_about_pair_secrets(client)
+        else:
+            deal_otherwise(client, "sb".index(how[-1]), PRIME - 1 if how.startswith("no") else 7)
+        event(f"lie: deals another {how}")
+
+    @precondition(lambda self: hasattr(self, "corrupt") and self.corrupt)
+    @rule(place=PLACES, how=st.sampled_from(sorted(GARBLED)))
+    def garble(self, place, how):
+        who = self.liar(place)
+        if who is not None and self.now.up[who]:
+            self.to_server(self.now, who, GARBLED[how](self.now.up[who][0]))
+
+    # --- time goes on -------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.over and not self.now.server.finished and len(self.now.server.missing) <= 1)
     @rule()
     def close_at_the_deadline(self):
         self.close()
 
-    @rule()
-    def everything_arrives_and_the_round_closes(self):
-        self.finish_training()
-        for client_id in self.cohort.ids:
-            while self.going_down[client_id]:
-                self.deliver_down(client_id)
-            while self.going_up[client_id]:
-                self.deliver_up(client_id)
-        if not self.server.finished:
-            self.close()
+    def everything_arrives(self) -> None:
+        for place in range(len(self.now.up)):
+            who = self.member(place)
+            while self.now.down[who]:
+                self.deliver_down(place)
+            while self.now.up[who]:
+                self.deliver_up(place)
 
-    # --- what always holds ---------------------------------------------------------------------------------------
+    @precondition(lambda self: not self.over)
+    @rule(steps=st.integers(1, 4), eager=st.booleans())
+    def everything_arrives_and_rounds_close(self, steps=1, eager=False):
+        self.finish_training()
+        for _ in range(steps):
+            self.everything_arrives()
+            if not self.now.server.finished:
+                self.close()
+        for place in range(len(self.now.up) * eager):
+            while self.now.down[self.member(place)]:
+                self.deliver_down(place)
+
+    @precondition(lambda self: not self.over and self.now.server.finished and len(self.attempts) < 4)
+    @rule()
+    def open_the_next(self):
+        self.begin()
+
+    # --- what always holds ---------------------------------------------------------------------------------------------
 
     @invariant()
     def sets_nest(self):
-        for wider, narrower in zip(self.accepted, self.accepted[1:], strict=False):
-            assert narrower <= wider
-
-    @invariant()
-    def nothing_is_released_below_the_threshold(self):
-        if self.released:
-            policy = self.cohort.policy
-            assert len(self.server.included) >= policy.min_survivors
-            assert len(self.accepted[4]) >= policy.threshold
-
-    @invariant()
-    def both_kinds_of_share_are_never_released_for_one_client(self):
-        both = [m.self_seed_shares.keys() & m.mask_key_shares.keys() for m in self.released.values()]
-        assert not any(both)
-        opened = {peer for m in self.released.values() for peer in m.self_seed_shares} | self.released.keys()
-        dropped = {peer for m in self.released.values() for peer in m.mask_key_shares}
-        assert not opened & dropped
+        for attempt in getattr(self, "attempts", ()):
+            sent = [*attempt.accepted]
+            if attempt.server.included:
+                sent[6:] = [sent[6]]
+                assert set(attempt.server.included) == sent[3]
+                assert sent[6] <= sent[3]
+            for wider, narrower in zip(sent[:6], sent[1:6], strict=False):
+                assert narrower <= wider
 
     def teardown(self):
-        if not hasattr(self, "server"):
+        """Whatever happened: this attempt ends, and one in which everybody behaves gives the exact sum."""
+        if not hasattr(self, "attempts"):
             return
-        while not self.server.finished:
-            self.everything_arrives_and_the_round_closes()
-        event(f"ended in {self.server.step}")
-        event(f"{len(self.gone)} clients gone")
-        assert (self.server.result is not None) == (len(self.accepted[-1]) >= self.cohort.policy.threshold)
-        if self.server.result is not None:
-            included = self.server.included
-            assert set(included) == self.accepted[3]
-            assert self.server.result.tolist() == self.cohort.plain_sum(included).tolist()
+        while not self.over and not self.now.server.finished:
+            self.everything_arrives_and_rounds_close()
+        before = self.sums
+        event(f"{len(self.attempts)} attempts, {self.sums} sums, {self.burned} burned, over: {self.over}")
+        event(f"last attempt ended in {self.now.server.step}")
+        event(f"{len(self.corrupt)} liars")
+        target(float(self.sums * 10 + self.lies), label="sums and lies")
+        self.plan = {}
+        if not self.over:
+            self.begin()
+        while not self.over and not self.now.server.finished:
+            self.everything_arrives_and_rounds_close()
+        if not self.over:
+            assert self.sums == before + 1
+            self.everything_arrives_and_rounds_close()
+            assert self.now.server.confirmations.keys() == set(self.now.server.included)
+        assert len(smallest_cover(self.complaints, self.cohort.c)) <= self.cohort.c
+        assert self.convicted <= self.corrupt
 
 
-Network.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+# --- a server that lies ------------------------------------------------------------------------------------------
+
+
+class Slot:
+    """One slot as a lying server sees it: honest sessions, and everything that it can make a message of.
+
+    Its corrupt clients need no sessions: they answer for any view, with the keys that they hold.
+    """
+
+    def __init__(self, cohort: Cohort, corrupt: frozenset[str], context: RoundContext) -> None:
+        self.cohort, self.context, self.corrupt = cohort, context, corrupt
+        self.clients: dict[str, ClientSession] = {}
+        self.said: dict[type, dict[str, object]] = {kind: {} for kind in LIES}
+        self.told: dict[str, dict[bytes, bytes]] = {client_id: {} for client_id in cohort.ids}
+        self.keys = {liar: [self._advertise(liar) for _ in range(2)] for liar in sorted(corrupt)}
+        self.dealt: dict[tuple[str, bytes], EncryptedShares] = {}
+
+    def _advertise(self, liar: str) -> tuple[Advertised, AdvertiseKeys]:
+        self.cohort.stores[liar] = MemoryStore()
+        client = self.cohort.client(liar, self.context)
+        message = client.start()
+        return client._state, message
+
+    def _signed(self, liar: str, message):
+        return message.sign(self.cohort.keys[liar])
+
+    def _deals(self, liar: str, roster: Roster) -> EncryptedShares | None:
+        if (liar, roster.hash) not in self.dealt:
+            for state, advertisement in self.keys[liar]:
+                if roster.by_id.get(liar) == advertisement:
+                    state._State__spent = False
+                    self.dealt[liar, roster.hash] = state.share_keys(roster)[1]
+        return self.dealt.get((liar, roster.hash))
+
+    def next_for(self, reader: str, omitted: frozenset[str], version: int, careless: bool):
+        """What an honest server could say next to this reader, but for the omitted; careless: other views get in."""
+        state = self.clients[reader]._state
+        kept = [i for i in self.cohort.ids if i not in omitted]
+        said = lambda kind: {i: m for i, m in self.said[kind].items() if i in kept}  # noqa: E731
+        liars = [i for i in kept if i in self.corrupt]
+        match state:
+            case Advertised():
+                entries = said(AdvertiseKeys) | {liar: self.keys[liar][version][1] for liar in liars}
+                return Roster(in_order(entries))
+            case Shared(roster=roster):
+                dealt = {i: m for i, m in said(EncryptedShares).items() if careless or m.header.roster1 == roster.hash}
+                dealt |= {liar: m for liar in liars if (m := self._deals(liar, roster)) is not None}
+                ordered = [dealt[i] for i in sorted(dealt)]
+                bundles = [
+                    m.bundles[min(roster.others(m.header.client_id).index(reader), len(m.bundles) - 1)]
+                    for m in ordered
+                    if m.header.client_id != reader and m.header.client_id in roster.by_id
+                ]
+                return ShareInbox(tuple(m.header for m in ordered), tuple(bundles))
+            case Reported(reported=own):
+                view = (own.slot, own.roster1, own.roster2)
+                reports = {i: m for i, m in said(ShareReport).items() if careless or same_view(m, own)}
+                reports |= {liar: self._signed(liar, ShareReport(*view, liar)) for liar in liars}
+                return Reports(in_order(reports))
+            case Masked(mine=own):
+                inputs = {i: m.acceptance() for i, m in said(MaskedInput).items() if careless or same_view(m, own)}
+                lie = lambda liar: replace(own, client_id=liar, y_hash=OTHER_HASH)  # noqa: E731
+                inputs |= {liar: self._signed(liar, lie(liar)) for liar in liars if liar in state.sharers or careless}
+                return IncludedSet(in_order(inputs)) if inputs else None
+            case Attested(included=included, attestation=own):
+                entries = {i: m for i, m in said(Attestation).items() if careless or m.attested == own.attested}
+                signers = [liar for liar in liars if liar in included.by_id or careless]
+                entries |= {liar: self._signed(liar, Attestation(own.attested, liar)) for liar in signers}
+                return Attestations(in_order(entries))
+            case Released(round_id=round_id, attested=attested):
+                total = bytes([version]) * 20
+                total_hash, previous = Result.hash_of(total), self.context.previous_head
+                head = next_head(previous, round_id, attested, total_hash)
+                receipt = Receipt(RUN, self.context.round_number, round_id, attested, total_hash, previous, head)
+                return Result(total, receipt.sign(SERVER_KEY))
+        return None
+
+
+def in_order(entries: dict[str, object]) -> tuple:
+    return tuple(entries[client_id] for client_id in sorted(entries))
+
+
+def same_view(one, other) -> bool:
+    names = ("slot", "round_id", "roster1", "roster2", "sharers_hash")
+    return all(getattr(one, name, b"") == getattr(other, name, b"") for name in names)
+
+
+WHICH = st.integers(0, 2)
+OMITTED = st.one_of(st.just(frozenset()), st.frozensets(PLACES, max_size=2))
+
+
+class LyingServer(RuleBasedStateMachine):
+    """The server and up to c clients say whatever they like, to anybody, in any order, in several slots at once."""
+
+    @initialize(
+        shape=st.sampled_from(SHAPES[:3]),
+        liars=st.sets(PLACES, max_size=2),
+        late=st.sets(PLACES, max_size=1),
+        steps=st.integers(0, 5),
+    )
+    def open(self, shape, liars, late, steps):
+        n, c, suite = shape
+        self.cohort = Cohort(n, c, suite, length=3)
+        self.corrupt = frozenset(sorted({self.cohort.ids[i % n] for i in liars})[:c])
+        self.honest = [client_id for client_id in self.cohort.ids if client_id not in self.corrupt]
+        self.late = {self.cohort.ids[i % n] for i in late}
+        self.witness = Witness(self.cohort, self.corrupt)
+        self.slots: list[Slot] = []
+        self.refused = 0
+        self.open_slot(1, 0)
+        self.behave_for_a_while(0, steps)
+
+    def ids_of(self, places) -> frozenset[str]:
+        return frozenset(self.cohort.ids[place % self.cohort.n] for place in places)
+
+    def slot(self, which: int) -> Slot:
+        return self.slots[which % len(self.slots)]
+
+    def tells(self, slot: Slot, reader: str, data: bytes):
+        """The reader hears these bytes; what it answers is witnessed, and anybody may use it."""
+        client = slot.clients[reader]
+        reply, error = take(client, data)
+        if error is not None:
+            assert isinstance(error, (ProtocolError, AbortedError, IllegalTransitionError))
+            assert not getattr(error, "culprits", ())
+            self.refused += 1
+        if reply is not None:
+            encoded = wire.encode(reply)
+            assert slot.told[reader].setdefault(data, encoded) == encoded
+            self.witness.hears(client, reader, reply)
+            slot.said[type(reply)][reader] = reply
+        return reply
+
+    def tell_next(self, slot: Slot, reader: str, omitted, version: int, careless: bool) -> None:
+        client = slot.clients.get(reader)
+        if client is not None and not client.finished:
+            message = slot.next_for(reader, omitted, version, careless)
+            if message is not None:
+                self.tells(slot, reader, wire.encode(message))
+
+    # --- what it does ------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.slots) < 3)
+    @rule(number=st.integers(1, 2), attempt=st.integers(0, 1), steps=st.integers(0, 3))
+    def open_another(self, number, attempt, steps):
+        self.open_slot(number, attempt)
+        self.behave_for_a_while(len(self.slots) - 1, steps)
+
+    def open_slot(self, number: int, attempt: int) -> None:
+        context = self.cohort.context(number, attempt)
+        slot = Slot(self.cohort, self.corrupt, context)
+        for client_id in self.honest:
+            client = self.cohort.client(client_id, context)
+            try:
+                message = client.start()
+            except ProtocolError as error:
+                assert error.check == "C-03"
+                assert any(s.context.round_number >= number for s in self.slots)
+                continue
+            slot.clients[client_id] = client
+            slot.said[AdvertiseKeys][client_id] = message
+            if client_id not in self.late:
+                self.cohort.provide(client, client_id)
+        if slot.clients:
+            self.slots.append(slot)
+
+    @rule(which=WHICH, omitted=OMITTED, split=st.booleans(), version=st.integers(0, 1))
+    def go_on_with_everybody(self, which, omitted, split, version):
+        """All who wait for the same step hear of it; those omitted hear that they are not, where the server splits."""
+        slot, gone = self.slot(which), self.ids_of(omitted)
+        waiting = {i: type(client._state) for i, client in slot.clients.items() if not client.finished}
+        order = (Advertised, Shared, Reported, Masked, Attested, Released)
+        earliest = min(waiting.values(), key=order.index, default=None)
+        for reader, state in waiting.items():
+            if state is earliest:
+                hears_all = split and reader in gone
+                self.tell_next(slot, reader, frozenset() if hears_all else gone, version if hears_all else 0, False)
+
+    @rule(which=WHICH, steps=st.integers(1, 6))
+    def behave_for_a_while(self, which, steps):
+        for _ in range(steps):
+            self.go_on_with_everybody(which, (), False, 0)
+
+    @rule(which=WHICH, place=PLACES, omitted=OMITTED, version=st.integers(0, 1), careless=st.booleans())
+    def go_on_with_one(self, which, place, omitted, version, careless):
+        slot = self.slot(which)
+        reader = self.honest[place % len(self.honest)]
+        self.tell_next(slot, reader, self.ids_of(omitted) - {reader}, version, careless)
+
+    @rule(which=WHICH, source=WHICH, place=PLACES, other=PLACES, past=st.integers(0, 6))
+    def replay(self, which, source, place, other, past):
+        """What somebody was told, here or elsewhere, is told to another, or once more."""
+        slot, reader = self.slot(which), self.honest[place % len(self.honest)]
+        told = list(self.slot(source).told[self.honest[other % len(self.honest)]])
+        if told and reader in slot.clients:
+            self.tells(slot, reader, told[past % len(told)])
+
+    @rule(which=WHICH, place=PLACES)
+    def ask_twice(self, which, place):
+        """The last question again, with somebody left out: a different one."""
+        slot, reader = self.slot(which), self.honest[place % len(self.honest)]
+        told = list(slot.told[reader])
+        if told and reader in slot.clients:
+            message = wire.decode_from_server(told[-1])
+            if not isinstance(message, Result):
+                name, entries = next(iter(vars(message).items()))
+                if len(entries) > 1:
+                    reply = self.tells(slot, reader, wire.encode(replace(message, **{name: entries[:-1]})))
+                    assert reply is None
+
+    @rule(which=WHICH, place=PLACES, how=st.sampled_from(sorted(GARBLED)))
+    def garble(self, which, place, how):
+        slot, reader = self.slot(which), self.honest[place % len(self.honest)]
+        client = slot.clients.get(reader)
+        message = slot.next_for(reader, frozenset(), 0, False) if client and not client.finished else None
+        if message is not None and client._provided:
+            data = wire.encode(message)
+            if GARBLED[how](data) != data:
+                assert self.tells(slot, reader, GARBLED[how](data)) is None
+
+    @rule(place=PLACES)
+    def crash(self, place):
+        for slot in self.slots:
+            slot.clients.pop(self.honest[place % len(self.honest)], None)
+
+    @rule()
+    def finish_training(self):
+        for slot in self.slots:
+            for client_id, client in slot.clients.items():
+                if not client._provided and not client.finished:
+                    self.cohort.provide(client, client_id)
+                    try:
+                        reply = client.pending()
+                    except ProtocolError:
+                        assert client.finished
+                        continue
+                    if reply is not None:
+                        self.witness.hears(client, client_id, reply)
+                        slot.said[type(reply)][client_id] = reply
+
+    def teardown(self):
+        if not hasattr(self, "slots"):
+            return
+        released = len({slot for _, slot in self.witness.opened})
+        for slot in self.slots:
+            furthest = max((len(told) for told in slot.told.values()), default=0)
+            event(f"furthest question answered: {furthest}")
+        event(f"{len(self.slots)} slots, {released} opened")
+        event(f"{len(self.corrupt)} liars, {'some' if self.refused else 'none'} refused")
+        target(float(len(self.witness.attested) + 5 * len(self.witness.released)), label="attested and released")
+
+
+# --- what is new every time --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=st.sampled_from(SHAPES), gone=st.sets(PLACES, max_size=1), step=st.sampled_from(SENDING))
+def test_new_randomness_changes_every_masked_input_and_not_the_total(shape, gone, step):
+    cohort = Cohort(*shape, length=3)
+    silent = {cohort.ids[place % cohort.n]: step for place in gone}
+    totals, seen = [], []
+    for number in (1, 2):
+        sent = {}
+        hook = lambda at, who, m, sent=sent: sent.update({who: bytes(m.y)} if at == MASKED else {}) or m  # noqa: E731
+        play = cohort.play(context=cohort.context(number), silent=silent, up=hook)
+        if play.failure is not None:
+            assert len(gone) > cohort.n - cohort.policy.min_survivors
+            return
+        totals.append(play.server.result.tolist())
+        seen.append(sent)
+    assert totals[0] == totals[1]
+    assert all(seen[0][who] != seen[1][who] for who in seen[0])
+
+
+QUICK = settings(
+    max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
-TestNetwork = Network.TestCase
+LONG = settings(QUICK, max_examples=2000, stateful_step_count=40)
+
+
+class TestHonestServer(HonestServer.TestCase):
+    settings = QUICK
+
+
+class TestLyingServer(LyingServer.TestCase):
+    settings = QUICK
+
+
+@pytest.mark.slow
+class TestHonestServerForLong(HonestServer.TestCase):
+    settings = LONG
+
+
+@pytest.mark.slow
+class TestLyingServerForLong(LyingServer.TestCase):
+    settings = LONG

@@ -73,6 +73,24 @@ def test_release_remembers_the_highest_round(store):
     assert store.released("another run") == 0
 
 
+def test_replay_remembers_the_highest_round(store):
+    assert store.replayed("run") == 0
+    for number in (3, 1, 3):
+        store.replay("run", number)
+    assert (store.replayed("run"), store.replayed("other")) == (3, 0)
+
+
+def test_a_store_of_version_1_gains_the_table_of_replayed_rounds(path):
+    with SqliteStore(path, "data") as store:
+        store.release("run", 2)
+    database = sqlite3.connect(path)
+    database.executescript("DROP TABLE replayed; PRAGMA user_version = 1")
+    database.close()
+    with SqliteStore(path, "data") as store:
+        store.replay("run", 2)
+        assert (store.released("run"), store.replayed("run")) == (2, 2)
+
+
 def test_refusals_say_what_to_do(path):
     with SqliteStore(path, "d") as store:
         store.join(RUN, 4, 1)

@@ -1,0 +1,362 @@
+"""What must hold of a transcript: one function per check, in the order in which they run.
+
+Nothing in the file is taken on trust: keys come from the reader's own roster, hashes are those that `reading` computed
+anew, and the sum is done again. T-18, T-19 (within a file) and T-20 are in `reading`, because the file cannot be read
+without them. It shares the primitives with the protocol, and not a line with the server. Must never: need a secret that
+the round did not release. Specification: docs/spec.md, section "Transcripts"; the ids are the rows of its table.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from secagg.encoding import HASH_BYTES
+from secagg.errors import ConfigError
+from secagg.keys import check_public, verify
+from secagg.masking import (
+    pair_commitment,
+    pair_mask_seed,
+    self_commitment,
+    self_mask_seed,
+    share_commitment,
+    slot_values,
+)
+from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
+from secagg.policy import Policy, session_id
+from secagg.prg import apply_masks
+from secagg.transcript.reading import Round, ViolationError
+from secagg.transcript.record import Record, name_of, roster_hash, sender_of
+
+# Each returns how many things it looked at, None where it could not, or raises a ViolationError.
+
+
+def t01_chain(round: Round) -> int | None:
+    """T-01: the chain over all records ends where the closing record says, under the signature of the server key."""
+    closing, key = round.closing, round.policy.server_key
+    if closing is None or closing.link != round.link:
+        raise ViolationError("T-01", "the chain does not end where the closing record says: the file was changed")
+    if not verify(key, closing.statement(), closing.signature) if key else closing.signature:
+        raise round.wrong("T-01", closing, "the closing record is not sealed by the server key of the policy")
+    return len(round.numbers) + round.blocks
+
+
+def t02_confirmations(round: Round) -> int | None:
+    """T-02: receipt and confirmations are of the head recomputed here; at least q members of U3 confirmed it."""
+    context, receipt = round.context, round.result
+    hashes = (round.round_id, round.attested, round.vector_hashes[""], context.previous_head, round.head)
+    if receipt.statement() != Receipt(context.training_run, context.round_number, *hashes).statement():
+        raise round.wrong("T-02", receipt, "the receipt is about another round, set of clients or sum")
+    for client_id, confirmation in round.confirmations.items():
+        if client_id not in round.inputs:
+            raise round.wrong("T-02", confirmation, "a client confirms that is not included")
+        if confirmation.head != round.head:
+            raise round.wrong("T-02", confirmation, "another head is confirmed than this file gives")
+    if len(round.confirmations) < round.policy.threshold:
+        missing = ", ".join(sorted(round.inputs.keys() - round.confirmations.keys()))
+        raise ViolationError(
+            "T-02", f"{len(round.confirmations)} of {round.policy.threshold} needed confirmed; silent: {missing}"
+        )
+    return 1 + len(round.confirmations)
+
+
+def t03_parameters(round: Round) -> int | None:
+    """T-03: the policy is safe, and with your roster and this context it makes the slot that the sites signed."""
+    policy = round.policy
+    if round.opening.roster_hash != roster_hash(round.pinned):
+        raise ViolationError("T-03", "the transcript is of another roster than yours", 0)
+    if 2 * policy.threshold <= policy.clients + policy.max_corrupt or policy.min_survivors < policy.smallest_safe_sum:
+        raise ViolationError("T-03", "the policy allows sums that single somebody out", 0)
+    try:
+        slot = round.context.slot(session_id(policy, round.pinned))
+    except ConfigError as error:
+        raise ViolationError("T-03", f"policy and roster do not fit together: {error}", 0) from None
+    if slot != round.slot:
+        raise ViolationError("T-03", "the sites signed another policy, roster, run, round number or attempt", 0)
+    return 2
+
+
+def t04_signatures(round: Round) -> int | None:
+    """T-04: every message is signed by the site that it names, for this slot, roster, sharers and round."""
+    count = 0
+    for record, message, bound in _signed(round):
+        client_id = sender_of(record)
+        if any(getattr(message, name) != getattr(round, name) for name in bound):
+            raise round.wrong("T-04", record, f"the {name_of(record)} is bound to another slot or round")
+        key = round.pinned.get(client_id, b"") if client_id else round.policy.server_key
+        if not verify(key, message.statement(), message.signature):
+            raise round.wrong("T-04", record, f"the {name_of(record)} carries no signature of its sender")
+        count += 1
+    for sent in round.shares.values():
+        if not sent.header.fits(round.roster) or sent.header.digests != b"".join(b.digest() for b in sent.bundles):
+            raise round.wrong("T-04", sent, "the bundles are not those of the signed header")
+    return count
+
+
+def _signed(round: Round) -> Iterator[tuple[Record, Any, tuple[str, ...]]]:
+    """Every signed record, the message that the signature is over, and what it must share with the round."""
+    kinds: tuple[tuple[Mapping[str, Any], tuple[str, ...]], ...] = (
+        (round.headers, ("slot", "roster1")),
+        (round.advertisements, ("slot",)),
+        (round.reports, ("slot", "roster1", "roster2")),
+        (round.inputs, ("roster1", "roster2", "sharers_hash")),
+        (round.attestations, ()),
+        (round.releases, ("round_id",)),
+        (round.confirmations, ()),
+    )
+    for records, bound in kinds:
+        for record in records.values():
+            yield record, record, bound
+    for sent in round.shares.values():
+        yield sent, sent.header, ("slot", "roster1")
+    if round.receipt is not None and round.policy.server_key:
+        yield round.receipt, round.receipt, ("round_id",)
+
+
+def t05_fresh(round: Round) -> int | None:
+    """T-05: no key, nonce, commitment, digest or masked vector occurs twice, in this file or one before it."""
+    where = f"round {round.context.round_number}, attempt {round.context.attempt}"
+    fresh: dict[bytes, str] = {}
+    for record, what, value in _supposed_fresh(round):
+        if value in fresh or value in round.past.seen:
+            earlier = f"in {round.past.seen[value]}" if value in round.past.seen else "in this round"
+            raise round.wrong("T-05", record, f"a {what} was seen before, {earlier}")
+        fresh[value] = where
+    round.past.seen.update(fresh)
+    return len(fresh)
+
+
+def _supposed_fresh(round: Round) -> Iterator[tuple[Record, str, bytes]]:
+    for entry in round.advertisements.values():
+        for what, value in (
+            ("channel key", entry.channel_pk),
+            ("mask key", entry.mask_dh_pk),
+            ("mask key", entry.mask_kem_pk),
+            ("nonce", entry.nonce),
+        ):
+            if value:
+                yield entry, what, value
+    for header in round.headers.values():
+        yield from _promised(header, header)
+    for sent in round.shares.values():
+        yield from _promised(sent, sent.header)
+        for bundle in sent.bundles:
+            yield sent, "share commitment", bundle.mask_key_commitment
+            yield sent, "share commitment", bundle.self_seed_commitment
+            if bundle.pair_commitment:
+                yield sent, "pair commitment", bundle.pair_commitment
+    for accepted in round.inputs.values():
+        yield accepted, "masked vector", accepted.y_hash
+
+
+def _promised(record: Record, header: Header) -> Iterator[tuple[Record, str, bytes]]:
+    yield record, "self seed commitment", header.self_commitment
+    for start in range(0, len(header.digests), HASH_BYTES):
+        yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+
+
+def t06_points(round: Round) -> int | None:
+    """T-06: every key is canonical, of the suite and contributory, so that no shared secret is zero."""
+    for entry in round.advertisements.values():
+        if not check_public(round.policy.suite, entry.channel_pk, entry.mask_dh_pk, entry.mask_kem_pk):
+            raise round.wrong("T-06", entry, "a public key is one that no honest client can have made")
+    return len(round.advertisements)
+
+
+def t07_model(round: Round) -> int | None:
+    """T-07: every input is for one round, recomputed from model, task and previous head."""
+    expected = round.context.round_id(round.slot, round.roster2, round.sharers_hash)
+    for accepted in round.inputs.values():
+        if accepted.round_id != expected:
+            raise round.wrong("T-07", accepted, "the input was masked for another model, task or previous head")
+    return len(round.inputs)
+
+
+def t08_envelopes(round: Round) -> int | None:
+    """T-08: every envelope occurs once, by its hash, and a pair secret is sealed exactly where one is due."""
+    seen: set[bytes] = set()
+    for dealer, sent in round.shares.items():
+        for peer, bundle in zip(round.roster.others(dealer), sent.bundles, strict=True):
+            due = round.hybrid and round.roster.dealer_of_pair(dealer, peer) == dealer
+            lengths = (len(bundle.shares_hash), len(bundle.pair_hash), len(bundle.pair_commitment))
+            if lengths != (HASH_BYTES, due * HASH_BYTES, due * HASH_BYTES):
+                raise round.wrong("T-08", sent, f"the bundle for {peer} lacks an envelope or has one too many")
+            for envelope in filter(None, (bundle.shares_hash, bundle.pair_hash)):
+                if envelope in seen:
+                    raise round.wrong("T-08", sent, f"the envelope for {peer} was sent before")
+                seen.add(envelope)
+    return len(seen)
+
+
+def t09_sets(round: Round) -> int | None:
+    """T-09: U1, dealers, U2, U3, U4 and U5 lie within one another, the first four of at least min_survivors."""
+    nested: list[tuple[str, Mapping[str, Record], int]] = [
+        ("U1", round.advertisements, round.policy.min_survivors),
+        ("the dealers", round.shares, round.policy.min_survivors),
+        ("U2", round.reports, round.policy.min_survivors),
+        ("U3", round.inputs, round.policy.min_survivors),
+        ("U4", round.attestations, 0),
+        ("U5", round.releases, 0),
+    ]
+    outer: Iterable[str] = round.pinned
+    for name, members, need in nested:
+        if outsiders := sorted(members.keys() - set(outer)):
+            raise round.wrong("T-09", members[outsiders[0]], f"{outsiders[0]} is in {name} and not in the set before")
+        if len(members) < need:
+            raise ViolationError("T-09", f"{name} has {len(members)} members and the policy needs {need}")
+        outer = members
+    for report in round.reports.values():
+        if report.complaint:
+            raise round.wrong("T-09", report, f"it complains of {report.complaint}, which ends an attempt")
+    return len(nested)
+
+
+def t10_one_set(round: Round) -> int | None:
+    """T-10: one U3, attested by a quorum of its members; whoever released shares released them for it."""
+    named: list[Attestation | UnmaskingShares] = [*round.attestations.values(), *round.releases.values()]
+    for record in named:
+        if record.attested != round.attested:
+            raise round.wrong("T-10", record, f"the {name_of(record)} is for another set of included clients")
+    if len(round.attestations) < round.policy.threshold:
+        raise ViolationError("T-10", f"{len(round.attestations)} of {round.policy.threshold} needed attested U3")
+    return len(round.attestations) + len(round.releases)
+
+
+def t11_never_both(round: Round) -> int | None:
+    """T-11: of nobody both kinds of share: b of the included, s of the dropped, pair secrets of those, nothing else."""
+    for client_id, message in round.releases.items():
+        lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
+        paired = round.dropped if round.hybrid else []
+        if lists != (sorted(round.inputs.keys() - {client_id}), round.dropped, paired):
+            raise round.wrong("T-11", message, "shares are released of the wrong clients")
+    for pair in (*round.pairs.keys() - set(round.pairs_to_open), *set(round.pairs_to_open) - round.pairs.keys()):
+        sentence = f"the pair secret of {pair[0]} and {pair[1]} is opened without need, or missing"
+        raise ViolationError("T-11", sentence, sender=pair[0])
+    return len(round.releases)
+
+
+def t12_commitments(round: Round) -> int | None:
+    """T-12: every share, b_u and r matches its commitment; t shares give the committed b_u and the advertised keys."""
+    count, slot, roster1 = 0, round.slot, round.roster1
+    for holder, message in round.releases.items():
+        if self_commitment(slot, holder, message.self_seed) != round.shares[holder].header.self_commitment:
+            raise round.wrong("T-12", message, "its own self seed does not match its commitment")
+        for kind, released in (("b", message.self_seed_shares), ("s", message.mask_key_shares)):
+            for dealer, share in released.items():
+                bundle = round.bundles[dealer][holder]
+                promised = bundle.mask_key_commitment if kind == "s" else bundle.self_seed_commitment
+                if share_commitment(slot, roster1, dealer, holder, kind, share) != promised:
+                    raise round.wrong("T-12", message, f"a share of {dealer} does not match its commitment")
+                count += 1
+    for client_id, seed in round.secrets.self_seeds.items():
+        if self_commitment(slot, client_id, seed) != round.shares[client_id].header.self_commitment:
+            raise round.wrong(
+                "T-12", round.shares[client_id], "it dealt shares of another self seed than it committed to"
+            )
+    for client_id, key in round.secrets.mask_keys.items():
+        advertised = round.advertisements[client_id]
+        if (key.dh_public, key.kem_public) != (advertised.mask_dh_pk, advertised.mask_kem_pk):
+            raise round.wrong("T-12", round.shares[client_id], "it dealt shares of another mask key than it advertised")
+    for (dropped, survivor), secret in round.secrets.pair_secrets.items() if round.hybrid else ():
+        dealer = round.roster.dealer_of_pair(dropped, survivor)
+        recipient = survivor if dealer == dropped else dropped
+        if pair_commitment(slot, dealer, recipient, secret) != round.bundles[dealer][recipient].pair_commitment:
+            raise round.wrong("T-12", round.shares[dealer], f"the pair secret with {recipient} misses its commitment")
+        if dealer == dropped and secret != round.secrets.mask_keys[dealer].pair_secret(recipient):
+            round.notes.append(f"{dealer} dealt {recipient} a pair secret that is not its mask key's, to no effect")
+    return count + len(round.inputs) + len(round.dropped) + len(round.secrets.pair_secrets)
+
+
+def t13_sum(round: Round) -> int | None:
+    """T-13: the masked vectors are those that were signed, and without their masks they add up to the sum."""
+    if round.remainder is None:
+        return None
+    for client_id, accepted in round.inputs.items():
+        if round.vector_hashes[client_id] != accepted.y_hash:
+            raise round.wrong("T-13", accepted, "the masked vector is not the one that was signed")
+    opened, advertised = round.secrets, round.advertisements
+    add: list[bytes] = []
+    subtract = [self_mask_seed(round.roster1, round.round_id, u, seed) for u, seed in opened.self_seeds.items()]
+    for (dropped, survivor), secret in opened.pair_secrets.items():
+        exchanged = opened.mask_keys[dropped].exchange(advertised[survivor].mask_dh_pk)
+        seed = pair_mask_seed(round.roster1, round.round_id, (survivor, dropped), exchanged, secret)
+        (subtract if survivor < dropped else add).append(seed)
+    apply_masks(round.remainder, add, subtract)
+    round.remainder &= round.remainder.dtype.type((1 << round.policy.bits) - 1)
+    if wrong := int(np.count_nonzero(round.remainder)):
+        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} values")
+    return len(round.inputs)
+
+
+def t14_range(round: Round) -> int | None:
+    """T-14: the constant slots add up, and every value is one that so many clipped inputs can add up to."""
+    policy = round.policy
+    expected = [int(value) * len(round.inputs) % (1 << policy.bits) for value in slot_values(policy, round.round_id)]
+    if round.slots != expected:
+        raise round.wrong("T-14", round.result, "the constant slots do not add up")
+    largest = sum(_largest(policy, client_id) for client_id in round.inputs)
+    if not -largest <= round.lowest <= round.highest <= largest:
+        raise round.wrong("T-14", round.result, "a value of the sum is larger than clipped inputs can add up to")
+    return policy.length + policy.slots
+
+
+def _largest(policy: Policy, client_id: str) -> int:
+    """Magnitude of the largest value that this client can have quantised; the scale is that of `quantize`."""
+    scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
+    return math.ceil(policy.clip_range * scale)
+
+
+def t19_rounds(round: Round) -> int | None:
+    """T-19, across files: the same run, later round or attempt, and the previous head that the file before left."""
+    last, context = round.past.context, round.context
+    if last is not None:
+        later = (context.round_number, context.attempt) > (last.round_number, last.attempt)
+        if context.training_run != last.training_run or not later:
+            raise ViolationError("T-19", "the round does not come after that of the file before", 0)
+        if context.previous_head != round.past.head:
+            raise ViolationError("T-19", "the previous head is not the one that the file before leads to", 0)
+    return len(round.numbers) + round.blocks
+
+
+WHAT = {
+    "T-01": "the file is whole, and sealed by the server's key",
+    "T-02": "sites confirmed the result recomputed here",
+    "T-03": "policy, roster and round are those that the sites signed",
+    "T-04": "every message is signed by its site for this round",
+    "T-05": "keys, nonces, commitments and masked vectors are fresh",
+    "T-06": "public keys are sound",
+    "T-07": "one model, task and previous head",
+    "T-08": "every envelope was sent once",
+    "T-09": "sets of clients nest and are large enough",
+    "T-10": "a quorum attested one set of inputs",
+    "T-11": "nobody's two kinds of share were released",
+    "T-12": "shares, seeds and keys match their commitments",
+    "T-13": "the sum is that of the masked vectors, bit for bit",
+    "T-14": "the sum lies in its range, and its constant slots add up",
+    "T-18": "vectors are quantised and packed as the policy says",
+    "T-19": "records and rounds follow one another",
+    "T-20": "every record has its one encoding",
+}
+"""What each check says, for people."""
+
+CHECKS: dict[str, Callable[[Round], int | None]] = {
+    "T-19": t19_rounds,
+    "T-01": t01_chain,
+    "T-02": t02_confirmations,
+    "T-03": t03_parameters,
+    "T-04": t04_signatures,
+    "T-05": t05_fresh,
+    "T-06": t06_points,
+    "T-07": t07_model,
+    "T-08": t08_envelopes,
+    "T-09": t09_sets,
+    "T-10": t10_one_set,
+    "T-11": t11_never_both,
+    "T-12": t12_commitments,
+    "T-13": t13_sum,
+    "T-14": t14_range,
+}
+"""What runs once a file is read, in this order; T-18 to T-20 hold by then."""
+
+OF_BURNED = ("T-19", "T-01", "T-03", "T-04", "T-05")

@@ -1,0 +1,369 @@
+"""What a transcript file holds: its records, their one encoding, and the chain that binds them.
+
+A file is a sequence of records, each preceded by its length as u32. A record is the canonical encoding of one message
+in its published form, `encode("transcript-<kind>", field, ...)`, with fields in the order of the dataclass; a message
+within a message is the list of its fields. Every record extends a hash chain, and the last one holds its end. Must
+never: give an envelope, or a secret that was not released, a form in which it could be written. Specification:
+docs/spec.md, section "Transcripts".
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, BinaryIO, TypeAlias, cast, get_args, get_origin, get_type_hints
+
+from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
+from secagg.errors import ConfigError, MalformedMessageError
+from secagg.keys import SigningKey
+from secagg.messages import (
+    AcceptedInput,
+    AdvertiseKeys,
+    Attestation,
+    Bundle,
+    Confirmation,
+    Header,
+    Receipt,
+    ShareReport,
+    Signed,
+    UnmaskingShares,
+)
+from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.quantize import BLOCK, packed_size
+from secagg.state import RoundContext
+
+FORMAT = 1
+LARGEST_RECORD = 1 << 20
+LARGEST_VECTOR = (1 << 32) - 1  # its length enters a hash as u32
+CHAIN_START = bytes(HASH_BYTES)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The first record: the policy field by field, the context of the attempt, and whose roster is meant.
+
+    Floats are hexadecimal literals, as they enter H(policy). `vectors` is 1 where y is published whole, 0 where by its
+    hash. The keys of the roster are not here: whoever verifies brings his own.
+    """
+
+    format: int
+    project: str
+    clients: int
+    length: int
+    clip_range: str
+    max_corrupt: int
+    min_survivors: int
+    suite: str
+    bits: int
+    value_bits: int
+    weights: Mapping[str, str]
+    server_key: bytes
+    roster_hash: bytes
+    training_run: str
+    round_number: int
+    attempt: int
+    model_hash: bytes
+    task_hash: bytes
+    previous_head: bytes
+    vectors: int
+
+    @classmethod
+    def of(cls, policy: Policy, roster_hash: bytes, context: RoundContext, vectors: bool) -> "Opening":
+        """The opening of one attempt."""
+        return cls(
+            FORMAT,
+            policy.project,
+            policy.clients,
+            policy.length,
+            float(policy.clip_range).hex(),
+            policy.max_corrupt,
+            policy.min_survivors,
+            policy.suite.value,
+            policy.bits,
+            policy.value_bits,
+            {client_id: float(weight).hex() for client_id, weight in policy.weights.items()},
+            policy.server_key,
+            roster_hash,
+            context.training_run,
+            context.round_number,
+            context.attempt,
+            context.model_hash,
+            context.task_hash,
+            context.previous_head,
+            int(vectors),
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """The policy. ConfigError where it could not be safe."""
+        try:
+            clip_range, suite = float.fromhex(self.clip_range), Suite(self.suite)
+            weights = {client_id: float.fromhex(weight) for client_id, weight in self.weights.items()}
+        except (ValueError, OverflowError):
+            raise ConfigError("the policy holds a number or suite that is none") from None
+        return Policy(
+            project=self.project,
+            clients=self.clients,
+            length=self.length,
+            clip_range=clip_range,
+            max_corrupt=self.max_corrupt,
+            min_survivors=self.min_survivors,
+            suite=suite,
+            bits=self.bits,
+            value_bits=self.value_bits,
+            weights=weights,
+            server_key=self.server_key,
+        )
+
+    @property
+    def context(self) -> RoundContext:
+        """What the attempt is about. ConfigError for a field of the wrong size or range."""
+        hashes = (self.model_hash, self.task_hash, self.previous_head)
+        return RoundContext(self.training_run, self.round_number, self.attempt, *hashes)
+
+
+@dataclass(frozen=True)
+class PublishedBundle:
+    """A bundle with the hashes of its envelopes in their place: the preimage of the digest in the signed header."""
+
+    shares_hash: bytes
+    pair_hash: bytes
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "PublishedBundle":
+        """What may be seen of a bundle. Its envelopes may not: s_u, once released, opens them."""
+        return cls(
+            digest("envelope", bundle.shares),
+            digest("envelope", bundle.pair) if bundle.pair else b"",
+            bundle.mask_key_commitment,
+            bundle.self_seed_commitment,
+            bundle.pair_commitment,
+        )
+
+    def digest(self) -> bytes:
+        """The digest of the bundle: 32 bytes, equal to `Bundle.digest`."""
+        commitments = (self.mask_key_commitment, self.self_seed_commitment, self.pair_commitment)
+        return digest("bundle", self.shares_hash, self.pair_hash, *commitments)
+
+
+@dataclass(frozen=True)
+class PublishedShares:
+    """Round 1a: a dealer's header and its bundles, in roster order with itself left out."""
+
+    header: Header
+    bundles: tuple[PublishedBundle, ...]
+
+    @property
+    def client_id(self) -> str:
+        """The dealer."""
+        return self.header.client_id
+
+
+@dataclass(frozen=True)
+class OpenedPair:
+    """r_uv that the server opened with the mask key of a dropped client, because its dealer then fell silent."""
+
+    client_id: str
+    dropped: str
+    secret: bytes
+
+
+@dataclass(frozen=True)
+class Block:
+    """2^16 values of the vector that the record before it announced, or what is left of it."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Closing(Signed):
+    """The last record: the end of the chain, signed by the server key where the policy has one."""
+
+    link: bytes
+    signature: bytes = b""
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        return encode("transcript", self.link)
+
+
+Record: TypeAlias = (
+    Opening
+    | Header
+    | AdvertiseKeys
+    | PublishedShares
+    | ShareReport
+    | AcceptedInput
+    | Attestation
+    | UnmaskingShares
+    | OpenedPair
+    | Receipt
+    | Block
+    | Confirmation
+    | Closing
+)
+KINDS: dict[str, type] = {
+    "opening": Opening,
+    "header": Header,  # of a burned round, which has nothing else
+    "advertisement": AdvertiseKeys,
+    "shares": PublishedShares,
+    "report": ShareReport,
+    "input": AcceptedInput,
+    "attestation": Attestation,
+    "release": UnmaskingShares,
+    "pair": OpenedPair,
+    "result": Receipt,
+    "block": Block,
+    "confirmation": Confirmation,
+    "closing": Closing,
+}
+"""In the order of a file, but that blocks follow the input or result that they belong to."""
+_RANKS = {kind: rank for rank, kind in enumerate(KINDS.values())}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+_BY_LABEL = {encode(f"transcript-{name}"): kind for name, kind in KINDS.items()}
+_HINTS = {
+    kind: [get_type_hints(kind)[field.name] for field in fields(kind)]
+    for kind in (*KINDS.values(), Header, PublishedBundle)
+}
+
+
+def place(record: Record) -> tuple[int, str, str]:
+    """What the records of a file are sorted by, strictly: kind, sender, second name."""
+    return _RANKS[type(record)], sender_of(record), getattr(record, "dropped", "")
+
+
+def sender_of(record: Record) -> str:
+    """Whose message it is; empty for the server's."""
+    return str(getattr(record, "client_id", ""))
+
+
+def name_of(record: Record) -> str:
+    """The word for its kind."""
+    return _NAMES[type(record)]
+
+
+def encode_record(record: Record) -> bytes:
+    """The one encoding of a record."""
+    return encode(f"transcript-{name_of(record)}", *(_written(getattr(record, f.name)) for f in fields(record)))
+
+
+def decode_record(data: bytes) -> Record:
+    """Inverse of `encode_record`, which it does not enforce: compare with the encoding of what you get.
+
+    Raises:
+        ValueError: these bytes hold no record.
+    """
+    pieces = _split(memoryview(data))
+    kind = _BY_LABEL.get(data[: 4 + len(pieces[0])]) if pieces else None
+    if kind is None:
+        raise ValueError("it is of no known kind")
+    try:
+        return cast(Record, _build(kind, pieces[1:]))
+    except MalformedMessageError as error:
+        raise ValueError(str(error)) from None
+
+
+def next_link(link: bytes, record: bytes) -> bytes:
+    """The chain after one more record: 32 bytes."""
+    return digest("transcript-record", link, record)
+
+
+def records(file: BinaryIO) -> Iterator[bytes]:
+    """The records of a file, one after the other.
+
+    Raises:
+        ValueError: it ends within a record, or one is longer than any can be.
+    """
+    while size := file.read(4):
+        length = int.from_bytes(size, "big")
+        if len(size) < 4 or length > LARGEST_RECORD:
+            raise ValueError("it is cut off or no transcript at all")
+        record = file.read(length)
+        if len(record) < length:
+            raise ValueError("it is cut off")
+        yield record
+
+
+class Writer:
+    """Appends records to a file and keeps the chain."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._link = CHAIN_START
+
+    def write(self, record: bytes) -> None:
+        """Append one encoded record."""
+        self._file.write(len(record).to_bytes(4, "big"))
+        self._file.write(record)
+        self._link = next_link(self._link, record)
+
+    def close(self, signing_key: SigningKey | None) -> None:
+        """Append the closing record."""
+        closing = Closing(self._link)
+        self.write(encode_record(closing.sign(signing_key) if signing_key else closing))
+
+
+def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:
+    """A packed vector of d + slots values in blocks that can be unpacked on their own."""
+    view, size = memoryview(vector), packed_size(BLOCK, policy.bits)
+    for start in range(0, len(view), size):
+        yield Block(bytes(view[start : start + size]))
+
+
+def vector_hash(purpose: str, size: int) -> "hashlib._Hash":
+    """Begins H(purpose | vector) for a vector of `size` bytes that then comes in pieces."""
+    return hashlib.sha256(encode(purpose) + size.to_bytes(4, "big"))
+
+
+def roster_hash(roster: PinnedRoster) -> bytes:
+    """H(sorted roster of (id, verify key)), as it enters the session id: 32 bytes."""
+    return digest("roster", [[client_id, key] for client_id, key in roster.items()])
+
+
+def _written(value: Any) -> Field:
+    if isinstance(value, Mapping):
+        return [[name, item] for name, item in value.items()]
+    if isinstance(value, tuple):
+        return [_written(item) for item in value]
+    if is_dataclass(value):
+        return [_written(getattr(value, field.name)) for field in fields(value)]
+    return cast(Field, value)
+
+
+def _build(kind: type, pieces: list[memoryview]) -> object:
+    hints = _HINTS[kind]
+    if len(pieces) < len(hints):
+        raise ValueError("it lacks a field")
+    return kind(*(_read(hint, piece) for hint, piece in zip(hints, pieces, strict=False)))
+
+
+def _read(hint: Any, data: memoryview) -> object:
+    if hint is bytes:
+        return bytes(data)
+    if hint is str:
+        return bytes(data).decode("ascii")
+    if hint is int:
+        return int.from_bytes(data[:8], "big")
+    items = _split(data[4:])
+    if hint in _HINTS:
+        return _build(hint, items)
+    if get_origin(hint) is tuple:
+        return tuple(_read(get_args(hint)[0], item) for item in items)
+    named = [_split(item[4:]) for item in items]
+    if not all(len(pair) >= 2 for pair in named):
+        raise ValueError("it lacks a field")
+    return {_read(str, pair[0]): _read(get_args(hint)[1], pair[1]) for pair in named}
+
+
+def _split(data: memoryview) -> list[memoryview]:
+    """The length-prefixed pieces that follow one another."""
+    pieces, start = [], 0
+    while start < len(data):
+        stop = start + 4 + int.from_bytes(data[start : start + 4], "big")
+        if stop > len(data) or start + 4 > len(data):
+            raise ValueError("a field is longer than its record")
+        pieces.append(data[start + 4 : stop])
+        start = stop
+    return pieces
