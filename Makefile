@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow compat proto chromium clean
+.PHONY: help demo test check lint types floors bench slow vectors compat proto chromium clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -13,7 +13,8 @@ help:
 	@echo "make check   what CI runs: lint, types, floors, tests"
 	@echo "make bench   ratios of speed in one run      make slow      the long tests"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
-	@echo "make proto   regenerate the wire code        make chromium  headless browser for the report's screenshot"
+	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
+	@echo "make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
 $(STAMP): constraints.txt pyproject.toml
@@ -51,6 +52,9 @@ compat:
 
 bench: $(STAMP)
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+vectors: $(STAMP)
+	@$(BIN)/python tests/vectors/generate.py
 
 proto:
 	@sh protos/generate.sh

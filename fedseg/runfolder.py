@@ -26,7 +26,7 @@ from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 
 PARTIAL = ".partial"
-KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger")
+KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger", "transcripts")
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 """Rank, case, prediction and Dice of a case to be shown."""

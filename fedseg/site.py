@@ -47,6 +47,7 @@ from secagg import (
     AbortedError,
     ClientSession,
     ProtocolError,
+    SecAggError,
     UnexpectedMessageError,
     dequantize,
     open_round,
@@ -187,7 +188,7 @@ class Site:
         kept.write_bytes(transcript)
         try:
             accept(verify([kept], self.federation.roster), self.store, self.federation.training_run)
-        except ProtocolError as error:
+        except SecAggError as error:
             raise RoundFailedError(f"the transcript of round {number} does not hold: {error}; keep {kept}") from error
 
     # --- One round ---------------------------------------------------------------------------------------------------

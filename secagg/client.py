@@ -60,6 +60,7 @@ from secagg.state import (
     RoundContext,
     State,
     Store,
+    holder,
     next_head,
 )
 
@@ -180,7 +181,7 @@ class Joining(State):
 # --- Round 1a: ShareKeys -----------------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Advertised(State):
     """Holds the two private keys; waits for the roster."""
 
@@ -253,7 +254,7 @@ def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> No
 # --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Shared(State):
     """Has dealt its shares; waits for those of the others."""
 
@@ -330,7 +331,7 @@ class Shared(State):
             held.pair_secrets[dealer] = secret
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class _Held(Secret):
     """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
 
@@ -353,7 +354,7 @@ class _Held(Secret):
 # --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Reported(State):
     """Has reported on its shares; waits for U2."""
 
@@ -420,7 +421,7 @@ class Reported(State):
 # --- Round 3: ConsistencyCheck -----------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Masked(State):
     """Has sent its masked input; waits for U3."""
 
@@ -461,7 +462,7 @@ class Masked(State):
 # --- Round 4: Unmasking ------------------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Attested(State):
     """Has attested one U3; waits to see that a quorum has attested the same."""
 
@@ -515,7 +516,7 @@ class Attested(State):
 # --- Round 5: Result ---------------------------------------------------------------------------------------------
 
 
-@dataclass(repr=False, eq=False)
+@holder
 class Released(State):
     """Has released its unmasking shares and holds no secret any more; waits for the sum."""
 

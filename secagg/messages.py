@@ -186,14 +186,22 @@ class Bundle:
 
     def digest(self) -> bytes:
         """H(H(envelope 1) | H(envelope 2, empty if none) | share commitments | C_uv, empty if none)."""
-        return digest(
-            "bundle",
+        return bundle_digest(*self.published())
+
+    def published(self) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+        """What may be seen of a bundle: H(envelope 1), H(envelope 2, empty if none), the commitments."""
+        return (
             digest("envelope", self.shares),
             digest("envelope", self.pair) if self.pair else b"",
             self.mask_key_commitment,
             self.self_seed_commitment,
             self.pair_commitment,
         )
+
+
+def bundle_digest(*published: bytes) -> bytes:
+    """The digest of the bundle of which these hashes and commitments are published: 32 bytes."""
+    return digest("bundle", *published)
 
 
 @dataclass(frozen=True)

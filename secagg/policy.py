@@ -169,6 +169,10 @@ class PinnedRoster(Mapping[str, bytes]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def hash(self) -> bytes:
+        """H(sorted roster of (id, verify key)), 32 bytes."""
+        return digest("roster", [[client_id, key] for client_id, key in self._keys.items()])
+
 
 def session_id(policy: Policy, roster: PinnedRoster) -> bytes:
     """Session = H(suite | project | H(policy) | H(sorted roster)): 32 bytes.
@@ -181,5 +185,4 @@ def session_id(policy: Policy, roster: PinnedRoster) -> bytes:
     for client_id in policy.weights:
         if client_id not in roster:
             raise ConfigError(f"the policy gives a weight to {client_id}, which the roster does not list")
-    entries = digest("roster", [[client_id, key] for client_id, key in roster.items()])
-    return digest("session", policy.suite.value, policy.project, policy.hash(), entries)
+    return digest("session", policy.suite.value, policy.project, policy.hash(), roster.hash())

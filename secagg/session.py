@@ -302,6 +302,9 @@ class ServerSession:
         """Who confirmed the head, with its signature; `missing` says who did not."""
         return dict(self._state.received) if isinstance(self._state, Confirming) else {}
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ServerSession holds released shares and is never copied or pickled")
+
     def close_round(self) -> Mapping[str, FromServer]:
         """Close the round and return the message for each client that takes part in the next.
 

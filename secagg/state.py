@@ -5,7 +5,7 @@ with different secrets. Specification: docs/spec.md, sections "Identifiers" and 
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar, dataclass_transform
 
 from secagg.encoding import HASH_BYTES, digest
 from secagg.errors import ConfigError, IllegalTransitionError, UnexpectedMessageError
@@ -33,6 +33,17 @@ GENESIS = bytes(HASH_BYTES)
 
 LARGEST_NUMBER = 2**63 - 1
 """Of a round or attempt: what every durable store can hold."""
+
+
+_Held = TypeVar("_Held")
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(field,))
+def holder(kind: type[_Held]) -> type[_Held]:
+    """A dataclass without repr that `dataclasses.replace` does not copy: a copy of a state would be unspent."""
+    kind = dataclass(repr=False, eq=False)(kind)
+    del kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind
 
 
 class State:

@@ -56,6 +56,8 @@ _FIELDS = {
 }
 _LENGTH_DELIMITED = 2
 _LARGEST_VARINT = 10
+_SMALL = 1 << 18
+_SMALLEST_PART = 32
 
 
 def encode(message: m.FromClient | m.FromServer) -> bytes:
@@ -104,7 +106,8 @@ def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -
     head, vector = _split(data, envelope, kinds)
     wrapped: Any = envelope()
     try:
-        wrapped.ParseFromString(head)
+        if not _crowded(head):
+            wrapped.ParseFromString(head)
         wrapped.DiscardUnknownFields()
         canonical = wrapped.SerializeToString(deterministic=True) == head and not wrapped.vector
     except (DecodeError, EncodeError):
@@ -128,6 +131,24 @@ def _split(data: memoryview, envelope: type[Message], kinds: dict[str, type]) ->
     return bytes(data), None
 
 
+def _crowded(head: bytes) -> bool:
+    """Whether a large message is cut into more parts than an honest one can be.
+
+    The parser takes a hundred bytes for a part of two, which is how a message could fill the memory.
+    """
+    if len(head) <= _SMALL:
+        return False
+    _, at = _varint_at(head, 0)
+    size, at = _varint_at(head, at)
+    parts = 0 if at + size == len(head) else len(head)
+    while at < len(head) and parts * _SMALLEST_PART <= len(head):
+        tag, at = _varint_at(head, at)
+        size, at = _varint_at(head, at)
+        at += size * (tag & 7 == _LENGTH_DELIMITED)
+        parts += 1
+    return parts * _SMALLEST_PART > len(head)
+
+
 def _announced(envelope: type[Message], length: int) -> bytes:
     """What precedes a vector of so many bytes: the tag of its field and its length."""
     return _tag(envelope.DESCRIPTOR.fields_by_name["vector"].number) + _varint(length)
@@ -142,7 +163,7 @@ def _varint(value: int) -> bytes:
     return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
 
 
-def _varint_at(data: memoryview, start: int) -> tuple[int, int]:
+def _varint_at(data: Buffer, start: int) -> tuple[int, int]:
     """The integer that begins at `start`, and where it ends; any integer at all where none does."""
     value = 0
     for count, byte in enumerate(data[start : start + _LARGEST_VARINT]):

@@ -26,8 +26,9 @@ from secagg.messages import (
     ShareReport,
     Signed,
     UnmaskingShares,
+    bundle_digest,
 )
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import Policy, Suite
 from secagg.quantize import BLOCK, packed_size
 from secagg.state import RoundContext
 
@@ -133,19 +134,12 @@ class PublishedBundle:
 
     @classmethod
     def of(cls, bundle: Bundle) -> "PublishedBundle":
-        """What may be seen of a bundle. Its envelopes may not: s_u, once released, opens them."""
-        return cls(
-            digest("envelope", bundle.shares),
-            digest("envelope", bundle.pair) if bundle.pair else b"",
-            bundle.mask_key_commitment,
-            bundle.self_seed_commitment,
-            bundle.pair_commitment,
-        )
+        """What may be seen of a bundle. Its envelopes may not: s_u, once released, opens one of them."""
+        return cls(*bundle.published())
 
     def digest(self) -> bytes:
         """The digest of the bundle: 32 bytes, equal to `Bundle.digest`."""
-        commitments = (self.mask_key_commitment, self.self_seed_commitment, self.pair_commitment)
-        return digest("bundle", self.shares_hash, self.pair_hash, *commitments)
+        return bundle_digest(*(getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -315,11 +309,6 @@ def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:
 def vector_hash(purpose: str, size: int) -> "hashlib._Hash":
     """Begins H(purpose | vector) for a vector of `size` bytes that then comes in pieces."""
     return hashlib.sha256(encode(purpose) + size.to_bytes(4, "big"))
-
-
-def roster_hash(roster: PinnedRoster) -> bytes:
-    """H(sorted roster of (id, verify key)), as it enters the session id: 32 bytes."""
-    return digest("roster", [[client_id, key] for client_id, key in roster.items()])
 
 
 def _written(value: Any) -> Field:

@@ -41,7 +41,6 @@ from secagg.transcript.record import (
     encode_record,
     place,
     records,
-    roster_hash,
 )
 
 
@@ -79,7 +78,7 @@ class Recorder:
         self.path = Path(path)
         self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
         self._slot = context.slot(session_id(policy, roster))
-        self._opening = Opening.of(policy, roster_hash(roster), context, vectors)
+        self._opening = Opening.of(policy, roster.hash(), context, vectors)
         self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - without a name: a crash leaves nothing
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []
@@ -89,6 +88,7 @@ class Recorder:
         self._pairs: dict[str, list[bytes]] = {}
         self._released: dict[str, UnmaskingShares] = {}
         self._finished = False
+        self._failure: OSError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -101,13 +101,20 @@ class Recorder:
         return f"<Recorder of {self.path}>"
 
     def __call__(self, message: FromClient | Result) -> None:
-        """Record an accepted message in its published form.
+        """Record an accepted message in its published form; a full disk costs the transcript, not the round.
 
         Raises:
             IllegalTransitionError: the transcript is published.
         """
         if self._spool.closed:
             raise IllegalTransitionError("this transcript is published")
+        if self._failure is None:
+            try:
+                self._record(message)
+            except OSError as error:
+                self._failure = error
+
+    def _record(self, message: FromClient | Result) -> None:
         match message:
             case EncryptedShares():
                 published = tuple(map(PublishedBundle.of, message.bundles))
@@ -160,11 +167,13 @@ class Recorder:
 
         Raises:
             IllegalTransitionError: it is published already.
-            OSError: it cannot be written; what was recorded is gone.
+            OSError: it cannot be written, or something could not be recorded; what was recorded is gone.
         """
         if self._spool.closed:
             raise IllegalTransitionError("this transcript is published")
         with self._spool:
+            if self._failure is not None:
+                raise self._failure
             if not self._finished and not self._headers:
                 return None
             descriptor, draft = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")

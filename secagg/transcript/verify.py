@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from secagg.messages import Receipt
 from secagg.policy import PinnedRoster
 from secagg.state import Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
@@ -23,6 +24,7 @@ class RoundReport:
         training_run, round_number, attempt: which round it is.
         finished: whether there is a sum; otherwise the file holds headers only.
         next_head: the head after it, 32 bytes; the previous one where it did not finish.
+        receipt: the server's, of a finished round.
         included, dropped: U3 and U2 minus U3, sorted.
         unconfirmed: members of U3 that did not confirm the head.
     """
@@ -33,6 +35,7 @@ class RoundReport:
     attempt: int
     finished: bool
     next_head: bytes
+    receipt: Receipt | None
     included: tuple[str, ...]
     dropped: tuple[str, ...]
     unconfirmed: tuple[str, ...]
@@ -48,6 +51,7 @@ class RoundReport:
             context.attempt,
             not round.burned,
             context.previous_head if round.burned else round.head,
+            None if round.burned else round.result,
             tuple(sorted(round.inputs)),
             tuple(round.dropped),
             tuple(sorted(round.inputs.keys() - round.confirmations.keys())),
@@ -178,12 +182,17 @@ def _notes(round: Round, report: RoundReport) -> Iterator[str]:
 def _participation(reports: Sequence[RoundReport]) -> Iterator[str]:
     finished = [report for report in reports if report.finished]
     for client_id, combination in isolated([report.included for report in finished]).items():
-        terms = [f"{times} x round {finished[i].round_number}" for i, times in sorted(combination.items())]
-        yield f"the sums isolate {client_id}: {' + '.join(terms)}; where updates change slowly that is close to its own"
+        sums = " ".join(
+            f"{'-' if times < 0 else '+'} {abs(times)} x round {finished[i].round_number}"
+            for i, times in sorted(combination.items())
+        )
+        yield f"the sums isolate {client_id} ({sums}); where updates change slowly that is close to its own"
 
 
 def accept(verdict: Verdict, store: Store, training_run: str) -> None:
-    """Mark a client's own rounds as verified, so that it may take part again after having released shares.
+    """Mark a client's own rounds as replayed, so that it may take part again after having released shares.
+
+    A client that fell silent before a result learns it here: rounds that continue its log are appended to it.
 
     Args:
         verdict: of the transcripts up to the last round in the client's log, under its own pinned roster.
@@ -191,14 +200,19 @@ def accept(verdict: Verdict, store: Store, training_run: str) -> None:
         training_run: the run.
 
     Raises:
-        ViolationError: something is violated or could not be checked, or the last head is not the one in the log.
+        ViolationError: something is violated or could not be checked, or it does not end in the log's last head.
     """
     if verdict.violation is not None:
         raise verdict.violation
     for check, what in WHAT.items():
         if check not in verdict.items:
             raise ViolationError(check, f"it could not be checked that {what}")
+    for report in verdict.rounds if {report.training_run for report in verdict.rounds} == {training_run} else ():
+        number, head = store.head(training_run)
+        if report.receipt is not None and report.round_number > number and report.receipt.previous_head == head:
+            receipt = report.receipt.statement() + report.receipt.signature
+            store.finish(training_run, report.round_number, report.next_head, receipt)
     last = verdict.rounds[-1]
     if last.training_run != training_run or (last.round_number, last.next_head) != store.head(training_run):
-        raise ViolationError("T-02", "the transcript leads to another head than the last one in this site's log")
+        raise ViolationError("T-02", "the transcript does not lead to the last head in this site's log")
     store.replay(training_run, last.round_number)

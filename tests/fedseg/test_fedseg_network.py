@@ -1,6 +1,7 @@
 """Coordinator and sites over real TLS in one process, so that either can be made to lie."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ from tiny import tiny_study
 
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
-from fedseg.credentials import make_credentials
+from fedseg.credentials import load_federation, make_credentials
 from fedseg.data import load_site
-from fedseg.errors import RoundFailedError
+from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.ledger import verify
 from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
@@ -19,6 +20,9 @@ from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
 from fedseg.study import Study
 from fedseg.update import assign, flatten
+from secagg.messages import Result
+from secagg.rpc.store import SqliteStore
+from secagg.transcript import verify as verify_transcripts
 
 
 async def federate(study: Study, folder: Path, *, kind: type[Coordinator] = Coordinator, at_sites: Study | None = None):
@@ -123,6 +127,71 @@ def test_validation_metrics_leave_a_site_only_where_the_study_says_so(tmp_path, 
     assert kinds.count("metrics") == (2 if share else 0)
     events = (run / "events.jsonl").read_text()
     assert ('"kind":"dice"' in events) == share
+
+
+# --- Transcripts -------------------------------------------------------------------------------------------------
+
+
+def verdict_on(run: Path, folder: Path, study: Study):
+    """What an auditor with the federation's roster finds in the coordinator's folder."""
+    found = sorted((run / "transcripts").iterdir())
+    return found, verify_transcripts(found, load_federation(folder / "credentials", study).roster)
+
+
+def test_every_round_leaves_a_transcript_that_holds(tmp_path):
+    study = tiny_study(rounds=2)
+    run, _ = asyncio.run(federate(study, tmp_path))
+    found, verdict = verdict_on(run, tmp_path, study)
+    assert [path.name for path in found] == ["0001-0.transcript", "0002-0.transcript"]
+    assert (verdict.status, [len(report.included) for report in verdict.rounds]) == ("holds", [3, 3])
+    assert [report.next_head.hex() for report in verdict.rounds] == _heads(run)
+
+
+def test_without_privacy_sites_replay_each_round_before_the_next(tmp_path):
+    study = tiny_study(rounds=2, mechanism="none")
+    run, sites = asyncio.run(federate(study, tmp_path))
+    assert all(isinstance(ended, Path) for ended in sites.values()), sites
+    assert len(_heads(run)) == 2
+    for name, ended in sites.items():
+        with SqliteStore(tmp_path / f"{name}-state" / "marks.sqlite", name) as store:
+            assert store.replayed("run") == store.released("run") == 2
+        assert len(list((ended / "transcripts").iterdir())) == 2
+
+
+class Withholding(Coordinator):
+    def _send_transcript(self, number, sites) -> None:
+        pass
+
+
+class Falsifying(Coordinator):
+    """Claims another sum than came out, in a transcript that it seals like any other."""
+
+    def _recorder(self, context):
+        recorder = super()._recorder(context)
+
+        def record(message) -> None:
+            if isinstance(message, Result):
+                message = replace(message, total=bytes(len(message.total)))
+            recorder(message)
+
+        record.publish = recorder.publish
+        return record
+
+
+@pytest.mark.parametrize(("kind", "told"), [(Withholding, "has not replayed"), (Falsifying, "does not hold")])
+def test_without_privacy_a_site_goes_on_only_after_a_transcript_that_holds(tmp_path, kind, told):
+    study = tiny_study(rounds=2, mechanism="none")
+    ended, sites = asyncio.run(federate(study, tmp_path, kind=kind))
+    assert isinstance(ended, RoundFailedError)
+    assert all(told in str(error) for error in sites.values()), sites
+
+
+def test_without_privacy_whole_transcripts_are_kept(tmp_path):
+    study = tiny_study(mechanism="none")
+    make_credentials(tmp_path / "credentials", study, "run")
+    options = CoordinatorOptions("127.0.0.1", 0, tmp_path / "credentials", transcripts="hashes")
+    with pytest.raises(ConfigError, match="keep them"):
+        Coordinator(RunFolder.create(tmp_path, study), options)
 
 
 def _heads(run: Path) -> list[str]:

@@ -183,3 +183,15 @@ def test_a_failed_start_leaves_nothing(tmp_path):
     with pytest.raises(RoundFailedError, match="needs 3"):
         train(study, tmp_path, Options(silent={"site-a": "AdvertiseKeys"}, silent_round=1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["Unmasking", "Result"])
+def test_a_site_that_fell_silent_late_enters_the_next_round_without_privacy_too(tmp_path, step):
+    study = tiny_study(mechanism="none", sites=4)
+    run = train(study, tmp_path, Options(silent={"site-b": step}, silent_round=1))
+    ends = [
+        event
+        for event in map(json.loads, (run / "events.jsonl").read_text().splitlines())
+        if event["kind"] == "end_round"
+    ]
+    assert ["site-b" in event["included"] for event in ends] == [True, True]

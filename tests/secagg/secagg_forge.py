@@ -52,7 +52,6 @@ from secagg.transcript.record import (
     Writer,
     blocks,
     encode_record,
-    roster_hash,
 )
 
 Twist = Callable[[str, object], object]
@@ -235,7 +234,7 @@ def forge(
     u6 = said("members", "U6", [u for u in u3 if u not in silent])
     confirmations = everybody("confirmation", u6, lambda u: Confirmation(head, u))
 
-    opening = said("opening", "", Opening.of(policy, roster_hash(cohort.roster), context, vectors))
+    opening = said("opening", "", Opening.of(policy, cohort.roster.hash(), context, vectors))
     if only_headers:
         return [opening, *in_order(headers)]
     shares = {u: PublishedShares(headers[u], dealt[u]) for u in headers}

@@ -1,14 +1,19 @@
 """The `secagg` command: what it writes, what it says, and one sentence with a non-zero status where it cannot."""
 
+import json
 import stat
 import tomllib
 
 import pytest
-from secagg_cohort import Cohort
+from secagg_cohort import SERVER_KEY, Cohort
+from secagg_forge import changed, forge, replace, written
 from typer.testing import CliRunner
 
 from secagg import Policy, ServerSession, SigningKey, Suite, wire
-from secagg.cli import _explanation, app, traffic
+from secagg.cli import app
+from secagg.cli.cost import Cost
+from secagg.cli.explain import explanation, traffic
+from secagg.messages import Attestation
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb"}
 
@@ -83,17 +88,37 @@ def test_a_policy_is_explained_in_words():
     refused("policy", "--clients", "10", "--bits", "16", says="bits = 16 can overflow")
 
 
+def test_the_seconds_of_a_policy_are_measured_and_grow_with_what_there_is_to_do():
+    output = run("policy", "--clients", "10", "--length", "100")
+    assert "Seconds per client" in output
+    assert "without dropouts" in output
+    assert "estimated from primitives measured just now" in output
+
+    def cost(n: int, d: int) -> Cost:
+        return Cost(Policy(project="p", clients=n, length=d, clip_range=1.0, suite=Suite.X25519))
+
+    # The same primitives, counted for other policies: no clock decides here.
+    small = cost(10, 100)
+    assert 0 < small.client() < 60
+    assert 0 < small.server(0) < small.server(3)
+    for larger in (Policy(project="p", clients=20, length=100, clip_range=1.0, suite=Suite.X25519),):
+        small_client, small_server = small.client(), small.server(0)
+        small._policy = larger
+        assert small.client() > small_client
+        assert small.server(0) > small_server
+
+
 @pytest.mark.parametrize("n", [3, 10, 256])
 def test_who_must_collude_is_never_fewer_than_the_policy_says(n):
     for c in range(1, n - 1):
-        explained = dict(_explanation_of(n, c))
+        explained = dict(explained_of(n, c))
         assert int(explained["To read one input"].split()[3]) > c
         if n == 256 and c > 2:
             break
 
 
-def _explanation_of(n: int, c: int):
-    return _explanation(Policy(project="p", clients=n, length=1, clip_range=1.0, max_corrupt=c, suite=Suite.X25519))
+def explained_of(n: int, c: int):
+    return explanation(Policy(project="p", clients=n, length=1, clip_range=1.0, max_corrupt=c, suite=Suite.X25519))
 
 
 @pytest.mark.parametrize("suite", list(Suite))
@@ -125,6 +150,93 @@ def test_the_demonstration_adds_exactly_and_says_who_dropped_out(suite):
         assert words in output
 
 
+def test_the_transcript_of_a_demonstration_can_be_verified(tmp_path):
+    path, roster = tmp_path / "round.transcript", tmp_path / "round.roster.toml"
+    arguments = (
+        "demo",
+        "--clients",
+        "5",
+        "--drop",
+        "1",
+        "--length",
+        "50",
+        "--suite",
+        "X25519",
+        "--transcript",
+        str(path),
+    )
+    assert f"secagg verify-transcript {path} --roster {roster}" in run(*arguments)
+    assert "Everything holds." in run("verify-transcript", str(path), "--roster", str(roster))
+    refused(*arguments, says="exists already")
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    cohort = Cohort(5)
+    keys = "".join(f'"{client_id}" = "{key.hex()}"\n' for client_id, key in cohort.roster.items())
+    (tmp_path / "roster.toml").write_text(f"[clients]\n{keys}")
+    return cohort
+
+
+def verifying(tmp_path, *files: str, status: int, options=()) -> str:
+    paths = [str(tmp_path / name) for name in files]
+    return run("verify-transcript", *paths, "--roster", str(tmp_path / "roster.toml"), *options, status=status)
+
+
+def test_a_transcript_that_holds(tmp_path, cohort):
+    written(tmp_path / "t", forge(cohort, {"site-e": "MaskedInputCollection"}))
+    output = verifying(tmp_path, "t", status=0)
+    assert output.count(" held ") == 17
+    assert "Round 1, attempt 0: 4 included, dropped: site-e." in output
+    assert output.endswith("Everything holds.\n")
+    answer = json.loads(verifying(tmp_path, "t", status=0, options=["--json"]))
+    assert (answer["status"], answer["exit_code"], answer["violation"]) == ("holds", 0, None)
+
+
+def test_a_transcript_that_lies(tmp_path, cohort):
+    lie = changed(forge(cohort), Attestation, "site-b", lambda a: replace(a, signature=bytes(64)))
+    written(tmp_path / "t", lie)
+    output = verifying(tmp_path, "t", status=1)
+    (told,) = [line for line in output.splitlines() if line.startswith("Violated: ")]
+    assert told.startswith(f"Violated: [T-04] {tmp_path / 't'}: record ")
+    assert told.endswith(" of site-b: the attestation carries no signature of its sender.")
+    answer = json.loads(verifying(tmp_path, "t", status=1, options=["--json"]))
+    assert (answer["violation"]["check"], answer["violation"]["sender"]) == ("T-04", "site-b")
+
+
+def test_a_file_that_is_no_transcript_is_violated(tmp_path, cohort):
+    assert "[T-20]" in verifying(tmp_path, "roster.toml", status=1)
+
+
+def test_a_transcript_that_could_not_be_checked(tmp_path, cohort):
+    written(tmp_path / "t", forge(cohort, vectors=False))
+    assert "could not be checked: T-13." in verifying(tmp_path, "t", status=2)
+    written(tmp_path / "u", forge(cohort, only_headers=True))
+    assert "did not finish" in verifying(tmp_path, "u", status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["t"], "Missing option"),
+        (["--roster", "roster.toml"], "Missing argument"),
+        (["t", "--roster", "roster.toml", "--fast"], "No such option"),
+        (["t", "--roster", "t"], "is not a roster"),
+        (["t", "--roster", "nowhere"], "No such file"),
+        (["nowhere", "--roster", "roster.toml"], "No such file"),
+    ],
+)
+def test_a_verification_that_cannot_run_is_never_taken_for_a_verdict(tmp_path, cohort, monkeypatch, arguments, says):
+    written(tmp_path / "t", forge(cohort))
+    monkeypatch.chdir(tmp_path)
+    assert says in run("verify-transcript", *arguments, status=3)
+
+
+def test_a_stranger_cannot_bring_the_roster(tmp_path, cohort):
+    other = written(tmp_path / "t", forge(Cohort(6)), signing_key=SERVER_KEY)
+    assert "[T-03]" in verifying(tmp_path, other.name, status=1)
+
+
 def test_a_demonstration_that_cannot_work_says_so_in_one_sentence():
     refused(
         "demo", "--clients", "4", "--drop", "2", "--suite", "X25519", says="2 clients are left and the policy needs 3"
@@ -135,7 +247,7 @@ def test_a_demonstration_that_cannot_work_says_so_in_one_sentence():
 
 
 def test_a_wrong_sum_would_not_go_unnoticed(monkeypatch):
-    monkeypatch.setattr("secagg.cli._Demo.wrong", 3)
+    monkeypatch.setattr("secagg.cli.demonstration.Demo.wrong", 3)
     assert "differs in 3 places" in run("demo", "--clients", "4", "--drop", "0", "--length", "9", status=1)
 
 

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
 from secagg import ComplaintError, MalformedMessageError, SecAggError, Suite, open_round, wire
-from secagg.cli import _read_public
+from secagg.cli.identities import read_public
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
 from secagg.messages import RoundStart, Signed, UnmaskingShares
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
@@ -610,7 +610,7 @@ def test_any_key_file_is_a_key_or_refused_in_one_sentence(tmp_path, data):
     path = tmp_path / "any.pub"
     path.write_bytes(data)
     try:
-        client_id, key = _read_public(path)
+        client_id, key = read_public(path)
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:

@@ -240,7 +240,7 @@ def test_fips_203_key_generation():
 
 
 def test_fips_203_implicit_rejection():
-    """Section 6.3: a ciphertext that was not made for the key gives SHAKE-256(z | c), z being the seed's second half."""
+    """Section 6.3: a ciphertext that was not made for the key gives SHAKE-256(z | c), z the second half of the seed."""
     key = MLKEM768PrivateKey.from_seed_bytes(SEED)
     for ciphertext in (bytes(1088), b"\xff" * 1088, bytes(i % 256 for i in range(1088))):
         assert key.decapsulate(ciphertext) == hashlib.shake_256(SEED[32:] + ciphertext).digest(32)

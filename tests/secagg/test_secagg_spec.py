@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import secagg.errors
+from secagg.transcript.checks import WHAT
 
 ROOT = Path(__file__).parents[2]
 CODE = [path for path in sorted((ROOT / "secagg").rglob("*.py")) if not path.name.endswith("_pb2.py")]
@@ -52,3 +53,17 @@ def test_every_section_that_the_code_cites_exists():
         text = " ".join(path.read_text().split())
         for cited in re.findall(r"docs/spec\.md,\s+sections? ((?:\"[^\"]+\"(?: and |, )?)+)", text):
             assert set(re.findall(r'"([^"]+)"', cited)) <= headings, path
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests/secagg").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/threat-model.md").read_text()))
+    assert len(named) > 15
+    for name in named:
+        assert f"def {name}(" in tests, name
+
+
+def test_the_checks_of_a_transcript_are_those_of_the_table():
+    listed = re.findall(r"^\| (T-\d\d) \|", SPEC, re.MULTILINE)
+    assert listed == list(WHAT)
+    assert listed == [f"T-{i:02}" for i in [*range(1, 15), 18, 19, 20]]

@@ -19,7 +19,7 @@ from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
 from secagg_forge import changed, forge, written
 from secagg_lies import LIES, plus_one, put, told
 
-from secagg import ConfigError, IllegalTransitionError, PinnedRoster, SecAggError, ServerSession, Suite
+from secagg import ConfigError, IllegalTransitionError, MemoryStore, PinnedRoster, SecAggError, ServerSession, Suite
 from secagg import client as secagg_client
 from secagg.encoding import encode
 from secagg.messages import (
@@ -223,6 +223,41 @@ def test_a_transcript_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space"):
         recorder.publish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_the_transcript_and_not_the_round(tmp_path):
+    cohort = Cohort(5)
+    recorder = Recorder(tmp_path / "t", cohort.policy, cohort.roster, cohort.context(), signing_key=SERVER_KEY)
+    recorder._spool = FullAfter(3, recorder._spool)
+    play = Play(cohort)
+    play.server = ServerSession(cohort.policy, cohort.roster, cohort.context(), SERVER_KEY, record=recorder)
+    assert play.to_the_end().exact
+    with pytest.raises(OSError, match="No space"):
+        recorder.publish()
+    assert recorder._spool.closed
+    assert list(tmp_path.iterdir()) == []
+
+
+class FullAfter:
+    """A file on a disk that is full after so many writes."""
+
+    def __init__(self, writes: int, file) -> None:
+        self._writes, self._file = writes, file
+
+    def __getattr__(self, name: str):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self._file.__enter__()
+
+    def __exit__(self, *why):
+        return self._file.__exit__(*why)
+
+    def write(self, data: bytes) -> int:
+        self._writes -= 1
+        if self._writes < 0:
+            raise OSError(28, "No space left on device")
+        return self._file.write(data)
 
 
 def test_a_recorder_needs_the_servers_key_and_a_vector_that_fits(tmp_path):
@@ -467,7 +502,7 @@ def test_isolated_clients_are_a_note_and_no_violation(tmp_path):
     verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.roster)
     assert verdict.status == "holds"
     assert [note for note in verdict.notes if "isolate" in note] == [
-        "the sums isolate site-b: 1 x round 1 + -1 x round 2; where updates change slowly that is close to its own"
+        "the sums isolate site-b (+ 1 x round 1 - 1 x round 2); where updates change slowly that is close to its own"
     ]
 
 
@@ -476,13 +511,29 @@ def test_a_client_accepts_what_holds_and_is_its_own_log(tmp_path):
     recorded(tmp_path / "t", cohort)
     store = cohort.stores["site-a"]
     verdict = verify([tmp_path / "t"], cohort.roster)
+    another = MemoryStore()
+    another.finish(RUN, 1, bytes([7]) * 32, b"")
     with pytest.raises(ViolationError, match=r"\[T-02\]"):
-        accept(verdict, Cohort(5).stores["site-a"], RUN)
+        accept(verdict, another, RUN)
     with pytest.raises(ViolationError, match=r"\[T-02\]"):
         accept(verdict, store, "another run")
     assert store.replayed(RUN) == 0
     accept(verdict, store, RUN)
     assert store.replayed(RUN) == 1
+
+
+def test_a_client_that_fell_silent_before_the_result_learns_it_from_the_transcripts(tmp_path):
+    cohort = Cohort(5)
+    first = recorded(tmp_path / "1", cohort)
+    second = recorded(tmp_path / "2", cohort, number=2, head=first.server.head)
+    store = MemoryStore()
+    store.release(RUN, 1)
+    accept(verify([tmp_path / "1", tmp_path / "2"], cohort.roster), store, RUN)
+    assert (store.head(RUN), store.replayed(RUN)) == ((2, second.server.head), 2)
+    gap = MemoryStore()
+    with pytest.raises(ViolationError, match="does not lead"):
+        accept(verify([tmp_path / "2"], cohort.roster), gap, RUN)
+    assert gap.head(RUN)[0] == gap.replayed(RUN) == 0
 
 
 def test_a_client_accepts_nothing_less(tmp_path):

@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = """
 from secagg.client import Advertised, Attested, Joining, Masked, Reported, Shared
 from secagg.messages import Attestations, IncludedSet, Reports, Roster, ShareInbox
-from secagg.masking import Vector
+from secagg.quantize import Quantised
 
-def in_order(state: Joining, roster: Roster, inbox: ShareInbox, reports: Reports, update: Vector,
+def in_order(state: Joining, roster: Roster, inbox: ShareInbox, reports: Reports, update: Quantised,
              included: IncludedSet, attestations: Attestations) -> None:
     advertised, _ = state.advertise_keys()
     shared, _ = advertised.share_keys(roster)
@@ -23,13 +23,13 @@ def in_order(state: Joining, roster: Roster, inbox: ShareInbox, reports: Reports
 def skips_the_roster(state: Joining, inbox: ShareInbox) -> None:
     state.advertise_keys()[0].report(inbox)
 
-def skips_the_report(state: Shared, reports: Reports, update: Vector) -> None:
+def skips_the_report(state: Shared, reports: Reports, update: Quantised) -> None:
     state.mask_input(reports, update)
 
 def skips_the_consistency_check(state: Masked, attestations: Attestations) -> None:
     state.unmask(attestations)
 
-def masks_twice(state: Masked, reports: Reports, update: Vector) -> None:
+def masks_twice(state: Masked, reports: Reports, update: Quantised) -> None:
     state.mask_input(reports, update)
 
 def takes_another_rounds_message(state: Attested, included: IncludedSet) -> None:

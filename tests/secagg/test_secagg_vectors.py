@@ -33,6 +33,7 @@ import secagg.client
 from secagg import (
     AbortedError,
     ClientSession,
+    MalformedMessageError,
     MemoryStore,
     PinnedRoster,
     Policy,
@@ -52,7 +53,7 @@ from secagg import (
     wire,
 )
 from secagg.graph import smallest_cover
-from secagg.messages import EncryptedShares, MaskedInput, Roster, RoundStart, ShareInbox, Signed, UnmaskingShares
+from secagg.messages import Roster, RoundStart, Signed
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"
@@ -88,7 +89,7 @@ def encode(purpose: str, *values: Any) -> bytes:
     return b"".join(map(field_bytes, (f"secagg/1 {purpose}", *values)))
 
 
-def H(purpose: str, *values: Any) -> bytes:  # noqa: N802
+def H(purpose: str, *values: Any) -> bytes:
     return hashlib.sha256(encode(purpose, *values)).digest()
 
 
@@ -465,7 +466,7 @@ class Player:
             if complaint:
                 outcome |= {"success": False, "error": "ShareError", "check": "C-12", "culprits": [complaint]}
         expected = {k: operation[k] for k in ("success", "error", "check", "culprits", "complaints") if k in operation}
-        if "output" in operation:
+        if "output" in operation or operation["success"]:
             expected["output"] = self.expected_output(operation)
         assert outcome == expected, operation
 
@@ -476,7 +477,7 @@ class Player:
             assert self.clients[attempt, party].finished != unread
 
     def expected_output(self, operation: Json) -> Any:
-        output = operation["output"]
+        output = operation.get("output")
         if operation["operation"] == "server_close":
             return {client_id: self.messages[label] for client_id, label in output.items()}
         return self.messages[output] if isinstance(output, str) else output
@@ -752,6 +753,13 @@ def check_slots(case: Json) -> None:
     count = math.ceil(64 / bits)
     slots = [int.from_bytes(H("constant-slot", round_id, i)[:8], "little") % 2**bits for i in range(count)]
     assert slots == case["output"]
+
+
+def check_decode(case: Json) -> None:
+    decode = {"client": wire.decode_from_client, "server": wire.decode_from_server}[case["from"]]
+    with pytest.raises(MalformedMessageError) as caught:
+        decode(bytes.fromhex(case["input"]))
+    assert caught.value.check == case["check"], case["what"]
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------
