@@ -347,7 +347,8 @@ class _Held(Secret):
 
     def wipe(self) -> None:
         """See `Secret.wipe`."""
-        self.mask_key.wipe()
+        if "mask_key" in vars(self):
+            self.mask_key.wipe()
         super().wipe()
 
 

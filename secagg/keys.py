@@ -7,7 +7,7 @@ and "Keys and seeds".
 
 import hashlib
 import secrets
-from functools import cache
+from functools import cache, lru_cache
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
@@ -227,6 +227,7 @@ def _xwing_key(seed: bytes) -> tuple[hpke.MLKEM768X25519PrivateKey, bytes]:
     return hpke.MLKEM768X25519PrivateKey(kem, dh), kem.public_key().public_bytes_raw() + dh_public
 
 
+@lru_cache(maxsize=1024)  # a key is checked, then sealed to: parsing it takes a fifth of either
 def _public_key(suite: Suite, public: bytes) -> _PublicKey:
     if suite is Suite.X25519:
         return X25519PublicKey.from_public_bytes(public)
