@@ -4,7 +4,7 @@ Pure functions of secrets that the caller holds; nothing is kept here. Specifica
 seeds" and "Commitments".
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,9 +40,9 @@ def self_commitment(slot: bytes, client_id: str, self_seed: bytes) -> bytes:
     return digest("self-commit", slot, client_id, self_seed)
 
 
-def pair_commitment(slot: bytes, first: str, second: str, pair_secret: bytes) -> bytes:
-    """C_uv = H('pair-commit' | slot | u | v | r_uv) for u < v."""
-    return digest("pair-commit", slot, first, second, pair_secret)
+def pair_commitment(slot: bytes, dealer: str, recipient: str, pair_secret: bytes) -> bytes:
+    """C_uv = H('pair-commit' | slot | dealer | recipient | r_uv)."""
+    return digest("pair-commit", slot, dealer, recipient, pair_secret)
 
 
 def pair_mask_seed(roster1: bytes, round_id: bytes, ids: tuple[str, str], exchanged: bytes, secret: bytes) -> bytes:
@@ -123,12 +123,3 @@ def accumulate(total: Vector, y: Buffer, bits: int) -> None:
     """
     for where, values in unpacked(y, len(total), bits):
         total[where] += values
-
-
-def mask_vector(
-    update: Vector, policy: Policy, round_id: bytes, add: Iterable[bytes], subtract: Iterable[bytes]
-) -> Vector:
-    """y_u = (update | slots) + masks of `add` - masks of `subtract`: a new (d + slots,) vector, one copy."""
-    masked = np.concatenate([update, slot_values(policy, round_id)])
-    apply_masks(masked, list(add), list(subtract))
-    return masked

@@ -57,7 +57,7 @@ from secagg.messages import (
 )
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Executor, apply_masks, zeros
-from secagg.quantize import dtype_for, pack
+from secagg.quantize import dtype_for, pack_into, packed_size
 from secagg.shamir import combine
 from secagg.state import (
     ADVERTISE_KEYS,
@@ -399,7 +399,10 @@ class Unmasking(Collecting):
         return confirming, dict.fromkeys(self.included.by_id, result)
 
     def _result(self, total: Vector) -> Result:
-        packed, context = pack(total, self.round.policy.bits), self.round.context
+        bits, context = self.round.policy.bits, self.round.context
+        octets = np.empty(packed_size(len(total), bits), np.uint8)
+        pack_into(total, bits, octets)
+        packed = octets.data.toreadonly()
         total_hash = Result.hash_of(packed)
         round_id, attested = self.inputs.view[0], self.included.attested
         head = next_head(context.previous_head, round_id, attested, total_hash)

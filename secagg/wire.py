@@ -55,6 +55,7 @@ _FIELDS = {
     kind: [(field.name, _NESTED.get((kind, field.name))) for field in fields(kind) if field.name != _VECTORS.get(kind)]
     for kind in {*_CLIENT_FIELDS.values(), *_SERVER_FIELDS.values(), *_NESTED.values()}
 }
+_TWINS = {kind: getattr(pb, kind.__name__) for kind in _FIELDS}
 _PLAIN = {
     kind: attrgetter(*(name for name, _ in named))
     for kind, named in _FIELDS.items()
@@ -182,8 +183,8 @@ def _varint_at(data: Buffer, start: int) -> tuple[int, int]:
 
 def _written(message: Any) -> Any:
     """The protobuf twin of a message, without its vector."""
-    values: dict[str, object] = {}
-    for name, nested in _FIELDS[type(message)]:
+    kind, values = type(message), dict[str, object]()
+    for name, nested in _FIELDS[kind]:
         value = getattr(message, name)
         if name in _NAMED_BYTES:
             values[name] = [pb.NamedBytes(client_id=i, value=v) for i, v in value.items()]
@@ -195,7 +196,7 @@ def _written(message: Any) -> Any:
             values[name] = [_written(item) for item in value]
         else:
             values[name] = _written(value)
-    return getattr(pb, type(message).__name__)(**values)
+    return _TWINS[kind](**values)
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from secagg.errors import ConfigError
-from secagg.masking import accumulate, mask_vector, masked_input, slot_values
+from secagg.masking import accumulate, masked_input, slot_values
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import BLOCK, Quantised, dtype_for, pack, packed_size, quantize, unpack
@@ -39,7 +39,8 @@ class TestMaskedInput:
     def test_equals_quantise_then_mask_then_pack(self, length, bits):
         """The slots lie across a block border in some of these."""
         rules = policy(length, bits)
-        steps = mask_vector(quantize(update_of(length), rules, "a", Stream(KEY))[0], rules, ROUND, SEEDS[:3], SEEDS[3:])
+        steps = np.concatenate([quantize(update_of(length), rules, "a", Stream(KEY))[0], slot_values(rules, ROUND)])
+        apply_masks(steps, SEEDS[:3], SEEDS[3:])
         assert masked(length, bits) == pack(steps, bits)
 
     def test_unmasks_to_the_integers_and_the_slots(self):
