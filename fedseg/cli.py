@@ -134,8 +134,8 @@ def _interrupted(runs: Path, study: "Study") -> Path:
     raise ConfigError(f"{runs}: holds no interrupted run of this very study; run it without --resume")
 
 
-def _conclude(run: Path) -> None:
-    """Write the report and show the figures of a complete run."""
+def _conclude(run: Path, credentials: Path | None = None) -> None:
+    """Write the report and show the figures of a complete run, and how to replay its rounds."""
     import json
 
     from fedseg.report import write_report
@@ -144,6 +144,9 @@ def _conclude(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     out.print(f"model {run / 'model.safetensors'}\nreport {report}", soft_wrap=True)
+    if credentials is not None and (run / "transcripts").is_dir():
+        command = f"secagg verify-transcript {run / 'transcripts'}/* --roster {credentials / 'federation.toml'}"
+        out.print(f"replay every round without the coordinator: {command}", soft_wrap=True)
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
@@ -244,7 +247,7 @@ def coordinator(
     )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         run = coordinate(folder, options)
-    _conclude(run)
+    _conclude(run, credentials)
 
 
 @app.command()
@@ -280,7 +283,7 @@ def site(
     options = Options(name, address, credentials, kept, patience, accept_exposure, audit, _command())
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         run = take_part(folder, found, options)
-    _conclude(run)
+    _conclude(run, credentials)
 
 
 @app.command()
@@ -295,8 +298,9 @@ def demo(
 
     loaded = load_study(study or Path(__file__).parent / "demo.toml")
     with Screen(out) as screen:
-        run = Demo(runs, loaded, screen).run()
-    _conclude(run)
+        demonstration = Demo(runs, loaded, screen)
+        run = demonstration.run()
+    _conclude(run, demonstration.folder / "credentials")
 
 
 @app.command()

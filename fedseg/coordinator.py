@@ -250,7 +250,7 @@ class Coordinator:
             attempt, self.attempt = self.attempt, None
             self.dropped_before |= attempt.silent
             if recorder is not None:
-                recorder.publish()
+                self._publish(recorder)
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
@@ -267,6 +267,12 @@ class Coordinator:
         path.parent.mkdir(exist_ok=True)
         whole, key = self.options.transcripts == "whole", self.book.signing_key
         return Recorder(path, self.policy, self.federation.roster, context, whole, key)
+
+    def _publish(self, recorder: Recorder) -> None:
+        try:
+            recorder.publish()
+        except OSError as error:  # the sum is there all the same
+            self.folder.emit("note", text=f"the transcript of this round could not be written: {error}")
 
     def _transcript(self, number: int, attempt: int) -> Path:
         return self.folder.path / "transcripts" / f"{number:04d}-{attempt}.transcript"

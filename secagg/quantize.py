@@ -18,7 +18,7 @@ from secagg.policy import Policy
 BLOCK = 1 << 16  # values
 _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 _LANE_MASKS = {4: 0x0F0F, 2: 0x03030303}
-_QUANTIZE_CHUNK = 1 << 15  # values; one chunk of float64 stays in the second-level cache
+_QUANTIZE_CHUNK = 1 << 16  # values: few enough for the cache, enough to outweigh the calls
 _STEP = 2.0**32  # one integer, in units of the last random bit
 # A float64 whose last mantissa bit is worth one integer, and stays so with up to 2^51 of them added or taken away.
 _MAGIC = 1.5 * 2.0**52 * _STEP

@@ -142,6 +142,10 @@ class Collecting(State, ABC):
         if len(self.received) < need:
             raise TooFewClientsError(self.step, len(self.received), need)
 
+    def _elsewhere(self, check: str, what: str) -> ProtocolError:
+        """Well signed and about something else: an honest client's message of an earlier attempt may be late."""
+        return InconsistentViewError(check, what)
+
     def _own(self, sender: str, claimed: str) -> None:
         if claimed != sender:
             raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
@@ -162,9 +166,9 @@ class Advertising(Collecting):
 
     def _check(self, sender: str, message: AdvertiseKeys) -> None:
         self._own(sender, message.client_id)
-        if message.slot != self.round.slot:
-            raise InconsistentViewError("S-04", f"{sender} joins another slot: its study or roster differs", [sender])
         message.verify(self.round.pinned[sender], "S-04", sender)
+        if message.slot != self.round.slot:
+            raise self._elsewhere("S-04", f"{sender} joins another slot: it is late, or its study or roster differs")
         keys = (message.channel_pk, message.mask_dh_pk, message.mask_kem_pk)
         fresh = {key for key in keys if key}
         if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
@@ -196,9 +200,9 @@ class SharingKeys(Collecting):
         header, suite = message.header, self.round.policy.suite
         hybrid = suite is Suite.MLKEM768_X25519
         self._own(sender, header.client_id)
-        if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
-            raise InconsistentViewError("S-06", f"the header of {sender} is for another slot or roster", [sender])
         header.verify(self.round.pinned[sender], "S-06", sender)
+        if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
+            raise self._elsewhere("S-06", f"the header of {sender} is for another slot or roster")
         if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
         peers = self.roster.others(sender)
@@ -250,11 +254,11 @@ class Reporting(Collecting):
 
     def _check(self, sender: str, message: ShareReport) -> None:
         self._own(sender, message.client_id)
+        message.verify(self.round.pinned[sender], "S-09", sender)
         if (message.slot, message.roster1, message.roster2) != (self.round.slot, self.roster.hash, self.roster2):
-            raise InconsistentViewError("S-09", f"{sender} reports on another round", [sender])
+            raise self._elsewhere("S-09", f"{sender} reports on another round")
         if message.complaint and message.complaint not in self.expected - {sender}:
             raise MalformedMessageError("S-09", f"{sender} complains about somebody who dealt nothing", [sender])
-        message.verify(self.round.pinned[sender], "S-09", sender)
 
     def close(self) -> tuple["CollectingInputs", Mapping[str, Reports]]:
         """Fix U2 and tell it to its members; from here the round completes or burns.
@@ -293,9 +297,9 @@ class CollectingInputs(Collecting):
 
     def _check(self, sender: str, message: MaskedInput) -> None:
         self._own(sender, message.client_id)
-        if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
-            raise InconsistentViewError("S-10", f"{sender} masked for another round, model or set of sharers", [sender])
         message.verify(self.round.pinned[sender], "S-10", sender)
+        if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
+            raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
         try:
             accumulate(self.total, message.y, self.round.policy.bits)
         except ValueError as error:
@@ -324,9 +328,9 @@ class Attesting(Collecting):
 
     def _check(self, sender: str, message: Attestation) -> None:
         self._own(sender, message.client_id)
-        if message.attested != self.included.attested:
-            raise InconsistentViewError("S-12", f"{sender} attests another set of included clients", [sender])
         message.verify(self.round.pinned[sender], "S-12", sender)
+        if message.attested != self.included.attested:
+            raise self._elsewhere("S-12", f"{sender} attests another set of included clients")
 
     def close(self) -> tuple["Unmasking", Mapping[str, Attestations]]:
         """Show the quorum to those who formed it."""
@@ -352,9 +356,9 @@ class Unmasking(Collecting):
 
     def _check(self, sender: str, message: UnmaskingShares) -> None:
         self._own(sender, message.client_id)
-        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
-            raise InconsistentViewError("S-13", f"{sender} unmasks another round", [sender])
         message.verify(self.round.pinned[sender], "S-13", sender)
+        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
+            raise self._elsewhere("S-13", f"{sender} unmasks another round")
         advertised, roster1, slot = self.shares.roster.by_id, self.shares.roster.hash, self.round.slot
         paired = [peer for peer in self.dropped if advertised[peer].mask_kem_pk]
         lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
@@ -498,6 +502,6 @@ class Confirming(Collecting):
 
     def _check(self, sender: str, message: Confirmation) -> None:
         self._own(sender, message.client_id)
-        if message.head != self.result.receipt.head:
-            raise InconsistentViewError("S-21", f"{sender} confirms another head", [sender])
         message.verify(self.round.pinned[sender], "S-21", sender)
+        if message.head != self.result.receipt.head:
+            raise self._elsewhere("S-21", f"{sender} confirms another head")

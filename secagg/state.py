@@ -144,7 +144,10 @@ class Store(Protocol):
         """The last finished round number and its head; (0, GENESIS) at the start."""
 
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
-        """Append a finished round to the hash-chained log; strictly increasing round numbers, or raise C-22."""
+        """Append a finished round to the hash-chained log; strictly increasing round numbers, or raise C-22.
+
+        The last one once more changes nothing: a late result may follow the receipt of the same round.
+        """
 
 
 @dataclass(slots=True)
@@ -212,6 +215,8 @@ class MemoryStore:
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
         """See `Store.finish`."""
         log = self._marks(training_run).log
+        if (round_number, head) == log[-1]:
+            return
         if round_number <= log[-1][0] or head == log[-1][1] or len(head) != HASH_BYTES:
             raise UnexpectedMessageError(
                 "C-22", f"the head of round {round_number} of {training_run} does not follow the log"

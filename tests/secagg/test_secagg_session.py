@@ -12,17 +12,19 @@ from secagg import (
     ComplaintError,
     ConfigError,
     IllegalTransitionError,
+    InconsistentViewError,
     ProtocolError,
     ServerSession,
     Suite,
     TooFewClientsError,
     UnexpectedMessageError,
     dequantize,
+    open_round,
     wire,
 )
 from secagg.client import Joining
 from secagg.graph import smallest_cover
-from secagg.messages import Attestations, EncryptedShares, IncludedSet, Reports, Roster, UnmaskingShares
+from secagg.messages import Attestations, EncryptedShares, IncludedSet, Reports, Roster, RoundStart, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import Quantised
 from secagg.state import RESULT, MemoryStore
@@ -462,6 +464,24 @@ def test_a_round_number_is_burned_once_the_sharers_are_known(step):
     assert isinstance(play.failure, TooFewClientsError)
     assert play.server.burned == (SENDING.index(step) > SENDING.index("ShareReport"))
     assert not Cohort(4).play().server.burned
+
+
+def test_a_late_message_of_an_earlier_attempt_is_refused_and_blames_nobody():
+    cohort = Cohort(4)
+    late, now = Play(cohort), Play(cohort, context=cohort.context(attempt=1))
+    with pytest.raises(InconsistentViewError, match="S-04") as caught:
+        now.server.receive("site-a", late.out["site-a"])
+    assert caught.value.culprits == ()
+    assert now.to_the_end().exact
+
+
+def test_a_result_that_follows_its_own_receipt_is_confirmed():
+    cohort = Cohort(4)
+    kept = {}
+    play = cohort.play(down=lambda at, who, m: kept.setdefault(who, m) and None if at == RESULT else m)
+    start = RoundStart(RUN, 2, 0, bytes(32), bytes(32), play.server.head, (play.server.receipt,)).sign(SERVER_KEY)
+    open_round(cohort.policy, RUN, start, cohort.stores["site-a"], accept_exposure=True)
+    assert play.clients["site-a"].receive(kept["site-a"]).head == play.server.head
 
 
 # --- Confirmations -----------------------------------------------------------------------------------------------

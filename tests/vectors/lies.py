@@ -32,6 +32,7 @@ from secagg.messages import (
 )
 from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES, split
+from secagg.state import next_head
 
 BASE, HYBRID, SIX = "round_n5_silent_mask_input", "round_n3_hybrid", "round_n6_hybrid"
 """What lies are told in: site-e drops out of the first and the last."""
@@ -301,11 +302,14 @@ def lying_starts(liars: Liars) -> None:
 
     base = liars.files.runs["round_n3_b32"]
     replayed, done = base.index("conclude", VICTIM), base.views[0]["Result"].receipt
+    other = bytes([9]) * 32
+    head = next_head(done.previous_head, done.round_id, done.attested, other)
+    done = replace(done, total_hash=other, head=head).sign(SERVER)
     run = base.branch(replayed)
     run.do("mark_replayed", VICTIM, round_number=1)
     run.do("open_round", VICTIM, data=start_message(2, done.head, (done,)), name="start")
     run.do("conclude", VICTIM, data=base.input_of(replayed))
-    liars.branch("C-22", "A result that the log already holds", base, run, replayed)
+    liars.branch("C-22", "A result after a receipt of another sum", base, run, replayed)
 
 
 def lying_rosters(liars: Liars) -> None:
