@@ -320,7 +320,9 @@ class HonestServer(RuleBasedStateMachine):
             return
         reply, error = take(client, data)
         if client_id not in self.corrupt:
-            assert error is None or isinstance(error, (AbortedError, IllegalTransitionError)), error
+            # A result that arrives two round starts late finds another round's head at the end of the log.
+            known = attempt is not self.now and isinstance(error, ProtocolError) and error.check == "C-22"
+            assert error is None or known or isinstance(error, (AbortedError, IllegalTransitionError)), error
             if reply is not None:
                 self.witness.hears(client, client_id, reply)
         if reply is not None:
