@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, event, given, settings, target
+from hypothesis import HealthCheck, Phase, event, given, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort
@@ -846,7 +846,12 @@ def test_new_randomness_changes_every_masked_input_and_not_the_total(shape, gone
 
 
 QUICK = settings(
-    max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=200,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking a failure can take half an hour
 )
 LONG = settings(QUICK, max_examples=2000, stateful_step_count=40)
 
