@@ -150,7 +150,7 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
 def test_what_a_complete_run_leaves_behind(tmp_path):
     study = tiny_study(mechanism="none", seed=None, rounds=1)
     run = train(study, tmp_path)
-    assert sorted(path.name for path in run.iterdir()) == sorted(set(KEPT) - {"transcripts"})  # which a coordinator keeps
+    assert sorted(path.name for path in run.iterdir()) == sorted(set(KEPT) - {"transcripts"})
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["privacy"] is None
