@@ -146,7 +146,8 @@ class Store(Protocol):
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
         """Append a finished round to the hash-chained log; strictly increasing round numbers, or raise C-22.
 
-        The last one once more changes nothing: a late result may follow the receipt of the same round.
+        A round that the log holds with the same head changes nothing: a result may come after the receipts of its own
+        and of later rounds.
         """
 
 
@@ -215,7 +216,7 @@ class MemoryStore:
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
         """See `Store.finish`."""
         log = self._marks(training_run).log
-        if (round_number, head) == log[-1]:
+        if (round_number, head) in log:
             return
         if round_number <= log[-1][0] or head == log[-1][1] or len(head) != HASH_BYTES:
             raise UnexpectedMessageError(

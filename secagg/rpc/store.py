@@ -144,13 +144,16 @@ class SqliteStore:
     def finish(self, training_run: str, round_number: int, head: bytes, receipt: bytes) -> None:
         """Append the head of a finished round, and the receipt that proves it, to the hash-chained log; once.
 
+        A round that the log holds with this head changes nothing.
+
         Raises:
             UnexpectedMessageError: C-22, the head does not follow the last one of this run.
             ConfigError: the entry could not be written.
         """
         with self._transaction():
             last, last_head = self._last_head(training_run)
-            if (round_number, head) == (last, last_head):
+            logged = "SELECT entry FROM heads WHERE training_run = ? AND round_number = ? AND head = ?"
+            if round_number <= last and self._row(logged, training_run, round_number, head):
                 return
             if not last < round_number <= _LARGEST_NUMBER or len(head) != HASH_BYTES or head == last_head:
                 raise UnexpectedMessageError(
@@ -246,7 +249,7 @@ class SqliteStore:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
 
-    def _row(self, query: str, *values: str) -> Any:
+    def _row(self, query: str, *values: str | int | bytes) -> Any:
         return self._database.execute(query, values).fetchone()
 
     def _add(self, table: str, *values: str | int | bytes) -> None:

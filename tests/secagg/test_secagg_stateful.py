@@ -320,9 +320,7 @@ class HonestServer(RuleBasedStateMachine):
             return
         reply, error = take(client, data)
         if client_id not in self.corrupt:
-            # A result that arrives two round starts late finds another round's head at the end of the log.
-            known = attempt is not self.now and isinstance(error, ProtocolError) and error.check == "C-22"
-            assert error is None or known or isinstance(error, (AbortedError, IllegalTransitionError)), error
+            assert error is None or isinstance(error, (AbortedError, IllegalTransitionError)), error
             if reply is not None:
                 self.witness.hears(client, client_id, reply)
         if reply is not None:
@@ -804,7 +802,7 @@ class LyingServer(RuleBasedStateMachine):
                     self.cohort.provide(client, client_id)
                     try:
                         reply = client.pending()
-                    except ProtocolError:
+                    except (ProtocolError, AbortedError):
                         assert client.finished
                         continue
                     if reply is not None:
@@ -852,8 +850,9 @@ QUICK = settings(
     suppress_health_check=list(HealthCheck),
     print_blob=True,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking a failure can take half an hour
+    derandomize=True,  # a change fails by its own fault; the long run looks further
 )
-LONG = settings(QUICK, max_examples=2000, stateful_step_count=40)
+LONG = settings(QUICK, max_examples=2000, stateful_step_count=40, derandomize=False)
 
 
 class TestHonestServer(HonestServer.TestCase):

@@ -73,12 +73,14 @@ def test_release_remembers_the_highest_round(store):
     assert store.released("another run") == 0
 
 
-def test_the_last_head_once_more_changes_nothing(store):
+def test_a_logged_head_once_more_changes_nothing(store):
     store.finish(RUN, 1, HEADS[0], b"receipt")
     store.finish(RUN, 1, HEADS[0], b"the same round, heard again")
     store.finish(RUN, 2, HEADS[1], b"")
+    store.finish(RUN, 1, HEADS[0], b"a result two round starts late")
     assert store.head(RUN) == (2, HEADS[1])
-    refused("C-22", store.finish, RUN, 1, HEADS[0], b"")
+    refused("C-22", store.finish, RUN, 1, HEADS[1], b"")
+    refused("C-22", store.finish, "another run", 0, HEADS[0], b"")
 
 
 def test_replay_remembers_the_highest_round(store):
