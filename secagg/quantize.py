@@ -227,11 +227,13 @@ def unpacked(data: Buffer, count: int, bits: int) -> Iterator[tuple[slice, NDArr
         for _, width, plane in _planes(length, bits, octets):
             if length * width % 8 and plane[-1] >> (length * width % 8):
                 raise ValueError("the padding bits are not zero")
-    values = np.empty(min(count, BLOCK), dtype_for(bits))
+    # Fresh memory for every block would cost as much as the unpacking.
+    values, above = np.empty((2, min(count, BLOCK)), dtype_for(bits))
+    rest = np.empty(math.ceil(len(values) / 8) * 8, np.uint8)
     for where, octets in blocks:
-        values = values[: where.stop - where.start]
-        _unpack_block(octets, bits, values)
-        yield where, values
+        length = where.stop - where.start
+        _unpack_block(octets, bits, values[:length], above[:length], rest)
+        yield where, values[:length]
 
 
 def _pack_block(block: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
@@ -245,18 +247,25 @@ def _pack_block(block: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
             plane[:] = _squeeze(rest, first % 8, width)[: len(plane)]
 
 
-def _unpack_block(octets: NDArray[np.uint8], bits: int, out: NDArray[Any]) -> None:
-    rest = np.zeros(math.ceil(len(out) / 8) * 8, np.uint8)
+def _unpack_block(
+    octets: NDArray[np.uint8], bits: int, out: NDArray[Any], above: NDArray[Any], rest: NDArray[np.uint8]
+) -> None:
+    """Unpacks into `out`; `above` and `rest` are room of the same length, `rest` rounded up to a multiple of 8."""
+    rest.fill(0)
     for first, width, plane in _planes(len(out), bits, octets):
         if first == 0:
             out[:] = plane.view(f"<u{width // 8}")
         elif width >= 8:
-            out |= plane.view(f"<u{width // 8}").astype(out.dtype) << first
+            above[:] = plane.view(f"<u{width // 8}")
+            above <<= first
+            out |= above
         else:
             spread = _spread(plane, first % 8, width)
             rest[: len(spread)] |= spread[: len(rest)]
     if bits % 8:
-        out |= rest[: len(out)].astype(out.dtype) << (bits - bits % 8)
+        above[:] = rest[: len(out)]
+        above <<= bits - bits % 8
+        out |= above
 
 
 def _blocks(count: int, bits: int, packed: NDArray[np.uint8]) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
