@@ -243,6 +243,7 @@ class Site:
         epsilon = spent(self.ledger, self.study) if self.study.private else None
 
         def on_step(step: int, steps: int) -> None:
+            """Ends the training of a round that is over; tells log and coordinator how far it is."""
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
             self.folder.emit("train", round=number, site=self.me, step=step, steps=steps)
@@ -250,6 +251,7 @@ class Site:
             asyncio.run_coroutine_threadsafe(self.mailbox.send(controls.PROGRESS, progress), loop)
 
         def work() -> NoisedUpdate:
+            """What the training thread does."""
             return train_round(
                 model,
                 self.data,

@@ -36,7 +36,7 @@ def sentences(status: int = 1) -> Iterator[None]:
         errors.print(f"secagg: {error}")
         raise typer.Exit(status) from None
     except OSError as error:
-        errors.print(f"secagg: {error.filename}: {error.strerror}")
+        errors.print(f"secagg: {error.filename}: {error.strerror}" if error.filename else f"secagg: {error}")
         raise typer.Exit(status) from None
 
 

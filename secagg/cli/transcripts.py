@@ -23,6 +23,7 @@ class _Verifying(TyperCommand):
     """Leaves 2 to "no power": a wrong command line ends with 3 here."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """See `TyperCommand.parse_args`."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

@@ -292,6 +292,7 @@ class _VectorInBlocks:
         self.hash = vector_hash(self.purpose, packed_size(self.length, policy.bits))
 
     def take(self, number: int, block: Block) -> None:
+        """The next block, which is record `number` of the file. ViolationError T-18 unless it holds what is due."""
         policy, count = self.round.policy, min(self.length - self.start, BLOCK)
         if not count or len(block.data) != packed_size(count, policy.bits):
             raise ViolationError("T-18", f"a block does not hold {count} values", number, sender_of(self.announced))
@@ -319,6 +320,7 @@ class _VectorInBlocks:
             round.highest = max(round.highest, int(signed.max()))
 
     def finish(self) -> None:
+        """All blocks were taken: its hash is known. ViolationError T-18 where values are missing."""
         if self.start < self.length:
             sentence = f"its vector has {self.start} of {self.length} values"
             raise self.round.wrong("T-18", self.announced, sentence)

@@ -33,6 +33,7 @@ from typer.testing import CliRunner
 
 import secagg.keys
 import secagg.masking
+import secagg.shamir
 from secagg import ClientSession, ConfigError, MemoryStore, SecAggError, ServerSession, SigningKey, Suite, wire
 from secagg.cli import app
 from secagg.keys import ChannelKey, MaskKey, Secret
@@ -224,7 +225,7 @@ def watch(monkeypatch, capfd):
         monkeypatch.setattr(owner, name, tapped)
 
     tap(secrets, "token_bytes", "a draw")
-    tap(secrets, "randbelow", "a coefficient")
+    tap(secagg.shamir, "_uniform", "a coefficient")
     tap(secagg.keys, "hkdf", "a derived key")
     tap(secagg.masking, "hkdf", "a mask seed")
     tap(MaskKey, "exchange", "a shared secret")
