@@ -81,10 +81,12 @@ def encode_each(replies: Mapping[str, m.FromServer]) -> dict[str, bytes]:
 
 def parts(message: m.FromClient | m.FromServer) -> tuple[Buffer, ...]:
     """The same bytes in pieces, the last of which is the vector itself: a stream can be fed without copying it."""
+    if isinstance(message, m.ShareInbox):
+        return _inbox_parts(message)
     for envelope, kinds in ((pb.FromClient, _CLIENT_FIELDS), (pb.FromServer, _SERVER_FIELDS)):
         for name, kind in kinds.items():
             if isinstance(message, kind):
-                head: bytes = envelope(**{name: _written(message)}).SerializeToString(deterministic=True)
+                head = _bytes(envelope(**{name: _written(message)}))
                 if kind not in _VECTORS:
                     return (head,)
                 vector: Buffer = getattr(message, _VECTORS[kind])
@@ -117,7 +119,7 @@ def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -
         if not _crowded(head):
             wrapped.ParseFromString(head)
         wrapped.DiscardUnknownFields()
-        canonical = wrapped.SerializeToString(deterministic=True) == head and not wrapped.vector
+        canonical = _bytes(wrapped) == head and not wrapped.vector
     except (DecodeError, EncodeError):
         canonical = False
     name = wrapped.WhichOneof("message") if canonical else None
@@ -190,8 +192,6 @@ def _written(message: Any) -> Any:
             values[name] = [pb.NamedBytes(client_id=i, value=v) for i, v in value.items()]
         elif nested is None:
             values[name] = value
-        elif name == "headers":
-            values[name] = _written_headers(value)
         elif isinstance(value, tuple):
             values[name] = [_written(item) for item in value]
         else:
@@ -199,10 +199,20 @@ def _written(message: Any) -> Any:
     return _TWINS[kind](**values)
 
 
+def _bytes(twin: Message) -> bytes:
+    return twin.SerializeToString(deterministic=True)
+
+
+def _inbox_parts(inbox: m.ShareInbox) -> tuple[bytes, bytes, bytes]:
+    """The encodings of a message's fields, in their order, are its own: the headers are encoded once for everybody."""
+    common, own = _common(inbox.headers), _bytes(pb.ShareInbox(bundles=[_written(item) for item in inbox.bundles]))
+    number = pb.FromServer.DESCRIPTOR.fields_by_name["share_inbox"].number
+    return _tag(number) + _varint(len(common) + len(own)), common, own
+
+
 @lru_cache(maxsize=1)
-def _written_headers(headers: tuple[m.Header, ...]) -> list[Any]:
-    """The same for every inbox of a round."""
-    return [_written(header) for header in headers]
+def _common(headers: tuple[m.Header, ...]) -> bytes:
+    return _bytes(pb.ShareInbox(headers=[_written(header) for header in headers]))
 
 
 def _read(source: Any, kind: type, values: dict[str, object]) -> object:
