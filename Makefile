@@ -11,7 +11,7 @@ help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
 	@echo "make test    every test"
 	@echo "make check   what CI runs: lint, types, floors, tests"
-	@echo "make bench   ratios of speed in one run      make slow      the long tests"
+	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make chromium  headless browser for the report's screenshot"
@@ -45,6 +45,8 @@ floors: $(STAMP)
 check: lint types floors test
 
 slow: $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || \
+	  echo "atheris cannot be installed here: ten minutes of coverage-guided fuzzing are left out"
 	@$(BIN)/python -m pytest -n 2 -m slow
 
 compat:
