@@ -26,12 +26,18 @@ def _require(condition: bool, what: str) -> None:
 
 
 def _hashes(*values: bytes) -> None:
-    _require(all(len(value) == HASH_BYTES for value in values), "a hash or secret that is not 32 bytes")
+    for value in values:
+        _require(len(value) == HASH_BYTES, "a hash or secret that is not 32 bytes")
+
+
+def _id(client_id: str) -> None:
+    _require(0 < len(client_id) <= 64 and client_id.isascii(), "an id that is not 1 to 64 ASCII characters")
 
 
 def _sorted_ids(ids: Iterable[str]) -> None:
     listed = list(ids)
-    _require(all(0 < len(i) <= 64 and i.isascii() for i in listed), "an id that is not 1 to 64 ASCII characters")
+    for client_id in listed:
+        _id(client_id)
     _require(listed == sorted(set(listed)), "ids that are not sorted and distinct")
 
 
@@ -120,7 +126,7 @@ class AdvertiseKeys(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.slot)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
         _require(len(self.nonce) == NONCE_BYTES, "a nonce that is not 16 bytes")
 
     def statement(self) -> bytes:
@@ -221,7 +227,7 @@ class Header(Signed):
     def __post_init__(self) -> None:
         _hashes(self.slot, self.roster1, self.self_commitment)
         _require(len(self.digests) % HASH_BYTES == 0, "digests that are not 32 bytes each")
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -288,7 +294,7 @@ class ShareReport(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.slot, self.roster1, self.roster2)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
         _require(self.complaint.isascii() and len(self.complaint) <= 64, "a complaint that names no id")
 
     def statement(self) -> bytes:
@@ -331,7 +337,7 @@ class MaskedInput(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.round_id, self.roster1, self.roster2, self.sharers_hash)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
 
     @cached_property
     def y_hash(self) -> bytes:
@@ -362,7 +368,7 @@ class AcceptedInput(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.round_id, self.roster1, self.roster2, self.sharers_hash, self.y_hash)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -403,7 +409,7 @@ class Attestation(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.attested)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -489,7 +495,7 @@ class Confirmation(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.head)
-        _sorted_ids([self.client_id])
+        _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""

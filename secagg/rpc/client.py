@@ -254,6 +254,11 @@ class MailboxClient:
                 result = await attempt()
             except TimeoutError:
                 reason = "it fell silent"
+            except asyncio.CancelledError:
+                # gRPC also raises it where the connection broke while a request was being written.
+                if _cancelled():
+                    raise
+                reason = "the connection broke"
             except aio.AioRpcError as error:
                 reason = await self._judge(error)
             else:
@@ -286,6 +291,12 @@ class MailboxClient:
         if code is grpc.StatusCode.UNAVAILABLE:
             return await asyncio.to_thread(diagnose, self._host, self._port, self._tls) or "the connection broke"
         return str(details)
+
+
+def _cancelled() -> bool:
+    """Whether somebody asked the current task to end."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def _acknowledge(call: Any, sequence: int) -> None:

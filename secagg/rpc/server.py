@@ -292,8 +292,8 @@ class MailboxServer:
             for frame in message.frames():
                 if peer.poll is not mine:
                     return
+                peer.down += frame.ByteSize()  # before the reader can have it
                 await context.write(frame)
-                peer.down += frame.ByteSize()
             sent = message.sequence
 
     async def _caller(self, context: Context) -> _Peer:

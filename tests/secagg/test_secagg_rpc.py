@@ -195,6 +195,31 @@ def test_nothing_is_lost_or_doubled_when_the_cable_is_pulled_again_and_again(fol
     run(scenario)
 
 
+def test_a_call_that_grpc_cancels_by_itself_is_made_again(folder, monkeypatch):
+    """As it does where the connection breaks under a write: nobody asked this site to stop."""
+
+    async def cancelled(*_, **__):
+        raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        async with serving(folder) as (server, port), site(folder, port) as a:
+            await a.connect()
+            method, left = a._method, ["Send", "Send"]
+
+            def broken(shape, name, *rest):
+                if name in left:
+                    left.remove(name)
+                    return cancelled
+                return method(shape, name, *rest)
+
+            monkeypatch.setattr(a, "_method", broken)
+            await a.send("up", b"payload")
+            assert not left
+            assert [(await next_of(server)).kind for _ in range(2)] == ["hello", "up"]
+
+    run(scenario)
+
+
 def test_gone_and_back(folder):
     """A cable pulled for longer than `gone_after`: the owner hears of it, and nothing sent meanwhile is lost."""
 
