@@ -50,7 +50,7 @@ def _append(pieces: list[Buffer], fields: Sequence[Field]) -> None:
 
 
 def _bytes_of(field: Field) -> Buffer:
-    if type(field) is str:
+    if isinstance(field, str):
         return field.encode("ascii")
     if isinstance(field, int):
         if not 0 <= field < 2**64:
