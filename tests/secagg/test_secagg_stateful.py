@@ -53,6 +53,7 @@ from secagg import (
 )
 from secagg.client import Advertised, Attested, Masked, Released, Reported, Shared
 from secagg.graph import smallest_cover
+from secagg.keys import verify
 from secagg.messages import (
     AdvertiseKeys,
     Attestation,
@@ -786,8 +787,15 @@ class LyingServer(RuleBasedStateMachine):
         message = slot.next_for(reader, frozenset(), 0, False) if client and not client.finished else None
         if message is not None and client._provided:
             data = wire.encode(message)
-            if GARBLED[how](data) != data:
-                assert self.tells(slot, reader, GARBLED[how](data)) is None
+            garbled = GARBLED[how](data)
+            reply = self.tells(slot, reader, garbled) if garbled != data else None
+            if reply is not None:  # whoever has a quorum looks at no further signature
+                assert len(self.attesting(wire.decode_from_server(garbled)) | {reader}) >= self.cohort.policy.threshold
+
+    def attesting(self, message: Attestations) -> set[str]:
+        """Whose signatures in it hold."""
+        keys = {client_id: key.verify_key for client_id, key in self.cohort.keys.items()}
+        return {i for i, entry in message.by_id.items() if verify(keys[i], entry.statement(), entry.signature)}
 
     @rule(place=PLACES)
     def crash(self, place):
