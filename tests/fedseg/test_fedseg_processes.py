@@ -16,7 +16,7 @@ from fedseg.report import write_report
 
 
 def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in(tmp_path):
-    study = tiny_study(sites=5, rounds=4, seed=None, steps=60).replace(report={"share_metrics": True})
+    study = tiny_study(sites=5, rounds=4, seed=None, steps=200).replace(report={"share_metrics": True})
     events: list[dict] = []
     kills = {(2, "site-b"): "ShareReport", (3, "site-d"): "MaskedInputCollection"}
     run = Demo(tmp_path, study, lambda event: events.append(dict(event)), kills).run()
