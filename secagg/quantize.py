@@ -227,7 +227,7 @@ def unpacked(data: Buffer, count: int, bits: int) -> Iterator[tuple[slice, NDArr
         for _, width, plane in _planes(length, bits, octets):
             if length * width % 8 and plane[-1] >> (length * width % 8):
                 raise ValueError("the padding bits are not zero")
-    # Fresh memory for every block would cost as much as the unpacking.
+    # Used again for every block: fresh memory costs a tenth of the unpacking.
     values, above = np.empty((2, min(count, BLOCK)), dtype_for(bits))
     rest = np.empty(math.ceil(len(values) / 8) * 8, np.uint8)
     for where, octets in blocks:
