@@ -37,7 +37,7 @@ from secagg.graph import smallest_cover
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
-from secagg.rpc.store import SqliteStore
+from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import Recorder, accept, verify
 

@@ -58,7 +58,7 @@ from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
-from secagg.rpc.store import SqliteStore
+from secagg.sqlite import SqliteStore
 from secagg.state import SHARE_REPORT, STEPS
 from secagg.transcript import accept, verify
 

@@ -5,12 +5,13 @@ asyncio. The protocol is in `client`, `server` and `session`; its specification 
 """
 
 from secagg import wire
-from secagg.client import open_round
+from secagg.client import OpenRound, accept_exposure, open_round, unchecked_round
 from secagg.errors import (
     AbortedError,
     AuthenticationError,
     ComplaintError,
     ConfigError,
+    ExposureError,
     IllegalTransitionError,
     InconsistentViewError,
     MalformedMessageError,
@@ -24,7 +25,8 @@ from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.quantize import dequantize
 from secagg.session import ClientSession, ServerSession
-from secagg.state import MemoryStore, RoundContext, Store
+from secagg.state import RoundContext
+from secagg.store import MemoryStore, Store
 
 __all__ = [
     "AbortedError",
@@ -32,10 +34,12 @@ __all__ = [
     "ClientSession",
     "ComplaintError",
     "ConfigError",
+    "ExposureError",
     "IllegalTransitionError",
     "InconsistentViewError",
     "MalformedMessageError",
     "MemoryStore",
+    "OpenRound",
     "PinnedRoster",
     "Policy",
     "ProtocolError",
@@ -48,7 +52,9 @@ __all__ = [
     "Suite",
     "TooFewClientsError",
     "UnexpectedMessageError",
+    "accept_exposure",
     "dequantize",
     "open_round",
+    "unchecked_round",
     "wire",
 ]

@@ -7,10 +7,13 @@ of its table of checks.
 """
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
     AbortedError,
+    AuthenticationError,
     ConfigError,
     InconsistentViewError,
     MalformedMessageError,
@@ -21,11 +24,15 @@ from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
     envelope_info,
     masked_input,
+    masked_slots,
     pair_commitment,
     pair_mask_seed,
+    pair_slot_mask,
     self_commitment,
     self_mask_seed,
+    self_slot_mask,
     share_commitment,
+    slot_values,
 )
 from secagg.messages import (
     NONCE_BYTES,
@@ -40,12 +47,15 @@ from secagg.messages import (
     IncludedSet,
     MaskedInput,
     Receipt,
+    ReleaseClaim,
     Reports,
     Result,
     Roster,
     RoundStart,
     ShareInbox,
     ShareReport,
+    SlotMasks,
+    SlotsFailed,
     UnmaskingShares,
 )
 from secagg.policy import PinnedRoster, Policy, session_id
@@ -55,63 +65,132 @@ from secagg.shamir import SHARE_BYTES, is_share, split
 from secagg.state import (
     CONSISTENCY_CHECK,
     MASKED_INPUT_COLLECTION,
+    ROUND_START,
     SHARE_KEYS,
     SHARE_REPORT,
     RoundContext,
+    Slot,
     State,
-    Store,
     holder,
     next_head,
 )
+from secagg.store import Store
 
 # --- RoundStart: what the server proposes, held against what is pinned -------------------------------------------
 
 
+LARGEST_STEP = 1024
+"""Rounds that may pass between one that a client knows and the next: a server cannot use up all numbers (C-04)."""
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that this client may join: `open_round` makes it, and `unchecked_round` for who knows why.
+
+    Attributes:
+        context: what the attempt is about.
+        private: whether this client's update is differentially private on its own, and charged: then no sum of it says
+            more than was paid for, and C-05 and C-26 have nothing to protect.
+    """
+
+    context: RoundContext
+    private: bool = False
+
+
+def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
+    """A round of which nothing was checked: its start (C-01, C-02, C-04) and model and task (C-23) are the caller's."""
+    return OpenRound(context, private)
+
+
 def open_round(
-    policy: Policy, training_run: str, start: RoundStart, store: Store, *, accept_exposure: bool = False
-) -> RoundContext:
-    """Verify a signed round start, replay the completed rounds that this client missed, and return the context.
+    policy: Policy,
+    roster: PinnedRoster,
+    training_run: str,
+    start: RoundStart,
+    store: Store,
+    *,
+    model_hash: bytes,
+    task_hash: bytes,
+    private: bool = False,
+) -> OpenRound:
+    """Verify a signed round start, take over the completed rounds that this client missed, and return the round.
+
+    A start that is refused leaves nothing in the store.
 
     Args:
         policy: own pinned policy with a `server_key`.
+        roster: own pinned roster.
         training_run: the run that this client has agreed to take part in.
         start: the server's message.
         store: durable marks of the data set; missed receipts are appended to its log.
-        accept_exposure: go on although unmasking shares were sent for a round whose transcript was not replayed. Right
-            where the updates are differentially private and that round was charged; otherwise a named decision.
+        model_hash: 32 bytes, computed by this client from the model that it will train. Never copy it from `start`.
+        task_hash: 32 bytes, computed by this client from its own copy of the study.
+        private: whether the update will be differentially private on its own, and charged. One that is not is given
+            only while no round lies behind whose sum somebody may hold without saying so.
 
     Raises:
-        ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow, C-05 an opened round that was
-            burned, or not yet replayed.
+        ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow or a number too far ahead,
+            C-23 another model or task.
+        ExposureError: C-05, this site sent shares for a round whose transcript was not replayed.
+        ConfigError: the policy names no server key, or policy and roster do not fit together.
     """
     if not policy.server_key:
         raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
+    session = session_id(policy, roster)
     start.verify(policy.server_key, "C-01")
     if start.training_run != training_run:
         raise InconsistentViewError("C-02", f"the server opened run {start.training_run}, pinned is {training_run}")
-    released = store.released(training_run)
-    if released > store.replayed(training_run) and not accept_exposure:
-        raise InconsistentViewError(
-            "C-05",
-            f"this site sent unmasking shares for round {released} and has not replayed its transcript: without "
-            "differential privacy a rerun could single out one site; replay it, or where the server calls that round "
-            "burned, an operator must accept the exposure",
-        )
-    for receipt in start.missed:
-        number, head = store.head(training_run)
-        if receipt.round_number <= number:
-            continue
-        receipt.verify(policy.server_key, "C-01")
-        follows = next_head(head, receipt.round_id, receipt.attested, receipt.total_hash)
-        if (receipt.training_run, receipt.previous_head, receipt.head) != (training_run, head, follows):
-            raise InconsistentViewError("C-04", f"the receipt of round {receipt.round_number} does not follow our log")
-        store.finish(training_run, receipt.round_number, receipt.head, receipt.statement() + receipt.signature)
-    number, head = store.head(training_run)
-    if start.previous_head != head or start.round_number <= number:
-        raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
-    return RoundContext(
+    if start.model_hash != model_hash:
+        raise InconsistentViewError("C-23", "the server opened a round of another model than this client holds")
+    if start.task_hash != task_hash:
+        raise InconsistentViewError("C-23", "the server opened a round of another task than this client agreed to")
+    with store.transaction() as marks:
+        if not private:
+            marks.refuse_exposure(ROUND_START)
+        number, head = marks.head(session, training_run)
+        missed = [receipt for receipt in start.missed if receipt.round_number > number]
+        for receipt in missed:
+            receipt.verify(policy.server_key, "C-01")
+            follows = next_head(head, receipt.round_id, receipt.attested, receipt.total_hash)
+            near = number < receipt.round_number <= number + LARGEST_STEP
+            if (receipt.training_run, receipt.previous_head, receipt.head, near) != (training_run, head, follows, True):
+                raise InconsistentViewError(
+                    "C-04", f"the receipt of round {receipt.round_number} does not follow our log"
+                )
+            number, head = receipt.round_number, receipt.head
+        if start.previous_head != head or start.round_number <= number:
+            raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
+        known = max(number, marks.joined(session, training_run)[0])
+        if start.round_number > known + LARGEST_STEP:
+            raise InconsistentViewError(
+                "C-04", f"round {start.round_number} is too far from round {known}, the last one"
+            )
+        marks.finish(session, training_run, missed)
+    context = RoundContext(
         training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
     )
+    return OpenRound(context, private)
+
+
+def accept_exposure(store: Store, signing_key: SigningKey, me: str, round_id: bytes) -> None:
+    """An operator's decision to go on after one round, named by its id, whose transcript cannot be replayed.
+
+    It is signed, durable and counts for one contribution. What it means: whoever holds the sum of that round can, with
+    the help of enough others who accept as well, subtract a rerun of it and read what one site sent.
+
+    Args:
+        store: durable marks of the data set.
+        signing_key: the site's own.
+        me: the site's id.
+        round_id: 32 bytes, of the round that the `ExposureError` named.
+
+    Raises:
+        ConfigError: no such id.
+    """
+    if len(round_id) != HASH_BYTES:
+        raise ConfigError("a round id has 32 bytes: 64 hexadecimal digits")
+    with store.transaction() as marks:
+        marks.accept_exposure(round_id, signing_key.sign(encode("accept-exposure", round_id, me)))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -122,9 +201,15 @@ class _Own:
     me: str
     signing_key: SigningKey
     pinned: PinnedRoster
-    context: RoundContext
+    round: OpenRound
     store: Store
+    attempt: Slot
     slot: bytes
+
+    @property
+    def context(self) -> RoundContext:
+        """What the attempt is about."""
+        return self.round.context
 
     def enough(self, step: str, have: int) -> None:
         """C-21: every set holds at least min_survivors. An honest server ends the round instead of showing less."""
@@ -151,21 +236,31 @@ class Joining(State):
         me: str,
         signing_key: SigningKey,
         roster: PinnedRoster,
-        context: RoundContext,
+        round: OpenRound,
         store: Store,
     ) -> None:
         if me not in roster:
             raise ConfigError(f"client {me!r} is not in the roster")
         if signing_key.verify_key != roster[me]:
             raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
-        slot = context.slot(session_id(policy, roster))
-        self._own = _Own(policy, me, signing_key, roster, context, store, slot)
+        attempt = round.context.at(session_id(policy, roster))
+        self._own = _Own(policy, me, signing_key, roster, round, store, attempt, attempt.hash)
 
     def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
-        """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03)."""
+        """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03).
+
+        What this data set released last goes along, so that everybody sees whether an earlier sum is unaccounted for.
+
+        Raises:
+            UnexpectedMessageError: C-03, the attempt does not come after the last one.
+            ExposureError: C-05, an earlier release is open.
+        """
         self._leave()
         own = self._own
-        own.store.join(own.context.training_run, own.context.round_number, own.context.attempt)
+        with own.store.transaction() as marks:
+            marks.join(own.attempt, own.round.private)
+            released, open_release = marks.released(own.attempt.session), marks.open_release
+        claims = [open_release.claim] if open_release is not None and not own.round.private else []
         channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
         message = AdvertiseKeys(
             own.slot,
@@ -174,6 +269,8 @@ class Joining(State):
             mask_key.dh_public,
             mask_key.kem_public,
             secrets.token_bytes(NONCE_BYTES),
+            released,
+            tuple(claim for claim in claims if claim is not None),
         ).sign(own.signing_key)
         return Advertised(own, channel_key, mask_key, message), message
 
@@ -195,11 +292,16 @@ class Advertised(State):
 
         Raises:
             ProtocolError: C-06 an unknown id or bad signature, C-07 unusable or repeated keys, C-08 own entry changed,
-                C-21 |U1| < min_survivors.
+                C-21 |U1| < min_survivors, C-25 a claim that nobody attested.
+            ExposureError: C-26, another member released shares for a round that is unaccounted for here.
         """
         self._leave()
         own, policy = self.own, self.own.policy
         verify_roster(own, roster, self.advertisement)
+        claims = verify_claims(own, roster)
+        if not own.round.private:
+            with own.store.transaction() as marks:
+                marks.refuse_claims(claims, SHARE_KEYS)
         self_seed = secrets.token_bytes(32)
         others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
@@ -212,7 +314,7 @@ class Advertised(State):
         commitment = self_commitment(own.slot, own.me, self_seed)
         digests = b"".join(bundle.digest() for bundle in bundles)
         header = Header(own.slot, roster.hash, own.me, commitment, digests).sign(own.signing_key)
-        state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, header)
+        state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, claims, header)
         return state, EncryptedShares(header, bundles)
 
     def _bundle(self, roster: Roster, peer: str, mask_key_share: bytes, self_seed_share: bytes) -> Bundle:
@@ -251,6 +353,24 @@ def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> No
         seen |= fresh
 
 
+def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
+    """The claims of U1, own one left out, that concern this cohort: C-25.
+
+    One of this session must carry a quorum. One of another session concerns this cohort where more than c of the
+    clients pinned here attested its round; otherwise it binds only who made it.
+    """
+    concerning = {}
+    for client_id, entry in roster.by_id.items():
+        for claim in entry.unreplayed if client_id != own.me else ():
+            endorsers, policy = len(claim.endorsers(own.pinned)), own.policy
+            same = claim.session == own.attempt.session
+            if same and endorsers < policy.threshold:
+                raise AuthenticationError("C-25", f"{client_id} claims a release that no quorum attested")
+            if same or endorsers > policy.max_corrupt:
+                concerning[claim.round_id] = claim
+    return tuple(concerning.values())
+
+
 # --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
 
 
@@ -263,6 +383,7 @@ class Shared(State):
     mask_key: MaskKey
     self_seed: bytes
     roster: Roster
+    claims: Collection[ReleaseClaim]
     header: Header
 
     def report(self, inbox: ShareInbox) -> tuple["Reported", ShareReport]:
@@ -290,7 +411,7 @@ class Shared(State):
                 complaint = complaint or dealer
         self.channel_key.wipe()
         message = ShareReport(own.slot, self.roster.hash, inbox.roster2, own.me, complaint).sign(own.signing_key)
-        return Reported(own, held, self.roster, inbox, message), message
+        return Reported(own, held, self.roster, self.claims, inbox, message), message
 
     def _verify_headers(self, inbox: ShareInbox) -> None:
         own, roster = self.own, self.roster
@@ -340,6 +461,7 @@ class _Held(Secret):
     mask_key_shares: dict[str, bytes] = field(default_factory=dict)
     self_seed_shares: dict[str, bytes] = field(default_factory=dict)
     pair_secrets: dict[str, bytes] = field(default_factory=dict)
+    slot_masks: dict[str, bytes] = field(default_factory=dict)
 
     def pair_secret(self, peer: str) -> bytes:
         """r_uv: received where the peer dealt it, else derived."""
@@ -362,6 +484,7 @@ class Reported(State):
     own: _Own
     held: _Held
     roster: Roster
+    claims: Collection[ReleaseClaim]
     inbox: ShareInbox
     reported: ShareReport
 
@@ -379,7 +502,8 @@ class Reported(State):
         Raises:
             ConfigError: an update of another policy, or with values that are not finite.
             ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution, C-21 |U2| <
-                min_survivors.
+                min_survivors, C-24 another attempt was joined meanwhile.
+            ExposureError: C-05 or C-26, what changed since the roster was checked.
             AbortedError: this client is not in U2: it contributes nothing.
         """
         self._leave()
@@ -388,20 +512,30 @@ class Reported(State):
             raise ConfigError("the update was quantised under another policy than this client's own")
         self._verify_reports(reports)
         round_id = context.round_id(own.slot, self.inbox.roster2, reports.sharers_hash)
-        own.store.contribute(context.training_run, context.round_number, event_id)
-        add = [self_mask_seed(self.roster.hash, round_id, own.me, self.held.self_seed)]
-        subtract: list[bytes] = []
+        with own.store.transaction() as marks:
+            marks.contribute(own.attempt, event_id, self.claims, own.round.private)
+        roster1, held = self.roster.hash, self.held
+        add, subtract = [self_mask_seed(roster1, round_id, own.me, held.self_seed)], list[bytes]()
         for peer in reports.by_id:
             if peer != own.me:
-                exchanged = self.held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk)
-                secret = self.held.pair_secret(peer)
-                seed = pair_mask_seed(self.roster.hash, round_id, (own.me, peer), exchanged, secret)
+                exchanged, secret = held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk), held.pair_secret(peer)
+                seed = pair_mask_seed(roster1, round_id, (own.me, peer), exchanged, secret)
                 (add if own.me < peer else subtract).append(seed)
-        y = masked_input(update, policy, round_id, add, subtract, executor)
-        message = MaskedInput(round_id, self.roster.hash, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
+                held.slot_masks[peer] = pair_slot_mask(roster1, round_id, (own.me, peer), exchanged, secret)
+        slots = masked_slots(
+            policy,
+            slot_values(policy, round_id),
+            [
+                self_slot_mask(roster1, round_id, own.me, held.self_seed),
+                *(mask for peer, mask in held.slot_masks.items() if own.me < peer),
+            ],
+            [mask for peer, mask in held.slot_masks.items() if peer < own.me],
+        )
+        y = masked_input(update, policy, slots, add, subtract, executor)
+        message = MaskedInput(round_id, roster1, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )
-        return Masked(own, self.held, frozenset(reports.by_id), message.acceptance()), message
+        return Masked(own, held, self.inbox, frozenset(reports.by_id), message.acceptance()), message
 
     def _verify_reports(self, reports: Reports) -> None:
         own = self.own
@@ -428,6 +562,7 @@ class Masked(State):
 
     own: _Own
     held: _Held
+    inbox: ShareInbox
     sharers: frozenset[str]
     mine: AcceptedInput
 
@@ -442,7 +577,7 @@ class Masked(State):
         self._leave()
         self._verify_included(included)
         message = Attestation(included.attested, self.own.me).sign(self.own.signing_key)
-        return Attested(self.own, self.held, self.sharers, included, message), message
+        return Attested(self.own, self.held, self.inbox, self.sharers, included, message), message
 
     def _verify_included(self, included: IncludedSet) -> None:
         own, mine = self.own, self.mine
@@ -469,6 +604,7 @@ class Attested(State):
 
     own: _Own
     held: _Held
+    inbox: ShareInbox
     sharers: frozenset[str]
     included: IncludedSet
     attestation: Attestation
@@ -477,12 +613,15 @@ class Attested(State):
         """Release own b_u, b shares of the included, s shares and pair secrets of the dropped: disjoint, once.
 
         Raises:
-            ProtocolError: C-17 fewer than q distinct valid attestations of the included on this client's own statement.
+            ProtocolError: C-17 fewer than q distinct valid attestations of the included on this client's own statement,
+                C-24 another attempt was joined meanwhile.
+            ExposureError: C-05, an earlier release is open and this contribution did not accept it.
         """
         self._leave()
-        self._verify_attestations(attestations)
+        claim = self._claim(self._verify_attestations(attestations))
         own, held = self.own, self.held
-        own.store.release(own.context.training_run, own.context.round_number)
+        with own.store.transaction() as marks:
+            marks.release(own.attempt, claim, own.round.private)
         dropped = sorted(self.sharers - self.included.by_id.keys())
         message = UnmaskingShares(
             self.included.inputs[0].round_id,
@@ -493,20 +632,40 @@ class Attested(State):
             {peer: held.mask_key_shares[peer] for peer in dropped},
             {peer: held.pair_secret(peer) for peer in dropped if held.mask_key.kem_public},
         ).sign(own.signing_key)
+        slot_masks = SlotMasks(message.round_id, message.attested, own.me, dict(sorted(held.slot_masks.items())))
         held.wipe()
-        return Released(own, message.round_id, message.attested), message
+        return Released(own, message.round_id, message.attested, slot_masks), message
 
-    def _verify_attestations(self, attestations: Attestations) -> None:
+    def _verify_attestations(self, attestations: Attestations) -> dict[str, bytes]:
+        """C-17: a quorum on the own statement, the own one counted, by its signatures."""
         own = self.own
-        agreed = {own.me}
+        agreed = {own.me: self.attestation.signature}
         for client_id, entry in attestations.by_id.items():
             if client_id not in self.included.by_id or entry.attested != self.attestation.attested:
                 raise InconsistentViewError("C-17", f"{client_id} attests another set of included clients")
             if client_id != own.me and len(agreed) < own.policy.threshold:  # more than a quorum adds nothing
                 entry.verify(own.pinned[client_id], "C-17")
-                agreed.add(client_id)
+                agreed[client_id] = entry.signature
         if len(agreed) < own.policy.threshold:
             raise InconsistentViewError("C-17", f"fewer than {own.policy.threshold} clients attest this included set")
+        return dict(sorted(agreed.items()))
+
+    def _claim(self, attestations: dict[str, bytes]) -> ReleaseClaim:
+        """What this client says about this round in later ones, until it has replayed its transcript."""
+        context, mine = self.own.context, self.included.inputs[0]
+        return ReleaseClaim(
+            self.own.attempt.session,
+            context.training_run,
+            context.round_number,
+            context.attempt,
+            context.model_hash,
+            context.task_hash,
+            context.previous_head,
+            self.inbox.roster2,
+            mine.sharers_hash,
+            self.included.inputs_hash,
+            attestations,
+        )
 
     def conclude(self, result: Result) -> Confirmation:
         """The sum of a round that was unmasked without this client's shares; see `Released.conclude`."""
@@ -519,11 +678,12 @@ class Attested(State):
 
 @holder
 class Released(State):
-    """Has released its unmasking shares and holds no secret any more; waits for the sum."""
+    """Has released its unmasking shares and holds no key any more; waits for the sum, or for the search for a liar."""
 
     own: _Own
     round_id: bytes
     attested: bytes
+    slot_masks: SlotMasks
 
     def conclude(self, result: Result) -> Confirmation:
         """Recompute the new head from this client's own statement, append it to the durable log, and sign it.
@@ -535,6 +695,17 @@ class Released(State):
         self._leave()
         return conclude(self.own, self.round_id, self.attested, result)
 
+    def show_slot_masks(self, failed: SlotsFailed) -> SlotMasks:
+        """The constant slots do not add up: show what masked them, which says nothing about values.
+
+        Raises:
+            ProtocolError: C-27, about another round.
+        """
+        self._leave()
+        if (failed.round_id, failed.attested) != (self.round_id, self.attested):
+            raise InconsistentViewError("C-27", "the server asks for the slot masks of another round")
+        return self.slot_masks.sign(self.own.signing_key)
+
 
 def conclude(own: _Own, round_id: bytes, attested: bytes, result: Result) -> Confirmation:
     """Checks C-18 and C-19, then appends the new head to the log and confirms it."""
@@ -545,5 +716,6 @@ def conclude(own: _Own, round_id: bytes, attested: bytes, result: Result) -> Con
     hashes = (round_id, attested, result.total_hash, context.previous_head, head)
     if replace(receipt, signature=b"") != Receipt(context.training_run, context.round_number, *hashes):
         raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
-    own.store.finish(context.training_run, context.round_number, head, receipt.statement() + receipt.signature)
+    with own.store.transaction() as marks:
+        marks.finish(own.attempt.session, context.training_run, [receipt])
     return Confirmation(head, own.me).sign(own.signing_key)

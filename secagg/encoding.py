@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
 
-VERSION = 1
+VERSION = 2
 HASH_BYTES = 32
 
 Buffer: TypeAlias = "bytes | bytearray | memoryview"

@@ -62,8 +62,24 @@ class AbortedError(SecAggError):
         self.round = round
 
 
+class ExposureError(AbortedError):
+    """Unmasking shares were sent for a round that nobody has shown to be complete; this site does not go on by itself.
+
+    The site goes on once the transcript of that very round was replayed, or its operator accepted the exposure by name.
+
+    Attributes:
+        check: ``C-05`` where this site sent the shares, ``C-26`` where another member of the cohort says it did.
+        round_ids: the rounds, 32 bytes each.
+    """
+
+    def __init__(self, check: str, round: str, message: str, round_ids: Iterable[bytes]) -> None:
+        super().__init__(round, f"[{check}] {message}")
+        self.check = check
+        self.round_ids = tuple(round_ids)
+
+
 class ComplaintError(AbortedError):
-    """Sealed shares did not open; the next attempt leaves out a smallest set of clients that meets every complaint.
+    """Two clients contradict each other; the next attempt leaves out one end of each complaint.
 
     Attributes:
         complaints: (accuser, dealer) pairs, sorted; at least one end of each is corrupt.
@@ -71,8 +87,10 @@ class ComplaintError(AbortedError):
 
     def __init__(self, round: str, complaints: Iterable[tuple[str, str]]) -> None:
         self.complaints = tuple(sorted(complaints))
-        told = ", ".join(f"{accuser} could not open the shares of {dealer}" for accuser, dealer in self.complaints)
-        super().__init__(round, f"{round}: {told}; open the next attempt without one end of each complaint")
+        told = ", ".join(f"{accuser} contradicts {dealer}" for accuser, dealer in self.complaints)
+        super().__init__(
+            round, f"{round}: {told}; one of the two is at fault: open the next attempt without one end of each"
+        )
 
 
 class TooFewClientsError(AbortedError):

@@ -4,7 +4,7 @@ Pure functions of secrets that the caller holds; nothing is kept here. Specifica
 seeds" and "Commitments".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -56,6 +56,36 @@ def self_mask_seed(roster1: bytes, round_id: bytes, client_id: str, self_seed: b
     return hkdf(self_seed, encode("self-mask", round_id, client_id), salt=roster1)
 
 
+def pair_slot_mask(roster1: bytes, round_id: bytes, ids: tuple[str, str], exchanged: bytes, secret: bytes) -> bytes:
+    """The same as `pair_mask_seed` with the label 'pair-slots': 32 bytes that mask the constant slots of a pair.
+
+    Whoever sees them learns nothing of the pair's mask on the values: the two are independent outputs of HKDF.
+    """
+    first, second = sorted(ids)
+    return hkdf(exchanged + secret, encode("pair-slots", round_id, first, second), salt=roster1)
+
+
+def self_slot_mask(roster1: bytes, round_id: bytes, client_id: str, self_seed: bytes) -> bytes:
+    """The same as `self_mask_seed` with the label 'self-slots': 32 bytes that mask a client's own constant slots."""
+    return hkdf(self_seed, encode("self-slots", round_id, client_id), salt=roster1)
+
+
+def masked_slots(policy: Policy, start: Vector, add: Iterable[bytes], subtract: Iterable[bytes]) -> Vector:
+    """`start` with slot masks added and subtracted: (slots,), of which the low b bits count.
+
+    Args:
+        policy: gives the number of slots and their width.
+        start: (slots,) of `dtype_for(bits)`; not changed.
+        add: 32-byte slot masks to add, read as little-endian words of the vector's width.
+        subtract: 32-byte slot masks to subtract.
+    """
+    slots = start.copy()
+    for masks, operation in ((add, np.add), (subtract, np.subtract)):
+        for mask in masks:
+            operation(slots, np.frombuffer(mask, slots.dtype.newbyteorder("<"), policy.slots), out=slots)
+    return slots
+
+
 def slot_values(policy: Policy, round_id: bytes) -> Vector:
     """The public constants that every client appends to its vector: (slots,) integers below 2^b.
 
@@ -69,19 +99,19 @@ def slot_values(policy: Policy, round_id: bytes) -> Vector:
 def masked_input(
     update: Quantised,
     policy: Policy,
-    round_id: bytes,
+    slots: Vector,
     add: Sequence[bytes],
     subtract: Sequence[bytes],
     executor: Executor | None = None,
 ) -> memoryview:
-    """y_u = (update | slots) + masks of `add` - masks of `subtract`, packed: one pass over the update, in the cache.
+    """y_u = (update + masks of `add` - masks of `subtract`) | slots, packed: one pass over the update, in the cache.
 
     Beside the update and y there is one block of 2^16 values in memory; with an executor, 8 MiB and what it copies.
 
     Args:
         update: nothing read from it yet; read to its end here.
         policy: the one that the update was quantised under.
-        round_id: 32 bytes; decides the constant slots.
+        slots: (slots,) the constant slots under masks of their own, see `masked_slots`.
         add: 32-byte seeds of the masks to add.
         subtract: 32-byte seeds of the masks to subtract.
         executor: see `secagg.prg.apply_masks`; y is the same with any.
@@ -93,7 +123,7 @@ def masked_input(
         ConfigError: the update now holds values that are not finite.
     """
     bits, dtype, length = policy.bits, dtype_for(policy.bits), policy.length + policy.slots
-    slots, masks = slot_values(policy, round_id), Masks(add, subtract)
+    masks = Masks(add, subtract)
     y = np.empty(packed_size(length, bits), np.uint8)
     whole = zeros(min(length, BLOCK if executor is None else _GROUP_BYTES // dtype.itemsize), dtype)
     for start in range(0, length, len(whole)):
@@ -103,9 +133,9 @@ def masked_input(
         part[len(values) :] = slots[first_slot:][: len(part) - len(values)]
         first_chunk = start * dtype.itemsize // CHUNK_BYTES
         if executor is None:
-            masks.apply(part, first_chunk)
+            masks.apply(values, first_chunk)
         else:
-            apply_masks(part, add, subtract, executor, first_chunk)
+            apply_masks(values, add, subtract, executor, first_chunk)
         pack_into(part, bits, y[packed_size(start, bits) : packed_size(start + len(part), bits)])
     return y.data.toreadonly()
 

@@ -14,7 +14,9 @@ from typing import NoReturn, Self, TypeAlias
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
 from secagg.errors import AuthenticationError, MalformedMessageError
 from secagg.keys import SigningKey, verify
+from secagg.policy import MAX_CLIENTS
 from secagg.shamir import is_share
+from secagg.state import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
 
 SIGNATURE_BYTES = 64
 NONCE_BYTES = 16
@@ -32,6 +34,12 @@ def _hashes(*values: bytes) -> None:
 
 def _id(client_id: str) -> None:
     _require(0 < len(client_id) <= 64 and client_id.isascii(), "an id that is not 1 to 64 ASCII characters")
+
+
+def _round(training_run: str, round_number: int, attempt: int = 0) -> None:
+    _require(is_name(training_run), "a training run that is not printable ASCII")
+    in_range = 1 <= round_number <= LARGEST_NUMBER and 0 <= attempt <= LARGEST_NUMBER
+    _require(in_range, "a round number or attempt out of range")
 
 
 def _sorted_ids(ids: Iterable[str]) -> None:
@@ -80,7 +88,7 @@ class Receipt(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.round_id, self.attested, self.total_hash, self.previous_head, self.head)
-        _require(0 < len(self.training_run) <= 256 and self.training_run.isascii(), "a training run that is not ASCII")
+        _round(self.training_run, self.round_number)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -103,7 +111,7 @@ class RoundStart(Signed):
 
     def __post_init__(self) -> None:
         _hashes(self.model_hash, self.task_hash, self.previous_head)
-        _require(0 < len(self.training_run) <= 256 and self.training_run.isascii(), "a training run that is not ASCII")
+        _round(self.training_run, self.round_number, self.attempt)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -113,8 +121,79 @@ class RoundStart(Signed):
 
 
 @dataclass(frozen=True)
+class ReleaseClaim:
+    """Says that unmasking shares were sent for a round, and proves that a quorum had attested its inputs.
+
+    It holds what the round's identifier and its attested statement are hashes of, so that it says by itself which round
+    it is about. One liar cannot make it: `attestations` are those that the client had seen before it released (C-05,
+    C-26).
+    """
+
+    session: bytes
+    training_run: str
+    round_number: int
+    attempt: int
+    model_hash: bytes
+    task_hash: bytes
+    previous_head: bytes
+    roster2: bytes
+    sharers_hash: bytes
+    inputs_hash: bytes
+    attestations: Mapping[str, bytes]
+
+    def __post_init__(self) -> None:
+        _hashes(self.session, self.model_hash, self.task_hash, self.previous_head)
+        _hashes(self.roster2, self.sharers_hash, self.inputs_hash)
+        _round(self.training_run, self.round_number, self.attempt)
+        _sorted_ids(self.attestations)
+        _require(0 < len(self.attestations) <= MAX_CLIENTS, "a claim without attestations, or with too many")
+        _require(
+            all(len(signature) == SIGNATURE_BYTES for signature in self.attestations.values()),
+            "a signature that is not 64 bytes",
+        )
+
+    @property
+    def slot(self) -> Slot:
+        """The attempt."""
+        return Slot(self.session, self.training_run, self.round_number, self.attempt)
+
+    @cached_property
+    def round_id(self) -> bytes:
+        """The round: 32 bytes."""
+        hashes = (self.model_hash, self.task_hash, self.previous_head)
+        context = RoundContext(self.training_run, self.round_number, self.attempt, *hashes)
+        return context.round_id(self.slot.hash, self.roster2, self.sharers_hash)
+
+    @cached_property
+    def attested(self) -> bytes:
+        """What the attestations sign: 32 bytes."""
+        return attested_statement(self.round_id, self.inputs_hash)
+
+    def fields(self) -> list[Field]:
+        """As it enters the advertisement's statement."""
+        hashes = (self.model_hash, self.task_hash, self.previous_head, self.roster2, self.sharers_hash)
+        attestations: list[Field] = [[client_id, signature] for client_id, signature in self.attestations.items()]
+        numbers: tuple[Field, ...] = (self.training_run, self.round_number, self.attempt)
+        return [self.session, *numbers, *hashes, self.inputs_hash, attestations]
+
+    def endorsers(self, pinned: Mapping[str, bytes]) -> frozenset[str]:
+        """Which pinned clients attested the inputs of this round, by signatures that verify."""
+        return frozenset(
+            client_id
+            for client_id, signature in self.attestations.items()
+            if client_id in pinned
+            and verify(pinned[client_id], Attestation(self.attested, client_id).statement(), signature)
+        )
+
+
+@dataclass(frozen=True)
 class AdvertiseKeys(Signed):
-    """Round 0, up: fresh public keys of this slot. `mask_kem_pk` is empty in the X25519 suite."""
+    """Round 0, up: fresh public keys of this slot, and what this data set last released.
+
+    `mask_kem_pk` is empty in the X25519 suite. `released` is the last round of this session for which unmasking shares
+    were sent, zeros where there is none; `unreplayed` holds the one round of any session whose shares were sent and
+    whose transcript was not replayed, if there is one and the updates are not private on their own.
+    """
 
     slot: bytes
     client_id: str
@@ -122,17 +201,21 @@ class AdvertiseKeys(Signed):
     mask_dh_pk: bytes
     mask_kem_pk: bytes
     nonce: bytes
+    released: bytes
+    unreplayed: tuple[ReleaseClaim, ...] = ()
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.slot)
+        _hashes(self.slot, self.released)
         _id(self.client_id)
         _require(len(self.nonce) == NONCE_BYTES, "a nonce that is not 16 bytes")
+        _require(len(self.unreplayed) <= 1, "more than one round that was not replayed")
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
         keys = (self.channel_pk, self.mask_dh_pk, self.mask_kem_pk)
-        return encode("advertise-keys", self.slot, self.client_id, *keys, self.nonce)
+        claims = [claim.fields() for claim in self.unreplayed]
+        return encode("advertise-keys", self.slot, self.client_id, *keys, self.nonce, self.released, claims)
 
 
 @dataclass(frozen=True)
@@ -392,11 +475,14 @@ class IncludedSet:
         return {entry.client_id: entry for entry in self.inputs}
 
     @cached_property
+    def inputs_hash(self) -> bytes:
+        """H(U3 | H(y) of each): 32 bytes."""
+        return digest("inputs", list(self.by_id), [entry.y_hash for entry in self.inputs])
+
+    @cached_property
     def attested(self) -> bytes:
-        """H(statement) = H(round, roster1, roster2, H(U2), U3, H(y list)): the thing that clients attest."""
-        first = self.inputs[0]
-        hashes = (first.round_id, first.roster1, first.roster2, first.sharers_hash)
-        return digest("attested", *hashes, list(self.by_id), [entry.y_hash for entry in self.inputs])
+        """H(round | inputs): the thing that clients attest. The round binds roster1, roster2 and U2."""
+        return attested_statement(self.inputs[0].round_id, self.inputs_hash)
 
 
 @dataclass(frozen=True)
@@ -502,7 +588,49 @@ class Confirmation(Signed):
         return encode("confirmation", self.head, self.client_id)
 
 
+@dataclass(frozen=True)
+class SlotsFailed:
+    """Blame, down: the constant slots of this round's sum are wrong; who released shares is to show its slot masks."""
+
+    round_id: bytes
+    attested: bytes
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.attested)
+
+
+@dataclass(frozen=True, repr=False)
+class SlotMasks(Signed):
+    """Blame, up: by peer of U2, the 32 bytes that masked the sender's constant slots with that peer.
+
+    They say nothing about values: the slots are public constants, and their masks have a label of their own in HKDF.
+    """
+
+    round_id: bytes
+    attested: bytes
+    client_id: str
+    masks: Mapping[str, bytes]
+    signature: bytes = b""
+
+    def __post_init__(self) -> None:
+        _hashes(self.round_id, self.attested, *self.masks.values())
+        _sorted_ids(self.masks)
+        _id(self.client_id)
+
+    def statement(self) -> bytes:
+        """See `Signed.statement`."""
+        masks: list[Field] = [[client_id, mask] for client_id, mask in self.masks.items()]
+        return encode("slot-masks", self.round_id, self.attested, self.client_id, masks)
+
+
 FromClient: TypeAlias = (
-    AdvertiseKeys | EncryptedShares | ShareReport | MaskedInput | Attestation | UnmaskingShares | Confirmation
+    AdvertiseKeys
+    | EncryptedShares
+    | ShareReport
+    | MaskedInput
+    | Attestation
+    | UnmaskingShares
+    | Confirmation
+    | SlotMasks
 )
-FromServer: TypeAlias = RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result
+FromServer: TypeAlias = RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result | SlotsFailed

@@ -47,14 +47,42 @@ class RoundStart(_message.Message):
     signature: bytes
     def __init__(self, training_run: _Optional[str] = ..., round_number: _Optional[int] = ..., attempt: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., task_hash: _Optional[bytes] = ..., previous_head: _Optional[bytes] = ..., missed: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
+class ReleaseClaim(_message.Message):
+    __slots__ = ("session", "training_run", "round_number", "attempt", "model_hash", "task_hash", "previous_head", "roster2", "sharers_hash", "inputs_hash", "attestations")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    TASK_HASH_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_HEAD_FIELD_NUMBER: _ClassVar[int]
+    ROSTER2_FIELD_NUMBER: _ClassVar[int]
+    SHARERS_HASH_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_HASH_FIELD_NUMBER: _ClassVar[int]
+    ATTESTATIONS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    training_run: str
+    round_number: int
+    attempt: int
+    model_hash: bytes
+    task_hash: bytes
+    previous_head: bytes
+    roster2: bytes
+    sharers_hash: bytes
+    inputs_hash: bytes
+    attestations: _containers.RepeatedCompositeFieldContainer[NamedBytes]
+    def __init__(self, session: _Optional[bytes] = ..., training_run: _Optional[str] = ..., round_number: _Optional[int] = ..., attempt: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., task_hash: _Optional[bytes] = ..., previous_head: _Optional[bytes] = ..., roster2: _Optional[bytes] = ..., sharers_hash: _Optional[bytes] = ..., inputs_hash: _Optional[bytes] = ..., attestations: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ...) -> None: ...
+
 class AdvertiseKeys(_message.Message):
-    __slots__ = ("slot", "client_id", "channel_pk", "mask_dh_pk", "mask_kem_pk", "nonce", "signature")
+    __slots__ = ("slot", "client_id", "channel_pk", "mask_dh_pk", "mask_kem_pk", "nonce", "released", "unreplayed", "signature")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_PK_FIELD_NUMBER: _ClassVar[int]
     MASK_DH_PK_FIELD_NUMBER: _ClassVar[int]
     MASK_KEM_PK_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    UNREPLAYED_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     slot: bytes
     client_id: str
@@ -62,8 +90,10 @@ class AdvertiseKeys(_message.Message):
     mask_dh_pk: bytes
     mask_kem_pk: bytes
     nonce: bytes
+    released: bytes
+    unreplayed: _containers.RepeatedCompositeFieldContainer[ReleaseClaim]
     signature: bytes
-    def __init__(self, slot: _Optional[bytes] = ..., client_id: _Optional[str] = ..., channel_pk: _Optional[bytes] = ..., mask_dh_pk: _Optional[bytes] = ..., mask_kem_pk: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, slot: _Optional[bytes] = ..., client_id: _Optional[str] = ..., channel_pk: _Optional[bytes] = ..., mask_dh_pk: _Optional[bytes] = ..., mask_kem_pk: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., released: _Optional[bytes] = ..., unreplayed: _Optional[_Iterable[_Union[ReleaseClaim, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Roster(_message.Message):
     __slots__ = ("advertisements",)
@@ -239,8 +269,30 @@ class Confirmation(_message.Message):
     signature: bytes
     def __init__(self, head: _Optional[bytes] = ..., client_id: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
+class SlotsFailed(_message.Message):
+    __slots__ = ("round_id", "attested")
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTESTED_FIELD_NUMBER: _ClassVar[int]
+    round_id: bytes
+    attested: bytes
+    def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ...) -> None: ...
+
+class SlotMasks(_message.Message):
+    __slots__ = ("round_id", "attested", "client_id", "masks", "signature")
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTESTED_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    round_id: bytes
+    attested: bytes
+    client_id: str
+    masks: _containers.RepeatedCompositeFieldContainer[NamedBytes]
+    signature: bytes
+    def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ..., client_id: _Optional[str] = ..., masks: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class FromClient(_message.Message):
-    __slots__ = ("advertise_keys", "encrypted_shares", "share_report", "masked_input", "attestation", "unmasking_shares", "confirmation", "vector")
+    __slots__ = ("advertise_keys", "encrypted_shares", "share_report", "masked_input", "attestation", "unmasking_shares", "confirmation", "slot_masks", "vector")
     ADVERTISE_KEYS_FIELD_NUMBER: _ClassVar[int]
     ENCRYPTED_SHARES_FIELD_NUMBER: _ClassVar[int]
     SHARE_REPORT_FIELD_NUMBER: _ClassVar[int]
@@ -248,6 +300,7 @@ class FromClient(_message.Message):
     ATTESTATION_FIELD_NUMBER: _ClassVar[int]
     UNMASKING_SHARES_FIELD_NUMBER: _ClassVar[int]
     CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
+    SLOT_MASKS_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     advertise_keys: AdvertiseKeys
     encrypted_shares: EncryptedShares
@@ -256,11 +309,12 @@ class FromClient(_message.Message):
     attestation: Attestation
     unmasking_shares: UnmaskingShares
     confirmation: Confirmation
+    slot_masks: SlotMasks
     vector: bytes
-    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., encrypted_shares: _Optional[_Union[EncryptedShares, _Mapping]] = ..., share_report: _Optional[_Union[ShareReport, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., attestation: _Optional[_Union[Attestation, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., encrypted_shares: _Optional[_Union[EncryptedShares, _Mapping]] = ..., share_report: _Optional[_Union[ShareReport, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., attestation: _Optional[_Union[Attestation, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., slot_masks: _Optional[_Union[SlotMasks, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result", "vector")
+    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result", "slots_failed", "vector")
     ROUND_START_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     SHARE_INBOX_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +322,7 @@ class FromServer(_message.Message):
     INCLUDED_SET_FIELD_NUMBER: _ClassVar[int]
     ATTESTATIONS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FAILED_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     round_start: RoundStart
     roster: Roster
@@ -276,5 +331,6 @@ class FromServer(_message.Message):
     included_set: IncludedSet
     attestations: Attestations
     result: Result
+    slots_failed: SlotsFailed
     vector: bytes
-    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., slots_failed: _Optional[_Union[SlotsFailed, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...

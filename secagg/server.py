@@ -8,7 +8,7 @@ per round; the ids in the comments are the rows of its table of checks.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
@@ -29,10 +29,13 @@ from secagg.masking import (
     Vector,
     accumulate,
     envelope_info,
+    masked_slots,
     pair_commitment,
     pair_mask_seed,
+    pair_slot_mask,
     self_commitment,
     self_mask_seed,
+    self_slot_mask,
     share_commitment,
     slot_values,
 )
@@ -52,6 +55,8 @@ from secagg.messages import (
     Roster,
     ShareInbox,
     ShareReport,
+    SlotMasks,
+    SlotsFailed,
     UnmaskingShares,
     headers_hash,
 )
@@ -61,6 +66,7 @@ from secagg.quantize import dtype_for, pack_into, packed_size
 from secagg.shamir import combine
 from secagg.state import (
     ADVERTISE_KEYS,
+    BLAME,
     CONSISTENCY_CHECK,
     MASKED_INPUT_COLLECTION,
     RESULT,
@@ -80,6 +86,7 @@ class Round:
     policy: Policy
     pinned: PinnedRoster
     context: RoundContext
+    session: bytes
     slot: bytes
     signing_key: SigningKey | None
     executor: Executor | None
@@ -173,6 +180,10 @@ class Advertising(Collecting):
         fresh = {key for key in keys if key}
         if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
+        for claim in message.unreplayed:
+            same = claim.session == self.round.session
+            if same and len(claim.endorsers(self.round.pinned)) < self.round.policy.threshold:
+                raise AuthenticationError("S-22", f"{sender} claims a release that no quorum attested", [sender])
         self._seen |= fresh
 
     def close(self) -> tuple["SharingKeys", Mapping[str, Roster]]:
@@ -291,6 +302,7 @@ class CollectingInputs(Collecting):
         round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
         self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
         self.total: Vector = zeros(policy.length + policy.slots, dtype_for(policy.bits))
+        self.slots: dict[str, Vector] = {}
 
     def _kept(self, message: MaskedInput) -> Any:
         return message.acceptance()
@@ -300,10 +312,13 @@ class CollectingInputs(Collecting):
         message.verify(self.round.pinned[sender], "S-10", sender)
         if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
             raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
+        slots = self.total[self.round.policy.length :]
+        before = slots.copy()
         try:
             accumulate(self.total, message.y, self.round.policy.bits)
         except ValueError as error:
             raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
+        self.slots[sender] = slots - before  # whose they are is only asked where their sum is wrong (S-19)
 
     def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
         """Fix U3 and show each of its members every signature on it."""
@@ -379,26 +394,40 @@ class Unmasking(Collecting):
             if pair_commitment(slot, dealer, recipient, secret) != promised:
                 raise ShareError("S-17", f"{sender} releases a pair secret with {peer} that does not match", [sender])
 
-    def close(self) -> tuple["Confirming", Mapping[str, Result]]:
+    def close(self) -> tuple["Confirming", Mapping[str, Result]] | tuple["Blaming", Mapping[str, SlotsFailed]]:
         """Remove the masks that did not cancel, and tell the sum to every included client.
+
+        Where the constant slots do not add up there is no sum, and whoever released shares is asked for its slot masks.
 
         Raises:
             TooFewClientsError: fewer than t clients released their shares; the round is burned.
-            ShareError: S-18 a dealer whose shares miss what it committed to, S-19 constant slots that do not add up.
+            ShareError: S-18 a dealer whose shares miss what it committed to.
         """
         self._leave()
         policy = self.round.policy
         self._enough(policy.threshold)
-        add, subtract = self._pairwise_seeds()
-        round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
-        subtract += [self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id]
-        total = self.inputs.total
-        apply_masks(total, add, subtract, self.round.executor)
-        total &= total.dtype.type((1 << policy.bits) - 1)
+        round_id, roster1, total = self.inputs.view[0], self.shares.roster.hash, self.inputs.total
+        self_seeds = {u: self._self_seed(u) for u in self.included.by_id}
+        pairs = self._opened_pairs()
+        slots = masked_slots(
+            policy,
+            total[policy.length :],
+            [pair.slots for (u, w), pair in pairs.items() if w < u],
+            [
+                *(self_slot_mask(roster1, round_id, u, seed) for u, seed in self_seeds.items()),
+                *(pair.slots for (u, w), pair in pairs.items() if u < w),
+            ],
+        )
         expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
-        if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
-            raise ShareError("S-19", "the constant slots do not add up: some client masked inconsistently")
-        result = self._result(total)
+        if _reduced(slots - expected, policy).any():
+            blaming = Blaming(self, self_seeds, {ids: pair.slots for ids, pair in pairs.items()})
+            return blaming, dict.fromkeys(self.received, SlotsFailed(round_id, self.included.attested))
+        total[policy.length :] = slots
+        add = [pair.seed for (u, w), pair in pairs.items() if w < u]
+        subtract = [pair.seed for (u, w), pair in pairs.items() if u < w]
+        subtract += [self_mask_seed(roster1, round_id, u, seed) for u, seed in self_seeds.items()]
+        apply_masks(total[: policy.length], add, subtract, self.round.executor)
+        result = self._result(_reduced(total, policy))
         confirming = Confirming(self.round, self.included.by_id, total[: policy.length], result)
         return confirming, dict.fromkeys(self.included.by_id, result)
 
@@ -446,19 +475,21 @@ class Unmasking(Collecting):
     def _convict(self, dealer: str) -> ProtocolError:
         return ShareError("S-18", f"{dealer} dealt shares of something else than it committed to", [dealer])
 
-    def _pairwise_seeds(self) -> tuple[list[bytes], list[bytes]]:
-        """Seeds of the masks between each dropped w and each included u; u added where u < w, so that is subtracted."""
-        add: list[bytes] = []
-        subtract: list[bytes] = []
+    def _opened_pairs(self) -> dict[tuple[str, str], "_OpenedPair"]:
+        """What masked each included u against each dropped w, by (u, w)."""
         round_id, roster = self.inputs.view[0], self.shares.roster
+        opened = {}
         for dropped in self.dropped:
             key = self._mask_key(dropped)
             for client_id in self.included.by_id:
                 exchanged = key.exchange(roster.by_id[client_id].mask_dh_pk)
                 secret = self._pair_secret(key, dropped, client_id) if key.kem_public else b""
-                seed = pair_mask_seed(roster.hash, round_id, (client_id, dropped), exchanged, secret)
-                (subtract if client_id < dropped else add).append(seed)
-        return add, subtract
+                pair = (client_id, dropped)
+                opened[pair] = _OpenedPair(
+                    pair_mask_seed(roster.hash, round_id, pair, exchanged, secret),
+                    pair_slot_mask(roster.hash, round_id, pair, exchanged, secret),
+                )
+        return opened
 
     def _pair_secret(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
         """r_uv as the survivor released it (S-17), which a corrupt dealer that dropped out cannot spoil.
@@ -482,6 +513,81 @@ class Unmasking(Collecting):
         if pair_commitment(self.round.slot, dealer, recipient, secret) != bundle.pair_commitment:
             raise self._convict(dealer)
         return secret
+
+
+@dataclass(frozen=True, repr=False)
+class _OpenedPair:
+    """Seed of the mask on the values, and the mask on the slots; u adds them where u < w."""
+
+    seed: bytes
+    slots: bytes
+
+
+# --- Blame, in place of round 5 ----------------------------------------------------------------------------------
+
+
+class Blaming(Collecting):
+    """Constant slots that do not add up (S-19): collects what masked them, to find out whose are wrong.
+
+    Nothing here tells anything about values: slots have masks of their own.
+    """
+
+    step = BLAME
+    accepts = SlotMasks
+
+    def __init__(
+        self, unmasking: Unmasking, self_seeds: Mapping[str, bytes], opened: Mapping[tuple[str, str], bytes]
+    ) -> None:
+        super().__init__(unmasking.round, unmasking.received)
+        self.inputs, self.included = unmasking.inputs, unmasking.included
+        self._roster1, self._opened, self._self_seeds = unmasking.shares.roster.hash, opened, self_seeds
+
+    def _check(self, sender: str, message: SlotMasks) -> None:
+        self._own(sender, message.client_id)
+        message.verify(self.round.pinned[sender], "S-23", sender)
+        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
+            raise self._elsewhere("S-23", f"{sender} shows the slot masks of another round")
+        if list(message.masks) != sorted(self.inputs.expected - {sender}):
+            raise InconsistentViewError("S-23", f"{sender} shows slot masks for the wrong clients", [sender])
+
+    def close(self) -> NoReturn:
+        """Name who is at fault; the round is burned in any case.
+
+        Raises:
+            ShareError: S-19, with whoever is convicted: its own masks do not give the constants, or contradict one that
+                an opened key gives. Nobody where only clients that did not answer are left to suspect.
+            ComplaintError: two clients name different masks for their pair: one of them lies.
+        """
+        self._leave()
+        burned = "the constant slots do not add up and the round is burned"
+        if convicted := [client_id for client_id in sorted(self.received) if not self._sound(client_id)]:
+            raise ShareError("S-19", f"{burned}: those of {', '.join(convicted)} are wrong", convicted)
+        answers = {client_id: message.masks for client_id, message in self.received.items()}
+        pairs = [(u, v) for u in sorted(answers) for v in sorted(answers) if u < v and answers[u][v] != answers[v][u]]
+        if pairs:
+            raise ComplaintError(self.step, pairs)
+        silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys())) or "nobody"
+        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is at fault")
+
+    def _sound(self, client_id: str) -> bool:
+        """Whether this client's slots are the constants under the masks that it shows itself."""
+        policy, round_id, masks = self.round.policy, self.inputs.view[0], self.received[client_id].masks
+        if any(masks[peer] != self._opened.get((client_id, peer), masks[peer]) for peer in masks):
+            return False
+        own = self_slot_mask(self._roster1, round_id, client_id, self._self_seeds[client_id])
+        left = masked_slots(
+            policy,
+            self.inputs.slots[client_id],
+            [mask for peer, mask in masks.items() if peer < client_id],
+            [own, *(mask for peer, mask in masks.items() if client_id < peer)],
+        )
+        return not _reduced(left - slot_values(policy, round_id), policy).any()
+
+
+def _reduced(vector: Vector, policy: Policy) -> Vector:
+    """`vector` modulo 2^b, in place."""
+    vector &= vector.dtype.type((1 << policy.bits) - 1)
+    return vector
 
 
 # --- Round 5 -----------------------------------------------------------------------------------------------------

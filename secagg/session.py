@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.client import Advertised, Attested, Joining, Masked, Released, Reported, Shared
+from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.errors import (
     ConfigError,
     IllegalTransitionError,
@@ -29,6 +29,8 @@ from secagg.messages import (
     Result,
     Roster,
     ShareInbox,
+    SlotMasks,
+    SlotsFailed,
 )
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor, Stream
@@ -36,6 +38,7 @@ from secagg.quantize import Quantised
 from secagg.server import (
     Advertising,
     Attesting,
+    Blaming,
     Collecting,
     CollectingInputs,
     Confirming,
@@ -44,11 +47,12 @@ from secagg.server import (
     SharingKeys,
     Unmasking,
 )
-from secagg.state import STEPS, RoundContext, State, Store
+from secagg.state import STEPS, RoundContext, State
+from secagg.store import Store
 
 _STEP_OF = {
     collecting.accepts: collecting.step
-    for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking, Confirming)
+    for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking, Confirming, Blaming)
 }
 
 
@@ -60,8 +64,8 @@ class ClientSession:
         me: own id in the roster.
         signing_key: own identity.
         roster: pinned identities of the cohort.
-        round_context: what the attempt is about; `secagg.open_round` makes it from a signed round start.
-        store: durable at-most-once marks of the data set.
+        round: what the attempt is about: `secagg.open_round` makes it from a signed round start.
+        store: durable marks of the data set.
         executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
 
     Attributes:
@@ -83,12 +87,12 @@ class ClientSession:
         me: str,
         signing_key: SigningKey,
         roster: PinnedRoster,
-        round_context: RoundContext,
+        round: OpenRound,
         store: Store,
         executor: Executor | None = None,
     ) -> None:
         self._policy, self._me, self._executor = policy, me, executor
-        self._state: object = Joining(policy, me, signing_key, roster, round_context, store)
+        self._state: object = Joining(policy, me, signing_key, roster, round, store)
         self._update: Quantised | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
@@ -105,6 +109,7 @@ class ClientSession:
 
         Raises:
             UnexpectedMessageError: C-03, this attempt was joined before.
+            ExposureError: C-05, an earlier round of this data set is open.
         """
         if not isinstance(self._state, Joining):
             raise IllegalTransitionError("start() was already called")
@@ -191,6 +196,9 @@ class ClientSession:
                 reply = state.conclude(message)
                 self.head = reply.head
                 self.close()
+            case Released() as state, SlotsFailed():
+                reply = state.show_slot_masks(message)
+                self.close()
             case _:
                 raise UnexpectedMessageError("C-20", f"the server sent {type(message).__name__} out of turn")
         return reply
@@ -244,8 +252,8 @@ class ServerSession:
             raise ConfigError("the server's signing key is not the policy's server_key")
         if not set(leave_out) <= roster.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
-        slot = round_context.slot(session_id(policy, roster))
-        opened = Round(policy, roster, round_context, slot, signing_key, executor)
+        session = session_id(policy, roster)
+        opened = Round(policy, roster, round_context, session, round_context.slot(session), signing_key, executor)
         self._state: object = Advertising(opened, roster.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
@@ -293,7 +301,8 @@ class ServerSession:
         """
         if self._closed is not None and self._closed.took(sender, message):
             return self._replies.get(sender)
-        if self._collecting.receive(sender, message) and self._record is not None:
+        new = self._collecting.receive(sender, message)
+        if new and self._record is not None and not isinstance(message, SlotMasks):
             self._record(message)
         return None
 
@@ -310,8 +319,8 @@ class ServerSession:
 
         Raises:
             TooFewClientsError: fewer than min_survivors (or t) are left; nothing was opened.
-            ComplaintError: open another attempt that leaves one end of each complaint out.
-            ProtocolError: a convicted dealer; the round is burned, and the dealer stays out for good.
+            ComplaintError: open another attempt, or another round where `burned`, without one end of each complaint.
+            ProtocolError: a convicted client; the round is burned, and the client stays out for good.
         """
         closed = self._collecting
         if self.finished:
@@ -342,9 +351,12 @@ class ServerSession:
                 self._state, replies = state.close()
             case Unmasking() as state:
                 self._state, replies = state.close()
-                self.result, self.receipt = self._state.total, self._state.result.receipt
-                self.head, self.finished, self.burned = self.receipt.head, True, False
-                if self._record is not None:
-                    self._record(self._state.result)
+                if isinstance(self._state, Confirming):
+                    self.result, self.receipt = self._state.total, self._state.result.receipt
+                    self.head, self.finished, self.burned = self.receipt.head, True, False
+                    if self._record is not None:
+                        self._record(self._state.result)
+            case Blaming() as state:
+                state.close()
         self.step = self._collecting.step
         return replies

@@ -27,6 +27,7 @@ _CLIENT_FIELDS: dict[str, type] = {
     "attestation": m.Attestation,
     "unmasking_shares": m.UnmaskingShares,
     "confirmation": m.Confirmation,
+    "slot_masks": m.SlotMasks,
 }
 _SERVER_FIELDS: dict[str, type] = {
     "round_start": m.RoundStart,
@@ -36,10 +37,12 @@ _SERVER_FIELDS: dict[str, type] = {
     "included_set": m.IncludedSet,
     "attestations": m.Attestations,
     "result": m.Result,
+    "slots_failed": m.SlotsFailed,
 }
 _NESTED: dict[tuple[type, str], type] = {
     (m.RoundStart, "missed"): m.Receipt,
     (m.Roster, "advertisements"): m.AdvertiseKeys,
+    (m.AdvertiseKeys, "unreplayed"): m.ReleaseClaim,
     (m.EncryptedShares, "header"): m.Header,
     (m.EncryptedShares, "bundles"): m.Bundle,
     (m.ShareInbox, "headers"): m.Header,
@@ -49,7 +52,13 @@ _NESTED: dict[tuple[type, str], type] = {
     (m.Attestations, "attestations"): m.Attestation,
     (m.Result, "receipt"): m.Receipt,
 }
-_NAMED_BYTES = ("self_seed_shares", "mask_key_shares", "pair_secrets")
+_NAMED_BYTES = {
+    (m.UnmaskingShares, "self_seed_shares"),
+    (m.UnmaskingShares, "mask_key_shares"),
+    (m.UnmaskingShares, "pair_secrets"),
+    (m.ReleaseClaim, "attestations"),
+    (m.SlotMasks, "masks"),
+}
 _VECTORS: dict[type, str] = {m.MaskedInput: "y", m.Result: "total"}
 _FIELDS = {
     kind: [(field.name, _NESTED.get((kind, field.name))) for field in fields(kind) if field.name != _VECTORS.get(kind)]
@@ -59,7 +68,7 @@ _TWINS = {kind: getattr(pb, kind.__name__) for kind in _FIELDS}
 _PLAIN = {
     kind: attrgetter(*(name for name, _ in named))
     for kind, named in _FIELDS.items()
-    if not any(nested or name in _NAMED_BYTES for name, nested in named) and kind not in _VECTORS
+    if not any(nested or (kind, name) in _NAMED_BYTES for name, nested in named) and kind not in _VECTORS
 }
 """Reads all fields of the kinds that hold nothing but texts, numbers and bytes, of which there are thousands."""
 _LENGTH_DELIMITED = 2
@@ -188,7 +197,7 @@ def _written(message: Any) -> Any:
     kind, values = type(message), dict[str, object]()
     for name, nested in _FIELDS[kind]:
         value = getattr(message, name)
-        if name in _NAMED_BYTES:
+        if (kind, name) in _NAMED_BYTES:
             values[name] = [pb.NamedBytes(client_id=i, value=v) for i, v in value.items()]
         elif nested is None:
             values[name] = value
@@ -220,7 +229,7 @@ def _read(source: Any, kind: type, values: dict[str, object]) -> object:
         return kind(*_PLAIN[kind](source))
     for name, nested in _FIELDS[kind]:
         value = getattr(source, name)
-        if name in _NAMED_BYTES:
+        if (kind, name) in _NAMED_BYTES:
             values[name] = named = {entry.client_id: entry.value for entry in value}
             if len(named) != len(value):
                 raise MalformedMessageError("M-01", "a message has ids that are not sorted and distinct")

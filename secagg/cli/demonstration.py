@@ -14,16 +14,23 @@ from secagg import wire
 from secagg.cli.explain import Clients, Corrupt, Length, Suites
 from secagg.cli.identities import roster_file, write_new
 from secagg.cli.terminal import app, out, say, sentences
+from secagg.client import open_round
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey
 from secagg.masking import Vector
+from secagg.messages import RoundStart
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.session import ClientSession, ServerSession
-from secagg.state import MASKED_INPUT_COLLECTION, MemoryStore, RoundContext
+from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, RoundContext
+from secagg.store import MemoryStore
 from secagg.transcript import Recorder
+
+RUN = "demo"
+NOTHING = bytes(HASH_BYTES)
+"""Hash of the model and of the task: there are none."""
 
 
 @dataclass
@@ -120,13 +127,18 @@ def _prepare(
     )
     keys = {client_id: SigningKey.generate() for client_id in ids}
     pinned = PinnedRoster({client_id: key.verify_key for client_id, key in keys.items()})
-    context = RoundContext("demo", 1, 0, bytes(HASH_BYTES), bytes(HASH_BYTES))
+    context = RoundContext(RUN, 1, 0, NOTHING, NOTHING)
     recorder = None
     if transcript is not None:
         write_new(_roster_beside(transcript), roster_file(pinned), mode=0o644)
         recorder = recording.enter_context(Recorder(transcript, policy, pinned, context, signing_key=server_key))
     server = ServerSession(policy, pinned, context, server_key, record=recorder)
-    sessions = {i: ClientSession(policy, i, keys[i], pinned, context, MemoryStore()) for i in ids}
+    start = RoundStart(RUN, 1, 0, NOTHING, NOTHING, GENESIS).sign(server_key)
+    sessions = {}
+    for client_id in ids:
+        store = MemoryStore()
+        opened = open_round(policy, pinned, RUN, start, store, model_hash=NOTHING, task_hash=NOTHING)
+        sessions[client_id] = ClientSession(policy, client_id, keys[client_id], pinned, opened, store)
     shown = Demo(policy, frozenset(ids[clients - drop :]), server, sessions)
     for client_id, session in sessions.items():
         update, rounding = 2 * Stream().uniform(length) - 1, Stream().words(1).tobytes() * 8

@@ -22,6 +22,7 @@ from secagg.messages import (
     Result,
     Roster,
     ShareReport,
+    SlotMasks,
     UnmaskingShares,
 )
 from secagg.policy import PinnedRoster, Policy, session_id
@@ -124,6 +125,8 @@ class Recorder:
             case MaskedInput():
                 self._included.append(message.client_id)
                 self._keep(message.acceptance(), *(blocks(message.y, self._policy) if self._vectors else ()))
+            case SlotMasks():
+                raise IllegalTransitionError("slot masks are of a round without a sum and enter no transcript")
             case Result():
                 for opened in self._opened_pairs():
                     self._keep(opened)

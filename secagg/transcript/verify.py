@@ -9,7 +9,7 @@ from pathlib import Path
 
 from secagg.messages import Receipt
 from secagg.policy import PinnedRoster
-from secagg.state import Store
+from secagg.store import Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.participation import isolated
 from secagg.transcript.reading import Past, Round, ViolationError, read_round

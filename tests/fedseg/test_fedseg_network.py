@@ -21,7 +21,7 @@ from fedseg.site import Site
 from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg.messages import Result
-from secagg.rpc.store import SqliteStore
+from secagg.sqlite import SqliteStore
 from secagg.transcript import verify as verify_transcripts
 
 

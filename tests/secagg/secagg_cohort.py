@@ -17,6 +17,7 @@ from secagg import (
     ServerSession,
     SigningKey,
     Suite,
+    unchecked_round,
     wire,
 )
 from secagg.prg import Stream
@@ -51,6 +52,7 @@ class Cohort:
     weights: Mapping[str, float] = field(default_factory=dict)
     min_survivors: int = 0
     signed: bool = True
+    private: bool = False
 
     def __post_init__(self) -> None:
         self.ids = ids(self.n)
@@ -82,7 +84,7 @@ class Cohort:
             client_id,
             self.keys[client_id],
             self.roster,
-            context or self.context(),
+            unchecked_round(context or self.context(), self.private),
             self.stores[client_id],
         )
 

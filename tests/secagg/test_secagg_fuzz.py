@@ -32,7 +32,8 @@ from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
 from secagg.messages import RoundStart, Signed, UnmaskingShares
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
 from secagg.rpc.transport_pb2 import Frame
-from secagg.state import GENESIS, MemoryStore
+from secagg.state import GENESIS
+from secagg.store import MemoryStore
 
 HERE = Path(__file__).parent
 ACCEPTED, REFUSED = HERE / "corpus" / "accepted", HERE / "corpus" / "refused"

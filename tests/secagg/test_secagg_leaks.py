@@ -41,8 +41,8 @@ from secagg.messages import EncryptedShares, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.rpc.frames import Message, Received
-from secagg.rpc.store import SqliteStore
 from secagg.shamir import SHARE_BYTES
+from secagg.sqlite import SqliteStore
 from secagg.state import State
 from secagg.transcript import Recorder
 
@@ -523,7 +523,7 @@ secrets.token_bytes = lambda n: hashlib.shake_256(b"planted %d" % next(count)).d
 logging.basicConfig(filename=folder / "log", level=0)
 logging.captureWarnings(True)
 from secagg_cohort import Cohort
-from secagg.rpc.store import SqliteStore
+from secagg.sqlite import SqliteStore
 cohort = Cohort(4)
 for client_id in cohort.ids:
     cohort.stores[client_id] = SqliteStore(folder / f"{client_id}.sqlite", client_id)

@@ -27,7 +27,8 @@ from secagg.graph import smallest_cover
 from secagg.messages import Attestations, EncryptedShares, IncludedSet, Reports, Roster, RoundStart, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import Quantised
-from secagg.state import RESULT, MemoryStore
+from secagg.state import RESULT
+from secagg.store import MemoryStore
 
 SUITES = list(Suite)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from secagg.errors import ConfigError, UnexpectedMessageError
-from secagg.rpc.store import SqliteStore
-from secagg.state import GENESIS, MemoryStore, Store
+from secagg.sqlite import SqliteStore
+from secagg.state import GENESIS
+from secagg.store import MemoryStore, Store
 
 RUN = "run-1"
 HEADS = [bytes([i]) * 32 for i in range(1, 5)]
@@ -183,7 +184,7 @@ def test_files_that_are_no_store(path, tmp_path):
 
 
 def child(program: str, path: Path) -> subprocess.Popen[str]:
-    head = "import sys\nfrom secagg.rpc.store import SqliteStore\nfrom secagg.errors import UnexpectedMessageError\n"
+    head = "import sys\nfrom secagg.sqlite import SqliteStore\nfrom secagg.errors import UnexpectedMessageError\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + program, str(path)],
         stdin=subprocess.PIPE,
@@ -250,5 +251,5 @@ def test_racing_processes_win_each_mark_once(path):
 
 
 def test_store_needs_no_grpc():
-    code = "import sys, secagg.rpc.store; sys.exit(not {'grpc', 'asyncio'}.isdisjoint(sys.modules))"
+    code = "import sys, secagg.sqlite; sys.exit(not {'grpc', 'asyncio'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,178 @@
+"""Durable marks of one data set, in one SQLite file shared by all processes that train on it.
+
+What is marked, and what it stops, is in `secagg.store`; this is where it lies. Must never: forget a mark, return before
+it is on the disk, or let two processes look at once. Restoring an old copy of the file brings old marks back: never do
+that. Write-ahead logging needs a local disk, not a network share. Specification: docs/spec.md, section "Between the
+rounds".
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+
+from secagg.encoding import digest
+from secagg.errors import ConfigError
+from secagg.store import Marks
+
+_SCHEMA_VERSION = 3  # 1 and 2 are those of protocol version 1, which kept a table a mark and marks a run
+_OLD_TABLES = ("joined", "contributed", "released", "replayed", "heads")
+_LOCK_SECONDS = 30.0
+
+
+class SqliteStore:
+    """The marks of one data set: a `secagg.store.Store`.
+
+    Safe to share between threads and between processes: a transaction takes the file's one write lock.
+
+    Args:
+        path: the file; created for its owner only when absent.
+        data_set: name of the data set; a file belongs to one data set for good.
+
+    Raises:
+        ConfigError: the file cannot be opened, is not a store, is another data set's, or its log was changed.
+    """
+
+    def __init__(self, path: Path, data_set: str) -> None:
+        self.path = Path(path)
+        self._lock = RLock()
+        try:
+            self.path.touch(mode=0o600)
+        except OSError as error:
+            raise ConfigError(f"store {path}: cannot be opened ({error.strerror}); choose another file") from None
+        self._database = sqlite3.connect(
+            self.path, timeout=_LOCK_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._open(data_set)
+            with self.transaction() as marks:
+                marks.verify()
+        except BaseException as error:
+            self._database.close()
+            if isinstance(error, ConfigError) and str(self.path) not in str(error):
+                raise ConfigError(f"store {self.path}: {error}") from None
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Marks]:
+        """See `secagg.store.Store.transaction`.
+
+        Raises:
+            ConfigError: the file cannot be read or written; nothing was marked.
+        """
+        with self._exclusive():
+            yield Marks(_Entries(self._database))
+
+    def close(self) -> None:
+        """Release the file; the marks stay."""
+        self._database.close()
+
+    def __enter__(self) -> "SqliteStore":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, data_set: str) -> None:
+        with self._described_errors():
+            self._switch_to_write_ahead_log()
+            self._database.execute("PRAGMA synchronous = FULL")
+        with self._exclusive():
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if version not in (1, 2, _SCHEMA_VERSION) and (version or tables):
+                raise ConfigError(f"store {self.path}: not a store of this version of secagg; choose another file")
+            if version != _SCHEMA_VERSION:
+                self._create(data_set, tables)
+            (name,) = self._database.execute("SELECT name FROM data_set").fetchone()
+            if name != data_set:
+                raise ConfigError(
+                    f"store {self.path}: belongs to data set {name!r}, not {data_set!r}; "
+                    "give every data set its own file"
+                )
+
+    def _create(self, data_set: str, tables: set[str]) -> None:
+        """Makes the tables; of a store of version 1 the old ones are kept, and what it released stays open."""
+        self._database.execute("CREATE TABLE marks (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        if "data_set" not in tables:
+            self._database.execute("CREATE TABLE data_set (name TEXT NOT NULL)")
+            self._database.execute("INSERT INTO data_set VALUES (?)", (data_set,))
+        if "released" in tables:
+            last = dict(self._database.execute("SELECT training_run, max(round_number) FROM released GROUP BY 1"))
+            done = {}
+            if "replayed" in tables:
+                done = dict(self._database.execute("SELECT training_run, max(round_number) FROM replayed GROUP BY 1"))
+            rows = sorted((run, number) for run, number in last.items() if number > done.get(run, 0))
+            if rows:
+                names = ", ".join(f"round {number} of run {run}" for run, number in rows)
+                round_id = digest("released-under-version-1", [[run, number] for run, number in rows])
+                opened = {"round_id": round_id.hex(), "name": f"{names} (protocol version 1)", "claim": None}
+                self._database.execute("INSERT INTO marks VALUES ('open', ?)", (json.dumps(opened),))
+        for table in _OLD_TABLES:
+            if table in tables:
+                self._database.execute(f"ALTER TABLE {table} RENAME TO version_1_{table}")
+        self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def _switch_to_write_ahead_log(self) -> None:
+        # SQLite ignores the lock timeout here when several processes open a new file at once.
+        give_up = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                self._database.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
+
+    @contextmanager
+    def _described_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"store {self.path}: cannot be used ({error}); check the disk and the rights of the file"
+            ) from None
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._lock, self._described_errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+
+class _Entries(MutableMapping[str, str]):
+    """The table of marks as a mapping; only ever used within a transaction."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def __getitem__(self, key: str) -> str:
+        row = self._database.execute("SELECT value FROM marks WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return str(row[0])
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._database.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (key, value))
+
+    def __delitem__(self, key: str) -> None:
+        if not self._database.execute("DELETE FROM marks WHERE key = ?", (key,)).rowcount:
+            raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for (key,) in self._database.execute("SELECT key FROM marks ORDER BY key").fetchall())
+
+    def __len__(self) -> int:
+        return int(self._database.execute("SELECT count(*) FROM marks").fetchone()[0])
