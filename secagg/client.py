@@ -131,7 +131,8 @@ def open_round(
     Raises:
         ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow or a number too far ahead,
             C-23 another model or task.
-        ExposureError: C-05, this site sent shares for a round whose transcript was not replayed.
+        ExposureError: C-05, this site sent shares for a round whose transcript was not replayed, or for one of another
+            run on this very model.
         ConfigError: the policy names no server key, or policy and roster do not fit together.
     """
     if not policy.server_key:
@@ -144,9 +145,10 @@ def open_round(
         raise InconsistentViewError("C-23", "the server opened a round of another model than this client holds")
     if start.task_hash != task_hash:
         raise InconsistentViewError("C-23", "the server opened a round of another task than this client agreed to")
+    context = RoundContext(training_run, start.round_number, start.attempt, model_hash, task_hash, start.previous_head)
     with store.transaction() as marks:
         if not private:
-            marks.refuse_exposure(ROUND_START)
+            marks.refuse_exposure(context.at(session), model_hash, ROUND_START)
         number, head = marks.head(session, training_run)
         missed = [receipt for receipt in start.missed if receipt.round_number > number]
         for receipt in missed:
@@ -166,9 +168,6 @@ def open_round(
                 "C-04", f"round {start.round_number} is too far from round {known}, the last one"
             )
         marks.finish(session, training_run, missed)
-    context = RoundContext(
-        training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
-    )
     return OpenRound(context, private)
 
 
@@ -258,9 +257,8 @@ class Joining(State):
         self._leave()
         own = self._own
         with own.store.transaction() as marks:
-            marks.join(own.attempt, own.round.private)
-            released, open_release = marks.released(own.attempt.session), marks.open_release
-        claims = [open_release.claim] if open_release is not None and not own.round.private else []
+            exposing = marks.join(own.attempt, own.context.model_hash, own.round.private)
+            released = marks.released(own.attempt.session)
         channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
         message = AdvertiseKeys(
             own.slot,
@@ -270,7 +268,7 @@ class Joining(State):
             mask_key.kem_public,
             secrets.token_bytes(NONCE_BYTES),
             released,
-            tuple(claim for claim in claims if claim is not None),
+            exposing,
         ).sign(own.signing_key)
         return Advertised(own, channel_key, mask_key, message), message
 
@@ -301,7 +299,7 @@ class Advertised(State):
         claims = verify_claims(own, roster)
         if not own.round.private:
             with own.store.transaction() as marks:
-                marks.refuse_claims(claims, SHARE_KEYS)
+                marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
         self_seed = secrets.token_bytes(32)
         others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
@@ -361,7 +359,7 @@ def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
     """
     concerning = {}
     for client_id, entry in roster.by_id.items():
-        for claim in entry.unreplayed if client_id != own.me else ():
+        for claim in entry.exposing if client_id != own.me else ():
             endorsers, policy = len(claim.endorsers(own.pinned)), own.policy
             same = claim.session == own.attempt.session
             if same and endorsers < policy.threshold:

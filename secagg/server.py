@@ -180,7 +180,7 @@ class Advertising(Collecting):
         fresh = {key for key in keys if key}
         if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
-        for claim in message.unreplayed:
+        for claim in message.exposing:
             same = claim.session == self.round.session
             if same and len(claim.endorsers(self.round.pinned)) < self.round.policy.threshold:
                 raise AuthenticationError("S-22", f"{sender} claims a release that no quorum attested", [sender])
