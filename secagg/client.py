@@ -91,10 +91,12 @@ class OpenRound:
         context: what the attempt is about.
         private: whether this client's update is differentially private on its own, and charged: then no sum of it says
             more than was paid for, and C-05 and C-26 have nothing to protect.
+        checked: whether it came from a round start that was held against what is pinned and the own log.
     """
 
     context: RoundContext
     private: bool = False
+    checked: bool = False
 
 
 def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
@@ -168,7 +170,7 @@ def open_round(
                 "C-04", f"round {start.round_number} is too far from round {known}, the last one"
             )
         marks.finish(session, training_run, missed)
-    return OpenRound(context, private)
+    return OpenRound(context, private, checked=True)
 
 
 def accept_exposure(store: Store, signing_key: SigningKey, me: str, round_id: bytes) -> None:
@@ -252,11 +254,15 @@ class Joining(State):
 
         Raises:
             UnexpectedMessageError: C-03, the attempt does not come after the last one.
+            InconsistentViewError: C-04, another round was finished since this one was opened.
             ExposureError: C-05, an earlier release is open.
         """
         self._leave()
         own = self._own
         with own.store.transaction() as marks:
+            _, head = marks.head(own.attempt.session, own.context.training_run)
+            if own.round.checked and head != own.context.previous_head:
+                raise InconsistentViewError("C-04", f"{own.attempt} was opened before the last round of our log ended")
             exposing = marks.join(own.attempt, own.context.model_hash, own.round.private)
             released = marks.released(own.attempt.session)
         channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)

@@ -171,11 +171,11 @@ class Marks:
         It counts for attempts that are joined from here on. Rounds whose acceptance this attempt used up are settled:
         the model has moved on since.
         """
-        self._put(f"replayed/{round_id.hex()}", self._get("joins", 0))
+        joins = json.dumps(self._get("joins", 0))
+        for done in (round_id.hex(), *self._get(f"used/{slot.hash.hex()}", [])):
+            self._entries.setdefault(f"replayed/{done}", joins)
         if (release := self.open_release) is not None and release.round_id == round_id:
             self._put("open", None)
-        for settled in self._get(f"used/{slot.hash.hex()}", []):
-            self._entries.setdefault(f"replayed/{settled}", json.dumps(self._get("joins", 0)))
 
     def replayed(self, round_id: bytes) -> bool:
         """Whether the transcript of this round was replayed here, or its exposure is settled."""
@@ -341,9 +341,10 @@ def _exposed(check: str, step: str, rounds: Mapping[bytes, str]) -> ExposureErro
     return ExposureError(
         check,
         step,
-        f"{who} did send unmasking shares for {named}, and this attempt may be about the same updates: the server could "
-        "hold that sum, and the difference to another one without some site is what that site sent. Replay the transcript "
-        "of that round, or, where there is none or it was on this very model, let the operator accept its exposure by name",
+        f"{who} did send unmasking shares for {named}, and this attempt may be about the same updates: the server "
+        "could hold that sum, and its difference to another one without some site is what that site sent. Replay the "
+        "transcript of that round; where there is none, or it was on this very model, let the operator accept its "
+        "exposure by name",
         rounds,
     )
 
