@@ -24,15 +24,12 @@ from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
     envelope_info,
     masked_input,
-    masked_slots,
     pair_commitment,
     pair_mask_seed,
-    pair_slot_mask,
     self_commitment,
     self_mask_seed,
-    self_slot_mask,
     share_commitment,
-    slot_values,
+    slot_mask,
 )
 from secagg.messages import (
     NONCE_BYTES,
@@ -522,20 +519,11 @@ class Reported(State):
         add, subtract = [self_mask_seed(roster1, round_id, own.me, held.self_seed)], list[bytes]()
         for peer in reports.by_id:
             if peer != own.me:
-                exchanged, secret = held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk), held.pair_secret(peer)
-                seed = pair_mask_seed(roster1, round_id, (own.me, peer), exchanged, secret)
+                exchanged = held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk)
+                seed = pair_mask_seed(roster1, round_id, (own.me, peer), exchanged, held.pair_secret(peer))
                 (add if own.me < peer else subtract).append(seed)
-                held.slot_masks[peer] = pair_slot_mask(roster1, round_id, (own.me, peer), exchanged, secret)
-        slots = masked_slots(
-            policy,
-            slot_values(policy, round_id),
-            [
-                self_slot_mask(roster1, round_id, own.me, held.self_seed),
-                *(mask for peer, mask in held.slot_masks.items() if own.me < peer),
-            ],
-            [mask for peer, mask in held.slot_masks.items() if peer < own.me],
-        )
-        y = masked_input(update, policy, slots, add, subtract, executor)
+                held.slot_masks[peer] = slot_mask(seed, policy)
+        y = masked_input(update, policy, round_id, add, subtract, executor)
         message = MaskedInput(round_id, roster1, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )

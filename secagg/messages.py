@@ -604,9 +604,10 @@ class SlotsFailed:
 
 @dataclass(frozen=True, repr=False)
 class SlotMasks(Signed):
-    """Blame, up: by peer of U2, the 32 bytes that masked the sender's constant slots with that peer.
+    """Blame, up: by peer of U2, the words that masked the sender's constant slots with that peer.
 
-    They say nothing about values: the slots are public constants, and their masks have a label of their own in HKDF.
+    They say nothing about values: the slots are public constants, and the words of a keystream that masked values lie
+    at other positions.
     """
 
     round_id: bytes
@@ -616,8 +617,9 @@ class SlotMasks(Signed):
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.round_id, self.attested, *self.masks.values())
+        _hashes(self.round_id, self.attested)
         _sorted_ids(self.masks)
+        _require(len({len(mask) for mask in self.masks.values()}) <= 1, "slot masks of several lengths")
         _id(self.client_id)
 
     def statement(self) -> bytes:

@@ -55,7 +55,8 @@ class Marks:
         """Mark an attempt before AdvertiseKeys is sent; it becomes the live one, and every other is dead from here.
 
         Returns:
-            What the advertisement claims: the own releases that expose this attempt, none where `private`.
+            What the advertisement claims: the own releases that expose this attempt. A private attempt claims them as
+            well: another member's update may not be private.
 
         Raises:
             UnexpectedMessageError: C-03, (round number, attempt) is not above the last one of this session and run.
@@ -68,7 +69,9 @@ class Marks:
                 f"{slot} does not come after round {last[0]}, attempt {last[1]}, which this data set joined; "
                 "wait for a later round or attempt",
             )
-        exposing = [] if private else self.refuse_exposure(slot, model_hash, ADVERTISE_KEYS)
+        exposing = self._exposing(slot, model_hash)
+        if not private:
+            self.refuse_exposure(slot, model_hash, ADVERTISE_KEYS)
         joins = self._get("joins", 0) + 1
         self._put("joins", joins)
         self._put(_key("joined", slot.session, slot.training_run), [slot.round_number, slot.attempt])
@@ -189,19 +192,13 @@ class Marks:
         """Whether an operator accepted the exposure of this round, and the acceptance was not used yet."""
         return bool(self._get(f"accepted/{round_id.hex()}", {"used_by": "-"})["used_by"] == "")
 
-    def refuse_exposure(self, slot: Slot, model_hash: bytes, step: str) -> list[Release]:
+    def refuse_exposure(self, slot: Slot, model_hash: bytes, step: str) -> None:
         """C-05: nothing goes into a sum that an own release exposes, unless its operator accepted that round by name.
-
-        Returns:
-            The own releases that expose the attempt, all of them accepted.
 
         Raises:
             ExposureError: C-05, with the rounds.
         """
-        elsewhere = [r for r in self._releases_on(model_hash) if r.claim and not _same_run(r.claim, slot)]
-        releases = {r.round_id: r for r in [*elsewhere, self.open_release] if r is not None}
-        self._refuse("C-05", step, {release.round_id: release.name for release in releases.values()})
-        return list(releases.values())
+        self._refuse("C-05", step, {release.round_id: release.name for release in self._exposing(slot, model_hash)})
 
     def refuse_claims(self, slot: Slot, claims: Collection[ReleaseClaim], step: str) -> None:
         """C-26: the same for releases of others in the cohort of the live attempt.
@@ -234,8 +231,11 @@ class Marks:
             or (claim.model_hash.hex() == live["model"] and not _same_run(claim, slot))
         }
 
-    def _releases_on(self, model_hash: bytes) -> list[Release]:
-        return [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
+    def _exposing(self, slot: Slot, model_hash: bytes) -> list[Release]:
+        """The own releases that expose an attempt, the open one last."""
+        on_model = [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
+        elsewhere = [release for release in on_model if release.claim and not _same_run(release.claim, slot)]
+        return list({r.round_id: r for r in (*elsewhere, self.open_release) if r is not None}.values())
 
     # --- What is known ------------------------------------------------------------------------------------------------
 
