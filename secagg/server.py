@@ -567,7 +567,7 @@ class Blaming(Collecting):
         if pairs:
             raise ComplaintError(self.step, pairs)
         silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys())) or "nobody"
-        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is at fault")
+        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is convicted")
 
     def _sound(self, client_id: str) -> bool:
         """Whether this client's slots are the constants under the masks that it shows itself."""

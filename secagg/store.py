@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from secagg.encoding import HASH_BYTES, digest
-from secagg.errors import ConfigError, ExposureError, UnexpectedMessageError
+from secagg.errors import ConfigError, ExposureError, MalformedMessageError, UnexpectedMessageError
 from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.state import ADVERTISE_KEYS, GENESIS, MASKED_INPUT_COLLECTION, UNMASKING, Slot
 
@@ -171,11 +171,11 @@ class Marks:
         It counts for attempts that are joined from here on. Rounds whose acceptance this attempt used up are settled:
         the model has moved on since.
         """
-        self._put(f"replayed/{round_id.hex()}", self._get("joins", 0))
-        if (release := self.open_release) is not None and release.round_id == round_id:
+        cleared = {round_id.hex(), *self._get(f"used/{slot.hash.hex()}", [])}
+        for round_hex in cleared:  # the first time counts: one that comes again would expose attempts joined in between
+            self._entries.setdefault(f"replayed/{round_hex}", json.dumps(self._get("joins", 0)))
+        if (release := self.open_release) is not None and release.round_id.hex() in cleared:
             self._put("open", None)
-        for settled in self._get(f"used/{slot.hash.hex()}", []):
-            self._entries.setdefault(f"replayed/{settled}", json.dumps(self._get("joins", 0)))
 
     def replayed(self, round_id: bytes) -> bool:
         """Whether the transcript of this round was replayed here, or its exposure is settled."""
@@ -265,21 +265,26 @@ class Marks:
         return None if entry is None else _receipt_of(self._get(_entry(entry), None)["receipt"])
 
     def verify(self) -> None:
-        """Recompute the hash chain of the log of heads.
+        """Recompute the hash chain of the log of heads, and what is looked up of it.
 
         Raises:
-            ConfigError: an entry is missing or was changed, with its number.
+            ConfigError: an entry is missing or was changed.
         """
-        link, newest = GENESIS, self._get("log", [0, ""])[0]
+        newest, last = self._get("log", [0, GENESIS.hex()])
+        link, index = GENESIS, dict[str, Any]()
         for number in range(1, newest + 1):
-            entry = self._get(_entry(number), None)
-            if entry is not None:
-                link = _link(link, bytes.fromhex(entry["session"]), _receipt_of(entry["receipt"]))
-            if entry is None or entry["link"] != link.hex():
-                raise ConfigError(
-                    f"entry {number} of the log of heads was changed or removed; keep the file, compare its heads with "
-                    "another site's and start a new training run"
-                )
+            try:
+                entry = self._get(_entry(number), {})
+                session, receipt = bytes.fromhex(entry["session"]), _receipt_of(entry["receipt"])
+            except (KeyError, ValueError, TypeError, MalformedMessageError):
+                raise _tampered(f"entry {number} of the log of heads") from None
+            link = _link(link, session, receipt)
+            index |= _index(session, receipt, number)
+            if entry["link"] != link.hex():
+                raise _tampered(f"entry {number} of the log of heads")
+        kept = {key: self._get(key, None) for key in self._entries if key.startswith(("head/", "round/"))}
+        if last != link.hex() or kept != index or _entry(newest + 1) in self._entries:
+            raise _tampered("the index of the log of heads")
 
     # --- Entries ------------------------------------------------------------------------------------------------------
 
@@ -293,11 +298,10 @@ class Marks:
         newest, previous = self._get("log", [0, GENESIS.hex()])
         link = _link(bytes.fromhex(previous), session, receipt).hex()
         entry = {"session": session.hex(), "receipt": _receipt_fields(receipt), "link": link}
-        run, number = receipt.training_run, receipt.round_number
         self._put(_entry(newest + 1), entry)
         self._put("log", [newest + 1, link])
-        self._put(_key("round", session, run, number), newest + 1)
-        self._put(_key("head", session, run), [number, receipt.head.hex()])
+        for key, value in _index(session, receipt, newest + 1).items():
+            self._put(key, value)
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._entries.get(key)
@@ -358,6 +362,20 @@ def _key(table: str, session: bytes, *names: str | int) -> str:
 
 def _entry(number: int) -> str:
     return f"log/{number:012d}"
+
+
+def _index(session: bytes, receipt: Receipt, entry: int) -> dict[str, Any]:
+    """What is looked up instead of going through the log: the entry of a round, and the last head of a run."""
+    run, number = receipt.training_run, receipt.round_number
+    head = [number, receipt.head.hex()]
+    return {_key("round", session, run, number): entry, _key("head", session, run): head}
+
+
+def _tampered(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} was changed or removed; keep the file, compare its heads with another site's and start a new training "
+        "run"
+    )
 
 
 def _link(previous: bytes, session: bytes, receipt: Receipt) -> bytes:
