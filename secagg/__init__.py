@@ -5,7 +5,9 @@ asyncio. The protocol is in `client`, `server` and `session`; its specification 
 """
 
 from secagg import wire
+from secagg.book import RoundBook
 from secagg.client import open_round
+from secagg.complaints import LeaveOut, leave_out
 from secagg.errors import (
     AbortedError,
     AuthenticationError,
@@ -34,11 +36,13 @@ __all__ = [
     "ConfigError",
     "IllegalTransitionError",
     "InconsistentViewError",
+    "LeaveOut",
     "MalformedMessageError",
     "MemoryStore",
     "PinnedRoster",
     "Policy",
     "ProtocolError",
+    "RoundBook",
     "RoundContext",
     "SecAggError",
     "ServerSession",
@@ -49,6 +53,7 @@ __all__ = [
     "TooFewClientsError",
     "UnexpectedMessageError",
     "dequantize",
+    "leave_out",
     "open_round",
     "wire",
 ]
