@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.aggregate import Outcome, Rounds
+from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case
 from fedseg.errors import ConfigError
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
+from secagg import RoundBook
 
 PARTIAL = ".partial"
 KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger", "transcripts")
@@ -142,7 +143,7 @@ class RunFolder:
         with self._lock:  # sites train in threads
             self._tell(self._append(kind, fields))
 
-    def end_round(self, model: torch.nn.Module, book: Rounds | None, **fields: Any) -> None:
+    def end_round(self, model: torch.nn.Module, book: RoundBook | None, **fields: Any) -> None:
         """Append the event "end_round" and make the round durable, before anybody is told."""
         with self._lock:
             event = self._append("end_round", fields)
@@ -160,7 +161,7 @@ class RunFolder:
         if self._listener is not None:
             self._listener(event)
 
-    def checkpoint(self, model: torch.nn.Module, book: Rounds | None) -> None:
+    def checkpoint(self, model: torch.nn.Module, book: RoundBook | None) -> None:
         """Make the last whole round durable: the model first, then the state that names it."""
         name = f"model-{self.tally.completed}.safetensors"
         save_model(model, self.path / name, metadata_of(self.study))

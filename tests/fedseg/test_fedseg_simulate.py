@@ -1,12 +1,14 @@
 """The federation in one process: bit identity with a plain sum, dropouts, interruption, what a run leaves behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import tiny_study
 
+from fedseg import aggregate
 from fedseg.data import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.ledger import verify
@@ -16,6 +18,8 @@ from fedseg.runfolder import KEPT, RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
+from secagg import SigningKey
+from secagg.state import SHARE_REPORT
 
 
 class Log:
@@ -145,6 +149,47 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
     assert [end["round"] for end in log.of("end_round")] == [3]  # and then the budget is spent
     assert len(log.of("left")) == 3
     assert json.loads((run / "metrics.json").read_text())["protocol"]["rounds_completed"] == 2
+
+
+def liar_in(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, liar: str, victims: dict[int, str]) -> None:
+    """`liar` says in every round number that it could not open the shares of a victim, wherever both are there."""
+    send, key = aggregate._Exchange.send, folder.path / "identities" / f"{liar}.key"
+
+    def lie(exchange, site, message):
+        state = exchange._server._state
+        if site == liar and exchange._server.step == SHARE_REPORT:
+            victim = victims[state.round.context.round_number]
+            if victim in exchange._server.expected:
+                message = replace(message, complaint=victim).sign(SigningKey.from_bytes(key.read_bytes()))
+        send(exchange, site, message)
+
+    monkeypatch.setattr(aggregate._Exchange, "send", lie)
+
+
+def test_a_site_that_accuses_the_same_site_again_is_named_with_it_over_an_interruption_too(tmp_path, monkeypatch):
+    study, log = tiny_study(sites=4, rounds=3), Log(("burned", 2))
+    folder = RunFolder.create(tmp_path, study, log)
+    liar_in(monkeypatch, folder, "site-d", dict.fromkeys(range(1, 4), "site-a"))
+    with pytest.raises(KeyboardInterrupt), folder:
+        simulate(folder, load_cohort(None, study), Options())
+    simulate(RunFolder.reopen(folder.path, log), load_cohort(None, study), Options())
+    notes = [event["text"] for event in log.of("note")]
+    assert [note.split(":")[0] for note in notes] == [
+        "site-a and site-d had complaints in rounds 1, 2",
+        "site-a and site-d had complaints in rounds 1, 2, 3",
+    ]
+    ends = log.of("end_round")
+    assert [end["round"] for end in ends] == [1, 2, 3]
+    assert all(len({"site-a", "site-d"} & set(end["included"])) == 1 for end in ends)
+
+
+def test_a_site_that_accuses_two_others_takes_no_part_any_more(tmp_path, monkeypatch):
+    study, log = tiny_study(sites=4, rounds=3), Log()
+    with RunFolder.create(tmp_path, study, log) as folder:
+        liar_in(monkeypatch, folder, "site-d", {1: "site-a", 2: "site-b", 3: "site-c"})
+        simulate(folder, load_cohort(None, study), Options())
+    assert [end["included"] for end in log.of("end_round")[1:]] == [("site-a", "site-b", "site-c")] * 2
+    assert "site-d had complaints with so many others" in log.of("note")[-1]["text"]
 
 
 def test_what_a_complete_run_leaves_behind(tmp_path):
