@@ -90,7 +90,7 @@ def test_sites_refuse_a_model_that_the_last_sum_does_not_give(tmp_path):
         assert isinstance(error, RoundFailedError)
         assert "the last one plus the last sum" in str(error)
     for name in study.site_ids:  # the round that was refused was never charged
-        assert [event.round_number for event in verify(tmp_path / f"{name}-state" / "run.jsonl").values()] == [1]
+        assert [event.round_number for event in verify(tmp_path / f"{name}-state" / "ledger.jsonl").values()] == [1]
 
 
 def test_a_coordinator_that_gives_up_tells_its_sites_why(tmp_path):
@@ -123,7 +123,7 @@ def test_sites_refuse_another_study(tmp_path):
 def test_validation_metrics_leave_a_site_only_where_the_study_says_so(tmp_path, share):
     study = tiny_study(rounds=1).replace(report={"share_metrics": share})
     run, _ = asyncio.run(federate(study, tmp_path))
-    kinds = [event.mechanism for event in verify(tmp_path / "site-a-state" / "run.jsonl").values()]
+    kinds = [event.mechanism for event in verify(tmp_path / "site-a-state" / "ledger.jsonl").values()]
     assert kinds.count("metrics") == (2 if share else 0)
     events = (run / "events.jsonl").read_text()
     assert ('"kind":"dice"' in events) == share
