@@ -5,6 +5,7 @@ stream that the patients read in turn.
 """
 
 import json
+import re
 import shutil
 from contextlib import ExitStack
 from functools import cache
@@ -283,6 +284,14 @@ def test_a_patient_whose_files_are_damaged_is_as_if_absent(hospital, tmp_path):
         data = load_site(folder, SITE, study)
     assert [f"sub-00{number}" in str(warning.message) for number, warning in enumerate(told[:3], 1)] == [True] * 3
     assert Trace(data, study, tmp_path).without("") == Trace(fewer, study, tmp_path).without("")
+
+
+def test_every_test_that_the_threat_model_names_exists():
+    text = (Path(__file__).parents[2] / "docs" / "threat-model-fedseg.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert len(named) > 12
+    assert named == {name for name in named if f"def {name}(" in tests}
 
 
 def test_nobody_is_a_site_too(hospital, tmp_path):
