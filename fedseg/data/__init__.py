@@ -36,7 +36,7 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
     """
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
-    if study.private and study.privacy.delta is not None and study.privacy.delta >= 1 / patients:
+    if study.private and study.privacy.delta is not None and study.privacy.delta * patients >= 1:
         warnings.warn(
             f"[privacy] delta = {study.privacy.delta:g} is not below 1/{patients} (one over the patients), which "
             "would allow publishing one patient; choose a tenth of that",

@@ -169,28 +169,26 @@ def sent_by(site: str, study: Study, folder: Path, monkeypatch) -> tuple[dict[st
     return sent, times
 
 
-def with_patients(study: Study, patients: int) -> Study:
-    """The same federation with this many phantom patients at site-b, of whom the fourth is the first to train."""
-    sites = [site.model_dump(mode="json") for site in study.sites]
-    sites[1]["patients"] = patients
-    return Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"sites": sites}))
-
-
 @pytest.mark.parametrize("share", [False, True])
-def test_what_a_site_sends_depends_on_no_patient(tmp_path, share, monkeypatch):
-    """Nobody in training (3 patients), one (4), and two (5): the coordinator is told the same."""
+@pytest.mark.parametrize(("site", "fewer", "roles"), [("site-b", 3, [(0, 3), (1, 3)]), ("site-a", 1, [(1, 0), (1, 1)])])
+def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, share, monkeypatch):
+    """One more where nobody was in training, and where nobody was to be tested: the coordinator is told the same."""
     study = tiny_study(rounds=2, steps=2).replace(report={"share_metrics": share})
     told, charged = [], []
-    for patients in (3, 4, 5):
+    for patients, (trained, held) in zip((fewer, fewer + 1), roles, strict=True):
+        sites = [s.model_dump(mode="json") | ({"patients": patients} if s.id == site else {}) for s in study.sites]
+        changed = Study.model_validate_json(json.dumps(study.model_dump(mode="json") | {"sites": sites}))
+        data = load_site(None, site, changed)
+        assert (len(data.train), len(data.test)) == (trained, held)
         folder = tmp_path / str(patients)
-        sent, _ = sent_by("site-b", with_patients(study, patients), folder, monkeypatch)
+        sent, _ = sent_by(site, changed, folder, monkeypatch)
         rows = [message.pop("rows") for message in sent[controls.METRICS]]
-        assert bool(rows) == share  # the rows themselves are what share_metrics gives away, one a held-out patient
+        assert [len(found) for found in rows] == ([held] * 3 if share else [])  # which is what share_metrics gives away
         told.append(dict(sent))
-        events = verify(folder / "site-b-state" / "ledger.jsonl").values()
+        events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         charged.append([event.model_copy(update={"study_hash": "0" * 64}) for event in events])
-    assert told[0] == told[1] == told[2]
-    assert charged[0] == charged[1] == charged[2]
+    assert told[0] == told[1]
+    assert charged[0] == charged[1]
     assert [message["step"] for message in told[0][controls.PROGRESS]] == [0, 0]
 
 
