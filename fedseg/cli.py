@@ -125,11 +125,15 @@ def _command() -> str:
 
 
 def _interrupted(runs: Path, study: "Study") -> Path:
-    from fedseg.runfolder import PARTIAL
+    from fedseg.runfolder import PARTIAL, read_state
     from fedseg.study import load_study
 
     for path in sorted(runs.glob(f"{study.study.name}-*{PARTIAL}"), reverse=True):
-        if (path / "state.json").is_file() and load_study(path / "study.toml").hash() == study.hash():
+        if (
+            (path / "state.json").is_file()
+            and read_state(path)
+            and load_study(path / "study.toml").hash() == study.hash()
+        ):
             return path
     raise ConfigError(f"{runs}: holds no interrupted run of this very study; run it without --resume")
 

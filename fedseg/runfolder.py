@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case
-from fedseg.errors import ConfigError
+from fedseg.errors import EARLIER, ConfigError
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 from secagg import RoundBook
 
 PARTIAL = ".partial"
+FORMAT = 2
+"""Of state.json and metrics.json; 1, which was not written down, is of fedseg 0.1 and 0.2."""
 KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger", "transcripts")
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
@@ -105,10 +107,11 @@ class RunFolder:
         """A folder whose run was interrupted, as it was after the last whole round.
 
         Raises:
-            ConfigError: there is nothing to go on with.
+            ConfigError: there is nothing to go on with, or it is of an earlier version.
         """
         if not path.name.endswith(PARTIAL) or not (path / "state.json").is_file():
             raise ConfigError(f"{path}: holds no interrupted run; name a folder that ends in '{PARTIAL}'")
+        read_state(path)
         study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
         folder = cls(path, study, listener)
         state = folder.state()
@@ -130,8 +133,7 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint."""
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-        return state
+        return read_state(self.path)
 
     @property
     def seconds(self) -> float:
@@ -166,6 +168,7 @@ class RunFolder:
         name = f"model-{self.tally.completed}.safetensors"
         save_model(model, self.path / name, metadata_of(self.study))
         state = {
+            "format": FORMAT,
             "tally": asdict(self.tally),
             "seconds": self.seconds,
             "started": self.started,
@@ -203,6 +206,18 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path / name)
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """The last checkpoint of a run that is not complete.
+
+    Raises:
+        ConfigError: it is of an earlier version.
+    """
+    state: dict[str, Any] = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    if state.get("format") != FORMAT:
+        raise ConfigError(f"{run}: {EARLIER}")
+    return state
 
 
 def _remove(entry: Path) -> None:

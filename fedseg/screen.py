@@ -140,7 +140,9 @@ class Screen:
     def _row(self, name: str, state: Mapping[str, Any]) -> list[RenderableType]:
         gone = state["state"] in ("dropped", "out")
         train = state.get("train")
-        bar: RenderableType = ProgressBar(total=train[1], completed=train[0], width=12) if train else Text("")
+        bar: RenderableType = (
+            ProgressBar(total=train[1], completed=train[0], width=12) if train and train[0] else Text("")
+        )
         marks = [Text("●" if step in state["done"] else "✗" if gone else "·") for step in SHORT]
         for mark in marks:
             mark.stylize("green" if mark.plain == "●" else "red" if gone else "dim")

@@ -1,6 +1,7 @@
 """All sites of a federation in one process, through the same protocol code as the executables.
 
-It runs where the data is, so it may show everything. A simulation trusts its own process: secure aggregation is there
+It runs where the data is, so it may show everything, and keeps a ledger per site in the run folder: what a simulation
+spends is not in any site's own ledger. A simulation trusts its own process: secure aggregation is there
 to be exercised and measured, and `plain` replaces it by a plain sum with the bit-identical model.
 """
 
@@ -156,7 +157,7 @@ class _Simulation:
         staying = []
         for site in self.sites:
             try:
-                charge(self.ledgers[site], self.study, site, self.aggregator.number)
+                charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:
                 self.folder.emit("left", site=site, reason=str(error))
                 continue
@@ -189,6 +190,7 @@ class _Simulation:
             self.cohort[site],
             self.study,
             site=site,
+            training_run=self.book.training_run,
             round_number=number,
             ledger=self.ledgers[site],
             on_step=on_step,

@@ -199,26 +199,26 @@ def test_what_a_complete_run_leaves_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["privacy"] is None
-    assert metrics["dice"]["mean"]["n"] == 3
+    assert metrics["dice"]["mean"]["n"] == 6
     assert "no privacy" in write_report(run).read_text().lower()
 
 
-def test_one_patient_trains_and_its_dice_is_not_an_average_of_nothing(tmp_path):
+def test_nobody_to_test_is_no_average_and_nobody_in_training_is_no_error(tmp_path):
     study = tiny_study(rounds=1, patients=2, mechanism="none")
     sites = tuple(site.model_copy(update={"patients": 1 + (site.id != "site-a")}) for site in study.sites)
     study = study.model_copy(update={"sites": sites})
     run = train(study, tmp_path)
     table = json.loads((run / "metrics.json").read_text())["dice"]["sites"]
     assert (table["site-a"]["n_train"], table["site-a"]["n_test"], table["site-a"]["mean"]) == (1, 0, None)
-    assert table["site-b"]["mean"]["n"] == 1
+    assert (table["site-b"]["n_train"], table["site-b"]["mean"]["n"]) == (0, 2)
 
 
 def test_one_site_alone_is_a_baseline_on_everybodys_patients(tmp_path):
     study = tiny_study(rounds=1, mechanism="none")
     run = train(study, tmp_path, Options(alone="site-b"))
     table = json.loads((run / "metrics.json").read_text())["dice"]
-    assert [site["n_train"] for site in table["sites"].values()] == [0, 2, 0]
-    assert table["mean"]["n"] == 3
+    assert [site["n_train"] for site in table["sites"].values()] == [0, 1, 0]
+    assert table["mean"]["n"] == 6
     with pytest.raises(ConfigError, match="site-x"):
         train(study, tmp_path, Options(alone="site-x"))
 
