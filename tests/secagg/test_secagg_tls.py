@@ -149,6 +149,7 @@ def test_roles_cannot_be_swapped(made):
 def test_files_of_another_kind(made, tmp_path):
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("hello")
+    nonsense.chmod(0o600)
     with pytest.raises(ConfigError, match=r"nonsense.pem is not a certificate in PEM form"):
         client(made, certificate=nonsense)
     with pytest.raises(ConfigError, match=r"nonsense.pem is not a private key in PEM form"):
@@ -161,6 +162,7 @@ def test_files_of_another_kind(made, tmp_path):
             serialization.BestAvailableEncryption(b"word"),
         )
     )
+    locked.chmod(0o600)
     with pytest.raises(ConfigError, match=r"locked.key has a password"):
         client(made, key=locked)
 
