@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Thread
 
 from secagg.errors import ConfigError
@@ -146,9 +147,9 @@ class Door:
             visitor = _Visitor(self._number, _network(address[0]), outer)
             self._visitors[visitor.number] = visitor
             visitor.task = asyncio.create_task(self._attend(visitor))
-            visitor.task.add_done_callback(lambda _, visitor=visitor: self._forget(visitor))
+            visitor.task.add_done_callback(partial(self._forget, visitor))
 
-    def _forget(self, visitor: _Visitor) -> None:
+    def _forget(self, visitor: _Visitor, _: object) -> None:
         del self._visitors[visitor.number]
         visitor.outer.close()
 

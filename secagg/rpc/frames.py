@@ -97,8 +97,12 @@ class Assembler:
         if self._missing or self._head is None:
             return None
         message = Message(self._head.sequence, self._head.kind, self._arrived.getvalue())
-        self._head, self._arrived = None, io.BytesIO()
+        self.close()
         return message
+
+    def close(self) -> None:
+        """Let go of an unfinished message now: the error that ended its call may keep this object for long."""
+        self._head, self._arrived = None, io.BytesIO()
 
     def _begin(self, frame: Frame) -> None:
         check_kind(frame.kind)

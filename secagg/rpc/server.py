@@ -15,6 +15,7 @@ broke and did not come back) and "back" (the same process returned; nothing was 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
@@ -256,17 +257,17 @@ class MailboxServer:
 
     async def _take(self, peer: _Peer, stream: AsyncIterator[Frame], context: Context) -> None:
         """Read one message and deliver it, unless it was delivered before or there is no room for it yet."""
-        assembler = Assembler(self._limit)
-        async for frame in stream:
-            peer.up += frame.ByteSize()
-            if 0 < frame.sequence <= peer.arrived:
-                return
-            message = assembler.add(frame)
-            if frame.kind:  # only the first frame has one
-                await self._room(peer, context, frame.size)
-            if message is not None:
-                self._accept(peer, message)
-                return
+        with closing(Assembler(self._limit)) as assembler:
+            async for frame in stream:
+                peer.up += frame.ByteSize()
+                if 0 < frame.sequence <= peer.arrived:
+                    return
+                message = assembler.add(frame)
+                if frame.kind:  # only the first frame has one
+                    await self._room(peer, context, frame.size)
+                if message is not None:
+                    self._accept(peer, message)
+                    return
         raise ValueError("the stream ended inside a message")
 
     def _accept(self, peer: _Peer, message: Message) -> None:
