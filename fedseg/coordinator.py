@@ -97,6 +97,7 @@ class Coordinator:
             self.study.site_ids, tls, max_message_bytes=limit, gone_after=min(1.0, options.grace)
         )
         self.ready: set[str] = set()
+        self.answered: set[str] = set()  # sites whose present process was sent the transcript that it asked for
         self.left: set[str] = set()
         self.lost: dict[str, float] = {}
         self.epsilon: dict[str, float | None] = {}
@@ -188,15 +189,20 @@ class Coordinator:
             case kind if kind in (HELLO, GONE):
                 self.ready.discard(site)
                 self.lost[site] = time.monotonic()
-                if kind == HELLO and self.attempt is not None:
-                    self.attempt.over.add(site)  # its new process knows nothing of this attempt
+                if kind == HELLO:
+                    self.answered.discard(site)
+                    if self.attempt is not None:
+                        self.attempt.over.add(site)  # its new process knows nothing of this attempt
             case kind if kind == BACK:
                 self.lost.pop(site, None)
                 self.ready.add(site)
             case controls.READY:
                 self.lost.pop(site, None)
                 self.ready.add(site)
-                self._send_transcript(unpacked(Ready, received.payload, site).unreplayed, [site])
+                unreplayed = unpacked(Ready, received.payload, site).unreplayed
+                if site not in self.answered:  # a process asks once; a transcript is large
+                    self.answered.add(site)
+                    self._send_transcript(unreplayed, [site])
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
