@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from secagg.errors import SecAggError
+from secagg.quantize import KERNEL
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,8 @@ def sentences(status: int = 1) -> Iterator[None]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"secagg {version('secagg')}", highlight=False)
+        passes = "compiled kernel" if KERNEL else "numpy"
+        out.print(f"secagg {version('secagg')} (passes over vectors: {passes})", highlight=False)
         raise typer.Exit
 
 
