@@ -15,6 +15,7 @@ from rich.text import Text
 
 from secagg.errors import SecAggError
 from secagg.printable import printable
+from secagg.quantize import KERNEL
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,7 +59,8 @@ def sentences(status: int = 1) -> Iterator[None]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        say(f"secagg {version('secagg')}")
+        passes = "compiled kernel" if KERNEL else "numpy"
+        say(f"secagg {version('secagg')} (passes over vectors: {passes})")
         raise typer.Exit
 
 
