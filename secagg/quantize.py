@@ -7,6 +7,7 @@ with randomness that is not cryptographic. Specification: docs/spec.md, section 
 
 import math
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +17,11 @@ from secagg.encoding import Buffer
 from secagg.errors import ConfigError
 from secagg.policy import Policy
 
+_kernel: Any
 try:
-    from secagg import _kernel
+    _kernel = import_module("secagg._kernel")
 except ImportError:  # installed without a compiler
-    _kernel = None  # type: ignore[assignment]
+    _kernel = None
 
 KERNEL = _kernel is not None
 """Whether the compiled kernel is in use: the same bytes in less time (docs/performance.md)."""
@@ -232,7 +234,7 @@ def accumulate(total: NDArray[Any], data: Buffer, bits: int) -> None:
     if _kernel is not None and total.flags.c_contiguous:
         _kernel.add_packed(total, packed, bits)
         return
-    for where, values in unpacked(packed, len(total), bits):
+    for where, values in unpacked(data, len(total), bits):
         total[where] += values
 
 
