@@ -7,6 +7,6 @@ about many. Knows neither session nor server. Specification: docs/spec.md, secti
 from secagg.transcript.participation import isolated
 from secagg.transcript.reading import ViolationError
 from secagg.transcript.recorder import Recorder
-from secagg.transcript.verify import RoundReport, Verdict, accept, verify
+from secagg.transcript.verify import Missing, RoundReport, Verdict, accept, verify
 
-__all__ = ["Recorder", "RoundReport", "Verdict", "ViolationError", "accept", "isolated", "verify"]
+__all__ = ["Missing", "Recorder", "RoundReport", "Verdict", "ViolationError", "accept", "isolated", "verify"]
