@@ -695,18 +695,36 @@ def test_no_coalition_can_deny_a_sum_that_was_taken_and_the_next_round_always_ca
     assert need <= t  # U1 of one finished round, of which each member says something
 
 
-def test_only_an_earlier_round_is_a_denial_and_only_the_next_statement_counts(tmp_path):
-    """A site that names a later round says nothing about this one; what it says later still does not either."""
+def of_site(report, said: Mapping[str, bytes], place: tuple[int, int], name: bytes, run: str = RUN):
+    """A report of a finished round in which sites said this."""
+    return replace(report, training_run=run, round_number=place[0], attempt=place[1], released=said, round_id=name)
+
+
+def test_only_the_next_statement_of_a_site_in_this_run_denies(tmp_path):
+    """What a site says after it spoke once is about later rounds; and the order of two runs is nobody's to know."""
     cohort = Cohort(5)
-    third = forge(cohort, context=cohort.context(3))
-    receipt = next(r for r in third if isinstance(r, Receipt))
-    later = dict.fromkeys(cohort.ids, receipt.round_id)
-    fourth = forge(cohort, context=cohort.context(4, head=receipt.head), released=later)
-    files = [headers_of(tmp_path / "burned", cohort, 2, GENESIS), put(tmp_path, third), put(tmp_path, fourth)]
-    (burned, *_) = verify(files, cohort.policy, cohort.roster).rounds
-    assert burned.denied_by
-    verdict = verify([files[0], files[2]], cohort.policy, cohort.roster)
-    assert verdict.rounds == () or verdict.violation.check == "T-19"  # the heads show that one is left out
+    (report,) = verify([put(tmp_path, forge(cohort))], cohort.policy, cohort.roster).rounds
+    first, hidden, third = (bytes([i]) * 32 for i in (1, 2, 3))
+    zero = bytes(32)
+
+    def denied(*reports) -> tuple[str, ...]:
+        return verifying._denied_by(RUN, (2, 0), reports, cohort.policy)
+
+    before = of_site(report, {}, (1, 0), first)
+    everybody = dict.fromkeys(cohort.ids, first)
+    assert denied(before, of_site(report, everybody, (3, 0), third)) == tuple(cohort.ids[:5])
+    assert denied(before, of_site(report, {**everybody, "site-a": zero}, (3, 0), third))
+    released = dict.fromkeys(cohort.ids, hidden)
+    taken = of_site(report, released, (3, 0), third)
+    assert not denied(before, taken)
+    assert not denied(before, taken, of_site(report, everybody, (4, 0), hidden))  # too late to take it back
+    assert not denied(of_site(report, everybody, (1, 0), first))  # said before the round
+    assert not denied(before, of_site(report, everybody, (3, 0), third, run="run-2"))  # maybe signed before it
+    elsewhere = of_site(report, {}, (1, 0), hidden, run="run-2")
+    assert not denied(before, elsewhere, taken)  # a round of another run may be later than this one
+    parts = [of_site(report, dict.fromkeys(ids, zero), (3 + i, 0), third) for i, ids in enumerate(["ab", "c"])]
+    assert not denied(before, *parts[:1])
+    assert denied(before, *parts) == ("a", "b", "c")
 
 
 def test_what_one_header_shows_is_said(tmp_path):
@@ -822,6 +840,11 @@ def test_a_client_accepts_nothing_less(tmp_path):
     lied = put(tmp_path, forge(cohort, context=cohort.context(2, head=head), total=plus_one(cohort)))
     with pytest.raises(ViolationError, match=r"\[T-13\]"):
         accept(verify([lied], cohort.policy, cohort.roster), store)
+    whole = put(tmp_path, forge(cohort, context=cohort.context(3, head=head)))
+    verdict = verify([whole, lied], cohort.policy, cohort.roster)
+    assert (len(verdict.rounds), verdict.violation.check) == (1, "T-19")
+    with pytest.raises(ViolationError, match=r"\[T-19\]"):
+        accept(verdict, MemoryStore())
     burned = headers_of(tmp_path / "burned", cohort, 2, head)
     for files in ([], [burned]):
         with pytest.raises(ViolationError):
