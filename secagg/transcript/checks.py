@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secagg.encoding import HASH_BYTES
+from secagg.encoding import HASH_BYTES, digest
 from secagg.keys import check_public, verify
 from secagg.masking import (
     masked_slots,
@@ -111,16 +111,19 @@ def _signed(round: Round) -> Iterator[tuple[Record, Any, tuple[str, ...]]]:
 def t05_fresh(round: Round) -> int | None:
     """T-05: no key, nonce, commitment, digest or masked vector occurs twice.
 
-    Over files only what a client makes once a round is remembered: what it makes for each peer is bound to the slot.
+    Over files only what a client makes once a round is remembered, by 16 bytes of a hash: what it makes for each peer
+    is bound to the slot.
     """
-    where = f"round {round.context.round_number}, attempt {round.context.attempt}"
+    where = str(round.context.at(round.reader.session))
     here: set[bytes] = set()
     for record, what, value in _supposed_fresh(round):
-        if value in here or value in round.past.seen:
-            earlier = f"in {round.past.seen[value]}" if value in round.past.seen else "in this round"
-            raise round.wrong("T-05", record, f"a {what} was seen before, {earlier}")
+        if value in here:
+            raise round.wrong("T-05", record, f"a {what} was seen before, in this round")
         here.add(value)
-    round.past.seen.update((value, where) for _, _, value in _once_a_round(round))
+    for record, what, value in _once_a_round(round):
+        earlier = round.past.seen.setdefault(digest("fresh", value)[:16], where)
+        if earlier is not where:
+            raise round.wrong("T-05", record, f"a {what} was seen before, in {earlier}")
     return len(here)
 
 
