@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from secagg.errors import ConfigError
-from secagg.masking import accumulate, masked_input, slot_values
+from secagg.masking import accumulate, masked_input, masked_slots, slot_values
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import BLOCK, Quantised, dtype_for, pack, packed_size, quantize, unpack
 
 ROUND = bytes(range(32))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]
+SLOT_MASKS = [bytes(range(i, i + 32)) for i in range(5)]
 KEY = bytes(32)
 
 
@@ -28,7 +29,12 @@ def update_of(length):
 def masked(length, bits, executor=None, update=None):
     rules = policy(length, bits)
     quantised = Quantised(update_of(length) if update is None else update, rules, "a", Stream(KEY))
-    return masked_input(quantised, rules, ROUND, SEEDS[:3], SEEDS[3:], executor)
+    return masked_input(quantised, rules, slots_of(rules), SEEDS[:3], SEEDS[3:], executor)
+
+
+def slots_of(rules):
+    """The constant slots under masks of their own."""
+    return masked_slots(rules, slot_values(rules, ROUND), SLOT_MASKS[:3], SLOT_MASKS[3:])
 
 
 class TestMaskedInput:
@@ -39,14 +45,15 @@ class TestMaskedInput:
     def test_equals_quantise_then_mask_then_pack(self, length, bits):
         """The slots lie across a block border in some of these."""
         rules = policy(length, bits)
-        steps = np.concatenate([quantize(update_of(length), rules, "a", Stream(KEY))[0], slot_values(rules, ROUND)])
-        apply_masks(steps, SEEDS[:3], SEEDS[3:])
-        assert masked(length, bits) == pack(steps, bits)
+        values = quantize(update_of(length), rules, "a", Stream(KEY))[0]
+        apply_masks(values, SEEDS[:3], SEEDS[3:])
+        assert masked(length, bits) == pack(np.concatenate([values, slots_of(rules)]), bits)
 
     def test_unmasks_to_the_integers_and_the_slots(self):
         rules = policy(1000, 23)
         vector = unpack(masked(1000, 23), 1000 + rules.slots, 23)
-        apply_masks(vector, SEEDS[3:], SEEDS[:3])
+        apply_masks(vector[:1000], SEEDS[3:], SEEDS[:3])
+        vector[1000:] = masked_slots(rules, vector[1000:], SLOT_MASKS[3:], SLOT_MASKS[:3])
         plain = quantize(update_of(1000), rules, "a", Stream(KEY))[0]
         np.testing.assert_array_equal(vector & (2**23 - 1), np.concatenate([plain, slot_values(rules, ROUND)]))
 
@@ -66,7 +73,7 @@ class TestMaskedInput:
         quantised = Quantised(update, rules, "a", Stream(KEY))
         update[3] = np.nan
         with pytest.raises(ConfigError, match="1 of 10 values"):
-            masked_input(quantised, rules, ROUND, SEEDS, [])
+            masked_input(quantised, rules, slots_of(rules), SEEDS, [])
 
     @pytest.mark.parametrize(("threads", "limit"), [(0, 8 << 20), (2, 16 << 20)])
     def test_memory_beside_input_and_output_is_small(self, threads, limit):
