@@ -8,17 +8,21 @@ from secagg_cohort import RUN, SERVER_KEY, Cohort
 from secagg import MalformedMessageError, Suite, wire
 from secagg import secagg_pb2 as pb
 from secagg.messages import (
+    AdvertiseKeys,
     Attestations,
     Bundle,
     Header,
     IncludedSet,
     MaskedInput,
     Receipt,
+    ReleaseClaim,
     Reports,
     Result,
     Roster,
     RoundStart,
     ShareInbox,
+    SlotMasks,
+    SlotsFailed,
     UnmaskingShares,
 )
 
@@ -32,7 +36,16 @@ def every_message() -> tuple[list, list]:
         down=lambda step, who, m: down.append(m) or m,
     )
     start = RoundStart(RUN, 2, 1, *[bytes(32)] * 3, missed=(play.server.receipt,)).sign(SERVER_KEY)
-    return up, [*down, start]
+    failed = SlotsFailed(play.server.receipt.round_id, play.server.receipt.attested)
+    masks = SlotMasks(*[bytes(32)] * 2, "site-a", {"site-b": bytes(32)}).sign(SERVER_KEY)
+    return [*up, announcing(up), masks], [*down, start, failed]
+
+
+def announcing(said: list) -> AdvertiseKeys:
+    """An advertisement that says which round was released and not replayed."""
+    claim = ReleaseClaim(bytes(32), RUN, 3, 1, *[bytes([i]) * 32 for i in range(6)], {"site-b": bytes(64)})
+    first = next(message for message in said if isinstance(message, AdvertiseKeys))
+    return replace(first, released=claim.round_id, unreplayed=(claim,)).sign(SERVER_KEY)
 
 
 FROM_CLIENT, FROM_SERVER = ({type(m): m for m in said} for said in every_message())
@@ -55,7 +68,7 @@ def decoded(data: bytes) -> list:
 def test_every_message_takes_part():
     assert FROM_CLIENT.keys() == set(wire._CLIENT_FIELDS.values())
     assert FROM_SERVER.keys() == set(wire._SERVER_FIELDS.values())
-    assert len(KINDS) == 14
+    assert len(KINDS) == 16
 
 
 @each_kind
@@ -124,7 +137,7 @@ def test_a_message_has_one_spelling(message):
     data = wire.encode(message)
     number, body, vector = halves(data)
     assert field(number, body) + vector == data
-    tag, size, last = varint(number << 3 | 2), varint(len(body)), 8 if type(message) in FROM_CLIENT else 16
+    tag, size, last = varint(number << 3 | 2), varint(len(body)), 18 if type(message) in FROM_CLIENT else 19
     unknown, group = field(500, b"?"), b"\xa3\x1f\xa4\x1f"
     for wrong in (
         b"",
