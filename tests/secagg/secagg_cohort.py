@@ -20,6 +20,7 @@ from secagg import (
     unchecked_round,
     wire,
 )
+from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.state import BLAME, STEPS
@@ -102,11 +103,12 @@ class Cohort:
         total = np.sum(parts, axis=0, dtype=parts[0].dtype)
         return total & total.dtype.type((1 << self.bits) - 1)
 
-    def replay(self, round_id: bytes) -> None:
-        """Every site has replayed the transcript of this round."""
+    def replay(self, play: "Play") -> None:
+        """Every site has replayed the transcript of this finished round."""
+        slot = (play.context or self.context()).at(session_id(self.policy, self.roster))
         for store in self.stores.values():
             with store.transaction() as marks:
-                marks.replay(round_id)
+                marks.replay(slot, play.server.receipt.round_id)
 
     def play(self, **options) -> "Play":
         return Play(self, **options).to_the_end()

@@ -259,7 +259,7 @@ def refused_start(cohort: Cohort, start: RoundStart, check: str, store=None, **h
 
 def test_a_round_start_is_held_against_what_is_pinned():
     cohort = Cohort(4)
-    assert opened(cohort, started(cohort)) == OpenRound(cohort.context())
+    assert opened(cohort, started(cohort)) == OpenRound(cohort.context(), checked=True)
     refused_start(cohort, replace(started(cohort), model_hash=OTHER_HASH), "C-01")
     refused_start(cohort, started(cohort).sign(cohort.keys[VICTIM]), "C-01")
     refused_start(cohort, started(cohort, run="another run"), "C-02")
@@ -327,7 +327,7 @@ def test_a_rejoiner_replays_the_heads_that_it_missed():
         play = cohort.play(context=cohort.context(number, head=head))
         head = play.server.head
         receipts.append(play.server.receipt)
-        cohort.replay(receipts[-1].round_id)
+        cohort.replay(play)
     store = MemoryStore()
     context = opened(cohort, started(cohort, 4, receipts, head), store).context
     with store.transaction() as marks:
@@ -348,14 +348,14 @@ def test_an_opened_round_that_was_not_replayed_needs_an_operator():
     store, round_id = cohort.stores[VICTIM], play.server.receipt.round_id
     completed = started(cohort, 2, [play.server.receipt], play.server.head)
     for start in (started(cohort, 2), completed):
-        with pytest.raises(ExposureError, match=r"\[C-05\] this site sent unmasking shares") as caught:
+        with pytest.raises(ExposureError, match=r"\[C-05\] this site did send unmasking shares") as caught:
             opened(cohort, start, store)
         assert caught.value.round_ids == (round_id,)
     accept_exposure(store, cohort.keys[VICTIM], VICTIM, OTHER_HASH)
     refused_start(cohort, completed, "C-05", store)
     accept_exposure(store, cohort.keys[VICTIM], VICTIM, round_id)
     assert opened(cohort, started(cohort, 2), store).context.round_number == 2
-    cohort.replay(round_id)
+    cohort.replay(play)
     assert opened(cohort, completed, store).context.previous_head == play.server.head
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
         accept_exposure(store, cohort.keys[VICTIM], VICTIM, round_id[:31])
@@ -365,7 +365,7 @@ def test_a_private_update_is_never_held_up_by_an_open_round():
     cohort = Cohort(4, private=True)
     first = cohort.play(down=lambda step, who, m: None if step == RESULT else m)
     again = Play(cohort, context=cohort.context(2))
-    assert all(not message.unreplayed for message in again.out.values())
+    assert all(not message.exposing for message in again.out.values())
     assert {message.released for message in again.out.values()} == {first.server.receipt.round_id}
     assert again.to_the_end().exact
 
@@ -388,50 +388,91 @@ def burned(cohort: Cohort) -> bytes:
     return play.server.receipt.round_id
 
 
-def announcing(cohort: Cohort) -> Play:
-    """The next attempt of a run of which all but site-a accept that one round is exposed."""
+def announcing(cohort: Cohort, before=lambda store, claim: None, run: str = RUN) -> Play:
+    """The next attempt after a burned round that all but site-a accept: site-a was not in it. `before` it is joined."""
     round_id = burned(cohort)
     for client_id in cohort.ids[1:]:
         accept_exposure(cohort.stores[client_id], cohort.keys[client_id], client_id, round_id)
-    cohort.stores[VICTIM] = MemoryStore()  # a site that was not in that round
-    return Play(cohort, context=cohort.context(2))
+    with cohort.stores["site-b"].transaction() as marks:
+        claim = marks.open_release.claim
+    cohort.stores[VICTIM] = MemoryStore()
+    before(cohort.stores[VICTIM], claim)
+    play = Play(cohort, context=replace(cohort.context(2), training_run=run))
+    assert play.out["site-b"].exposing == (claim,)
+    assert play.out[VICTIM].exposing == ()
+    return play
+
+
+def replaying(store, claim: ReleaseClaim) -> None:
+    with store.transaction() as marks:
+        marks.replay(claim.slot, claim.round_id)
+
+
+def accepting(store, claim: ReleaseClaim) -> None:
+    accept_exposure(store, _KEYS[VICTIM], VICTIM, claim.round_id)
+
+
+def held_up(play: Play, claim: ReleaseClaim) -> bool:
+    """Whether site-a, and nobody else, stays away because of this claim."""
+    play.to_the_end()
+    if not play.errors:
+        assert play.exact
+        assert play.server.included == tuple(play.cohort.ids)
+        return False
+    assert play.errors.keys() == {VICTIM}
+    error = play.errors[VICTIM]
+    assert isinstance(error, ExposureError)
+    assert (error.check, error.round, error.round_ids) == ("C-26", SHARES, (claim.round_id,))
+    assert play.server.included == ("site-b", "site-c", "site-d")
+    return True
 
 
 def test_a_round_that_others_released_and_that_is_unaccounted_for_is_not_followed():
     """Row 4 of issue 7: the acceptance of the others exposed a site that never accepted."""
-    cohort = Cohort(4)
-    play = announcing(cohort)
-    (claim,) = play.out["site-b"].unreplayed
-    assert play.out[VICTIM].unreplayed == ()
-    play.to_the_end()
-    error = play.errors.pop(VICTIM)
-    assert isinstance(error, ExposureError)
-    assert (error.check, error.round_ids) == ("C-26", (claim.round_id,))
-    assert not play.errors
-    assert play.server.included == ("site-b", "site-c", "site-d")
+    play = announcing(Cohort(4))
+    assert held_up(play, *play.out["site-b"].exposing)
 
 
-@pytest.mark.parametrize("clear", ["replay", "accept"])
+@pytest.mark.parametrize("clear", [replaying, accepting])
 def test_a_round_that_others_released_is_cleared_by_its_transcript_or_by_name(clear):
-    cohort = Cohort(4)
-    play = announcing(cohort)
-    ((claim,), store) = play.out["site-b"].unreplayed, cohort.stores[VICTIM]
-    if clear == "replay":
-        with store.transaction() as marks:
-            marks.replay(claim.round_id)
-    else:
-        accept_exposure(store, cohort.keys[VICTIM], VICTIM, claim.round_id)
-    assert play.to_the_end().exact
-    assert play.server.included == tuple(cohort.ids)
-    with store.transaction() as marks:
+    play = announcing(Cohort(4), before=clear)
+    (claim,) = play.out["site-b"].exposing
+    assert not held_up(play, claim)
+    with play.cohort.stores[VICTIM].transaction() as marks:
         assert not marks.accepted(claim.round_id), "an acceptance counts once"
+
+
+def test_an_acceptance_after_the_attempt_was_joined_counts_and_a_transcript_does_not():
+    """The attempt's model is the one from before that transcript: its update may be the very same."""
+    for clear, helps in ((accepting, True), (replaying, False)):
+        play = announcing(Cohort(4))
+        (claim,) = play.out["site-b"].exposing
+        clear(play.cohort.stores[VICTIM], claim)
+        assert held_up(play, claim) is not helps
+
+
+def test_a_run_that_starts_over_on_the_same_model_is_exposed_by_a_round_that_everybody_replayed():
+    """Found by the model: a completed, published, replayed round and a new run without one site give that site."""
+    play = announcing(Cohort(4), before=replaying, run="run-2")
+    (claim,) = play.out["site-b"].exposing
+    assert held_up(play, claim)
+
+
+def test_a_round_is_not_joined_after_another_one_was_finished():
+    """Opened while the log stood elsewhere: its model is not the one that follows."""
+    cohort = Cohort(4)
+    store, receipts = cohort.stores[VICTIM], finished_rounds(cohort, [1])
+    early = opened(cohort, started(cohort, 2), store)
+    opened(cohort, started(cohort, 2, receipts, receipts[-1].head), store)
+    client = ClientSession(cohort.policy, VICTIM, cohort.keys[VICTIM], cohort.roster, early, store)
+    with pytest.raises(ProtocolError, match="C-04"):
+        client.start()
 
 
 def test_an_exposure_that_is_taken_back_by_another_session_is_seen_before_the_contribution():
     cohort = Cohort(4)
-    play = announcing(cohort)
-    (claim,) = play.out["site-b"].unreplayed
-    accept_exposure(cohort.stores[VICTIM], cohort.keys[VICTIM], VICTIM, claim.round_id)
+    play = announcing(cohort, before=accepting)
+    (claim,) = play.out["site-b"].exposing
     play.until(REPORT)
     with cohort.stores[VICTIM].transaction() as marks:
         marks._put(f"accepted/{claim.round_id.hex()}", {"signature": "", "used_by": "another"})
@@ -440,7 +481,7 @@ def test_an_exposure_that_is_taken_back_by_another_session_is_seen_before_the_co
 
 
 def claiming(claim: ReleaseClaim):
-    return lambda message: colluding("advertisements", unreplayed=(claim,))(message)
+    return lambda message: colluding("advertisements", exposing=(claim,))(message)
 
 
 def invented(cohort: Cohort, session: bytes, signers) -> ReleaseClaim:
@@ -456,7 +497,7 @@ def test_a_claim_of_this_session_needs_a_quorum(signers):
     claim = invented(cohort, session_id(cohort.policy, cohort.roster), signers)
     play = Play(cohort, down=alone(ROSTER, VICTIM, claiming(claim))).until(ROSTER)
     assert (play.errors[VICTIM].check, play.errors[VICTIM].culprits) == ("C-25", ())
-    liar = Cohort(5).play(up=alone(KEYS, COLLUDER, lambda m: replace(m, unreplayed=(claim,)).sign(_KEYS[COLLUDER])))
+    liar = Cohort(5).play(up=alone(KEYS, COLLUDER, lambda m: replace(m, exposing=(claim,)).sign(_KEYS[COLLUDER])))
     assert (liar.refusals[COLLUDER].check, liar.refusals[COLLUDER].culprits) == ("S-22", (COLLUDER,))
     assert not liar.errors
     assert liar.exact
@@ -467,10 +508,10 @@ def test_a_claim_of_another_session_binds_where_more_than_c_of_these_clients_att
     """c = 1: one liar, who alone pins other policies with itself, stops nobody; two need an honest one."""
     cohort = Cohort(5)
     claim = invented(cohort, OTHER_HASH, signers)
-    play = cohort.play(up=alone(KEYS, COLLUDER, lambda m: replace(m, unreplayed=(claim,)).sign(_KEYS[COLLUDER])))
+    play = cohort.play(up=alone(KEYS, COLLUDER, lambda m: replace(m, exposing=(claim,)).sign(_KEYS[COLLUDER])))
     if binds:
-        held_up = {who: error.check for who, error in play.errors.items() if who != COLLUDER}
-        assert held_up == dict.fromkeys(["site-a", "site-b", "site-c", "site-e"], "C-26")
+        stopped = {who: error.check for who, error in play.errors.items() if who != COLLUDER}
+        assert stopped == dict.fromkeys(["site-a", "site-b", "site-c", "site-e"], "C-26")
     else:
         assert not play.refusals
         assert play.exact
@@ -480,12 +521,12 @@ def test_marks_that_do_not_increase():
     cohort = Cohort(4)
     play = Play(cohort).until("MaskedInputCollection")
     assert play.to_the_end().exact
-    cohort.replay(play.server.receipt.round_id)
+    cohort.replay(play)
     session, receipt = session_id(cohort.policy, cohort.roster), play.server.receipt
     slot, store = cohort.context().at(session), cohort.stores[VICTIM]
     other = replace(receipt, head=OTHER_HASH)
     for change, check in (
-        (lambda marks: marks.join(slot, private=False), "C-03"),
+        (lambda marks: marks.join(slot, bytes(32), private=False), "C-03"),
         (lambda marks: marks.contribute(slot, "again", (), private=False), "C-14"),
         (lambda marks: marks.finish(session, RUN, [other]), "C-22"),
         (lambda marks: marks.contribute(replace(slot, attempt=1), "again", (), private=False), "C-24"),
@@ -780,7 +821,7 @@ def test_a_pair_secret_is_opened_from_its_envelope_where_both_ends_are_silent():
     cohort = Cohort(6, suite=Suite.MLKEM768_X25519)
     first = cohort.play(silent={"site-e": MASKED, VICTIM: UNMASK})
     assert first.exact
-    cohort.replay(first.server.receipt.round_id)
+    cohort.replay(first)
     assert cohort.play(context=cohort.context(2), silent={VICTIM: MASKED, "site-e": UNMASK}).exact
 
 

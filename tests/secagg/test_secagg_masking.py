@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from secagg.errors import ConfigError
-from secagg.masking import accumulate, masked_input, masked_slots, slot_values
+from secagg.masking import accumulate, masked_input, slot_mask, slot_values, without_masks
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import BLOCK, Quantised, dtype_for, pack, packed_size, quantize, unpack
 
 ROUND = bytes(range(32))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]
-SLOT_MASKS = [bytes(range(i, i + 32)) for i in range(5)]
 KEY = bytes(32)
 
 
@@ -29,12 +28,7 @@ def update_of(length):
 def masked(length, bits, executor=None, update=None):
     rules = policy(length, bits)
     quantised = Quantised(update_of(length) if update is None else update, rules, "a", Stream(KEY))
-    return masked_input(quantised, rules, slots_of(rules), SEEDS[:3], SEEDS[3:], executor)
-
-
-def slots_of(rules):
-    """The constant slots under masks of their own."""
-    return masked_slots(rules, slot_values(rules, ROUND), SLOT_MASKS[:3], SLOT_MASKS[3:])
+    return masked_input(quantised, rules, ROUND, SEEDS[:3], SEEDS[3:], executor)
 
 
 class TestMaskedInput:
@@ -45,15 +39,14 @@ class TestMaskedInput:
     def test_equals_quantise_then_mask_then_pack(self, length, bits):
         """The slots lie across a block border in some of these."""
         rules = policy(length, bits)
-        values = quantize(update_of(length), rules, "a", Stream(KEY))[0]
-        apply_masks(values, SEEDS[:3], SEEDS[3:])
-        assert masked(length, bits) == pack(np.concatenate([values, slots_of(rules)]), bits)
+        steps = np.concatenate([quantize(update_of(length), rules, "a", Stream(KEY))[0], slot_values(rules, ROUND)])
+        apply_masks(steps, SEEDS[:3], SEEDS[3:])
+        assert masked(length, bits) == pack(steps, bits)
 
     def test_unmasks_to_the_integers_and_the_slots(self):
         rules = policy(1000, 23)
         vector = unpack(masked(1000, 23), 1000 + rules.slots, 23)
-        apply_masks(vector[:1000], SEEDS[3:], SEEDS[:3])
-        vector[1000:] = masked_slots(rules, vector[1000:], SLOT_MASKS[3:], SLOT_MASKS[:3])
+        apply_masks(vector, SEEDS[3:], SEEDS[:3])
         plain = quantize(update_of(1000), rules, "a", Stream(KEY))[0]
         np.testing.assert_array_equal(vector & (2**23 - 1), np.concatenate([plain, slot_values(rules, ROUND)]))
 
@@ -73,7 +66,7 @@ class TestMaskedInput:
         quantised = Quantised(update, rules, "a", Stream(KEY))
         update[3] = np.nan
         with pytest.raises(ConfigError, match="1 of 10 values"):
-            masked_input(quantised, rules, slots_of(rules), SEEDS, [])
+            masked_input(quantised, rules, ROUND, SEEDS, [])
 
     @pytest.mark.parametrize(("threads", "limit"), [(0, 8 << 20), (2, 16 << 20)])
     def test_memory_beside_input_and_output_is_small(self, threads, limit):
@@ -88,6 +81,35 @@ class TestMaskedInput:
             if pool:
                 pool.shutdown()
         assert y.nbytes < peak < y.nbytes + limit
+
+
+class TestSlots:
+    @pytest.mark.parametrize("bits", [8, 15, 23, 32, 33, 64])
+    @pytest.mark.parametrize("length", [1, 1000, BLOCK - 1, (1 << 18) // 4 - 1, (1 << 18) // 4, (1 << 18) // 8])
+    def test_their_masks_taken_away_one_by_one_leave_the_constants(self, length, bits):
+        """Also where they lie across the end of a chunk of the keystream."""
+        rules = policy(length, bits)
+        slots = unpack(masked(length, bits), length + rules.slots, bits)[length:]
+        masks = [slot_mask(seed, rules) for seed in SEEDS]
+        assert {len(mask) for mask in masks} == {rules.slots * dtype_for(bits).itemsize}
+        plain = without_masks(slots, rules, masks[:3], masks[3:])
+        np.testing.assert_array_equal(plain, slot_values(rules, ROUND))
+        assert not np.array_equal(without_masks(slots, rules, masks[:2], masks[3:]), slot_values(rules, ROUND))
+
+    def test_they_are_other_words_of_the_keystream_than_those_of_the_values(self):
+        rules = policy(1000, 23)
+        for seed in SEEDS:
+            expanded = np.zeros(1000 + rules.slots, np.uint32)
+            apply_masks(expanded, [seed], [])
+            assert slot_mask(seed, rules) == expanded[1000:].astype("<u4").tobytes()
+            assert slot_mask(seed, rules) not in expanded[:1000].astype("<u4").tobytes()
+
+    def test_a_mask_of_another_length_is_refused(self):
+        rules = policy(10, 23)
+        slots = slot_values(rules, ROUND)
+        for wrong in (bytes(4), bytes(11), bytes(16), b""):
+            with pytest.raises(ValueError, match=r"reshape|multiple"):
+                without_masks(slots, rules, [wrong], [])
 
 
 class TestAccumulate:

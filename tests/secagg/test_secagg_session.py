@@ -147,7 +147,7 @@ def test_heads_chain_over_rounds_and_agree():
         for store in cohort.stores.values():
             with store.transaction() as marks:
                 assert marks.head(session_id(cohort.policy, cohort.roster), RUN) == (number, head)
-        cohort.replay(play.server.receipt.round_id)
+        cohort.replay(play)
     assert play.server.receipt.previous_head != bytes(32)
 
 
@@ -259,7 +259,7 @@ def test_calls_out_of_order_are_our_own_mistake():
     with pytest.raises(IllegalTransitionError):
         play.server.close_round()
     assert not play.server.ready
-    cohort.replay(play.server.receipt.round_id)
+    cohort.replay(play)
     failed = cohort.play(context=cohort.context(2), silent=dict.fromkeys(cohort.ids, SENDING[1])).server
     for call in (failed.close_round, lambda: failed.receive("site-a", play.out["site-a"]), lambda: failed.missing):
         with pytest.raises(IllegalTransitionError):
@@ -498,7 +498,7 @@ def test_a_result_that_follows_its_own_receipt_is_confirmed():
     kept = {}
     play = cohort.play(down=lambda at, who, m: kept.setdefault(who, m) and None if at == RESULT else m)
     start = RoundStart(RUN, 2, 0, bytes(32), bytes(32), play.server.head, (play.server.receipt,)).sign(SERVER_KEY)
-    cohort.replay(play.server.receipt.round_id)
+    cohort.replay(play)
     hashes = {"model_hash": bytes(32), "task_hash": bytes(32)}
     open_round(cohort.policy, cohort.roster, RUN, start, cohort.stores["site-a"], **hashes)
     assert play.clients["site-a"].receive(kept["site-a"]).head == play.server.head
