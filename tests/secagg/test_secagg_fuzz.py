@@ -30,6 +30,7 @@ from secagg import (
     ComplaintError,
     ExposureError,
     MalformedMessageError,
+    RoundContext,
     SecAggError,
     Suite,
     accept_exposure,
@@ -90,29 +91,30 @@ def everything_said(suite: Suite) -> Mapping[str, object]:
 
         return hook
 
-    spoil(Play(Cohort(4, suite=suite), silent={"site-c": "MaskedInputCollection"}, up=note("up"), down=note("down")))
+    spoilt = Play(Cohort(4, suite=suite), silent={"site-c": "MaskedInputCollection"}, up=note("up"), down=note("down"))
+    spoil(spoilt).to_the_end()
     kinds = (UnmaskingShares, SlotsFailed, SlotMasks)
     kept = {name: message for name, message in said.items() if isinstance(message, kinds)}
     said.clear()
     said.update(kept)
     cohort = Cohort(3, suite=suite)
-    exposed(cohort)
-    play = cohort.play(context=cohort.context(2), up=note("up"), down=note("down"))
+    play = cohort.play(context=exposed(cohort), up=note("up"), down=note("down"))
     note("down")("", "", round_start(play))
     return said
 
 
 def spoil(play: Play) -> Play:
     """A round whose constant slots do not add up, by an accident in the server's memory."""
-    play.until("ConsistencyCheck").server._state.inputs.total[-1] += 1
-    return play.to_the_end()
+    play.until("Unmasking").server._state.inputs.total[-1] += 1
+    return play
 
 
-def exposed(cohort: Cohort) -> None:
-    """A round that everybody released shares in, nobody replayed and everybody accepts."""
+def exposed(cohort: Cohort) -> RoundContext:
+    """What follows on a round that everybody released shares in, nobody replayed and everybody accepts."""
     receipt = cohort.play().server.receipt
     for client_id, store in cohort.stores.items():
         accept_exposure(store, cohort.keys[client_id], client_id, receipt.round_id)
+    return cohort.context(2, head=receipt.head)
 
 
 def round_start(play: Play) -> RoundStart:
@@ -188,7 +190,7 @@ def test_there_is_a_seed_of_every_kind_and_suite():
         assert bool(wire.decode_from_client(shares).pair_secrets) == (suite is Suite.MLKEM768_X25519)
         for kind, decode in DECODERS.items():
             message = decode((ACCEPTED / f"{CLAIMING[kind]}-{suite.value}.bin").read_bytes())
-            assert all(entry.unreplayed for entry in getattr(message, "advertisements", [message]))
+            assert all(entry.exposing for entry in getattr(message, "advertisements", [message]))
     assert max(map(len, seeds())) < 16_000
 
 
@@ -524,8 +526,8 @@ def pools() -> tuple[list[object], list[object]]:
     for cohort in (Cohort(4), Cohort(4, suite=Suite.MLKEM768_X25519), Cohort(5)):
         play = cohort.play(**hooks)
         up += play.out.values()
-    exposed(other := Cohort(5))
-    spoil(Play(other, context=other.context(2), **hooks))
+    other = Cohort(5)
+    spoil(Play(other, context=exposed(other), **hooks)).to_the_end()
     return up, [*down, round_start(play)]
 
 
@@ -557,7 +559,7 @@ def test_a_server_survives_any_message_and_finishes_with_the_others(random, step
     honest = {"site-a", "site-c", "site-d"}
     if held_up := honest & play.errors.keys():  # by a round of five that these clients attested: a true claim (C-26)
         assert all(isinstance(play.errors[who], ExposureError) for who in held_up)
-        assert any(isinstance(message, AdvertiseKeys) and message.unreplayed for message in accepted)
+        assert any(isinstance(message, AdvertiseKeys) and message.exposing for message in accepted)
     elif isinstance(play.failure, ComplaintError):
         assert all("site-b" in pair for pair in play.failure.complaints)
     elif play.failure is not None:

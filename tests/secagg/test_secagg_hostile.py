@@ -634,6 +634,14 @@ def test_who_does_not_show_its_slot_masks_is_named_and_not_convicted():
     assert f"{COLLUDER} did not show any slot masks" in str(play.failure)
 
 
+def test_where_everybodys_slots_are_right_the_server_looks_at_itself():
+    play = Play(Cohort(5)).until("Unmasking")
+    play.server._state.inputs.total[-1] += 1
+    play.to_the_end()
+    assert (play.failure.check, play.failure.culprits) == ("S-19", ())
+    assert "this server's own memory" in str(play.failure)
+
+
 def test_an_honest_client_is_never_convicted_for_what_others_answer():
     """Every single lie of the poisoner about a mask, towards every peer."""
     for peer in ("site-a", "site-b", "site-c", "site-e"):

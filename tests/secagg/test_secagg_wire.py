@@ -45,7 +45,7 @@ def announcing(said: list) -> AdvertiseKeys:
     """An advertisement that says which round was released and not replayed."""
     claim = ReleaseClaim(bytes(32), RUN, 3, 1, *[bytes([i]) * 32 for i in range(6)], {"site-b": bytes(64)})
     first = next(message for message in said if isinstance(message, AdvertiseKeys))
-    return replace(first, released=claim.round_id, unreplayed=(claim,)).sign(SERVER_KEY)
+    return replace(first, released=claim.round_id, exposing=(claim,)).sign(SERVER_KEY)
 
 
 FROM_CLIENT, FROM_SERVER = ({type(m): m for m in said} for said in every_message())
@@ -247,7 +247,7 @@ def claimed(**changes):
 def written(twin, **changes):
     message, of_claim = twin
     spoilt = pb.AdvertiseKeys.FromString(message.SerializeToString())
-    for target, values in ((spoilt.unreplayed[0], of_claim), (spoilt, changes)):
+    for target, values in ((spoilt.exposing[0], of_claim), (spoilt, changes)):
         for name, value in values.items():
             target.ClearField(name)
             target.MergeFrom(type(target)(**{name: value}))
@@ -282,7 +282,7 @@ def test_the_twin_that_is_spoilt_below_is_a_message_itself():
             )
         ),
         wrapped(advertise_keys=written(claimed(), released=b"")),
-        wrapped(advertise_keys=written(claimed(), unreplayed=2 * [written(claimed()).unreplayed[0]])),
+        wrapped(advertise_keys=written(claimed(), exposing=9 * [written(claimed()).exposing[0]])),
         wrapped(advertise_keys=written(claimed(attestations=[]))),
         wrapped(advertise_keys=written(claimed(attestations=[pb.NamedBytes(client_id="a", value=bytes(63))]))),
         wrapped(advertise_keys=written(claimed(attestations=2 * [pb.NamedBytes(client_id="a", value=bytes(64))]))),
@@ -294,7 +294,7 @@ def test_the_twin_that_is_spoilt_below_is_a_message_itself():
                 round_id=bytes(32),
                 attested=bytes(32),
                 client_id="a",
-                masks=[pb.NamedBytes(client_id="b", value=bytes(31))],
+                masks=[pb.NamedBytes(client_id="b", value=bytes(8)), pb.NamedBytes(client_id="c", value=bytes(9))],
             )
         ),
         wrapped(slots_failed=pb.SlotsFailed(round_id=bytes(32))),
@@ -310,7 +310,7 @@ def test_fields_of_the_wrong_shape_are_refused(data):
 def parts() -> dict[type, object]:
     """Every message and every message within one."""
     inner = [KINDS[Result].receipt, KINDS[ShareInbox].headers[0], KINDS[ShareInbox].bundles[-1]]
-    inner.append(KINDS[AdvertiseKeys].unreplayed[0])
+    inner.append(KINDS[AdvertiseKeys].exposing[0])
     return KINDS | {type(part): part for part in (*inner, KINDS[IncludedSet].inputs[0])}
 
 
@@ -337,18 +337,18 @@ def test_an_id_is_1_to_64_ascii_characters(part):
 
 @pytest.mark.parametrize("run", ["", "é", "x" * 257, "\x1b[2J", "a\nb", "\0"])
 def test_a_training_run_is_a_short_printable_ascii_name(run):
-    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].unreplayed[0]):
+    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].exposing[0]):
         with pytest.raises(MalformedMessageError, match="M-01"):
             replace(part, training_run=run)
 
 
 @pytest.mark.parametrize("number", [-1, 0, 2**63, 2**64 - 1])
 def test_numbers_are_what_every_store_can_hold(number):
-    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].unreplayed[0]):
+    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].exposing[0]):
         with pytest.raises(MalformedMessageError, match="M-01"):
             replace(part, round_number=number)
         assert replace(part, round_number=2**63 - 1)
-    for part in (KINDS[RoundStart], KINDS[AdvertiseKeys].unreplayed[0]):
+    for part in (KINDS[RoundStart], KINDS[AdvertiseKeys].exposing[0]):
         if number:
             with pytest.raises(MalformedMessageError, match="M-01"):
                 replace(part, attempt=number)
