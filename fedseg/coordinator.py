@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
-from fedseg.aggregate import Outcome, Rounds
+from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import ConfigError, RoundFailedError
@@ -37,7 +37,7 @@ from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
 from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
-from secagg import AbortedError, MalformedMessageError, ProtocolError, ServerSession, dequantize, wire
+from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
@@ -90,13 +90,14 @@ class Coordinator:
         self.model = build_model(self.study)
         self.vector: NDArray[np.float32] = flatten(self.model)
         self.policy = self.study.policy(len(self.vector), key.verify_key)
-        self.book = Rounds(self.federation.training_run, self.study.hash(), key, max_corrupt=self.policy.max_corrupt)
+        self.book = RoundBook(self.federation.training_run, self.study.hash(), key, self.policy.max_corrupt)
         limit = message_limit(self.policy) + 4 * len(self.vector)
         tls = coordinator_tls(options.credentials)
         self.mailbox = MailboxServer(
             self.study.site_ids, tls, max_message_bytes=limit, gone_after=min(1.0, options.grace)
         )
         self.ready: set[str] = set()
+        self.answered: set[str] = set()  # sites whose present process was sent the transcript that it asked for
         self.left: set[str] = set()
         self.lost: dict[str, float] = {}
         self.epsilon: dict[str, float | None] = {}
@@ -112,6 +113,7 @@ class Coordinator:
 
         Raises:
             RoundFailedError: the sites did not come, or rounds failed again and again.
+            ProtocolError: S-20, more than max_corrupt sites are corrupt.
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit("listening", host=self.options.host, port=port)
@@ -124,7 +126,7 @@ class Coordinator:
             try:
                 reason = await self._rounds()
                 await self._last_metrics()
-            except RoundFailedError as error:
+            except (RoundFailedError, ProtocolError) as error:  # S-20 ends a run too
                 self._dismiss(f"the coordinator gave up: {error}")
                 await self.mailbox.stop()
                 raise
@@ -187,15 +189,20 @@ class Coordinator:
             case kind if kind in (HELLO, GONE):
                 self.ready.discard(site)
                 self.lost[site] = time.monotonic()
-                if kind == HELLO and self.attempt is not None:
-                    self.attempt.over.add(site)  # its new process knows nothing of this attempt
+                if kind == HELLO:
+                    self.answered.discard(site)
+                    if self.attempt is not None:
+                        self.attempt.over.add(site)  # its new process knows nothing of this attempt
             case kind if kind == BACK:
                 self.lost.pop(site, None)
                 self.ready.add(site)
             case controls.READY:
                 self.lost.pop(site, None)
                 self.ready.add(site)
-                self._send_transcript(unpacked(Ready, received.payload, site).unreplayed, [site])
+                unreplayed = unpacked(Ready, received.payload, site).unreplayed
+                if site not in self.answered:  # a process asks once; a transcript is large
+                    self.answered.add(site)
+                    self._send_transcript(unreplayed, [site])
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
@@ -244,7 +251,8 @@ class Coordinator:
                 await self._step(self.attempt)
             await self._confirmations(self.attempt)
         except (ProtocolError, AbortedError) as error:
-            book.failed(error, server.burned)
+            for text in book.failed(error, server.burned):
+                self.folder.emit("note", text=text)
             raise RoundFailedError(str(error)) from error
         finally:
             attempt, self.attempt = self.attempt, None
