@@ -20,6 +20,15 @@ Per site, a mask has one bit per round start (slot). All sites are alike, so the
 #ifndef E
 #define E 0 /* operators that accept one and the same round by name, at most */
 #endif
+#ifndef RESTARTS
+#define RESTARTS 1 /* of all sites together */
+#endif
+#ifndef SECOND
+#define SECOND 0 /* what the second round start is: 1 to 6 as in open_round, or 0: the server chooses */
+#endif
+#ifndef THIRD
+#define THIRD 0
+#endif
 #define H (N - C)
 #define T ((N + C) / 2 + 1)
 #define QUORUM (T - C) /* honest clients without whom no t attest, and no t release */
@@ -44,8 +53,9 @@ Per site, a mask has one bit per round start (slot). All sites are alike, so the
 
 /* Round starts: run 0 is run-1 of a project, run 1 is run-2 of it, run 2 is run-1 of another project. */
 byte training_run[K], number[K], attempt[K];
-byte claims[K];  /* what the advertisements in U1 say is unreplayed */
-byte same[K];    /* of these: rounds on the very model of this slot, which a replay does not clear */
+bool anew[K];    /* this run does not start over: its first model is its own, not the one that the others start with */
+byte model[K];   /* on which its members train: its hash is in the identifier of the round */
+byte claims[K];  /* what the advertisements in U1 say exposes this attempt */
 byte told;       /* U1 was told to somebody: it is closed */
 byte attested;   /* t clients attested U3: it is closed */
 
@@ -53,14 +63,18 @@ byte attested;   /* t clients attested U3: it is closed */
 byte live[H];     /* 1 + the slot that was joined last */
 byte open[H];     /* 1 + the round of the open release */
 byte joined[H], contributed[H], released[H], replayed[H];
+byte exposing[H]; /* own releases that expose the live slot */
 byte accepted[H]; /* acceptances that are not used up */
-byte used[H];     /* acceptances that the live slot used up */
-byte before[H * K]; /* for a slot: what was replayed when it was joined, hence the model that its update is of */
+byte used[H * K]; /* acceptances that the contribution to a slot used up */
+byte settled[H];  /* rounds that count as replayed, because a later round that was accepted after them was */
+byte before[H * K]; /* for a slot: what was replayed or settled when it was joined */
+byte update[H * K]; /* for a slot: the model that this site's update is of */
 /* Memory, and what only the statement asks for. */
 byte alive[H];    /* slots of which this process holds a session */
 byte named[H];    /* rounds that the operator ever accepted by name */
 byte extra[H];    /* one more mask, where a variant needs it */
 
+byte restarts;
 byte i, j, k, l, code, other; /* scratch, zero between the events */
 int sum, weight[K];
 
@@ -113,12 +127,47 @@ int sum, weight[K];
 #define C24_RELEASE(s, k) LIVE(s, k)
 #endif
 
+/* A site's model: the first one of the run, or what it has made of the rounds of this run that it replayed. Rounds of other
+   runs change nothing, whatever is known of them. */
+#define SEEN_OF_RUN(s, k) (replayed[s] & OF_RUN(training_run[k]))
+#define MODEL(s, k) (SEEN_OF_RUN(s, k) -> SEEN_OF_RUN(s, k) : (anew[k] -> 16 + training_run[k] : 16))
+#define C23(s, k) ((joined[0] | joined[1] | joined[2] | joined[H - 1]) & BIT(k) -> model[k] == MODEL(s, k) : true)
+
 #if defined(REPLAY_ANY_TIME)
-#define CLEARED(s, k) replayed[s]
+#define CLEARED(s, k) (replayed[s] | settled[s])
 #elif defined(REPLAY_IS_GRANTED) || defined(REPLAY_BY_RUN_NAME)
 #define CLEARED(s, k) (before[(s) * K + k] | extra[s])
 #else
 #define CLEARED(s, k) before[(s) * K + k]
+#endif
+
+/* Rounds on model m, of other runs than that of slot k, or of the same. */
+#define ON_1(m, x, relation) ((model[x] == m && relation) << (x))
+#define ON_MODEL(m, k, op) \
+    (ON_1(m, 0, training_run[0] op training_run[k]) | ON_1(m, 1, training_run[1] op training_run[k]) | \
+     (K > 2 -> ON_1(m, 2 % K, training_run[2 % K] op training_run[k]) : 0) | \
+     (K > 3 -> ON_1(m, 3 % K, training_run[3 % K] op training_run[k]) : 0))
+/* A run may start over from a model on which another run released, replayed or not. */
+#ifdef NO_MODEL_CHECK
+#define ELSEWHERE(m, k) 0
+#else
+#define ELSEWHERE(m, k) ON_MODEL(m, k, !=)
+#endif
+/* A release that was superseded in another run still exposes this one, where it is of this model and was not replayed. */
+#ifdef SUPERSEDED_ANYWHERE
+#define SUPERSEDED(s, k) 0
+#else
+#define SUPERSEDED(s, k) (ON_MODEL(MODEL(s, k), k, ==) & ~(replayed[s] | settled[s]))
+#endif
+#if defined(STORE_IN_MEMORY) || defined(REPLAY_IS_GRANTED) || defined(REPLAY_BY_RUN_NAME)
+#define RELEASED(s) (released[s] & ~extra[s]) /* what the store says */
+#else
+#define RELEASED(s) released[s]
+#endif
+#ifdef MARKS_PER_RUN
+#define EXPOSING(s, k) OPEN(s, k)
+#else
+#define EXPOSING(s, k) (OPEN(s, k) | RELEASED(s) & (ELSEWHERE(MODEL(s, k), k) | SUPERSEDED(s, k)))
 #endif
 
 #ifdef ACCEPTANCE_IS_A_SWITCH
@@ -128,35 +177,33 @@ int sum, weight[K];
 #endif
 
 #ifdef NO_C26
-#define EXPOSURES(s, k) OPEN(s, k)
+#define OTHERS_EXPOSE(s, k) 0
 #else
-#define EXPOSURES(s, k) (OPEN(s, k) | claims[k])
+#define OTHERS_EXPOSE(s, k) (claims[k] & (~CLEARED(s, k) | ELSEWHERE(update[(s) * K + k], k)))
 #endif
-#define NEEDED(s, k) (EXPOSURES(s, k) & ~CLEARED(s, k) | same[k])
+#if defined(REPLAY_ANY_TIME)
+#define NEEDED(s, k) ((exposing[s] & ~replayed[s]) | OTHERS_EXPOSE(s, k))
+#else
+#define NEEDED(s, k) (exposing[s] | OTHERS_EXPOSE(s, k))
+#endif
 
 #ifdef PRIVATE
 #define C05_JOIN(s, k) true
 #define C26(s, k) true
 #define C05_RELEASE(s, k) true
 #else
-#define C05_JOIN(s, k) (!(OPEN(s, k) & ~ACCEPTED(s)))
+#define C05_JOIN(s, k) (!(EXPOSING(s, k) & ~ACCEPTED(s)))
 #define C26(s, k) (!(NEEDED(s, k) & ~ACCEPTED(s)))
 #ifdef NO_C05_AT_RELEASE
 #define C05_RELEASE(s, k) true
 #else
-#define C05_RELEASE(s, k) (!(OPEN(s, k) & ~used[s]))
+#define C05_RELEASE(s, k) (!(OPEN(s, k) & ~used[(s) * K + k]))
 #endif
 #endif
 
 /* ---- the statement --------------------------------------------------------------------------------------------- */
 
-/* An honest site's update is the same until it saw that a round was completed: one of this run, or one that it was in.
-   START_OVER: a new run begins with the same model as the first, whatever was seen. */
-#ifdef START_OVER
-#define UPDATE(s, k) (before[(s) * K + k] & OF_RUN(training_run[k]))
-#else
-#define UPDATE(s, k) (before[(s) * K + k] & (contributed[s] | OF_RUN(training_run[k])))
-#endif
+/* An honest site's update is the same while its model is the same. */
 #define SUM_IS_OPEN(k) (COUNT(released, k) >= QUORUM)
 
 /* Every combination of opened sums with coefficients -1, 0, 1: minors of a matrix of three rows of zeros and ones are no
@@ -186,7 +233,7 @@ inline combinations_keep_together() {
                         do
                         :: j < K ->
                             if
-                            :: weight[j] != 0 && HAS(contributed[i], j) && UPDATE(i, j) == UPDATE(i, k) ->
+                            :: weight[j] != 0 && HAS(contributed[i], j) && update[i * K + j] == update[i * K + k] ->
                                 if :: j < k -> sum = 0; break :: else -> sum = sum + weight[j] fi
                             :: else
                             fi; j++
@@ -230,21 +277,30 @@ inline combinations_keep_together() {
 
 /* ---- symmetry -------------------------------------------------------------------------------------------------- */
 
+#define PER_SLOT(row, s, bits) (row[(s) * K] | row[(s) * K + 1] << bits | (K > 2 -> row[(s) * K + 2 % K] : 0) << 2 * bits | \
+                                (K > 3 -> row[(s) * K + 3 % K] : 0) << 3 * bits)
 #define KEY1(s) (live[s] | open[s] << 3 | joined[s] << 6 | contributed[s] << 10 | released[s] << 14 | replayed[s] << 18 | \
-                 accepted[s] << 22 | used[s] << 26)
-#define KEY2(s) (alive[s] | named[s] << 4 | extra[s] << 8 | before[(s) * K] << 12 | before[(s) * K + 1] << 16 | \
-                 (K > 2 -> before[(s) * K + 2 % K] : 0) << 20 | (K > 3 -> before[(s) * K + 3 % K] : 0) << 24)
+                 accepted[s] << 22 | alive[s] << 26)
+#define KEY2(s) (exposing[s] | settled[s] << 4 | named[s] << 8 | extra[s] << 12)
+#define KEY3(s) (PER_SLOT(before, s, 4) | PER_SLOT(used, s, 4) << 16)
+#define KEY4(s) PER_SLOT(update, s, 5)
+#define IS_BELOW(a, b) (KEY1(a) < KEY1(b) || KEY1(a) == KEY1(b) && (KEY2(a) < KEY2(b) || KEY2(a) == KEY2(b) && \
+                        (KEY3(a) < KEY3(b) || KEY3(a) == KEY3(b) && KEY4(a) < KEY4(b))))
 #define SWAP(row, a, b) other = row[a]; row[a] = row[b]; row[b] = other;
 #define SORT2(a, b) \
     if \
-    :: KEY1(a) > KEY1(b) || KEY1(a) == KEY1(b) && KEY2(a) > KEY2(b) -> \
+    :: IS_BELOW(b, a) -> \
         SWAP(live, a, b) SWAP(open, a, b) SWAP(joined, a, b) SWAP(contributed, a, b) SWAP(released, a, b) \
-        SWAP(replayed, a, b) SWAP(accepted, a, b) SWAP(used, a, b) SWAP(alive, a, b) SWAP(named, a, b) \
-        SWAP(extra, a, b) \
-        SWAP(before, (a) * K, (b) * K) SWAP(before, (a) * K + 1, (b) * K + 1) \
-        if :: K > 2 -> SWAP(before, (a) * K + 2 % K, (b) * K + 2 % K) skip :: else fi; \
-        if :: K > 3 -> SWAP(before, (a) * K + 3 % K, (b) * K + 3 % K) skip :: else fi; \
-        other = 0 \
+        SWAP(replayed, a, b) SWAP(exposing, a, b) SWAP(accepted, a, b) SWAP(settled, a, b) SWAP(alive, a, b) \
+        SWAP(named, a, b) SWAP(extra, a, b) \
+        i = 0; \
+        do \
+        :: i < K -> \
+            SWAP(before, (a) * K + i, (b) * K + i) SWAP(used, (a) * K + i, (b) * K + i) \
+            SWAP(update, (a) * K + i, (b) * K + i) i++ \
+        :: else -> break \
+        od; \
+        i = 0; other = 0 \
     :: else \
     fi;
 
@@ -272,24 +328,18 @@ inline read_claim(s, k) {
     }
 }
 #else
-#define CLAIM(s, k) OPEN(s, k)
+#define CLAIM(s, k) exposing[s]
 #define MAY_JOIN(s, k) C05_JOIN(s, k)
 #endif
 
 inline join(s, k) {
     d_step {
-        !HAS(told, k) && C03(s, k) && C04(s, k) && MAY_JOIN(s, k) ->
+        !HAS(told, k) && C03(s, k) && C04(s, k) && C23(s, k) && MAY_JOIN(s, k) ->
         printf("%c join %d\n", 65 + s, k + 1);
-        live[s] = k + 1; used[s] = 0; joined[s] = joined[s] | BIT(k); alive[s] = alive[s] | BIT(k);
-        before[s * K + k] = replayed[s]; claims[k] = claims[k] | CLAIM(s, k);
-#ifdef MODEL_REMEMBERED
-        l = 0;
-        do
-        :: l < K -> if :: HAS(released[s], l) && UPDATE(s, l) == UPDATE(s, k) -> same[k] = same[k] | BIT(l); claims[k] = claims[k] | BIT(l) :: else fi; l++
-        :: else -> break
-        od;
-        l = 0;
-#endif
+        model[k] = MODEL(s, k); update[s * K + k] = MODEL(s, k);
+        exposing[s] = EXPOSING(s, k); claims[k] = claims[k] | CLAIM(s, k);
+        before[s * K + k] = replayed[s] | settled[s];
+        live[s] = k + 1; joined[s] = joined[s] | BIT(k); alive[s] = alive[s] | BIT(k);
 #ifdef CLAIM_BEFORE_JOIN
         extra[s] = 0;
 #endif
@@ -316,13 +366,13 @@ inline contribute(s, k) {
         HAS(alive[s], k) && !HAS(contributed[s], k) && !HAS(attested, k) && COUNT(joined, k) >= QUORUM &&
             C24_CONTRIBUTE(s, k) && C14(s, k) && MAY_CONTRIBUTE(s, k) ->
         printf("%c contribute %d\n", 65 + s, k + 1);
-        used[s] = NEEDED(s, k);
+        used[s * K + k] = NEEDED(s, k);
 #ifdef ACCEPTANCE_STAYS
         /* One acceptance, one contribution: what is held against this variant (extra: acceptances that were used). */
-        assert(!(used[s] & extra[s]));
-        extra[s] = extra[s] | used[s];
+        assert(!(used[s * K + k] & extra[s]));
+        extra[s] = extra[s] | used[s * K + k];
 #else
-        accepted[s] = accepted[s] & ~used[s];
+        accepted[s] = accepted[s] & ~used[s * K + k];
 #endif
         contributed[s] = contributed[s] | BIT(k); told = told | BIT(k);
         sort_sites()
@@ -349,6 +399,11 @@ inline replay(s, k) {
 #endif
         printf("%c replay %d\n", 65 + s, k + 1);
         replayed[s] = replayed[s] | BIT(k);
+#ifdef SUPERSEDED_ANYWHERE
+        settled[s] = settled[s] | used[s * K + k];
+#else
+        settled[s] = settled[s] | used[s * K + k] & OF_RUN(training_run[k]);
+#endif
 #ifdef REPLAY_BY_RUN_NAME
         if
         :: open[s] && number[open[s] - 1] <= number[k] && training_run[open[s] - 1] % 2 == training_run[k] % 2 ->
@@ -373,7 +428,7 @@ inline grant(s, k) {
 
 inline accept_exposure(s, k) {
     d_step {
-        !HAS(accepted[s], k) && (open[s] == k + 1 || live[s] && HAS(claims[live[s] - 1], k)) &&
+        !HAS(accepted[s], k) && (HAS(released[s], k) || live[s] && HAS(claims[live[s] - 1], k)) &&
             (HAS(named[s], k) || COUNT(named, k) < E) ->
         printf("%c accept_exposure %d\n", 65 + s, k + 1);
         accepted[s] = accepted[s] | BIT(k); named[s] = named[s] | BIT(k);
@@ -382,16 +437,17 @@ inline accept_exposure(s, k) {
 }
 
 #ifdef STORE_IN_MEMORY
-#define RESTARTS(s) (alive[s] || open[s])
+#define MAY_RESTART(s) (alive[s] || open[s])
 #else
-#define RESTARTS(s) alive[s]
+#define MAY_RESTART(s) alive[s]
 #endif
 
 inline restart(s) {
     d_step {
-        RESTARTS(s) -> printf("%c restart\n", 65 + s); alive[s] = 0;
+        restarts < RESTARTS && MAY_RESTART(s) ->
+        restarts++; printf("%c restart\n", 65 + s); alive[s] = 0;
 #ifdef STORE_IN_MEMORY
-        open[s] = 0; live[s] = 0; accepted[s] = 0;
+        open[s] = 0; live[s] = 0; accepted[s] = 0; extra[s] = released[s];
 #endif
         sort_sites()
     }
@@ -450,32 +506,42 @@ inline attest(k) {
     }
 }
 
+/* Kinds of the second and third round start: see open_round. */
+#define MAY_BE(k, kind) (k == 1 && (SECOND == 0 || SECOND == kind) || k == 2 && (THIRD == 0 || THIRD == kind) || k == 3)
+
 /* The server plans its round starts before the first is joined: nothing that it learns later is lost by that. */
 inline open_round(k) {
     number[k] = 1;
     l = 0; other = 0;
     do :: l < k -> if :: training_run[l] == 0 -> other = l :: else fi; l++ :: else -> break od;
     if
-    :: k > 0 -> number[k] = number[other]; attempt[k] = attempt[other] + 1; printf("open_round %d: run-1 of project 1, round %d again, attempt %d\n", k + 1, number[k], attempt[k])
-    :: k > 0 -> number[k] = number[other] + 1; printf("open_round %d: run-1 of project 1, round %d\n", k + 1, number[k])
-    :: k > 0 -> new_run(k)
-    :: k > 0 -> other_project(k)
     :: k == 0 -> printf("open_round 1: run-1 of project 1, round 1\n")
+    :: MAY_BE(k, 1) -> number[k] = number[other]; attempt[k] = attempt[other] + 1; printf("open_round %d: run-1 of project 1, round %d, attempt %d\n", k + 1, number[k], attempt[k])
+    :: MAY_BE(k, 2) -> number[k] = number[other] + 1; printf("open_round %d: run-1 of project 1, round %d\n", k + 1, number[k])
+    :: MAY_BE(k, 3) -> new_run(k, false)
+    :: MAY_BE(k, 4) -> new_run(k, true)
+    :: MAY_BE(k, 5) -> other_project(k, false)
+    :: MAY_BE(k, 6) -> other_project(k, true)
     fi;
     l = 0; other = 0
 }
 
-inline count_of_run(k) {
-    l = 0;
-    do :: l < k -> if :: training_run[l] == training_run[k] -> number[k]++ :: else fi; l++ :: else -> break od
+inline of_run(k, run_index, is_new) {
+    training_run[k] = run_index; anew[k] = is_new; l = 0;
+    do
+    :: l < k -> if :: training_run[l] == run_index -> number[k]++; anew[k] = anew[l] :: else fi; l++
+    :: else -> break
+    od
 }
 
-inline new_run(k) {
-    training_run[k] = 1; count_of_run(k); printf("new_run, open_round %d: run-2 of project 1, round %d\n", k + 1, number[k])
+inline new_run(k, is_new) {
+    of_run(k, 1, is_new); printf("new_run, open_round %d: run-2 of project 1, round %d\n", k + 1, number[k]);
+    printf("  its first model is %d (0: that of run-1)\n", anew[k])
 }
 
-inline other_project(k) {
-    training_run[k] = 2; count_of_run(k); printf("other_project, open_round %d: run-1 of project 2, round %d\n", k + 1, number[k])
+inline other_project(k, is_new) {
+    of_run(k, 2, is_new); printf("other_project, open_round %d: run-1 of project 2, round %d\n", k + 1, number[k]);
+    printf("  its first model is %d (0: that of run-1)\n", anew[k])
 }
 
 init {
