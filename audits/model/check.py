@@ -29,7 +29,7 @@ class Case:
 
 CASES = {
     "protocol, n=4": Case("-DN=4 -DK=2 -DE=1 -DSORT", False),
-    "protocol, n=5": Case("-DN=5 -DK=2 -DE=1 -DSORT", False),
+    "protocol, n=5": Case("-DN=5 -DK=2 -DE=2 -DSORT", False),
     "private, n=4": Case("-DN=4 -DK=2 -DPRIVATE -DSORT", False),
     "t - c operators accept": Case(f"-DN=4 -DK=2 -DE=2 -DLEAST=2 {NEXT}", True),
     "claims in U1 not looked at (C-26)": Case("-DN=4 -DK=2 -DE=1 -DNO_C26", True),
@@ -53,6 +53,7 @@ CASES = {
     ),
     # One of two checks on the same thing: the other one holds alone.
     "live slot not looked at before contributing": Case("-DN=4 -DK=2 -DE=1 -DSORT -DNO_LIVE_AT_CONTRIBUTE", False),
+    "contributing looks at nothing again": Case("-DN=4 -DK=2 -DE=1 -DSORT -DNO_RECHECK -DRESTARTS=0", False),
     "open round not looked at before the release": Case("-DN=4 -DK=2 -DE=1 -DSORT -DNO_C05_AT_RELEASE", False),
     "not private, contribution not marked (C-14)": Case("-DN=4 -DK=2 -DE=1 -DSORT -DNO_C14", False),
 }
@@ -62,9 +63,8 @@ def check(case: Case) -> tuple[bool | None, int, str]:
     """Whether spin finds an attack (None: it did not come to an end), the states it stored, and the attack as text."""
     flags = case.flags.split()
     with tempfile.TemporaryDirectory() as folder:
-        seconds = 20 if case.sampled else 200
 
-        def run(*command: str) -> str:
+        def run(*command: str, seconds: int | None = None) -> str:
             return subprocess.run(  # noqa: S603  own commands
                 command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
             ).stdout
@@ -76,7 +76,10 @@ def check(case: Case) -> tuple[bool | None, int, str]:
         told = ""
         for seed in range(1, SEEDS + 1) if case.sampled else (0,):
             try:
-                told = run("./pan", "-n", *(("-m400", "-w27", f"-RS{seed}") if case.sampled else ("-m1000000", "-w22")))
+                if case.sampled:
+                    told = run("./pan", "-n", "-m400", "-w27", f"-RS{seed}", seconds=20)
+                else:
+                    told = run("./pan", "-n", "-m1000000", "-w22", seconds=300)
             except subprocess.TimeoutExpired:
                 continue
             if "errors: 0" not in told:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "audits" / "model"
-EVENTS = set("join contribute attest release replay accept_exposure restart new_run other_project open_round".split())
+EVENTS = {"join", "contribute", "attest", "release", "replay", "accept_exposure", "restart"}
+EVENTS |= {"new_run", "other_project", "open_round"}
 
 
 def test_the_events_of_the_model_are_those_of_its_readme():
