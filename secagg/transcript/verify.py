@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secagg.messages import Receipt
-from secagg.policy import PinnedRoster
+from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.store import Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.participation import isolated
@@ -67,12 +67,14 @@ class Verdict:
         items: check id to how many things it looked at; missing where it was not run on every file.
         violation: the first thing wrong, or None.
         notes: sentences for the operator; nothing in them is a violation.
+        session: of the reader's own policy and roster, 32 bytes.
     """
 
     rounds: tuple[RoundReport, ...]
     items: Mapping[str, int]
     violation: ViolationError | None
     notes: tuple[str, ...]
+    session: bytes
 
     @property
     def status(self) -> str:
@@ -129,12 +131,16 @@ class Verdict:
 
 
 def verify(
-    paths: Iterable[str | Path], roster: PinnedRoster, progress: Callable[[int], object] | None = None
+    paths: Iterable[str | Path],
+    policy: Policy,
+    roster: PinnedRoster,
+    progress: Callable[[int], object] | None = None,
 ) -> Verdict:
     """Verify transcripts of one training run, in the order of its rounds; stops at the first thing wrong.
 
     Args:
         paths: the files.
+        policy: the reader's own, with the server's key.
         roster: the reader's own, never one that came with the files.
         progress: told how many bytes were read, now and then.
 
@@ -150,6 +156,8 @@ def verify(
     for path in files:
         try:
             round = read_round(path, roster, past, progress)
+            if round.policy != policy:
+                raise ViolationError("T-03", "the transcript is of another policy than yours", 0)
             for check in ("T-18", "T-20"):
                 if not (check == "T-18" and round.burned):
                     counts[check].append(round.blocks if check == "T-18" else len(round.numbers) + round.blocks)
@@ -164,7 +172,8 @@ def verify(
         past.context, past.head = round.context, reports[-1].next_head
         notes += [f"{path}: {note}" for note in _notes(round, reports[-1])]
     items = {check: sum(held) for check, held in counts.items() if held and len(held) == len(files)}
-    return Verdict(tuple(reports), items, violation, (*notes, *_participation(reports)))
+    session = session_id(policy, roster)
+    return Verdict(tuple(reports), items, violation, (*notes, *_participation(reports)), session)
 
 
 def _notes(round: Round, report: RoundReport) -> Iterator[str]:
@@ -189,30 +198,25 @@ def _participation(reports: Sequence[RoundReport]) -> Iterator[str]:
         yield f"the sums isolate {client_id} ({sums}); where updates change slowly that is close to its own"
 
 
-def accept(verdict: Verdict, store: Store, training_run: str) -> None:
-    """Mark a client's own rounds as replayed, so that it may take part again after having released shares.
+def accept(verdict: Verdict, store: Store) -> None:
+    """Mark the rounds of a verdict as replayed, so that a client that released shares in them may take part again.
 
     A client that fell silent before a result learns it here: rounds that continue its log are appended to it.
 
     Args:
-        verdict: of the transcripts up to the last round in the client's log, under its own pinned roster.
+        verdict: in which everything held, under the client's own policy and roster.
         store: the client's durable marks.
-        training_run: the run.
 
     Raises:
-        ViolationError: something is violated or could not be checked, or it does not end in the log's last head.
+        ViolationError: something is violated or could not be checked.
+        UnexpectedMessageError: C-22, a round that is neither in the client's log nor continues it.
     """
     if verdict.violation is not None:
         raise verdict.violation
     for check, what in WHAT.items():
         if check not in verdict.items:
             raise ViolationError(check, f"it could not be checked that {what}")
-    for report in verdict.rounds if {report.training_run for report in verdict.rounds} == {training_run} else ():
-        number, head = store.head(training_run)
-        if report.receipt is not None and report.round_number > number and report.receipt.previous_head == head:
-            receipt = report.receipt.statement() + report.receipt.signature
-            store.finish(training_run, report.round_number, report.next_head, receipt)
-    last = verdict.rounds[-1]
-    if last.training_run != training_run or (last.round_number, last.next_head) != store.head(training_run):
-        raise ViolationError("T-02", "the transcript does not lead to the last head in this site's log")
-    store.replay(training_run, last.round_number)
+    with store.transaction() as marks:
+        for receipt in [report.receipt for report in verdict.rounds if report.receipt is not None]:
+            marks.finish(verdict.session, receipt.training_run, [receipt])
+            marks.replay(receipt.round_id)
