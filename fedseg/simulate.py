@@ -112,7 +112,8 @@ class _Simulation:
             keys = {site: _identity(folder.path, site) for site in self.study.site_ids}
             marks = folder.path / "marks"
             rounding = _rounding(self.study)
-            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, self.study.private)
+            task, private = self.study.hash(), self.study.private
+            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private)
         if not resumed:
             self._begin()
 
@@ -139,13 +140,14 @@ class _Simulation:
             sites = self._charged()
             if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
                 break
+            number, attempt = self.aggregator.number, self.book.attempt
             try:
                 self._round(sites)
                 failed = 0
             except RoundFailedError as error:
                 failed += 1
                 self.folder.tally.burned += 1
-                self.folder.emit("burned", round=self.aggregator.number, attempt=self.book.attempt, reason=str(error))
+                self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
                 if failed == ATTEMPTS:
                     raise
         return self._finish()
@@ -163,9 +165,9 @@ class _Simulation:
         return staying
 
     def _round(self, sites: list[str]) -> None:
-        number, emit = self.aggregator.number, self._emitter()
+        number, attempt, emit = self.aggregator.number, self.book.attempt, self._emitter()
         started = model_hash(self.vector)
-        emit("round", attempt=self.book.attempt, model_hash=started.hex())
+        emit("round", attempt=attempt, model_hash=started.hex())
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with ThreadPoolExecutor(self.study.run.workers) as pool:
             updates = {site: pool.submit(self._train, site, number, emit) for site in sites}
@@ -175,7 +177,7 @@ class _Simulation:
                 _cancel(updates)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
-        self._record(number, sites, outcome)
+        self._record(number, attempt, sites, outcome)
 
     def _train(self, site: str, number: int, emit: Callable[..., None]) -> NoisedUpdate:
         def on_step(step: int, steps: int) -> None:
@@ -193,7 +195,7 @@ class _Simulation:
             on_step=on_step,
         )
 
-    def _record(self, number: int, sites: list[str], outcome: Outcome) -> None:
+    def _record(self, number: int, attempt: int, sites: list[str], outcome: Outcome) -> None:
         folder, tally = self.folder, self.folder.tally
         tally.add(outcome)
         after = {site: {"round": number, "site": site} for site in outcome.dropped}
@@ -205,7 +207,7 @@ class _Simulation:
             self.model,
             self.book,
             round=number,
-            attempt=self.book.attempt,
+            attempt=attempt,
             included=outcome.included,
             dropped=outcome.dropped,
             exact=outcome.exact,

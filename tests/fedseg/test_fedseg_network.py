@@ -135,14 +135,17 @@ def test_validation_metrics_leave_a_site_only_where_the_study_says_so(tmp_path, 
 def verdict_on(run: Path, folder: Path, study: Study):
     """What an auditor with the federation's roster finds in the coordinator's folder."""
     found = sorted((run / "transcripts").iterdir())
-    return found, verify_transcripts(found, load_federation(folder / "credentials", study).roster)
+    federation = load_federation(folder / "credentials", study)
+    policy = study.policy(len(flatten(load_model(run / "model.safetensors", study))), federation.server_key)
+    return found, verify_transcripts(found, policy, federation.roster)
 
 
 def test_every_round_leaves_a_transcript_that_holds(tmp_path):
     study = tiny_study(rounds=2)
     run, _ = asyncio.run(federate(study, tmp_path))
     found, verdict = verdict_on(run, tmp_path, study)
-    assert [path.name for path in found] == ["0001-0.transcript", "0002-0.transcript"]
+    ids = [report.receipt.round_id.hex()[:16] for report in verdict.rounds]
+    assert [path.name for path in found] == [f"000{n}-0-{name}.transcript" for n, name in enumerate(ids, 1)]
     assert (verdict.status, [len(report.included) for report in verdict.rounds]) == ("holds", [3, 3])
     assert [report.next_head.hex() for report in verdict.rounds] == _heads(run)
 
@@ -154,7 +157,9 @@ def test_without_privacy_sites_replay_each_round_before_the_next(tmp_path):
     assert len(_heads(run)) == 2
     for name, ended in sites.items():
         with SqliteStore(tmp_path / f"{name}-state" / "marks.sqlite", name) as store:
-            assert store.replayed("run") == store.released("run") == 2
+            with store.transaction() as marks:
+                assert marks.open_release is None
+                assert all(marks.replayed(bytes.fromhex(round_id)) for round_id in _round_ids(run))
         assert len(list((ended / "transcripts").iterdir())) == 2
 
 
