@@ -202,11 +202,13 @@ class Site:
         if fresh:
             accept = " ".join(f"--accept-exposure {round_id.hex()}" for round_id in fresh)
             command = self.options.command or f"fedseg site STUDY {self.me} ..."
+            waits = "This site waits for its operator"
+            if any(fresh.values()):
+                waits = "This site waits for that transcript, which the coordinator or another site may have"
             self.folder.emit(
                 "note",
-                text=f"{said}. This site waits for that transcript; the coordinator or another site may have it. Where "
-                "there is none, whoever holds the sum of that round could learn from another sum what this site sends. "
-                f"An operator who accepts that runs, beside this process: {command} {accept}",
+                text=f"{said}. {waits}: whoever holds the sum of that round could learn from a second one what this site "
+                f"sends. An operator who accepts that once has to run beside this process: {command} {accept}",
             )
         await self._ready()
 

@@ -23,6 +23,7 @@ from secagg.messages import (
     Confirmation,
     Header,
     Receipt,
+    ReleaseClaim,
     ShareReport,
     Signed,
     UnmaskingShares,
@@ -219,7 +220,7 @@ _NAMES = {kind: name for name, kind in KINDS.items()}
 _BY_LABEL = {encode(f"transcript-{name}"): kind for name, kind in KINDS.items()}
 _HINTS = {
     kind: [get_type_hints(kind)[field.name] for field in fields(kind)]
-    for kind in (*KINDS.values(), Header, PublishedBundle)
+    for kind in (*KINDS.values(), Header, PublishedBundle, ReleaseClaim)
 }
 
 
