@@ -24,15 +24,12 @@ from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
     envelope_info,
     masked_input,
-    masked_slots,
     pair_commitment,
     pair_mask_seed,
-    pair_slot_mask,
     self_commitment,
     self_mask_seed,
-    self_slot_mask,
     share_commitment,
-    slot_values,
+    slot_mask,
 )
 from secagg.messages import (
     NONCE_BYTES,
@@ -91,10 +88,12 @@ class OpenRound:
         context: what the attempt is about.
         private: whether this client's update is differentially private on its own, and charged: then no sum of it says
             more than was paid for, and C-05 and C-26 have nothing to protect.
+        checked: whether it came from a round start that was held against what is pinned and the own log.
     """
 
     context: RoundContext
     private: bool = False
+    checked: bool = False
 
 
 def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
@@ -131,7 +130,8 @@ def open_round(
     Raises:
         ProtocolError: C-01 signature, C-02 another run, C-04 a head that does not follow or a number too far ahead,
             C-23 another model or task.
-        ExposureError: C-05, this site sent shares for a round whose transcript was not replayed.
+        ExposureError: C-05, this site sent shares for a round whose transcript was not replayed, or for one of another
+            run on this very model.
         ConfigError: the policy names no server key, or policy and roster do not fit together.
     """
     if not policy.server_key:
@@ -144,9 +144,10 @@ def open_round(
         raise InconsistentViewError("C-23", "the server opened a round of another model than this client holds")
     if start.task_hash != task_hash:
         raise InconsistentViewError("C-23", "the server opened a round of another task than this client agreed to")
+    context = RoundContext(training_run, start.round_number, start.attempt, model_hash, task_hash, start.previous_head)
     with store.transaction() as marks:
         if not private:
-            marks.refuse_exposure(ROUND_START)
+            marks.refuse_exposure(context.at(session), model_hash, ROUND_START)
         number, head = marks.head(session, training_run)
         missed = [receipt for receipt in start.missed if receipt.round_number > number]
         for receipt in missed:
@@ -166,10 +167,7 @@ def open_round(
                 "C-04", f"round {start.round_number} is too far from round {known}, the last one"
             )
         marks.finish(session, training_run, missed)
-    context = RoundContext(
-        training_run, start.round_number, start.attempt, start.model_hash, start.task_hash, start.previous_head
-    )
-    return OpenRound(context, private)
+    return OpenRound(context, private, checked=True)
 
 
 def accept_exposure(store: Store, signing_key: SigningKey, me: str, round_id: bytes) -> None:
@@ -253,14 +251,17 @@ class Joining(State):
 
         Raises:
             UnexpectedMessageError: C-03, the attempt does not come after the last one.
+            InconsistentViewError: C-04, another round was finished since this one was opened.
             ExposureError: C-05, an earlier release is open.
         """
         self._leave()
         own = self._own
         with own.store.transaction() as marks:
-            marks.join(own.attempt, own.round.private)
-            released, open_release = marks.released(own.attempt.session), marks.open_release
-        claims = [open_release.claim] if open_release is not None and not own.round.private else []
+            _, head = marks.head(own.attempt.session, own.context.training_run)
+            if own.round.checked and head != own.context.previous_head:
+                raise InconsistentViewError("C-04", f"{own.attempt} was opened before the last round of our log ended")
+            exposing = marks.join(own.attempt, own.context.model_hash, own.round.private)
+            released = marks.released(own.attempt.session)
         channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
         message = AdvertiseKeys(
             own.slot,
@@ -270,7 +271,7 @@ class Joining(State):
             mask_key.kem_public,
             secrets.token_bytes(NONCE_BYTES),
             released,
-            tuple(claim for claim in claims if claim is not None),
+            exposing,
         ).sign(own.signing_key)
         return Advertised(own, channel_key, mask_key, message), message
 
@@ -301,7 +302,7 @@ class Advertised(State):
         claims = verify_claims(own, roster)
         if not own.round.private:
             with own.store.transaction() as marks:
-                marks.refuse_claims(claims, SHARE_KEYS)
+                marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
         self_seed = secrets.token_bytes(32)
         others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
@@ -361,7 +362,7 @@ def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
     """
     concerning = {}
     for client_id, entry in roster.by_id.items():
-        for claim in entry.unreplayed if client_id != own.me else ():
+        for claim in entry.exposing if client_id != own.me else ():
             endorsers, policy = len(claim.endorsers(own.pinned)), own.policy
             same = claim.session == own.attempt.session
             if same and endorsers < policy.threshold:
@@ -518,20 +519,11 @@ class Reported(State):
         add, subtract = [self_mask_seed(roster1, round_id, own.me, held.self_seed)], list[bytes]()
         for peer in reports.by_id:
             if peer != own.me:
-                exchanged, secret = held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk), held.pair_secret(peer)
-                seed = pair_mask_seed(roster1, round_id, (own.me, peer), exchanged, secret)
+                exchanged = held.mask_key.exchange(self.roster.by_id[peer].mask_dh_pk)
+                seed = pair_mask_seed(roster1, round_id, (own.me, peer), exchanged, held.pair_secret(peer))
                 (add if own.me < peer else subtract).append(seed)
-                held.slot_masks[peer] = pair_slot_mask(roster1, round_id, (own.me, peer), exchanged, secret)
-        slots = masked_slots(
-            policy,
-            slot_values(policy, round_id),
-            [
-                self_slot_mask(roster1, round_id, own.me, held.self_seed),
-                *(mask for peer, mask in held.slot_masks.items() if own.me < peer),
-            ],
-            [mask for peer, mask in held.slot_masks.items() if peer < own.me],
-        )
-        y = masked_input(update, policy, slots, add, subtract, executor)
+                held.slot_masks[peer] = slot_mask(seed, policy)
+        y = masked_input(update, policy, round_id, add, subtract, executor)
         message = MaskedInput(round_id, roster1, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from secagg.encoding import Buffer, digest, encode
 from secagg.keys import hkdf
 from secagg.policy import Policy
-from secagg.prg import CHUNK_BYTES, Executor, Masks, apply_masks, zeros
+from secagg.prg import CHUNK_BYTES, Executor, Masks, apply_masks, keystream, zeros
 from secagg.quantize import BLOCK, Quantised, dtype_for, pack_into, packed_size, unpacked
 from secagg.shamir import SHARE_BYTES
 
@@ -56,40 +56,39 @@ def self_mask_seed(roster1: bytes, round_id: bytes, client_id: str, self_seed: b
     return hkdf(self_seed, encode("self-mask", round_id, client_id), salt=roster1)
 
 
-def pair_slot_mask(roster1: bytes, round_id: bytes, ids: tuple[str, str], exchanged: bytes, secret: bytes) -> bytes:
-    """The same as `pair_mask_seed` with the label 'pair-slots': 32 bytes that mask the constant slots of a pair.
+def slot_mask(seed: bytes, policy: Policy) -> bytes:
+    """What a seed's mask adds to the constant slots: the words of its keystream behind the d values.
 
-    Whoever sees them learns nothing of the pair's mask on the values: the two are independent outputs of HKDF.
+    Whoever sees them learns nothing of the mask on the values: words of one keystream at other positions.
     """
-    first, second = sorted(ids)
-    return hkdf(exchanged + secret, encode("pair-slots", round_id, first, second), salt=roster1)
+    width = dtype_for(policy.bits).itemsize
+    return keystream(seed, policy.length * width, policy.slots * width)
 
 
-def self_slot_mask(roster1: bytes, round_id: bytes, client_id: str, self_seed: bytes) -> bytes:
-    """The same as `self_mask_seed` with the label 'self-slots': 32 bytes that mask a client's own constant slots."""
-    return hkdf(self_seed, encode("self-slots", round_id, client_id), salt=roster1)
-
-
-def masked_slots(policy: Policy, start: Vector, add: Iterable[bytes], subtract: Iterable[bytes]) -> Vector:
-    """`start` with slot masks added and subtracted: (slots,), of which the low b bits count.
+def without_masks(slots: Vector, policy: Policy, added: Iterable[bytes], subtracted: Iterable[bytes]) -> Vector:
+    """Constant slots less what `slot_mask` says of the seeds that went into them: (slots,) integers below 2^b.
 
     Args:
-        policy: gives the number of slots and their width.
-        start: (slots,) of `dtype_for(bits)`; not changed.
-        add: 32-byte slot masks to add, read as little-endian words of the vector's width.
-        subtract: 32-byte slot masks to subtract.
+        slots: (slots,) of `dtype_for(bits)`; not changed.
+        policy: gives number and width.
+        added: slot masks that were added.
+        subtracted: slot masks that were subtracted.
+
+    Raises:
+        ValueError: a slot mask of another length.
     """
-    slots = start.copy()
-    for masks, operation in ((add, np.add), (subtract, np.subtract)):
+    plain = slots.copy()
+    for masks, operation in ((added, np.subtract), (subtracted, np.add)):
         for mask in masks:
-            operation(slots, np.frombuffer(mask, slots.dtype.newbyteorder("<"), policy.slots), out=slots)
-    return slots
+            operation(plain, np.frombuffer(mask, plain.dtype.newbyteorder("<")), out=plain)
+    plain &= plain.dtype.type((1 << policy.bits) - 1)
+    return plain
 
 
 def slot_values(policy: Policy, round_id: bytes) -> Vector:
     """The public constants that every client appends to its vector: (slots,) integers below 2^b.
 
-    They catch masks that fail to cancel by accident; a client that wants to lie can.
+    They catch masks that fail to cancel, by accident or by a lie about them; a lie in the values they do not catch.
     """
     stretched = b"".join(digest("constant-slot", round_id, i)[:8] for i in range(policy.slots))
     words = np.frombuffer(stretched, dtype="<u8") & np.uint64((1 << policy.bits) - 1)
@@ -99,19 +98,19 @@ def slot_values(policy: Policy, round_id: bytes) -> Vector:
 def masked_input(
     update: Quantised,
     policy: Policy,
-    slots: Vector,
+    round_id: bytes,
     add: Sequence[bytes],
     subtract: Sequence[bytes],
     executor: Executor | None = None,
 ) -> memoryview:
-    """y_u = (update + masks of `add` - masks of `subtract`) | slots, packed: one pass over the update, in the cache.
+    """y_u = (update | slots) + masks of `add` - masks of `subtract`, packed: one pass over the update, in the cache.
 
     Beside the update and y there is one block of 2^16 values in memory; with an executor, 8 MiB and what it copies.
 
     Args:
         update: nothing read from it yet; read to its end here.
         policy: the one that the update was quantised under.
-        slots: (slots,) the constant slots under masks of their own, see `masked_slots`.
+        round_id: 32 bytes; decides the constant slots.
         add: 32-byte seeds of the masks to add.
         subtract: 32-byte seeds of the masks to subtract.
         executor: see `secagg.prg.apply_masks`; y is the same with any.
@@ -123,7 +122,7 @@ def masked_input(
         ConfigError: the update now holds values that are not finite.
     """
     bits, dtype, length = policy.bits, dtype_for(policy.bits), policy.length + policy.slots
-    masks = Masks(add, subtract)
+    slots, masks = slot_values(policy, round_id), Masks(add, subtract)
     y = np.empty(packed_size(length, bits), np.uint8)
     whole = zeros(min(length, BLOCK if executor is None else _GROUP_BYTES // dtype.itemsize), dtype)
     for start in range(0, length, len(whole)):
@@ -133,9 +132,9 @@ def masked_input(
         part[len(values) :] = slots[first_slot:][: len(part) - len(values)]
         first_chunk = start * dtype.itemsize // CHUNK_BYTES
         if executor is None:
-            masks.apply(values, first_chunk)
+            masks.apply(part, first_chunk)
         else:
-            apply_masks(values, add, subtract, executor, first_chunk)
+            apply_masks(part, add, subtract, executor, first_chunk)
         pack_into(part, bits, y[packed_size(start, bits) : packed_size(start + len(part), bits)])
     return y.data.toreadonly()
 

@@ -20,6 +20,8 @@ from secagg.state import LARGEST_NUMBER, RoundContext, Slot, attested_statement,
 
 SIGNATURE_BYTES = 64
 NONCE_BYTES = 16
+LARGEST_CLAIMS = 8
+"""Releases that an advertisement proves at most: the last ones."""
 
 
 def _require(condition: bool, what: str) -> None:
@@ -191,8 +193,9 @@ class AdvertiseKeys(Signed):
     """Round 0, up: fresh public keys of this slot, and what this data set last released.
 
     `mask_kem_pk` is empty in the X25519 suite. `released` is the last round of this session for which unmasking shares
-    were sent, zeros where there is none; `unreplayed` holds the one round of any session whose shares were sent and
-    whose transcript was not replayed, if there is one and the updates are not private on their own.
+    were sent, zeros where there is none; `exposing` proves, where the updates are not private on their own, the rounds
+    of any session whose sums could be of the same updates: shares were sent, and the transcript was not replayed, or it
+    was another run on this very model.
     """
 
     slot: bytes
@@ -202,19 +205,19 @@ class AdvertiseKeys(Signed):
     mask_kem_pk: bytes
     nonce: bytes
     released: bytes
-    unreplayed: tuple[ReleaseClaim, ...] = ()
+    exposing: tuple[ReleaseClaim, ...] = ()
     signature: bytes = b""
 
     def __post_init__(self) -> None:
         _hashes(self.slot, self.released)
         _id(self.client_id)
         _require(len(self.nonce) == NONCE_BYTES, "a nonce that is not 16 bytes")
-        _require(len(self.unreplayed) <= 1, "more than one round that was not replayed")
+        _require(len(self.exposing) <= LARGEST_CLAIMS, "more claims than an honest client makes")
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
         keys = (self.channel_pk, self.mask_dh_pk, self.mask_kem_pk)
-        claims = [claim.fields() for claim in self.unreplayed]
+        claims = [claim.fields() for claim in self.exposing]
         return encode("advertise-keys", self.slot, self.client_id, *keys, self.nonce, self.released, claims)
 
 
@@ -601,9 +604,10 @@ class SlotsFailed:
 
 @dataclass(frozen=True, repr=False)
 class SlotMasks(Signed):
-    """Blame, up: by peer of U2, the 32 bytes that masked the sender's constant slots with that peer.
+    """Blame, up: by peer of U2, the words that masked the sender's constant slots with that peer.
 
-    They say nothing about values: the slots are public constants, and their masks have a label of their own in HKDF.
+    They say nothing about values: the slots are public constants, and the words of a keystream that masked values lie
+    at other positions.
     """
 
     round_id: bytes
@@ -613,8 +617,9 @@ class SlotMasks(Signed):
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.round_id, self.attested, *self.masks.values())
+        _hashes(self.round_id, self.attested)
         _sorted_ids(self.masks)
+        _require(len({len(mask) for mask in self.masks.values()}) <= 1, "slot masks of several lengths")
         _id(self.client_id)
 
     def statement(self) -> bytes:

@@ -74,7 +74,7 @@ class ReleaseClaim(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., training_run: _Optional[str] = ..., round_number: _Optional[int] = ..., attempt: _Optional[int] = ..., model_hash: _Optional[bytes] = ..., task_hash: _Optional[bytes] = ..., previous_head: _Optional[bytes] = ..., roster2: _Optional[bytes] = ..., sharers_hash: _Optional[bytes] = ..., inputs_hash: _Optional[bytes] = ..., attestations: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ...) -> None: ...
 
 class AdvertiseKeys(_message.Message):
-    __slots__ = ("slot", "client_id", "channel_pk", "mask_dh_pk", "mask_kem_pk", "nonce", "released", "unreplayed", "signature")
+    __slots__ = ("slot", "client_id", "channel_pk", "mask_dh_pk", "mask_kem_pk", "nonce", "released", "exposing", "signature")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_PK_FIELD_NUMBER: _ClassVar[int]
@@ -82,7 +82,7 @@ class AdvertiseKeys(_message.Message):
     MASK_KEM_PK_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
-    UNREPLAYED_FIELD_NUMBER: _ClassVar[int]
+    EXPOSING_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     slot: bytes
     client_id: str
@@ -91,9 +91,9 @@ class AdvertiseKeys(_message.Message):
     mask_kem_pk: bytes
     nonce: bytes
     released: bytes
-    unreplayed: _containers.RepeatedCompositeFieldContainer[ReleaseClaim]
+    exposing: _containers.RepeatedCompositeFieldContainer[ReleaseClaim]
     signature: bytes
-    def __init__(self, slot: _Optional[bytes] = ..., client_id: _Optional[str] = ..., channel_pk: _Optional[bytes] = ..., mask_dh_pk: _Optional[bytes] = ..., mask_kem_pk: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., released: _Optional[bytes] = ..., unreplayed: _Optional[_Iterable[_Union[ReleaseClaim, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, slot: _Optional[bytes] = ..., client_id: _Optional[str] = ..., channel_pk: _Optional[bytes] = ..., mask_dh_pk: _Optional[bytes] = ..., mask_kem_pk: _Optional[bytes] = ..., nonce: _Optional[bytes] = ..., released: _Optional[bytes] = ..., exposing: _Optional[_Iterable[_Union[ReleaseClaim, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Roster(_message.Message):
     __slots__ = ("advertisements",)

@@ -29,15 +29,14 @@ from secagg.masking import (
     Vector,
     accumulate,
     envelope_info,
-    masked_slots,
     pair_commitment,
     pair_mask_seed,
-    pair_slot_mask,
     self_commitment,
     self_mask_seed,
-    self_slot_mask,
     share_commitment,
+    slot_mask,
     slot_values,
+    without_masks,
 )
 from secagg.messages import (
     AdvertiseKeys,
@@ -180,7 +179,7 @@ class Advertising(Collecting):
         fresh = {key for key in keys if key}
         if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
-        for claim in message.unreplayed:
+        for claim in message.exposing:
             same = claim.session == self.round.session
             if same and len(claim.endorsers(self.round.pinned)) < self.round.policy.threshold:
                 raise AuthenticationError("S-22", f"{sender} claims a release that no quorum attested", [sender])
@@ -407,27 +406,17 @@ class Unmasking(Collecting):
         policy = self.round.policy
         self._enough(policy.threshold)
         round_id, roster1, total = self.inputs.view[0], self.shares.roster.hash, self.inputs.total
-        self_seeds = {u: self._self_seed(u) for u in self.included.by_id}
-        pairs = self._opened_pairs()
-        slots = masked_slots(
-            policy,
-            total[policy.length :],
-            [pair.slots for (u, w), pair in pairs.items() if w < u],
-            [
-                *(self_slot_mask(roster1, round_id, u, seed) for u, seed in self_seeds.items()),
-                *(pair.slots for (u, w), pair in pairs.items() if u < w),
-            ],
-        )
+        own = {u: self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id}
+        pairs = self._pairwise_seeds()
+        add = [seed for (u, w), seed in pairs.items() if w < u]
+        subtract = [seed for (u, w), seed in pairs.items() if u < w] + [*own.values()]
+        apply_masks(total, add, subtract, self.round.executor)
+        total &= total.dtype.type((1 << policy.bits) - 1)
         expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
-        if _reduced(slots - expected, policy).any():
-            blaming = Blaming(self, self_seeds, {ids: pair.slots for ids, pair in pairs.items()})
+        if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
+            blaming = Blaming(self, own, pairs)
             return blaming, dict.fromkeys(self.received, SlotsFailed(round_id, self.included.attested))
-        total[policy.length :] = slots
-        add = [pair.seed for (u, w), pair in pairs.items() if w < u]
-        subtract = [pair.seed for (u, w), pair in pairs.items() if u < w]
-        subtract += [self_mask_seed(roster1, round_id, u, seed) for u, seed in self_seeds.items()]
-        apply_masks(total[: policy.length], add, subtract, self.round.executor)
-        result = self._result(_reduced(total, policy))
+        result = self._result(total)
         confirming = Confirming(self.round, self.included.by_id, total[: policy.length], result)
         return confirming, dict.fromkeys(self.included.by_id, result)
 
@@ -475,21 +464,19 @@ class Unmasking(Collecting):
     def _convict(self, dealer: str) -> ProtocolError:
         return ShareError("S-18", f"{dealer} dealt shares of something else than it committed to", [dealer])
 
-    def _opened_pairs(self) -> dict[tuple[str, str], "_OpenedPair"]:
-        """What masked each included u against each dropped w, by (u, w)."""
+    def _pairwise_seeds(self) -> dict[tuple[str, str], bytes]:
+        """Seeds of the masks between each included u and each dropped w, by (u, w); u added the mask where u < w."""
         round_id, roster = self.inputs.view[0], self.shares.roster
-        opened = {}
+        seeds = {}
         for dropped in self.dropped:
             key = self._mask_key(dropped)
             for client_id in self.included.by_id:
                 exchanged = key.exchange(roster.by_id[client_id].mask_dh_pk)
                 secret = self._pair_secret(key, dropped, client_id) if key.kem_public else b""
-                pair = (client_id, dropped)
-                opened[pair] = _OpenedPair(
-                    pair_mask_seed(roster.hash, round_id, pair, exchanged, secret),
-                    pair_slot_mask(roster.hash, round_id, pair, exchanged, secret),
+                seeds[client_id, dropped] = pair_mask_seed(
+                    roster.hash, round_id, (client_id, dropped), exchanged, secret
                 )
-        return opened
+        return seeds
 
     def _pair_secret(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
         """r_uv as the survivor released it (S-17), which a corrupt dealer that dropped out cannot spoil.
@@ -515,40 +502,33 @@ class Unmasking(Collecting):
         return secret
 
 
-@dataclass(frozen=True, repr=False)
-class _OpenedPair:
-    """Seed of the mask on the values, and the mask on the slots; u adds them where u < w."""
-
-    seed: bytes
-    slots: bytes
-
-
 # --- Blame, in place of round 5 ----------------------------------------------------------------------------------
 
 
 class Blaming(Collecting):
     """Constant slots that do not add up (S-19): collects what masked them, to find out whose are wrong.
 
-    Nothing here tells anything about values: slots have masks of their own.
+    Nothing here tells anything about values: only words of keystreams that masked the public constants are shown.
     """
 
     step = BLAME
     accepts = SlotMasks
 
-    def __init__(
-        self, unmasking: Unmasking, self_seeds: Mapping[str, bytes], opened: Mapping[tuple[str, str], bytes]
-    ) -> None:
+    def __init__(self, unmasking: Unmasking, own: Mapping[str, bytes], pairs: Mapping[tuple[str, str], bytes]) -> None:
         super().__init__(unmasking.round, unmasking.received)
         self.inputs, self.included = unmasking.inputs, unmasking.included
-        self._roster1, self._opened, self._self_seeds = unmasking.shares.roster.hash, opened, self_seeds
+        policy = self.round.policy
+        self._own_masks = {client_id: slot_mask(seed, policy) for client_id, seed in own.items()}
+        self._opened = {ids: slot_mask(seed, policy) for ids, seed in pairs.items()}
 
     def _check(self, sender: str, message: SlotMasks) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-23", sender)
         if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
             raise self._elsewhere("S-23", f"{sender} shows the slot masks of another round")
-        if list(message.masks) != sorted(self.inputs.expected - {sender}):
-            raise InconsistentViewError("S-23", f"{sender} shows slot masks for the wrong clients", [sender])
+        lengths = {len(mask) for mask in message.masks.values()}
+        if list(message.masks) != sorted(self.inputs.expected - {sender}) or lengths != {len(self._own_masks[sender])}:
+            raise InconsistentViewError("S-23", f"{sender} does not show one slot mask for every peer", [sender])
 
     def close(self) -> NoReturn:
         """Name who is at fault; the round is burned in any case.
@@ -567,27 +547,17 @@ class Blaming(Collecting):
         if pairs:
             raise ComplaintError(self.step, pairs)
         silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys())) or "nobody"
-        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is at fault")
+        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is convicted")
 
     def _sound(self, client_id: str) -> bool:
         """Whether this client's slots are the constants under the masks that it shows itself."""
-        policy, round_id, masks = self.round.policy, self.inputs.view[0], self.received[client_id].masks
+        policy, masks = self.round.policy, self.received[client_id].masks
         if any(masks[peer] != self._opened.get((client_id, peer), masks[peer]) for peer in masks):
             return False
-        own = self_slot_mask(self._roster1, round_id, client_id, self._self_seeds[client_id])
-        left = masked_slots(
-            policy,
-            self.inputs.slots[client_id],
-            [mask for peer, mask in masks.items() if peer < client_id],
-            [own, *(mask for peer, mask in masks.items() if client_id < peer)],
-        )
-        return not _reduced(left - slot_values(policy, round_id), policy).any()
-
-
-def _reduced(vector: Vector, policy: Policy) -> Vector:
-    """`vector` modulo 2^b, in place."""
-    vector &= vector.dtype.type((1 << policy.bits) - 1)
-    return vector
+        added = [self._own_masks[client_id], *(mask for peer, mask in masks.items() if client_id < peer)]
+        subtracted = [mask for peer, mask in masks.items() if peer < client_id]
+        plain = without_masks(self.inputs.slots[client_id], policy, added, subtracted)
+        return np.array_equal(plain, slot_values(policy, self.inputs.view[0]))
 
 
 # --- Round 5 -----------------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ let two attempts be live at once. Specification: docs/spec.md, section "Between 
 """
 
 import json
-from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from secagg.encoding import HASH_BYTES, digest
 from secagg.errors import ConfigError, ExposureError, UnexpectedMessageError
-from secagg.messages import Receipt, ReleaseClaim
+from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.state import ADVERTISE_KEYS, GENESIS, MASKED_INPUT_COLLECTION, UNMASKING, Slot
 
 NEVER = bytes(HASH_BYTES)
@@ -22,8 +22,8 @@ NEVER = bytes(HASH_BYTES)
 
 
 @dataclass(frozen=True)
-class OpenRelease:
-    """The one round whose unmasking shares this data set sent and which is neither replayed nor superseded.
+class Release:
+    """A round whose unmasking shares this data set sent, with an update that was not private on its own.
 
     Attributes:
         round_id: 32 bytes.
@@ -39,6 +39,9 @@ class OpenRelease:
 class Marks:
     """The marks of one data set within one transaction.
 
+    A round *exposes* an attempt where the two sums could be of the same updates: shares of the round were sent and its
+    transcript was not replayed before the attempt was joined, or it was a round of another run on the same model.
+
     Args:
         entries: the durable entries, text to text. Whoever made them commits what this class changed, or none of it.
     """
@@ -48,8 +51,12 @@ class Marks:
 
     # --- What an attempt marks, in the order of a round ---------------------------------------------------------------
 
-    def join(self, slot: Slot, private: bool) -> None:
+    def join(self, slot: Slot, model_hash: bytes, private: bool) -> tuple[ReleaseClaim, ...]:
         """Mark an attempt before AdvertiseKeys is sent; it becomes the live one, and every other is dead from here.
+
+        Returns:
+            What the advertisement claims: the own releases that expose this attempt. A private attempt claims them as
+            well: another member's update may not be private.
 
         Raises:
             UnexpectedMessageError: C-03, (round number, attempt) is not above the last one of this session and run.
@@ -62,10 +69,15 @@ class Marks:
                 f"{slot} does not come after round {last[0]}, attempt {last[1]}, which this data set joined; "
                 "wait for a later round or attempt",
             )
+        exposing = self._exposing(slot, model_hash)
         if not private:
-            self.refuse_exposure(ADVERTISE_KEYS)
+            self.refuse_exposure(slot, model_hash, ADVERTISE_KEYS)
+        joins = self._get("joins", 0) + 1
+        self._put("joins", joins)
         self._put(_key("joined", slot.session, slot.training_run), [slot.round_number, slot.attempt])
-        self._put("live", _slot_fields(slot))
+        own = {release.round_id.hex(): release.name for release in exposing}
+        self._put("live", {"slot": slot.hash.hex(), "model": model_hash.hex(), "join": joins, "exposing": own})
+        return tuple(release.claim for release in exposing if release.claim is not None)[-LARGEST_CLAIMS:]
 
     def contribute(self, slot: Slot, event_id: str, claims: Collection[ReleaseClaim], private: bool) -> None:
         """Mark the one contribution to a round number, with its ledger event, before the vector is masked.
@@ -75,15 +87,15 @@ class Marks:
         Args:
             slot: the attempt.
             event_id: of the ledger.
-            claims: rounds that members of U1 released shares of and did not replay.
+            claims: what other members of U1 claim.
             private: whether the update is differentially private on its own and charged.
 
         Raises:
             UnexpectedMessageError: C-24, another attempt was joined meanwhile; C-14, this round number or a later one
                 already has its contribution.
-            ExposureError: C-05 or C-26, a round that was neither replayed nor accepted by name.
+            ExposureError: C-05 or C-26, a round that exposes this attempt and was not accepted by name.
         """
-        self._require_live(slot, MASKED_INPUT_COLLECTION)
+        live = self._require_live(slot)
         highest = _key("contributed", slot.session, slot.training_run)
         last = self._get(highest, 0)
         if slot.round_number <= last:
@@ -93,11 +105,11 @@ class Marks:
                 f"to round {slot.round_number}; it joins again in round {last + 1}",
             )
         if not private:
-            self.refuse_exposure(MASKED_INPUT_COLLECTION)
-            self.refuse_claims(claims, MASKED_INPUT_COLLECTION)
-            for round_id in self._exposing(claims):
-                key = f"accepted/{round_id.hex()}"
-                self._put(key, {**self._get(key, {}), "used_by": slot.hash.hex()})
+            # What exposed this attempt when it was joined still does: a replay since then has not changed its model.
+            announced = {bytes.fromhex(round_id): name for round_id, name in live["exposing"].items()}
+            self._refuse("C-05", MASKED_INPUT_COLLECTION, announced)
+            self.refuse_claims(slot, claims, MASKED_INPUT_COLLECTION)
+            self._use_acceptances({**announced, **self._exposed_by(slot, claims)}, slot)
         self._put(highest, slot.round_number)
         self._put(f"{highest}/{slot.round_number}", {"attempt": slot.attempt, "event": event_id})
         self._put("contribution", slot.hash.hex())
@@ -113,19 +125,20 @@ class Marks:
                 released before.
             ExposureError: C-05, an earlier round is open and this contribution used no acceptance of it.
         """
-        self._require_live(slot, UNMASKING)
+        self._require_live(slot)
         if self._get("contribution", "") != slot.hash.hex():
             raise UnexpectedMessageError("C-24", f"{slot} is not what this data set contributed to last")
         self._entries.pop("contribution")  # released once
         earlier = self.open_release
-        if not private and earlier is not None:
-            used = self._get(f"accepted/{earlier.round_id.hex()}", {}).get("used_by")
-            if used != slot.hash.hex():
-                raise _exposed("C-05", UNMASKING, [(earlier.round_id, earlier.name)])
+        accepted = self._get(f"used/{slot.hash.hex()}", [])
+        if not private and earlier is not None and earlier.round_id.hex() not in accepted:
+            raise _exposed("C-05", UNMASKING, {earlier.round_id: earlier.name})
         self._put(_key("released", slot.session), claim.round_id.hex())
         if not private:
-            opened = {"round_id": claim.round_id.hex(), "name": str(slot), "claim": _claim_fields(claim)}
-            self._put("open", opened)
+            release = {"round_id": claim.round_id.hex(), "name": str(slot), "claim": _claim_fields(claim)}
+            on_model = f"model/{claim.model_hash.hex()}"
+            self._put(on_model, [*self._get(on_model, []), release])
+            self._put("open", None if self.replayed(claim.round_id) else release)
 
     def finish(self, session: bytes, training_run: str, receipts: Sequence[Receipt]) -> None:
         """Append finished rounds to the hash-chained log of a run: all of them, or none.
@@ -155,14 +168,20 @@ class Marks:
 
     # --- What clears a release ----------------------------------------------------------------------------------------
 
-    def replay(self, round_id: bytes) -> None:
-        """Mark that the transcript of this very round was replayed and holds; see `secagg.transcript.accept`."""
-        self._put(f"replayed/{round_id.hex()}", True)
+    def replay(self, slot: Slot, round_id: bytes) -> None:
+        """Mark that the transcript of this very round was replayed and holds; see `secagg.transcript.accept`.
+
+        It counts for attempts that are joined from here on. Rounds whose acceptance this attempt used up are settled:
+        the model has moved on since.
+        """
+        joins = json.dumps(self._get("joins", 0))
+        for done in (round_id.hex(), *self._get(f"used/{slot.hash.hex()}", [])):
+            self._entries.setdefault(f"replayed/{done}", joins)
         if (release := self.open_release) is not None and release.round_id == round_id:
-            self._entries.pop("open")
+            self._put("open", None)
 
     def replayed(self, round_id: bytes) -> bool:
-        """Whether the transcript of this round was replayed here."""
+        """Whether the transcript of this round was replayed here, or its exposure is settled."""
         return f"replayed/{round_id.hex()}" in self._entries
 
     def accept_exposure(self, round_id: bytes, signature: bytes) -> None:
@@ -173,39 +192,58 @@ class Marks:
         """Whether an operator accepted the exposure of this round, and the acceptance was not used yet."""
         return bool(self._get(f"accepted/{round_id.hex()}", {"used_by": "-"})["used_by"] == "")
 
-    def refuse_exposure(self, step: str) -> None:
-        """C-05: nothing goes into another sum while an own release is open, unless its operator accepted it by name.
+    def refuse_exposure(self, slot: Slot, model_hash: bytes, step: str) -> None:
+        """C-05: nothing goes into a sum that an own release exposes, unless its operator accepted that round by name.
 
         Raises:
-            ExposureError: C-05, with the round.
+            ExposureError: C-05, with the rounds.
         """
-        release = self.open_release
-        if release is not None and not self.accepted(release.round_id):
-            raise _exposed("C-05", step, [(release.round_id, release.name)])
+        self._refuse("C-05", step, {release.round_id: release.name for release in self._exposing(slot, model_hash)})
 
-    def refuse_claims(self, claims: Collection[ReleaseClaim], step: str) -> None:
-        """C-26: the same for releases of others in the cohort.
+    def refuse_claims(self, slot: Slot, claims: Collection[ReleaseClaim], step: str) -> None:
+        """C-26: the same for releases of others in the cohort of the live attempt.
 
         Raises:
+            UnexpectedMessageError: C-24, another attempt was joined meanwhile.
             ExposureError: C-26, with the rounds.
         """
-        unknown = {c.round_id: str(c.slot) for c in claims if not self.replayed(c.round_id)}
-        if refused := [(round_id, name) for round_id, name in unknown.items() if not self.accepted(round_id)]:
-            raise _exposed("C-26", step, refused)
+        self._refuse("C-26", step, self._exposed_by(slot, claims))
 
-    def _exposing(self, claims: Collection[ReleaseClaim]) -> set[bytes]:
-        own = {release.round_id for release in [self.open_release] if release is not None}
-        return own | {claim.round_id for claim in claims if not self.replayed(claim.round_id)}
+    def _refuse(self, check: str, step: str, rounds: Mapping[bytes, str]) -> None:
+        refused = {round_id: name for round_id, name in rounds.items() if not self.accepted(round_id)}
+        if refused:
+            raise _exposed(check, step, refused)
+
+    def _use_acceptances(self, rounds: Iterable[bytes], slot: Slot) -> None:
+        used = [round_id.hex() for round_id in rounds]
+        for round_id in used:
+            self._put(f"accepted/{round_id}", {**self._get(f"accepted/{round_id}", {}), "used_by": slot.hash.hex()})
+        if used:
+            self._put(f"used/{slot.hash.hex()}", used)
+
+    def _exposed_by(self, slot: Slot, claims: Collection[ReleaseClaim]) -> dict[bytes, str]:
+        """The claimed rounds that expose the live attempt, with their names."""
+        live = self._require_live(slot)
+        return {
+            claim.round_id: str(claim.slot)
+            for claim in claims
+            if self._get(f"replayed/{claim.round_id.hex()}", live["join"]) >= live["join"]
+            or (claim.model_hash.hex() == live["model"] and not _same_run(claim, slot))
+        }
+
+    def _exposing(self, slot: Slot, model_hash: bytes) -> list[Release]:
+        """The own releases that expose an attempt, the open one last."""
+        on_model = [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
+        elsewhere = [release for release in on_model if release.claim and not _same_run(release.claim, slot)]
+        return list({r.round_id: r for r in (*elsewhere, self.open_release) if r is not None}.values())
 
     # --- What is known ------------------------------------------------------------------------------------------------
 
     @property
-    def open_release(self) -> OpenRelease | None:
-        """The round that must be replayed, or accepted by name, before anything that is not private is contributed."""
-        if not (kept := self._get("open", None)):
-            return None
-        claim = _claim_of(kept["claim"]) if kept["claim"] else None
-        return OpenRelease(bytes.fromhex(kept["round_id"]), kept["name"], claim)
+    def open_release(self) -> Release | None:
+        """The one round whose shares were sent and that is neither replayed nor superseded."""
+        kept = self._get("open", None)
+        return None if kept is None else _release_of(kept)
 
     def released(self, session: bytes) -> bytes:
         """The last round of a session whose shares were sent: 32 bytes, `NEVER` where there is none."""
@@ -245,12 +283,11 @@ class Marks:
 
     # --- Entries ------------------------------------------------------------------------------------------------------
 
-    def _require_live(self, slot: Slot, step: str) -> None:
-        live = self._get("live", None)
-        if live != _slot_fields(slot):
-            raise UnexpectedMessageError(
-                "C-24", f"this data set joined another attempt after {slot}, which is over here ({step})"
-            )
+    def _require_live(self, slot: Slot) -> dict[str, Any]:
+        live: dict[str, Any] = self._get("live", {"slot": ""})
+        if live["slot"] != slot.hash.hex():
+            raise UnexpectedMessageError("C-24", f"this data set joined another attempt after {slot}, which ends here")
+        return live
 
     def _log(self, session: bytes, receipt: Receipt) -> None:
         newest, previous = self._get("log", [0, GENESIS.hex()])
@@ -298,17 +335,22 @@ class MemoryStore:
         self._entries = draft
 
 
-def _exposed(check: str, step: str, rounds: Sequence[tuple[bytes, str]]) -> ExposureError:
+def _exposed(check: str, step: str, rounds: Mapping[bytes, str]) -> ExposureError:
     who = "this site" if check == "C-05" else "another site of this cohort"
-    named = "; ".join(f"{name} ({round_id.hex()[:16]})" for round_id, name in rounds)
+    named = "; ".join(f"{name} ({round_id.hex()})" for round_id, name in rounds.items())
     return ExposureError(
         check,
         step,
-        f"{who} sent unmasking shares for {named} and its transcript was not replayed here: the server may have that "
-        "sum, and a rerun without one site would show what that site sent; replay the transcript of that round, or, "
-        "where there is none, let the operator accept the exposure of that round by name",
-        [round_id for round_id, _ in rounds],
+        f"{who} did send unmasking shares for {named}, and this attempt may be about the same updates: the server "
+        "could hold that sum, and its difference to another one without some site is what that site sent. Replay the "
+        "transcript of that round; where there is none, or it was on this very model, let the operator accept its "
+        "exposure by name",
+        rounds,
     )
+
+
+def _same_run(claim: ReleaseClaim, slot: Slot) -> bool:
+    return (claim.session, claim.training_run) == (slot.session, slot.training_run)
 
 
 def _key(table: str, session: bytes, *names: str | int) -> str:
@@ -323,13 +365,14 @@ def _link(previous: bytes, session: bytes, receipt: Receipt) -> bytes:
     return digest("head-log", previous, session, receipt.statement(), receipt.signature)
 
 
-def _slot_fields(slot: Slot) -> dict[str, Any]:
-    return {name: _hex(value) for name, value in asdict(slot).items()}
-
-
 def _claim_fields(claim: ReleaseClaim) -> dict[str, Any]:
     plain = {field.name: _hex(getattr(claim, field.name)) for field in fields(claim) if field.name != "attestations"}
     return {**plain, "attestations": {who: signature.hex() for who, signature in claim.attestations.items()}}
+
+
+def _release_of(kept: dict[str, Any]) -> Release:
+    claim = _claim_of(kept["claim"]) if kept["claim"] else None
+    return Release(bytes.fromhex(kept["round_id"]), kept["name"], claim)
 
 
 def _claim_of(kept: dict[str, Any]) -> ReleaseClaim:

@@ -42,7 +42,7 @@ _SERVER_FIELDS: dict[str, type] = {
 _NESTED: dict[tuple[type, str], type] = {
     (m.RoundStart, "missed"): m.Receipt,
     (m.Roster, "advertisements"): m.AdvertiseKeys,
-    (m.AdvertiseKeys, "unreplayed"): m.ReleaseClaim,
+    (m.AdvertiseKeys, "exposing"): m.ReleaseClaim,
     (m.EncryptedShares, "header"): m.Header,
     (m.EncryptedShares, "bundles"): m.Bundle,
     (m.ShareInbox, "headers"): m.Header,

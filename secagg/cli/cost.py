@@ -10,7 +10,7 @@ import numpy as np
 
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal, verify
-from secagg.masking import SHARES_PLAINTEXT_BYTES, accumulate, masked_input, self_mask_seed, slot_values
+from secagg.masking import SHARES_PLAINTEXT_BYTES, accumulate, masked_input, self_mask_seed
 from secagg.policy import Policy, Suite
 from secagg.prg import Stream
 from secagg.quantize import Quantised, dtype_for
@@ -56,9 +56,7 @@ class Cost:
 
         def masked(masks: int) -> memoryview:
             seeds = [bytes([i]) * 32 for i in range(masks)]
-            return masked_input(
-                Quantised(update, policy, "me", Stream()), policy, slot_values(policy, bytes(32)), seeds, []
-            )
+            return masked_input(Quantised(update, policy, "me", Stream()), policy, bytes(32), seeds, [])
 
         def added() -> None:
             accumulate(total, y, bits)

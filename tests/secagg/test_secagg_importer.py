@@ -16,9 +16,12 @@ from secagg import wire
 
 Message = collections.namedtuple("Message", "sender data")
 keys = {name: secagg.SigningKey.generate() for name in "abcd"}
+server_key = secagg.SigningKey.generate()
 roster = secagg.PinnedRoster({name: key.verify_key for name, key in keys.items()})
-policy = secagg.Policy(project="p", clients=4, length=3, clip_range=1.0)
-round_context = secagg.RoundContext("run", 1, 0, bytes(32), bytes(32))
+policy = secagg.Policy(project="p", clients=4, length=3, clip_range=1.0, server_key=server_key.verify_key)
+run, mine, task = "run", bytes(32), bytes(32)
+book = secagg.RoundBook(run, task, server_key, policy.max_corrupt)
+start = wire.decode_from_server(wire.encode(book.start(mine)))
 mail, boxes = queue.Queue(), {name: queue.Queue() for name in "abcd"}
 
 def poll():
@@ -33,7 +36,8 @@ def site(me):
         mail.put(Message(me, data))
     recv = boxes[me].get
 
-    client = secagg.ClientSession(policy, me, signing_key, roster, round_context, store)
+    opened = secagg.open_round(policy, roster, run, start, store, model_hash=mine, task_hash=task)
+    client = secagg.ClientSession(policy, me, signing_key, roster, opened, store)
     send(wire.encode(client.start()))
     client.provide(update)
     while not client.finished:
@@ -47,7 +51,7 @@ for thread in sites:
 def send(client_id, data):
     boxes[client_id].put(data)
 
-server = secagg.ServerSession(policy, roster, round_context)
+server = secagg.ServerSession(policy, roster, book.context(mine), server_key)
 while not server.finished:
     if message := poll():
         server.receive(message.sender, wire.decode_from_client(message.data))
