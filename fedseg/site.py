@@ -50,7 +50,6 @@ from secagg import (
     ExposureError,
     ProtocolError,
     SecAggError,
-    UnexpectedMessageError,
     dequantize,
     open_round,
     wire,
@@ -116,6 +115,7 @@ class Site:
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
         self.round: _Round | None = None
         self.waiting: dict[bytes, bool] = {}  # rounds that keep this site out, and whether their transcript would help
+        self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
         self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
@@ -197,7 +197,13 @@ class Site:
         """Stay out until the transcripts of these rounds were replayed or the operator accepts them: nobody's fault."""
         self._end_round()
         with self.store.transaction() as marks:
-            fresh = {round_id: not marks.replayed(round_id) for round_id in round_ids if round_id not in self.waiting}
+            known = {round_id: marks.replayed(round_id) for round_id in round_ids if round_id not in self.waiting}
+        # One that was replayed after this attempt was joined counts in the next; where it does not, on the same model of
+        # another run, only the operator can help.
+        fresh = {
+            round_id: not replayed for round_id, replayed in known.items() if not replayed or round_id in self.again
+        }
+        self.again |= known.keys() - fresh.keys()
         self.waiting |= fresh
         if fresh:
             accept = " ".join(f"--accept-exposure {round_id.hex()}" for round_id in fresh)
@@ -207,8 +213,8 @@ class Site:
                 waits = "This site waits for that transcript, which the coordinator or another site may have"
             self.folder.emit(
                 "note",
-                text=f"{said}. {waits}: whoever holds the sum of that round could learn from a second one what this site "
-                f"sends. An operator who accepts that once has to run beside this process: {command} {accept}",
+                text=f"{said}. {waits}. An operator who accepts that risk once has to run beside this process: "
+                f"{command} {accept}",
             )
         await self._ready()
 
@@ -278,7 +284,7 @@ class Site:
         except ExposureError as error:
             await self._wait(str(error), error.round_ids)
             return
-        except UnexpectedMessageError as error:  # an attempt that this site joined before it was restarted
+        except ProtocolError as error:  # what the own marks say, such as that it was joined before a restart
             self.folder.emit("note", text=str(error))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)

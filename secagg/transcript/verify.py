@@ -9,6 +9,7 @@ from pathlib import Path
 
 from secagg.messages import Receipt
 from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.state import Slot
 from secagg.store import Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.participation import isolated
@@ -217,6 +218,8 @@ def accept(verdict: Verdict, store: Store) -> None:
         if check not in verdict.items:
             raise ViolationError(check, f"it could not be checked that {what}")
     with store.transaction() as marks:
-        for receipt in [report.receipt for report in verdict.rounds if report.receipt is not None]:
-            marks.finish(verdict.session, receipt.training_run, [receipt])
-            marks.replay(receipt.round_id)
+        for report in verdict.rounds:
+            if report.receipt is not None:
+                slot = Slot(verdict.session, report.training_run, report.round_number, report.attempt)
+                marks.finish(verdict.session, report.training_run, [report.receipt])
+                marks.replay(slot, report.receipt.round_id)

@@ -20,7 +20,7 @@ from fedseg.errors import RoundFailedError
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate
-from secagg import AbortedError, Policy, SigningKey, client
+from secagg import Policy, SigningKey, client
 from secagg.client import Reported
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -48,9 +48,8 @@ class Killing:
         self.federation: Federation | None = None
 
     def __call__(self, who: str, event: dict) -> None:
-        if who == COORDINATOR and event["kind"] == "close" and event["round"] == 1:
-            if event["step"] == "ConsistencyCheck":
-                self.federation.kill("site-d", "site-e")
+        if (who, event["kind"], event.get("step"), event.get("round")) == (COORDINATOR, "close", "ConsistencyCheck", 1):
+            self.federation.kill("site-d", "site-e")
         if who == COORDINATOR and event["kind"] == "burned" and event["round"] == 1:
             self.federation.start("site-d", "site-e")
 
