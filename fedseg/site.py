@@ -198,8 +198,8 @@ class Site:
         self._end_round()
         with self.store.transaction() as marks:
             known = {round_id: marks.replayed(round_id) for round_id in round_ids if round_id not in self.waiting}
-        # One that was replayed after this attempt was joined counts in the next; where it does not, on the same model of
-        # another run, only the operator can help.
+        # One that was replayed after this attempt was joined counts in the next. Where it does not even then, it was on
+        # the same model in another run, and only the operator can help.
         fresh = {
             round_id: not replayed for round_id, replayed in known.items() if not replayed or round_id in self.again
         }

@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Federation:
     Args:
         study: everybody's.
         folder: credentials and site states lie here, so that a second federation in it has the same parties.
-        runs: name of the coordinator's folder of runs.
+        run: name of the training run.
         kind: of the coordinator.
         on: called with everybody's events, first with who it is.
     """
@@ -37,12 +38,12 @@ class Federation:
         study: Study,
         folder: Path,
         *,
-        runs: str = COORDINATOR,
+        run: str = "run",
         kind: type[Coordinator] = Coordinator,
         on: Callable[[str, dict], object] = lambda who, event: None,
     ) -> None:
-        self.study, self.folder, self.runs, self.kind, self.on = study, folder, runs, kind, on
-        self.credentials = folder / "credentials"
+        self.study, self.folder, self.run_name, self.kind, self.on = study, folder, run, kind, on
+        self.credentials = folder / f"credentials-{run}"
         self.events: dict[str, list[dict]] = {}
         self.tasks: dict[str, asyncio.Task[Path]] = {}
         self.port = 0
@@ -50,13 +51,18 @@ class Federation:
 
     async def __aenter__(self) -> "Federation":
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "study.toml").write_text(self.study.toml(), encoding="utf-8")
-        if not self.credentials.is_dir():
-            make_credentials(self.credentials, self.study, "run")
+        (self.folder / f"{self.run_name}.toml").write_text(self.study.toml(), encoding="utf-8")
+        first = self.folder / "credentials"
+        if not first.is_dir():
+            make_credentials(first, self.study, "a run")
+        if not self.credentials.is_dir():  # the same parties
+            shutil.copytree(first, self.credentials)
+            pinned = self.credentials / "federation.toml"
+            pinned.write_text(pinned.read_text().replace("a run", self.run_name))
         options = CoordinatorOptions(
             "127.0.0.1", 0, self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=0.3
         )
-        folder = RunFolder.create(self.folder / self.runs, self.study, self._listener(COORDINATOR))
+        folder = RunFolder.create(self.folder / COORDINATOR, self.study, self._listener(COORDINATOR))
         self.coordinator = self.kind(folder, options)
         self.tasks[COORDINATOR] = asyncio.create_task(self.coordinator.run())
         await self.until(lambda: self.of(COORDINATOR, "listening"))
@@ -73,7 +79,15 @@ class Federation:
         for name in names or self.study.site_ids:
             own = ["--state", str(self.folder / f"{name}-state"), "--credentials", str(self.credentials)]
             address = f"127.0.0.1:{self.port}"
-            command = ["fedseg", "site", str(self.folder / "study.toml"), name, "--coordinator", address, *own]
+            command = [
+                "fedseg",
+                "site",
+                str(self.folder / f"{self.run_name}.toml"),
+                name,
+                "--coordinator",
+                address,
+                *own,
+            ]
             options = SiteOptions(
                 name, address, self.credentials, self.folder / f"{name}-state", 10, command=shlex.join(command)
             )
@@ -103,22 +117,23 @@ class Federation:
         """All that a party said to its operator."""
         return "\n".join(event.get("text", "") or event.get("reason", "") for event in self.events[who])
 
-    async def until(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Wait until a condition holds; fails at once where the coordinator ended with an error."""
+    async def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until a condition holds; fails at once where anybody ended with an error."""
         try:
             async with asyncio.timeout(seconds):
                 while not condition():
-                    ended = self.tasks.get(COORDINATOR)
-                    if ended is not None and ended.done():
-                        await ended
+                    for task in self.tasks.values():
+                        if task.done() and not task.cancelled():
+                            task.result()
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError({who: self.said(who) for who in self.events}) from None
 
     async def finished(self) -> Path:
         """The coordinator's run folder, once everybody ended well."""
-        ended = await asyncio.wait_for(asyncio.gather(*self.tasks.values()), 60)
-        return ended[list(self.tasks).index(COORDINATOR)]
+        await self.until(self.tasks[COORDINATOR].done)
+        await self.until(lambda: all(task.done() for task in self.tasks.values()))
+        return self.tasks[COORDINATOR].result()
 
     # --- The operators ------------------------------------------------------------------------------------------------
 

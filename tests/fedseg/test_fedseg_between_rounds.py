@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fedseg.errors import RoundFailedError
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate
-from secagg import Policy, SigningKey, client
+from secagg import Policy, SigningKey, dequantize, masking
 from secagg.client import Reported
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -332,7 +333,7 @@ def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(
 def two_sums(folder: Path) -> tuple[dict, Exception | None]:
     """Two coordinators at once: while the sites of "one" train, a whole round of "two" passes without site-e."""
     keys, server = {site: SigningKey.generate() for site in FIVE}, SigningKey.generate()
-    policy = Policy("two at once", 5, LENGTH, 0.5, server_key=server.verify_key)
+    policy = Policy(project="two", clients=5, length=LENGTH, clip_range=0.5, server_key=server.verify_key)
     one, two = (sums(folder, keys, policy, server, run) for run in ("one", "two"))
     totals: dict[str, np.ndarray] = {}
 
@@ -348,15 +349,9 @@ def two_sums(folder: Path) -> tuple[dict, Exception | None]:
     finally:
         one.close()
         two.close()
-    policy_scale = quantize(update("site-e").vector, policy, "site-e", Stream.seeded(1, "site-e", 1))[0]
-    totals["site-e"] = client_values(policy_scale, policy)
+    quantised, _ = quantize(update("site-e").vector, policy, "site-e", Stream.seeded(1, "site-e", 1))
+    totals["site-e"] = dequantize(quantised, policy)
     return totals, None
-
-
-def client_values(values: np.ndarray, policy: Policy) -> np.ndarray:
-    from secagg import dequantize
-
-    return dequantize(values, policy)
 
 
 def test_of_two_live_sessions_the_later_one_is_the_only_one_that_gets_anything(tmp_path):
@@ -373,8 +368,6 @@ def test_without_c24_two_live_sessions_give_one_sites_update_bit_for_bit(tmp_pat
 
 
 def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_sites(tmp_path, monkeypatch):
-    import threading
-
     go, train = threading.Event(), site_module.train_round
 
     def waiting(model, data, study, **rest):
@@ -390,7 +383,7 @@ def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_site
         async with Federation(slow, tmp_path) as first:
             first.start()
             await first.until(lambda: len(first.of(COORDINATOR, "train")) >= 3)
-            async with Federation(fast, tmp_path, runs="second") as second:
+            async with Federation(fast, tmp_path, run="another run") as second:
                 second.start()
                 await second.finished()
                 go.set()
@@ -412,13 +405,13 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
         async with Federation(study, tmp_path, kind=Withholding) as old:
             old.start()
             await old.until(lambda: all(old.asked(site) for site in FIVE[:3]))
-        federation_file = tmp_path / "credentials" / "federation.toml"
-        federation_file.write_text(federation_file.read_text().replace('"run"', '"another run"'))
-        async with Federation(study, tmp_path, kind=Withholding) as new:
+        async with Federation(study, tmp_path, run="another run", kind=Withholding) as new:
             new.start()
             await new.until(lambda: all(new.asked(site) for site in FIVE[:3]))
             assert not new.of(COORDINATOR, "round")  # nobody joined anything
-        async with Federation(study, tmp_path) as honest:  # it finds the transcript beside its own folder
+        async with Federation(
+            study, tmp_path, run="another run"
+        ) as honest:  # it finds the transcript beside its own folder
             honest.start()
             await honest.until(lambda: honest.coordinator.shown)
             running = asyncio.create_task(honest.accept_whatever_is_asked())
@@ -453,13 +446,13 @@ def test_a_coordinator_that_hides_a_finished_round_is_refused(tmp_path):
 
 
 def test_a_site_that_poisons_its_slots_is_named_and_left_out_and_the_next_round_completes(tmp_path, monkeypatch):
-    honest, mask_input = client.slot_values, Reported.mask_input
+    honest, mask_input = masking.slot_values, Reported.mask_input
 
     def poisoned(state, *args, **kwargs):
         if state.own.me != "site-b":
             return mask_input(state, *args, **kwargs)
         with monkeypatch.context() as patch:
-            patch.setattr(client, "slot_values", lambda policy, round_id: honest(policy, round_id) + 1)
+            patch.setattr(masking, "slot_values", lambda policy, round_id: honest(policy, round_id) + 1)
             return mask_input(state, *args, **kwargs)
 
     monkeypatch.setattr(Reported, "mask_input", poisoned)
