@@ -14,6 +14,7 @@ help:
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
+	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
@@ -57,6 +58,10 @@ bench: $(STAMP)
 
 vectors: $(STAMP)
 	@$(BIN)/python tests/vectors/generate.py
+
+wheel: $(STAMP)
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@ls dist
 
 proto:
 	@sh protos/generate.sh

@@ -1,4 +1,4 @@
-"""From noised updates to their sum: the server's book of rounds, and an aggregation in one process.
+"""From noised updates to their sum: an aggregation in one process.
 
 `SecureSum` drives the very sessions that the executables drive, over wire bytes; `PlainSum` uses the same encoder and
 order and no masks, so that with a seed both give the same model bit for bit. Only a `NoisedUpdate` is accepted.
@@ -20,11 +20,10 @@ from fedseg.update import NoisedUpdate
 from secagg import (
     AbortedError,
     ClientSession,
-    ComplaintError,
     PinnedRoster,
     Policy,
     ProtocolError,
-    RoundContext,
+    RoundBook,
     ServerSession,
     SigningKey,
     UnexpectedMessageError,
@@ -32,8 +31,6 @@ from secagg import (
     open_round,
     wire,
 )
-from secagg.encoding import HASH_BYTES
-from secagg.graph import smallest_cover
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
@@ -44,82 +41,6 @@ from secagg.transcript import Recorder, accept, verify
 Emit = Callable[..., None]
 Train = Callable[[str], NoisedUpdate]
 Rounding = Callable[[str, int], Stream]
-
-
-@dataclass
-class Rounds:
-    """The server's book: which round and attempt is next, on which head, and without whom.
-
-    Attributes:
-        training_run: name of the run.
-        task_hash: hash of the study.
-        signing_key: the server's.
-        number, attempt: of the next round.
-        receipts: of every completed round; a rejoiner replays them.
-        convicted: clients left out for good.
-    """
-
-    training_run: str
-    task_hash: bytes
-    signing_key: SigningKey
-    number: int = 1
-    attempt: int = 0
-    receipts: tuple[Receipt, ...] = ()
-    convicted: frozenset[str] = frozenset()
-    complaints: tuple[tuple[str, str], ...] = ()
-    max_corrupt: int = 1
-
-    @property
-    def head(self) -> bytes:
-        """Head of the last completed round, 32 bytes."""
-        return self.receipts[-1].head if self.receipts else GENESIS
-
-    @property
-    def leave_out(self) -> frozenset[str]:
-        """Who is not admitted to the next attempt."""
-        return self.convicted | smallest_cover(self.complaints, self.max_corrupt)
-
-    def context(self, model_hash: bytes) -> RoundContext:
-        """The next attempt's context."""
-        return RoundContext(self.training_run, self.number, self.attempt, model_hash, self.task_hash, self.head)
-
-    def start(self, model_hash: bytes) -> RoundStart:
-        """The next attempt's signed announcement."""
-        return RoundStart(
-            self.training_run, self.number, self.attempt, model_hash, self.task_hash, self.head, self.receipts
-        ).sign(self.signing_key)
-
-    def saved(self) -> dict[str, Any]:
-        """This book as JSON, without its key: receipts as the bytes of a round start."""
-        start = wire.encode(self.start(bytes(HASH_BYTES)))
-        return {"start": start.hex(), "convicted": sorted(self.convicted), "complaints": self.complaints}
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from `saved`, with the next attempt at the round that was open then."""
-        start = wire.decode_from_server(bytes.fromhex(saved["start"]))
-        if isinstance(start, RoundStart):
-            self.number, self.attempt, self.receipts = start.round_number, start.attempt + 1, start.missed
-        self.convicted = frozenset(saved["convicted"])
-        self.complaints = tuple((accuser, dealer) for accuser, dealer in saved["complaints"])
-
-    def completed(self, receipt: Receipt) -> None:
-        """Go on to the next round on a new head."""
-        self.receipts += (receipt,)
-        self._next()
-
-    def failed(self, error: ProtocolError | AbortedError, burned: bool) -> None:
-        """Go on after a round that ended without a sum: the next attempt, or the next round number where it burned."""
-        if isinstance(error, ProtocolError):
-            self.convicted |= set(error.culprits)
-        if burned:
-            self._next()
-            return
-        if isinstance(error, ComplaintError):
-            self.complaints += error.complaints
-        self.attempt += 1
-
-    def _next(self) -> None:
-        self.number, self.attempt, self.complaints = self.number + 1, 0, ()
 
 
 @dataclass(frozen=True)
@@ -189,7 +110,7 @@ class SecureSum:
     def __init__(
         self,
         policy: Policy,
-        book: Rounds,
+        book: RoundBook,
         keys: Mapping[str, SigningKey],
         folder: Path,
         rounding: Rounding,
@@ -218,7 +139,7 @@ class SecureSum:
             model_hash: of the global model that `train` starts from; every site holds the same.
             sites: who takes part.
             train: makes a site's update; called after ShareReport, once per site.
-            emit: takes the events "step", "close" and "dropped".
+            emit: takes the events "step", "close", "dropped" and "note".
             silent: sites that stop before sending their message of the named step, as if killed there.
 
         Raises:
@@ -246,7 +167,8 @@ class SecureSum:
                         if reply is not None:
                             exchange.send(site, reply)
         except (ProtocolError, AbortedError) as error:
-            book.failed(error, server.burned)
+            for text in book.failed(error, server.burned):
+                emit("note", text=text)
             raise RoundFailedError(str(error)) from error
         for site in server.included:
             plain += values[site]

@@ -1,6 +1,7 @@
 """The `fedseg` command. Every mistake of a person ends in one sentence and exit code 1, never in a traceback.
 
-Heavy libraries are loaded by the commands that need them, so that `--help` answers at once.
+Heavy libraries are loaded by the commands that need them, so that `--help` answers at once. What is printed may hold
+text of others, from files or peers: it is shown as it stands and never read as markup or escape sequences.
 """
 
 import shlex
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedseg.errors import ConfigError, FedSegError
+from fedseg.screen import plain
 from secagg.errors import SecAggError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ ledger_app = typer.Typer(no_args_is_help=True, help="What a site's patients have
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
 out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)]
 DataFolder = Annotated[
@@ -54,14 +57,20 @@ def main() -> None:
     try:
         app()
     except (FedSegError, SecAggError) as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]fedseg:[/] {escape(str(error))}", soft_wrap=True)
+        say(plain("fedseg: ", "bold red", console=errors), str(error), console=errors)
         sys.exit(1)
+
+
+def say(*parts: str | Text, console: Console = out) -> None:
+    """Print one line, whatever the terminal's width."""
+    shown = [plain(part, console=console) if isinstance(part, str) else part for part in parts]
+    console.print(Text.assemble(*shown), soft_wrap=True)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Our own warnings are for people; those of libraries are not."""
     if category is UserWarning and str(message).startswith("["):
-        Console(stderr=True, highlight=False).print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+        say(plain("warning: ", "yellow", console=errors), str(message), console=errors)
 
 
 @app.command()
@@ -125,11 +134,15 @@ def _command() -> str:
 
 
 def _interrupted(runs: Path, study: "Study") -> Path:
-    from fedseg.runfolder import PARTIAL
+    from fedseg.runfolder import PARTIAL, read_state
     from fedseg.study import load_study
 
     for path in sorted(runs.glob(f"{study.study.name}-*{PARTIAL}"), reverse=True):
-        if (path / "state.json").is_file() and load_study(path / "study.toml").hash() == study.hash():
+        if (
+            (path / "state.json").is_file()
+            and read_state(path)
+            and load_study(path / "study.toml").hash() == study.hash()
+        ):
             return path
     raise ConfigError(f"{runs}: holds no interrupted run of this very study; run it without --resume")
 
@@ -143,10 +156,11 @@ def _conclude(run: Path, credentials: Path | None = None) -> None:
     report = write_report(run)
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
-    out.print(f"model {run / 'model.safetensors'}\nreport {report}", soft_wrap=True)
+    say(f"model {run / 'model.safetensors'}")
+    say(f"report {report}")
     if credentials is not None and (run / "transcripts").is_dir():
         command = f"secagg verify-transcript {run / 'transcripts'}/* --roster {credentials / 'federation.toml'}"
-        out.print(f"replay every round without the coordinator: {command}", soft_wrap=True)
+        say(f"replay every round without the coordinator: {command}")
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
@@ -157,36 +171,39 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for name in columns:
-        table.add_column(name)
+        table.add_column(plain(name, console=out))
     for name in dice["overall"]:
-        table.add_row(name, *(_cell(column["structures"][name]) for column in columns.values()))
-    table.add_row("[bold]mean[/]", *(f"[bold]{_cell(column['mean'])}[/]" for column in columns.values()))
+        table.add_row(plain(name, console=out), *(_cell(column["structures"][name]) for column in columns.values()))
+    table.add_row("mean", *(_cell(column["mean"]) for column in columns.values()), style="bold")
     out.print(table)
     for name, found in metrics["baselines"].items():
-        out.print(f"{name}: mean Dice {_cell(found, ' ')}")
-    out.print(privacy_sentence(metrics), soft_wrap=True)
+        say(f"{name}: mean Dice {_cell(found, ' ')}")
+    say(privacy_sentence(metrics))
     protocol = metrics["protocol"]
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in protocol["seconds"].items())
-    out.print(
+    say(
         f"{protocol['rounds_completed']} rounds in {metrics['seconds']:.0f} s; protocol bytes: "
         f"{protocol['bytes_up'] / 1e6:.1f} MB up, {protocol['bytes_down'] / 1e6:.1f} MB down; "
-        f"seconds by step: {steps or 'none'}",
-        soft_wrap=True,
+        f"seconds by step: {steps or 'none'}"
     )
 
 
-def privacy_sentence(metrics: dict[str, Any]) -> str:
+def privacy_sentence(metrics: dict[str, Any]) -> Text:
     """The claim with unit, delta and trust model; or that there is none."""
     privacy = metrics["privacy"]
     if privacy is None:
-        return "[bold]no differential privacy[/]: mechanism = 'none'"
+        return _stressed("no differential privacy", ": mechanism = 'none'")
     claim = (
         f"epsilon {privacy['epsilon']:.2f} per {privacy['unit']} at delta {privacy['delta']:g} "
         f"({privacy['neighbouring']}); {privacy['trust']}"
     )
     if metrics["seeded_no_privacy_claim"]:
-        return f"[bold]seeded: no privacy claim[/]; unseeded it would be {claim}"
-    return f"[bold]{claim}[/]; {privacy['sentence']}"
+        return _stressed("seeded: no privacy claim", f"; unseeded it would be {claim}")
+    return _stressed(claim, f"; {privacy['sentence']}")
+
+
+def _stressed(first: str, rest: str = "") -> Text:
+    return Text.assemble(plain(first, "bold", console=out), plain(rest, console=out))
 
 
 def _cell(found: dict[str, Any] | None, separator: str = "\n") -> str:
@@ -211,7 +228,7 @@ def credentials(
     if folder.exists():
         raise ConfigError(f"{folder}: is there already; name a new folder, so that no key is replaced")
     make_credentials(folder, load_study(study), training_run)
-    out.print(f"credentials of all parties in {folder}; give each party its own files only", soft_wrap=True)
+    say(f"credentials of all parties in {folder}; give each party its own files only")
 
 
 @app.command()
@@ -352,21 +369,20 @@ def epsilon(
     cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
     plan = explain(loaded, cohort)
     if not loaded.private:
-        out.print(f"[bold]{plan.sentence}[/]")
+        say(_stressed(plan.sentence))
         return
-    out.print(
-        f"[bold]epsilon {plan.epsilon:.3f}[/] of {plan.budget:g} per {plan.unit} at delta {plan.delta:g} after "
+    say(
+        _stressed(f"epsilon {plan.epsilon:.3f}"),
+        f" of {plan.budget:g} per {plan.unit} at delta {plan.delta:g} after "
         f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
-        soft_wrap=True,
     )
-    out.print(f"who is trusted: {plan.trust}", soft_wrap=True)
-    out.print(
+    say(f"who is trusted: {plan.trust}")
+    say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
         f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
         f"second accountant (PRV): {plan.epsilon_prv:.3f}",
-        soft_wrap=True,
     )
-    out.print(f"mu-GDP {plan.mu:.3f}: {plan.sentence}", soft_wrap=True)
+    say(f"mu-GDP {plan.mu:.3f}: {plan.sentence}")
     table = Table(title="epsilon after each round")
     shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
     for number in shown:
@@ -375,9 +391,9 @@ def epsilon(
     out.print(table)
     if cohort:
         for site in plan.sites:
-            out.print(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
+            say(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
     for note in plan.notes:
-        out.print(f"note: {note}", soft_wrap=True)
+        say(f"note: {note}")
 
 
 @app.command()
@@ -394,7 +410,8 @@ def predict(
 
     loaded = load_study(study) if study else study_of(model)
     overlay = predict_file(load_model(model, loaded), image, output, loaded)
-    out.print(f"labels {output}\noverlay {overlay}", soft_wrap=True)
+    say(f"labels {output}")
+    say(f"overlay {overlay}")
 
 
 @app.command()
@@ -402,7 +419,7 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
     """Write a run's report again: one HTML file that works offline."""
     from fedseg.report import write_report
 
-    out.print(f"report {write_report(run)}", soft_wrap=True)
+    say(f"report {write_report(run)}")
 
 
 @data_app.command("check")
@@ -416,7 +433,7 @@ def data_check(study: StudyFile, data: DataFolder = None) -> None:
     for site in loaded.site_ids:
         for finding in check_site(data / site if data else None, site, loaded):
             colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
-            out.print(f"[{colour}]{finding.severity}[/] {finding.where}: {finding.message}", soft_wrap=True)
+            say(plain(finding.severity, colour, console=out), f" {finding.where}: {finding.message}")
             failed |= finding.severity == "error"
     if failed:
         raise typer.Exit(1)
@@ -435,7 +452,7 @@ def ledger_verify(
         raise ConfigError(f"{ledger}: no such ledger")
     events = list(verify(ledger).values())
     pld, prv = cross_check(events, delta)
-    out.print(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
+    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
 
 
 if __name__ == "__main__":

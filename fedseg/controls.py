@@ -1,7 +1,8 @@
 """What a coordinator and a site tell each other around the protocol's own messages.
 
-A round is opened with the signed round start and the model; a site tells how far its training is, and, where the study
-says so, its validation Dice. Everything that came over the wire is validated; nothing is unpickled.
+A round is opened with the signed round start and the model; a site tells that its training begins, without differential
+privacy how far it is, and, where the study says so, its validation Dice. Everything that came over the wire is
+validated; nothing is unpickled.
 """
 
 from typing import Annotated, TypeVar
@@ -52,7 +53,10 @@ class Ready(_Control):
 
 
 class Progress(_Control):
-    """Site to coordinator: local step `step` of `steps` is done, and what the site's patients have spent."""
+    """Site to coordinator: local step `step` of `steps` is done, and what the site's patients have spent.
+
+    With differential privacy only step 0: the time of a later step would tell how many patients were drawn.
+    """
 
     round: int = Field(ge=1)
     step: int = Field(ge=0)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
-from fedseg.aggregate import Outcome, Rounds
+from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import ConfigError, RoundFailedError
@@ -37,7 +37,7 @@ from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
 from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
-from secagg import AbortedError, MalformedMessageError, ProtocolError, ServerSession, dequantize, wire
+from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.messages import Receipt
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
@@ -91,7 +91,7 @@ class Coordinator:
         self.model = build_model(self.study)
         self.vector: NDArray[np.float32] = flatten(self.model)
         self.policy = self.study.policy(len(self.vector), key.verify_key)
-        self.book = Rounds(self.federation.training_run, self.study.hash(), key, max_corrupt=self.policy.max_corrupt)
+        self.book = RoundBook(self.federation.training_run, self.study.hash(), key, self.policy.max_corrupt)
         limit = message_limit(self.policy) + 4 * len(self.vector)
         tls = coordinator_tls(options.credentials)
         self.mailbox = MailboxServer(
@@ -115,6 +115,7 @@ class Coordinator:
 
         Raises:
             RoundFailedError: the sites did not come, or rounds failed again and again.
+            ProtocolError: S-20, more than max_corrupt sites are corrupt.
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit("listening", host=self.options.host, port=port)
@@ -127,7 +128,7 @@ class Coordinator:
             try:
                 reason = await self._rounds()
                 await self._last_metrics()
-            except RoundFailedError as error:
+            except (RoundFailedError, ProtocolError) as error:  # S-20 ends a run too
                 self._dismiss(f"the coordinator gave up: {error}")
                 await self.mailbox.stop()
                 raise
@@ -241,13 +242,12 @@ class Coordinator:
             self.ready.add(site)
             return
         self.ready.discard(site)
-        before, self.waiting[site] = self.waiting.get(site, ()), tuple(unreplayed)
-        for round_id in unreplayed:
-            found = self._send_transcript(round_id, [site])
-            if round_id not in before:
-                there = "which it gets" if found else "which is not here: its operator decides"
-                text = f"{site} takes part once it replayed the transcript of round {round_id}, {there}"
-                self.folder.emit("note", text=text)
+        told, self.waiting[site] = site in self.waiting, tuple(unreplayed)
+        here = [round_id for round_id in unreplayed if self._send_transcript(round_id, [site])]
+        if not told:
+            there = "which it gets" if len(here) == len(unreplayed) else "which is not here: its operator decides"
+            named = ", ".join(unreplayed)
+            self.folder.emit("note", text=f"{site} waits for the transcript of round {named}, {there}")
 
     def _take_metrics(self, site: str, metrics: Metrics) -> None:
         width = len(self.study.structures)
@@ -280,7 +280,8 @@ class Coordinator:
                 await self._step(self.attempt)
             await self._confirmations(self.attempt)
         except (ProtocolError, AbortedError) as error:
-            book.failed(error, server.burned)
+            for text in book.failed(error, server.burned):
+                self.folder.emit("note", text=text)
             raise RoundFailedError(str(error)) from error
         finally:
             attempt, self.attempt = self.attempt, None

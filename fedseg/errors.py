@@ -3,6 +3,13 @@
 A message about one patient's data is a `CaseError`: it is shown locally and never sent anywhere.
 """
 
+EARLIER = (
+    "was written by fedseg 0.1 or 0.2, whose epsilon was not true: one patient more or less changed whether others "
+    "train (CHANGELOG, Privacy); it cannot be gone on with, so move it away and keep it as the record of what its "
+    "patients have spent beyond any claim"
+)
+"""Why a run, a ledger or a report's figures of an earlier version are refused; begins after the path."""
+
 
 class FedSegError(Exception):
     """Root of everything that fedseg raises on purpose."""

@@ -19,7 +19,7 @@ from fedseg.errors import ConfigError
 from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
 from fedseg.privacy.budget import TRUST, explain, noise_multiplier
-from fedseg.runfolder import Picture, RunFolder
+from fedseg.runfolder import FORMAT, Picture, RunFolder
 from fedseg.study import Study
 from secagg.policy import Policy
 
@@ -210,6 +210,7 @@ def metrics_of(
     """Everything that `metrics.json` holds."""
     study, tally = folder.study, folder.tally
     return {
+        "format": FORMAT,
         "study": study.study.name,
         "study_hash": study.hash().hex(),
         "seed": study.study.seed,

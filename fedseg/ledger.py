@@ -1,4 +1,6 @@
-"""What a site's patients have paid: one append-only, hash-chained, fsynced JSON line per charged round.
+"""What a data set's patients have paid: one append-only, hash-chained, fsynced JSON line per charged round.
+
+A site has one ledger for good, across training runs and studies, because what is spent composes over all of them.
 
 An event is on disk before its round trains, so that a crash can only overcharge. It holds all that is needed to
 recompute epsilon (`fedseg.privacy.accounting`); the spent epsilon itself is never stored and never trusted. The chain
@@ -10,13 +12,14 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedseg.errors import LedgerError
+from fedseg.errors import EARLIER, LedgerError
 from secagg.encoding import digest
 
+FILE = "ledger.jsonl"
 START = "0" * 64
 Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
 _RESTORE = "restore the ledger from a backup, because what this site's patients have spent is no longer known"
@@ -26,9 +29,11 @@ class Event(BaseModel):
     """One charged round of one site: `steps` noisy releases of a sum of clipped patient gradients.
 
     Attributes:
+        format: of the event; those of fedseg 0.1 and 0.2 have none, and their epsilon was not true.
         study_hash: hash of the study, hexadecimal.
         site: site id.
-        round_number: at least 1; a round has one event, whatever the number of its attempts.
+        training_run: name of the run whose rounds are counted.
+        round_number: at least 1; a round of a training run has one event, whatever the number of its attempts.
         mechanism: ``local`` or ``none``; ``metrics`` is a release of validation metrics.
         covered: whether epsilon speaks for this release; shared metrics and unprotected rounds are not covered.
         unit: whose presence is hidden.
@@ -44,8 +49,10 @@ class Event(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    format: Literal[2] = 2
     study_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
     site: str
+    training_run: str
     round_number: int = Field(ge=1)
     mechanism: Literal["local", "none", "metrics"]
     covered: bool
@@ -61,7 +68,7 @@ class Event(BaseModel):
 
 
 class Ledger:
-    """The ledger of one site.
+    """The ledger of one site's data set.
 
     Every call reads and verifies the whole file again: it has one line per round, and what is on disk is the truth.
 
@@ -72,6 +79,18 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         verify(path)
+
+    @classmethod
+    def of_site(cls, state: Path) -> Self:
+        """The one ledger in a site's state folder.
+
+        Raises:
+            LedgerError: it does not verify, or the folder holds a ledger of an earlier version, which had one per run.
+        """
+        for path in sorted(state.glob("*.jsonl")):
+            if path.name != FILE:
+                raise LedgerError(f"{path}: {EARLIER}")
+        return cls(state / FILE)
 
     def events(self) -> tuple[Event, ...]:
         """All events, oldest first.
@@ -103,12 +122,13 @@ class Ledger:
         for event_id, old in chain.items():
             if old == event:
                 return event_id
+        same = [old for old in chain.values() if old.training_run == event.training_run]
         metrics = event.mechanism == "metrics"
-        charged = [old.round_number for old in chain.values() if (old.mechanism == "metrics") == metrics]
+        charged = [old.round_number for old in same if (old.mechanism == "metrics") == metrics]
         if event.round_number <= max(charged, default=0):
             raise LedgerError(
-                f"{self.path}: round {event.round_number} of site {event.site} is charged already with other settings; "
-                "a changed study needs a new run folder"
+                f"{self.path}: round {event.round_number} of site {event.site} in training run '{event.training_run}' "
+                "is charged already with other settings; a changed study needs a new training run"
             )
         event_id, line = _line(next(reversed(chain), START), event)
         size = os.fstat(descriptor).st_size
@@ -171,6 +191,8 @@ def _parse(line: bytes, where: str) -> Event:
         body = json.loads(line)
         if not isinstance(body, dict):
             raise ValueError("not an object")
+        if "study_hash" in body and "format" not in body:
+            raise LedgerError(f"{where}: {EARLIER}")
         return Event.model_validate({name: body[name] for name in body if name not in ("previous", "event_id")})
     except ValueError as error:  # of JSON, UTF-8 or the event's fields
         raise LedgerError(f"{where}: this is not a ledger event; {_RESTORE}") from error

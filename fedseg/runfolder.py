@@ -19,13 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.aggregate import Outcome, Rounds
+from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case
-from fedseg.errors import ConfigError
+from fedseg.errors import EARLIER, ConfigError
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
+from secagg import RoundBook
 
 PARTIAL = ".partial"
+FORMAT = 2
+"""Of state.json and metrics.json; 1, which was not written down, is of fedseg 0.1 and 0.2."""
 KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger", "transcripts")
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
@@ -104,10 +107,11 @@ class RunFolder:
         """A folder whose run was interrupted, as it was after the last whole round.
 
         Raises:
-            ConfigError: there is nothing to go on with.
+            ConfigError: there is nothing to go on with, or it is of an earlier version.
         """
         if not path.name.endswith(PARTIAL) or not (path / "state.json").is_file():
             raise ConfigError(f"{path}: holds no interrupted run; name a folder that ends in '{PARTIAL}'")
+        read_state(path)
         study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
         folder = cls(path, study, listener)
         state = folder.state()
@@ -129,8 +133,7 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint."""
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-        return state
+        return read_state(self.path)
 
     @property
     def seconds(self) -> float:
@@ -142,7 +145,7 @@ class RunFolder:
         with self._lock:  # sites train in threads
             self._tell(self._append(kind, fields))
 
-    def end_round(self, model: torch.nn.Module, book: Rounds | None, **fields: Any) -> None:
+    def end_round(self, model: torch.nn.Module, book: RoundBook | None, **fields: Any) -> None:
         """Append the event "end_round" and make the round durable, before anybody is told."""
         with self._lock:
             event = self._append("end_round", fields)
@@ -160,11 +163,12 @@ class RunFolder:
         if self._listener is not None:
             self._listener(event)
 
-    def checkpoint(self, model: torch.nn.Module, book: Rounds | None) -> None:
+    def checkpoint(self, model: torch.nn.Module, book: RoundBook | None) -> None:
         """Make the last whole round durable: the model first, then the state that names it."""
         name = f"model-{self.tally.completed}.safetensors"
         save_model(model, self.path / name, metadata_of(self.study))
         state = {
+            "format": FORMAT,
             "tally": asdict(self.tally),
             "seconds": self.seconds,
             "started": self.started,
@@ -202,6 +206,18 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self.path / name)
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """The last checkpoint of a run that is not complete.
+
+    Raises:
+        ConfigError: it is of an earlier version.
+    """
+    state: dict[str, Any] = json.loads((run / "state.json").read_text(encoding="utf-8"))
+    if state.get("format") != FORMAT:
+        raise ConfigError(f"{run}: {EARLIER}")
+    return state
 
 
 def _remove(entry: Path) -> None:

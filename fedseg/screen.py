@@ -1,6 +1,7 @@
 """What a person sees while a study runs: rounds, each site's protocol step, epsilon spent of its budget.
 
 It listens to the events of a run and must never slow it or fail it. Without a terminal it prints one line a round.
+Events hold text of others: it is shown as it stands and never read as markup, escape sequences or several lines.
 """
 
 from collections import deque
@@ -15,10 +16,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from secagg.printable import printable
 from secagg.state import STEPS
 
 SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))
 MESSAGES = 6
+
+
+def plain(text: object, style: str = "", *, console: Console) -> Text:
+    """Text, perhaps of others, for a console: shown as it stands, in one line."""
+    return Text(printable(text, console.encoding), style)
 
 
 class Screen:
@@ -31,7 +38,7 @@ class Screen:
         self._done = 0
         self._sites: dict[str, dict[str, Any]] = {}
         self._dice: dict[str, float] = {}
-        self._said: deque[str] = deque(maxlen=MESSAGES)
+        self._said: deque[Text] = deque(maxlen=MESSAGES)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._draw)
 
     def __enter__(self) -> "Screen":
@@ -46,9 +53,10 @@ class Screen:
 
     def say(self, message: str) -> None:
         """A line for the person, above the table or in the log."""
-        self._said.append(message)
+        shown = self._plain(message)
+        self._said.append(shown)
         if not self._console.is_terminal:
-            self._console.print(message, highlight=False, soft_wrap=True)
+            self._console.print(shown, soft_wrap=True)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Take one event of the run."""
@@ -87,6 +95,9 @@ class Screen:
                 self._finish_round(event)
             case "note":
                 self.say(event["text"])
+
+    def _plain(self, text: object, style: str = "") -> Text:
+        return plain(text, style, console=self._console)
 
     def _introduce(self, event: Mapping[str, Any]) -> None:
         privacy = "mechanism = 'none': NO DIFFERENTIAL PRIVACY"
@@ -128,26 +139,28 @@ class Screen:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
         for heading in ("site", "training", *SHORT.values(), f"epsilon of {self._study['budget'] or '-'}", "Dice"):
-            table.add_column(heading)
+            table.add_column(self._plain(heading))
         for name, state in self._sites.items():
             table.add_row(*self._row(name, state))
         rounds = self._study["rounds"]
         head = Table.grid(padding=(0, 1))
         head.add_row(f"round {self._round} of {rounds}", ProgressBar(total=rounds, completed=self._done, width=40))
-        said = Text("\n".join(self._said), style="dim", overflow="fold")
-        return Panel(Group(head, table, said), title=self._study["name"], border_style="blue")
+        said = Text("\n", style="dim", overflow="fold").join(self._said)
+        return Panel(Group(head, table, said), title=self._plain(self._study["name"]), border_style="blue")
 
     def _row(self, name: str, state: Mapping[str, Any]) -> list[RenderableType]:
         gone = state["state"] in ("dropped", "out")
         train = state.get("train")
-        bar: RenderableType = ProgressBar(total=train[1], completed=train[0], width=12) if train else Text("")
+        bar: RenderableType = (
+            ProgressBar(total=train[1], completed=train[0], width=12) if train and train[0] else Text("")
+        )
         marks = [Text("●" if step in state["done"] else "✗" if gone else "·") for step in SHORT]
         for mark in marks:
             mark.stylize("green" if mark.plain == "●" else "red" if gone else "dim")
         epsilon = state.get("epsilon")
         dice = self._dice.get(name)
         return [
-            Text(name, style="red" if gone else ""),
+            self._plain(name, "red" if gone else ""),
             bar,
             *marks,
             "" if epsilon is None else f"{epsilon:.2f}",

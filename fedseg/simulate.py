@@ -1,6 +1,7 @@
 """All sites of a federation in one process, through the same protocol code as the executables.
 
-It runs where the data is, so it may show everything. A simulation trusts its own process: secure aggregation is there
+It runs where the data is, so it may show everything, and keeps a ledger per site in the run folder: what a simulation
+spends is not in any site's own ledger. A simulation trusts its own process: secure aggregation is there
 to be exercised and measured, and `plain` replaces it by a plain sum with the bit-identical model.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fedseg.aggregate import Outcome, PlainSum, Rounding, Rounds, SecureSum
+from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.federate import (
@@ -37,7 +38,7 @@ from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
-from secagg import SigningKey
+from secagg import ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.prg import Stream
 
@@ -102,7 +103,7 @@ class _Simulation:
         self.vector = flatten(self.model)
         server_key = _identity(folder.path, "server")
         self.policy = self.study.policy(len(self.vector), server_key.verify_key)
-        self.book = Rounds(folder.path.name, self.study.hash(), server_key, max_corrupt=self.policy.max_corrupt)
+        self.book = RoundBook(folder.path.name, self.study.hash(), server_key, self.policy.max_corrupt)
         self.aggregator: PlainSum | SecureSum
         if options.plain or options.alone:
             self.aggregator = PlainSum(self.policy, _rounding(self.study), folder.tally.completed + 1)
@@ -144,11 +145,12 @@ class _Simulation:
             try:
                 self._round(sites)
                 failed = 0
-            except RoundFailedError as error:
+            except (RoundFailedError, ProtocolError) as error:
                 failed += 1
                 self.folder.tally.burned += 1
+                self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
                 self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
-                if failed == ATTEMPTS:
+                if failed == ATTEMPTS or isinstance(error, ProtocolError):  # S-20
                     raise
         return self._finish()
 
@@ -157,7 +159,7 @@ class _Simulation:
         staying = []
         for site in self.sites:
             try:
-                charge(self.ledgers[site], self.study, site, self.aggregator.number)
+                charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:
                 self.folder.emit("left", site=site, reason=str(error))
                 continue
@@ -190,6 +192,7 @@ class _Simulation:
             self.cohort[site],
             self.study,
             site=site,
+            training_run=self.book.training_run,
             round_number=number,
             ledger=self.ledgers[site],
             on_step=on_step,

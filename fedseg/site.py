@@ -1,8 +1,9 @@
 """A site: trains where its images are, and lets nothing out but noised, masked updates.
 
-What the coordinator may know beside them is in `fedseg.controls`: progress, epsilon spent (which does not depend on the
-images), and validation Dice where the study says so. Training, the protocol's first rounds and the network run at
-once; a site that is killed comes back as a dropout and joins the next round.
+What the coordinator may know beside them is in `fedseg.controls`: that training began, epsilon spent (which does not
+depend on the images), and validation Dice where the study says so; docs/threat-model-fedseg.md has what one patient
+changes in it. Training, the protocol's first rounds and the network run at once; a site that is killed comes back as a
+dropout and joins the next round.
 """
 
 import asyncio
@@ -74,7 +75,8 @@ class Options:
         site: own id.
         address: host:port of the coordinator.
         credentials: folder of `fedseg.credentials`.
-        state: the site's own folder, for good: durable marks and the ledger. Never delete it or restore an old copy.
+        state: the data set's own folder, for good, whatever the study: durable marks and the ledger. Never delete it or
+            restore an old copy.
         patience: seconds without an answer after which the coordinator is given up.
         audit: folder for the site's own quantised updates and the totals that it was sent; "" for none.
         command: how it was started, for the record and for sentences that say what to run.
@@ -94,7 +96,7 @@ class Site:
 
     Raises:
         ConfigError: credentials, state folder or study are wrong; nothing was sent.
-        LedgerError: the ledger is damaged or another study's.
+        LedgerError: the ledger is damaged, another site's or of an earlier version.
     """
 
     def __init__(self, folder: RunFolder, data: SiteData, options: Options) -> None:
@@ -106,7 +108,7 @@ class Site:
         self.key = signing_key(options.credentials, self.me)
         options.state.mkdir(parents=True, exist_ok=True)
         self.store = SqliteStore(options.state / MARKS, self.me)
-        self.ledger = Ledger(options.state / f"{self.federation.training_run}.jsonl")
+        self.ledger = Ledger.of_site(options.state)
         self.model = build_model(self.study)
         self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
         vectors = 1 if self.study.private else 1 + self.policy.clients  # without privacy, whole transcripts come
@@ -273,7 +275,7 @@ class Site:
             raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
         self._adopt(start, vector)
         try:
-            charge(self.ledger, self.study, self.me, start.round_number)
+            charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
         except BudgetExceededError as error:
             await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
             return
@@ -312,6 +314,8 @@ class Site:
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
             self.folder.emit("train", round=number, site=self.me, step=step, steps=steps)
+            if step and self.study.private:  # how long a step takes tells how many patients were drawn
+                return
             progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
             asyncio.run_coroutine_threadsafe(self.mailbox.send(controls.PROGRESS, progress), loop)
 
@@ -322,6 +326,7 @@ class Site:
                 self.data,
                 self.study,
                 site=self.me,
+                training_run=self.federation.training_run,
                 round_number=number,
                 ledger=self.ledger,
                 on_step=on_step,
@@ -335,6 +340,8 @@ class Site:
         current = self.round
         if current is None or current.provided or current.training is None or not current.training.done():
             return
+        if self.study.private and time.monotonic() - current.since < self.study.run.hold_seconds:
+            return  # the end of training tells how many patients were drawn
         update = current.training.result()
         current.provided = True
         if self.options.audit is not None:
@@ -467,9 +474,7 @@ class Site:
             await running
 
     async def _evaluate(self, model: torch.nn.Module, completed: int) -> None:
-        """Dice of the global model on own held-out patients; it leaves the site only where the study says so."""
-        if not self.data.test:
-            return
+        """Dice of the global model on own held-out patients, maybe nobody; leaves only where the study says so."""
         scores = await asyncio.to_thread(evaluate, model, {self.me: self.data}, self.study)
         values = scores.values[self.me]
         means = structure_means(values, self.study)
@@ -479,7 +484,7 @@ class Site:
         if completed:
             self.folder.tally.history.append(entry)
         if self.study.report.share_metrics:
-            charge_metrics(self.ledger, self.study, self.me, completed + 1)
+            charge_metrics(self.ledger, self.study, self.me, self.federation.training_run, completed + 1)
             rows = sorted([None if np.isnan(v) else float(v) for v in row] for row in values)
             await self.mailbox.send(controls.METRICS, Metrics(round=completed, rows=rows).packed())
 

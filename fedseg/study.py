@@ -59,8 +59,7 @@ class DataSection(_Section):
     dims: Literal[2, 3] = Field(description="2 for slices, 3 for volumes")
     size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
     slices_per_patient: Count = Field(default=1, description="slices (2D) or patches (3D) of a sampled patient")
-    split_seed: Seed = Field(default=0, description="seed of the split by patient")
-    holdout: float = Field(default=0.2, ge=0, lt=1, description="fraction of a site's patients kept for testing")
+    holdout: float = Field(default=0.2, ge=0, lt=1, description="share of patients kept for testing, one by one")
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -124,6 +123,9 @@ class RunSection(_Section):
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Count = 1
     workers: Count = 1
+    hold_seconds: float = Field(
+        default=0.0, ge=0, description="a site hands its update over no earlier: how long it trained tells of patients"
+    )
 
 
 class Site(_Section):

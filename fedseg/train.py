@@ -2,9 +2,11 @@
 
 What comes out is the difference of weights, noised (or marked unprotected with mechanism "none"). Must never: train
 before the ledger's event is on disk, or keep anything of one round (optimiser, noise, gradients) for the next.
+Each patient has streams of its own in each step: what it adds depends on nobody else's being there.
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -17,10 +19,11 @@ from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import check_model
 from fedseg.privacy.budget import charge, noise_multiplier
-from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient
+from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient, stream_of
 from fedseg.study import Study
 from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
-from secagg.prg import Stream
+from secagg.encoding import digest
+from secagg.prg import KEY_BYTES, Stream
 
 OnStep: TypeAlias = Callable[[int, int], None]
 
@@ -38,6 +41,7 @@ def train_round(
     study: Study,
     *,
     site: str,
+    training_run: str,
     round_number: int,
     ledger: Ledger,
     on_step: OnStep | None = None,
@@ -49,6 +53,7 @@ def train_round(
         data: the site's cases; those of `data.train` are drawn by patient.
         study: gives steps, learning rate, privacy and seed.
         site: the site's id.
+        training_run: name of the run whose rounds are counted.
         round_number: at least 1.
         ledger: the site's ledger.
         on_step: called after every step with its number and the number of steps.
@@ -61,7 +66,7 @@ def train_round(
         ConfigError: training without privacy diverged.
     """
     check_model(model)
-    event_id = charge(ledger, study, site, round_number)
+    event_id = charge(ledger, study, site, training_run, round_number)
     start = flatten(model)
     try:
         _train(model, data, study, site, round_number, on_step)
@@ -85,11 +90,11 @@ def _train(
     model.train()
     for step in range(1, steps + 1):
         sampling, slices, noise = (
-            _stream(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
+            _key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
         )
         drawn = draw(data.patients, privacy.sample_rate, sampling)
-        losses = (patient_loss(model, cases[patient], study, slices) for patient in drawn)
-        gradient = noisy_gradient(parameters, losses, mechanism, noise)
+        losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
+        gradient = noisy_gradient(parameters, losses, mechanism, Stream(noise))
         for parameter, piece in zip(parameters, torch.split(gradient, sizes), strict=True):
             parameter.grad = piece.view_as(parameter)
         optimiser.step()
@@ -105,7 +110,7 @@ def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, st
     return loss
 
 
-def _stream(study: Study, purpose: str, site: str, round_number: int, step: int) -> Stream:
-    """Randomness that is used once: from the operating system, or reproducible where the study has a seed."""
+def _key(study: Study, purpose: str, site: str, round_number: int, step: int) -> bytes:
+    """A key that is used once: from the operating system, or reproducible where the study has a seed."""
     seed = study.study.seed
-    return Stream() if seed is None else Stream.seeded(seed, purpose, site, round_number, step)
+    return secrets.token_bytes(KEY_BYTES) if seed is None else digest("step", seed, purpose, site, round_number, step)

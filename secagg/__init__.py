@@ -5,7 +5,9 @@ asyncio. The protocol is in `client`, `server` and `session`; its specification 
 """
 
 from secagg import wire
+from secagg.book import RoundBook
 from secagg.client import OpenRound, accept_exposure, open_round, unchecked_round
+from secagg.complaints import LeaveOut, leave_out
 from secagg.errors import (
     AbortedError,
     AuthenticationError,
@@ -37,12 +39,14 @@ __all__ = [
     "ExposureError",
     "IllegalTransitionError",
     "InconsistentViewError",
+    "LeaveOut",
     "MalformedMessageError",
     "MemoryStore",
     "OpenRound",
     "PinnedRoster",
     "Policy",
     "ProtocolError",
+    "RoundBook",
     "RoundContext",
     "SecAggError",
     "ServerSession",
@@ -54,6 +58,7 @@ __all__ = [
     "UnexpectedMessageError",
     "accept_exposure",
     "dequantize",
+    "leave_out",
     "open_round",
     "unchecked_round",
     "wire",

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.encoding import Buffer, digest, encode
+from secagg.encoding import digest, encode
 from secagg.keys import hkdf
 from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Executor, Masks, apply_masks, keystream, zeros
-from secagg.quantize import BLOCK, Quantised, dtype_for, pack_into, packed_size, unpacked
+from secagg.quantize import BLOCK, Quantised, dtype_for, pack_into, packed_size
 from secagg.shamir import SHARE_BYTES
 
 Vector: TypeAlias = NDArray[Any]
@@ -137,18 +137,3 @@ def masked_input(
             apply_masks(part, add, subtract, executor, first_chunk)
         pack_into(part, bits, y[packed_size(start, bits) : packed_size(start + len(part), bits)])
     return y.data.toreadonly()
-
-
-def accumulate(total: Vector, y: Buffer, bits: int) -> None:
-    """Adds a packed vector to the total, in place and block by block.
-
-    Args:
-        total: (d + slots,) of `dtype_for(bits)`; of its values the low b bits count.
-        y: what `masked_input` returned, from anybody.
-        bits: b.
-
-    Raises:
-        ValueError: y has another length or padding bits that are not zero; the total is then unchanged.
-    """
-    for where, values in unpacked(y, len(total), bits):
-        total[where] += values

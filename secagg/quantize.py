@@ -1,7 +1,8 @@
 """From a float vector to integers modulo 2^b and back, and their packing to b bits on the wire.
 
-Clip range and scale come from the policy, never from the data. Must never: name a value in an error, or round with
-randomness that is not cryptographic. Specification: docs/spec.md, section "Encoding".
+Clip range and scale come from the policy, never from the data. The numpy here is the reference; where the compiled
+kernel is there (`KERNEL`), it does the same passes to the same bytes. Must never: name a value in an error, or round
+with randomness that is not cryptographic. Specification: docs/spec.md, section "Encoding".
 """
 
 import math
@@ -14,6 +15,14 @@ from numpy.typing import NDArray
 from secagg.encoding import Buffer
 from secagg.errors import ConfigError
 from secagg.policy import Policy
+
+try:
+    from secagg import _kernel
+except ImportError:  # installed without a compiler
+    _kernel = None  # type: ignore[assignment]
+
+KERNEL = _kernel is not None
+"""Whether the compiled kernel is in use: the same bytes in less time (docs/performance.md)."""
 
 BLOCK = 1 << 16  # values
 _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
@@ -105,9 +114,14 @@ class Quantised:
         """
         part = self._update[self._read : self._read + len(out)]
         self._read += len(out)
+        largest = self._largest(part)
+        if _kernel is not None and part.flags.c_contiguous and out.flags.c_contiguous:
+            words = self._stream.words(len(part))
+            _kernel.quantise(part, words, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
+            return
         values, words = self._floats[:, : len(part)]
         values[:] = part
-        if self._largest(part) > self._clip_range:
+        if largest > self._clip_range:
             np.clip(values, -self._clip_range, self._clip_range, out=values)
         values *= self._scale
         words[:] = self._stream.words(len(part)).view(np.int32)
@@ -196,8 +210,30 @@ def pack(vector: NDArray[Any], bits: int) -> bytes:
 
 def pack_into(vector: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
     """`pack` into an array of `packed_size(d, bits)` bytes."""
+    if _kernel is not None and vector.flags.c_contiguous and out.flags.c_contiguous:
+        _kernel.pack_into(vector, out, bits)
+        return
     for where, octets in _blocks(len(vector), bits, out):
         _pack_block(vector[where], bits, octets)
+
+
+def accumulate(total: NDArray[Any], data: Buffer, bits: int) -> None:
+    """Adds a packed vector to `total`, in place and block by block.
+
+    Args:
+        total: (d,) of `dtype_for(bits)`, contiguous; of its values the low b bits count.
+        data: what `pack` made, from anybody.
+        bits: b, 8 to 64.
+
+    Raises:
+        ValueError: another length than d values take, or padding bits that are not zero; `total` is then unchanged.
+    """
+    packed = _checked(data, len(total), bits)
+    if _kernel is not None and total.flags.c_contiguous:
+        _kernel.add_packed(total, packed, bits)
+        return
+    for where, values in unpacked(packed, len(total), bits):
+        total[where] += values
 
 
 def unpack(data: Buffer, count: int, bits: int) -> NDArray[Any]:
@@ -218,22 +254,27 @@ def unpacked(data: Buffer, count: int, bits: int) -> Iterator[tuple[slice, NDArr
     Raises:
         ValueError: as `unpack` does, before the first block.
     """
-    packed = np.frombuffer(data, np.uint8)
-    if len(packed) != packed_size(count, bits):
-        raise ValueError(f"{len(packed)} bytes do not hold exactly {count} values of {bits} bits")
-    blocks = list(_blocks(count, bits, packed))
-    for where, octets in blocks[-1:]:  # the others hold a multiple of 8 values
-        length = where.stop - where.start
-        for _, width, plane in _planes(length, bits, octets):
-            if length * width % 8 and plane[-1] >> (length * width % 8):
-                raise ValueError("the padding bits are not zero")
+    packed = _checked(data, count, bits)
     # Used again for every block: fresh memory costs a tenth of the unpacking.
     values, above = np.empty((2, min(count, BLOCK)), dtype_for(bits))
     rest = np.empty(math.ceil(len(values) / 8) * 8, np.uint8)
-    for where, octets in blocks:
+    for where, octets in _blocks(count, bits, packed):
         length = where.stop - where.start
         _unpack_block(octets, bits, values[:length], above[:length], rest)
         yield where, values[:length]
+
+
+def _checked(data: Buffer, count: int, bits: int) -> NDArray[np.uint8]:
+    """The bytes of a packed vector. ValueError for another length, or padding bits that are not zero."""
+    packed = np.frombuffer(data, np.uint8)
+    if len(packed) != packed_size(count, bits):
+        raise ValueError(f"{len(packed)} bytes do not hold exactly {count} values of {bits} bits")
+    start = count - (count % BLOCK or BLOCK)
+    length = count - start  # of the last block; the others hold a multiple of 8 values
+    for _, width, plane in _planes(length, bits, packed[start * bits // 8 :]):
+        if length * width % 8 and plane[-1] >> (length * width % 8):
+            raise ValueError("the padding bits are not zero")
+    return packed
 
 
 def _pack_block(block: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:

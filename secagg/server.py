@@ -27,7 +27,6 @@ from secagg.masking import (
     PAIR_PLAINTEXT_BYTES,
     SHARES_PLAINTEXT_BYTES,
     Vector,
-    accumulate,
     envelope_info,
     pair_commitment,
     pair_mask_seed,
@@ -61,7 +60,7 @@ from secagg.messages import (
 )
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Executor, apply_masks, zeros
-from secagg.quantize import dtype_for, pack_into, packed_size
+from secagg.quantize import accumulate, dtype_for, pack_into, packed_size
 from secagg.shamir import combine
 from secagg.state import (
     ADVERTISE_KEYS,

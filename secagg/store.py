@@ -7,13 +7,13 @@ let two attempts be live at once. Specification: docs/spec.md, section "Between 
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from secagg.encoding import HASH_BYTES, digest
-from secagg.errors import ConfigError, ExposureError, UnexpectedMessageError
+from secagg.errors import ConfigError, ExposureError, MalformedMessageError, UnexpectedMessageError
 from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.state import ADVERTISE_KEYS, GENESIS, MASKED_INPUT_COLLECTION, UNMASKING, Slot
 
@@ -75,7 +75,7 @@ class Marks:
         joins = self._get("joins", 0) + 1
         self._put("joins", joins)
         self._put(_key("joined", slot.session, slot.training_run), [slot.round_number, slot.attempt])
-        own = {release.round_id.hex(): release.name for release in exposing}
+        own = {r.round_id.hex(): [r.name, r.claim is not None and _same_run(r.claim, slot)] for r in exposing}
         self._put("live", {"slot": slot.hash.hex(), "model": model_hash.hex(), "join": joins, "exposing": own})
         return tuple(release.claim for release in exposing if release.claim is not None)[-LARGEST_CLAIMS:]
 
@@ -106,10 +106,15 @@ class Marks:
             )
         if not private:
             # What exposed this attempt when it was joined still does: a replay since then has not changed its model.
-            announced = {bytes.fromhex(round_id): name for round_id, name in live["exposing"].items()}
+            announced = {bytes.fromhex(round_id): name for round_id, (name, _) in live["exposing"].items()}
             self._refuse("C-05", MASKED_INPUT_COLLECTION, announced)
             self.refuse_claims(slot, claims, MASKED_INPUT_COLLECTION)
-            self._use_acceptances({**announced, **self._exposed_by(slot, claims)}, slot)
+            used = {round_id: same for round_id, (_, same) in live["exposing"].items()}
+            used |= {claim.round_id.hex(): _same_run(claim, slot) for claim in self._exposed_by(slot, claims)}
+            for round_id in used:
+                accepted = f"accepted/{round_id}"
+                self._put(accepted, {**self._get(accepted, {}), "used_by": slot.hash.hex()})
+            self._put(_key("used", slot.hash), used)
         self._put(highest, slot.round_number)
         self._put(f"{highest}/{slot.round_number}", {"attempt": slot.attempt, "event": event_id})
         self._put("contribution", slot.hash.hex())
@@ -130,8 +135,7 @@ class Marks:
             raise UnexpectedMessageError("C-24", f"{slot} is not what this data set contributed to last")
         self._entries.pop("contribution")  # released once
         earlier = self.open_release
-        accepted = self._get(f"used/{slot.hash.hex()}", [])
-        if not private and earlier is not None and earlier.round_id.hex() not in accepted:
+        if not private and earlier is not None and earlier.round_id.hex() not in self._used(slot):
             raise _exposed("C-05", UNMASKING, {earlier.round_id: earlier.name})
         self._put(_key("released", slot.session), claim.round_id.hex())
         if not private:
@@ -171,13 +175,13 @@ class Marks:
     def replay(self, slot: Slot, round_id: bytes) -> None:
         """Mark that the transcript of this very round was replayed and holds; see `secagg.transcript.accept`.
 
-        It counts for attempts that are joined from here on. Rounds whose acceptance this attempt used up are settled:
-        the model has moved on since.
+        It counts for attempts that are joined from here on. Rounds of the same run whose acceptance this attempt used
+        up are settled: the model has moved on since.
         """
-        joins = json.dumps(self._get("joins", 0))
-        for done in (round_id.hex(), *self._get(f"used/{slot.hash.hex()}", [])):
-            self._entries.setdefault(f"replayed/{done}", joins)
-        if (release := self.open_release) is not None and release.round_id == round_id:
+        cleared = [round_id.hex(), *(done for done, same in self._used(slot).items() if same)]
+        for done in cleared:  # the first time counts: one that comes again would expose attempts joined in between
+            self._entries.setdefault(f"replayed/{done}", json.dumps(self._get("joins", 0)))
+        if (release := self.open_release) is not None and release.round_id.hex() in cleared:
             self._put("open", None)
 
     def replayed(self, round_id: bytes) -> bool:
@@ -207,35 +211,37 @@ class Marks:
             UnexpectedMessageError: C-24, another attempt was joined meanwhile.
             ExposureError: C-26, with the rounds.
         """
-        self._refuse("C-26", step, self._exposed_by(slot, claims))
+        self._refuse("C-26", step, {claim.round_id: str(claim.slot) for claim in self._exposed_by(slot, claims)})
 
     def _refuse(self, check: str, step: str, rounds: Mapping[bytes, str]) -> None:
         refused = {round_id: name for round_id, name in rounds.items() if not self.accepted(round_id)}
         if refused:
             raise _exposed(check, step, refused)
 
-    def _use_acceptances(self, rounds: Iterable[bytes], slot: Slot) -> None:
-        used = [round_id.hex() for round_id in rounds]
-        for round_id in used:
-            self._put(f"accepted/{round_id}", {**self._get(f"accepted/{round_id}", {}), "used_by": slot.hash.hex()})
-        if used:
-            self._put(f"used/{slot.hash.hex()}", used)
+    def _used(self, slot: Slot) -> dict[str, bool]:
+        """Rounds whose acceptance an attempt used up, and whether they were of its run."""
+        used: dict[str, bool] = self._get(_key("used", slot.hash), {})
+        return used
 
-    def _exposed_by(self, slot: Slot, claims: Collection[ReleaseClaim]) -> dict[bytes, str]:
-        """The claimed rounds that expose the live attempt, with their names."""
+    def _exposed_by(self, slot: Slot, claims: Collection[ReleaseClaim]) -> list[ReleaseClaim]:
+        """The claims that expose the live attempt."""
         live = self._require_live(slot)
-        return {
-            claim.round_id: str(claim.slot)
+        return [
+            claim
             for claim in claims
             if self._get(f"replayed/{claim.round_id.hex()}", live["join"]) >= live["join"]
             or (claim.model_hash.hex() == live["model"] and not _same_run(claim, slot))
-        }
+        ]
 
     def _exposing(self, slot: Slot, model_hash: bytes) -> list[Release]:
         """The own releases that expose an attempt, the open one last."""
         on_model = [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
-        elsewhere = [release for release in on_model if release.claim and not _same_run(release.claim, slot)]
-        return list({r.round_id: r for r in (*elsewhere, self.open_release) if r is not None}.values())
+        again = [
+            release
+            for release in on_model
+            if not self.replayed(release.round_id) or (release.claim and not _same_run(release.claim, slot))
+        ]
+        return list({r.round_id: r for r in (*again, self.open_release) if r is not None}.values())
 
     # --- What is known ------------------------------------------------------------------------------------------------
 
@@ -265,21 +271,26 @@ class Marks:
         return None if entry is None else _receipt_of(self._get(_entry(entry), None)["receipt"])
 
     def verify(self) -> None:
-        """Recompute the hash chain of the log of heads.
+        """Recompute the hash chain of the log of heads, and what is looked up of it.
 
         Raises:
-            ConfigError: an entry is missing or was changed, with its number.
+            ConfigError: an entry is missing or was changed.
         """
-        link, newest = GENESIS, self._get("log", [0, ""])[0]
+        newest, last = self._get("log", [0, GENESIS.hex()])
+        link, index = GENESIS, dict[str, Any]()
         for number in range(1, newest + 1):
-            entry = self._get(_entry(number), None)
-            if entry is not None:
-                link = _link(link, bytes.fromhex(entry["session"]), _receipt_of(entry["receipt"]))
-            if entry is None or entry["link"] != link.hex():
-                raise ConfigError(
-                    f"entry {number} of the log of heads was changed or removed; keep the file, compare its heads with "
-                    "another site's and start a new training run"
-                )
+            try:
+                entry = self._get(_entry(number), {})
+                session, receipt = bytes.fromhex(entry["session"]), _receipt_of(entry["receipt"])
+            except (KeyError, ValueError, TypeError, MalformedMessageError):
+                raise _tampered(f"entry {number} of the log of heads") from None
+            link = _link(link, session, receipt)
+            index |= _index(session, receipt, number)
+            if entry["link"] != link.hex():
+                raise _tampered(f"entry {number} of the log of heads")
+        kept = {key: self._get(key, None) for key in self._entries if key.startswith(("head/", "round/"))}
+        if last != link.hex() or kept != index or _entry(newest + 1) in self._entries:
+            raise _tampered("the index of the log of heads")
 
     # --- Entries ------------------------------------------------------------------------------------------------------
 
@@ -293,11 +304,10 @@ class Marks:
         newest, previous = self._get("log", [0, GENESIS.hex()])
         link = _link(bytes.fromhex(previous), session, receipt).hex()
         entry = {"session": session.hex(), "receipt": _receipt_fields(receipt), "link": link}
-        run, number = receipt.training_run, receipt.round_number
         self._put(_entry(newest + 1), entry)
         self._put("log", [newest + 1, link])
-        self._put(_key("round", session, run, number), newest + 1)
-        self._put(_key("head", session, run), [number, receipt.head.hex()])
+        for key, value in _index(session, receipt, newest + 1).items():
+            self._put(key, value)
 
     def _get(self, key: str, default: Any) -> Any:
         value = self._entries.get(key)
@@ -359,6 +369,20 @@ def _key(table: str, session: bytes, *names: str | int) -> str:
 
 def _entry(number: int) -> str:
     return f"log/{number:012d}"
+
+
+def _index(session: bytes, receipt: Receipt, entry: int) -> dict[str, Any]:
+    """What is looked up instead of going through the log: the entry of a round, and the last head of a run."""
+    run, number = receipt.training_run, receipt.round_number
+    head = [number, receipt.head.hex()]
+    return {_key("round", session, run, number): entry, _key("head", session, run): head}
+
+
+def _tampered(what: str) -> ConfigError:
+    return ConfigError(
+        f"{what} was changed or removed; keep the file, compare its heads with another site's and start a new training "
+        "run"
+    )
 
 
 def _link(previous: bytes, session: bytes, receipt: Receipt) -> bytes:

@@ -1,16 +1,18 @@
 """A site's images: found, checked, normalised, split by patient. Nothing here is ever sent.
 
-`check_site` collects what is wrong for `fedseg data check`; loading stops at the first error.
+`check_site` collects what is wrong for `fedseg data check`. Loading stops at the first error; with differential privacy
+it goes on without that case and says so here, because a site that stays away would tell that such a patient is there.
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedseg.data.cases import Case, SiteData, split
-from fedseg.data.layouts import entries, load_case
+from fedseg.data.layouts import Entry, entries, load_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
 
@@ -30,12 +32,11 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
     Warns where delta is not below 1/patients.
 
     Raises:
-        ConfigError: a folder is missing or lists nobody.
-        CaseError: a file is missing, damaged or inconsistent.
+        ConfigError, CaseError: as `load_site`.
     """
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
-    if study.private and study.privacy.delta is not None and study.privacy.delta >= 1 / patients:
+    if study.private and study.privacy.delta is not None and study.privacy.delta * patients >= 1:
         warnings.warn(
             f"[privacy] delta = {study.privacy.delta:g} is not below 1/{patients} (one over the patients), which "
             "would allow publishing one patient; choose a tenth of that",
@@ -47,18 +48,34 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
 def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     """One site's cases, split by patient; `folder` is the site's own folder, None with layout "phantom".
 
+    With differential privacy a case that cannot be used is left out, with a warning, and a site may have nobody.
+
     Raises:
-        ConfigError: the site is not in the study, or its folder is missing or lists nobody.
-        CaseError: a file is missing, damaged or inconsistent.
+        ConfigError: the site is not in the study, its folder or index is missing, or it lists nobody without privacy.
+        CaseError: without privacy, a file is missing, damaged or inconsistent.
     """
     member = next((candidate for candidate in study.sites if candidate.id == site), None)
     if member is None:
         raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
     if member.patients is not None:
-        from fedseg.data.phantom import phantom_site
+        from fedseg.data.phantom import COHORT, phantom_site
 
-        return phantom_site(site, study, member.patients, study.data.split_seed)
-    return split(site, [load_case(entry, site, study) for entry in entries(_given(folder, study), study)], study)
+        data = phantom_site(site, study, member.patients, COHORT)
+    else:
+        data = split(site, list(_cases(entries(_given(folder, study), study), site, study)), study)
+    if not data.train:
+        warnings.warn(f"[{site}] nobody is in training: this site's updates will hold no patient", stacklevel=2)
+    return data
+
+
+def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
+    for entry in listed:
+        try:
+            yield load_case(entry, site, study)
+        except CaseError as error:
+            if not study.private:
+                raise
+            warnings.warn(f"[{site}] left out: {error}", stacklevel=2)
 
 
 def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
@@ -67,7 +84,7 @@ def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
         return [Finding("info", site, "is made by the package; there is nothing to check")]
     try:
         listed = entries(_given(folder, study), study)
-    except (ConfigError, CaseError) as error:
+    except ConfigError as error:
         return [Finding("error", site, str(error))]
     findings, cases = [], []
     for entry in listed:

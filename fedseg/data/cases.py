@@ -4,6 +4,7 @@ A case is normalised and on the study's working grid from the start, so that a s
 here is ever sent, and no repr shows voxels.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,18 +64,25 @@ class SiteData:
         return sorted({case.patient for case in self.train})
 
 
+def held_out(site: str, patient: str, holdout: float) -> bool:
+    """Whether a patient is kept for testing: a keyed hash of its identifier against `holdout`.
+
+    Nothing else has a say, above all not who else is there: where one patient more moves others between training and
+    testing, the sum changes by more than one clip norm and epsilon is not true. The key is the site's id, so that a
+    patient keeps its role in every study of a site, and with a larger `holdout` those who were kept stay kept.
+    """
+    identifier = patient.encode("utf-8", "surrogateescape")  # a folder's name need not be text
+    value = hashlib.blake2b(identifier, digest_size=8, key=site.encode("ascii"), person=b"fedseg role").digest()
+    return int.from_bytes(value, "big") < holdout * 2**64
+
+
 def split(site: str, cases: list[Case], study: Study) -> SiteData:
-    """Split by patient with the study's `split_seed` and `holdout`; one patient trains and tests nothing."""
-    patients = sorted({case.patient for case in cases})
-    held_out = 0
-    if study.data.holdout > 0 and len(patients) > 1:
-        held_out = min(max(round(study.data.holdout * len(patients)), 1), len(patients) - 1)
-    order = Stream.seeded(study.data.split_seed, "split", site).permutation(len(patients))
-    test = {patients[i] for i in order[:held_out]}
+    """Each case by its patient's role; there may be nobody in training, and nobody to test."""
+    kept = [held_out(site, case.patient, study.data.holdout) for case in cases]
     return SiteData(
         site,
-        train=tuple(case for case in cases if case.patient not in test),
-        test=tuple(case for case in cases if case.patient in test),
+        train=tuple(case for case, tests in zip(cases, kept, strict=True) if not tests),
+        test=tuple(case for case, tests in zip(cases, kept, strict=True) if tests),
     )
 
 

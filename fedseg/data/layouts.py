@@ -34,13 +34,13 @@ def entries(folder: Path, study: Study) -> list[Entry]:
     """What the site's folder lists, sorted by image path.
 
     Raises:
-        ConfigError: the folder or its index is missing, malformed or lists nobody.
-        CaseError: a listed patient has no image.
+        ConfigError: the folder or its index is missing or malformed, or lists nobody. With differential privacy an
+            index may list nobody: refusing would tell that the last patient has left.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
     listed = sorted(LAYOUTS[study.data.layout](folder, study), key=lambda entry: entry.image)
-    if not listed:
+    if not listed and not (study.private and any((folder / index).exists() for index in INDEXES)):
         raise ConfigError(f"{folder}: no patients in layout '{study.data.layout}'; correct the folder or the layout")
     return listed
 
@@ -125,9 +125,7 @@ def _feta(folder: Path, study: Study) -> Iterator[Entry]:
         patients = [path.name for path in folder.glob("sub-*") if path.is_dir()]
     for patient in patients:
         images = sorted((folder / patient / "anat").glob(f"*{ending}"))
-        if not images:
-            raise CaseError(str(folder / patient), f"has no anat/*{ending}; add it or remove the patient")
-        for image in images:
+        for image in images or [folder / patient / "anat" / f"{patient}{ending}"]:
             yield Entry(patient, image, image.with_name(image.name.removesuffix(ending) + "_dseg.nii.gz"))
 
 
@@ -145,4 +143,5 @@ def _decathlon(folder: Path, study: Study) -> Iterator[Entry]:
         yield Entry(image.name.removesuffix(".gz").removesuffix(".nii"), image, label)
 
 
+INDEXES = ("participants.tsv", "dataset.json")
 LAYOUTS = {"feta": _feta, "decathlon": _decathlon}

@@ -27,6 +27,7 @@ LEVELS = (
     0.45,
 )  # of the slices, in half lengths of the cerebrum: from pons and cerebellum to above the ventricles
 POINTS = 1 << 16  # at once: the working arrays stay in the processor's cache
+COHORT = 1  # seed of the patients of a study's sites
 BLUR = 1.5  # of a reconstructed voxel, in voxels: motion and thick slices
 SKULL = 0.4  # signal within the mask but outside the brain, relative to white matter
 

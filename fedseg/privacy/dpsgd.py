@@ -1,9 +1,9 @@
 """The noisy gradient of one step: Poisson draw of patients, clipped gradients, Gaussian noise, public divisor.
 
 The patient is the unit by construction: one backward pass over all of a patient's slices or patches, clipped as a
-whole. Must never: divide by how many patients were drawn or exist, reuse a stream, or draw noise from a generator
-that is not cryptographic. Noise is floating point, so its low bits are not ideal (Mironov 2012); what leaves a site
-is rounded stochastically to the integers of `secagg.quantize` afterwards.
+whole. Must never: divide by how many patients were drawn or exist, let one patient's presence reach what another adds,
+reuse a stream, or draw noise from a generator that is not cryptographic. Noise is floating point, so its low bits are
+not ideal (Mironov 2012); what leaves a site is rounded stochastically to the integers of `secagg.quantize` afterwards.
 
 Source: Abadi et al. 2016, with the patient in place of the example.
 """
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from secagg.encoding import digest
 from secagg.prg import Stream
 
 CHUNK = 1 << 15
@@ -37,10 +38,14 @@ class Mechanism:
     denominator: int
 
 
-def draw(patients: Sequence[str], sample_rate: float, stream: Stream) -> list[str]:
-    """Poisson sampling: each patient independently with probability `sample_rate`; may draw nobody."""
-    chosen = stream.bernoulli(len(patients), sample_rate)
-    return [patient for patient, taken in zip(patients, chosen, strict=True) if taken]
+def stream_of(patient: str, key: bytes) -> Stream:
+    """A patient's own stream under a step's 32-byte key: by its identifier, never by its place among the others."""
+    return Stream(digest("patient", key, patient.encode("utf-8", "surrogateescape")))
+
+
+def draw(patients: Sequence[str], sample_rate: float, key: bytes) -> list[str]:
+    """Poisson sampling: each patient with probability `sample_rate`, by a coin of its own; may draw nobody."""
+    return [patient for patient in patients if stream_of(patient, key).bernoulli(1, sample_rate)[0]]
 
 
 def noisy_gradient(
@@ -57,14 +62,16 @@ def noisy_gradient(
     Returns:
         (d,) float32 on the parameters' device, in the order of `parameters`.
     """
-    total = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
+    length = sum(parameter.numel() for parameter in parameters)
+    # In double precision: what one patient adds must not round differently because another was added before it.
+    total = torch.zeros(length, dtype=torch.float64, device=parameters[0].device)
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         add_clipped(total, torch.cat([gradient.reshape(-1) for gradient in gradients]), mechanism.clip_norm)
     if mechanism.clip_norm is not None and mechanism.noise_multiplier > 0:
         noise = gaussian(len(total), mechanism.noise_multiplier * mechanism.clip_norm, stream)
         total += torch.from_numpy(noise).to(total.device)
-    return total / mechanism.denominator
+    return (total / mechanism.denominator).float()
 
 
 def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None) -> None:
@@ -77,7 +84,7 @@ def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | 
         return
     length = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
     if np.isfinite(length):
-        total.add_(gradient, alpha=min(1.0, clip_norm / max(length, clip_norm)))
+        total.add_(gradient.double(), alpha=min(1.0, clip_norm / max(length, clip_norm)))
 
 
 def gaussian(n: int, deviation: float, stream: Stream) -> NDArray[np.float32]:

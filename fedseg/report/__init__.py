@@ -145,7 +145,8 @@ def _training(run: Run) -> list[float]:
     """Seconds from the start of each completed round to the last local step of its last site."""
     found = []
     for end in of_kind(run, RoundEnded):
-        trained, began = of_kind(run, Trained, end.round), of_kind(run, RoundStarted, end.round)
+        trained = [event for event in of_kind(run, Trained, end.round) if event.step]
+        began = of_kind(run, RoundStarted, end.round)
         if trained and began:
             found.append(trained[-1].t - began[-1].t)
     return found

@@ -241,7 +241,7 @@ def _work(run: Run, number: int, begin: float) -> list[tuple[str, str, float, fl
             opened[names[names.index(closed.step) + 1]] = closed.t
     progress: dict[str, list[float]] = {}
     for event in of_kind(run, Trained, number):
-        if event.t >= begin:
+        if event.t >= begin and event.step:
             progress.setdefault(event.site, []).append(event.t)
     trained = {site: times[-1] for site, times in progress.items()}
     work = [(site, "train", _first_step_began(times, begin), times[-1]) for site, times in progress.items()]

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from fedseg.errors import ConfigError
+from fedseg.errors import EARLIER, ConfigError
 from fedseg.report.records import (
     EVENT,
     KINDS,
@@ -86,6 +86,8 @@ def read_run(folder: Path) -> Run:
     except (tomllib.TOMLDecodeError, AttributeError) as error:
         raise ConfigError(f"{folder / 'study.toml'}: not a study file ({error}); copy the study here again") from error
     metrics = _metrics(folder / "metrics.json")
+    if metrics.privacy is not None and metrics.format < 2:
+        raise ConfigError(f"{folder}: {EARLIER}")
     path = folder / "events.jsonl"
     events = _audited(tuple(_events(path)))
     if not events or not isinstance(events[0], StudyStarted):

@@ -91,7 +91,7 @@ class RoundStarted(Event):
 
 
 class Trained(Event):
-    """A site finished local step `step` of `steps`."""
+    """A site finished local step `step` of `steps`; 0 as it begins, which is all that a coordinator hears with DP."""
 
     kind: Literal["train"]
     round: int
@@ -251,6 +251,7 @@ class Protocol(Record):
 class Metrics(Record):
     """metrics.json."""
 
+    format: int = 1
     study: str
     study_hash: str
     seeded_no_privacy_claim: bool = False

@@ -10,10 +10,10 @@ import numpy as np
 
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal, verify
-from secagg.masking import SHARES_PLAINTEXT_BYTES, accumulate, masked_input, self_mask_seed
+from secagg.masking import SHARES_PLAINTEXT_BYTES, masked_input, self_mask_seed
 from secagg.policy import Policy, Suite
 from secagg.prg import Stream
-from secagg.quantize import Quantised, dtype_for
+from secagg.quantize import Quantised, accumulate, dtype_for
 from secagg.shamir import combine, split
 
 _CALIBRATED_LENGTH = 1 << 18  # values: several blocks and chunks

@@ -13,7 +13,7 @@ from rich.table import Table
 from secagg import wire
 from secagg.cli.explain import Clients, Corrupt, Length, Suites
 from secagg.cli.identities import roster_file, write_new
-from secagg.cli.terminal import app, out, say, sentences
+from secagg.cli.terminal import app, out, plain, say, sentences
 from secagg.client import open_round
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
@@ -174,4 +174,4 @@ def _show(shown: Demo) -> None:
         ("The server", f"with {colluding} learns the sum of the other {n - corrupt} vectors."),
         ("An eavesdropper", f"learns sizes and times{_QUANTUM[policy.suite]}."),
     ):
-        say(f"[bold]{observer}[/bold] {learns}")
+        say(plain(observer, "bold"), f" {learns}")

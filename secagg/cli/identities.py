@@ -28,9 +28,8 @@ def keygen(
         secret, public = folder / f"{client_id}.signing", folder / f"{client_id}.pub"
         write_new(secret, f'id = "{client_id}"\nsigning_key = "{key.export().hex()}"\n', mode=0o600)
         write_new(public, f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n', mode=0o644)
-        say(
-            f"{secret}: keep this file on this machine\n{public}: give this one to whoever assembles the roster",
-        )
+        say(f"{secret}: keep this file on this machine")
+        say(f"{public}: give this one to whoever assembles the roster")
 
 
 @app.command()

@@ -71,13 +71,13 @@ def _show(verdict: Verdict) -> None:
     for report in verdict.rounds:
         told = f"{len(report.included)} included" if report.finished else "did not finish"
         dropped = f", dropped: {', '.join(report.dropped)}" if report.dropped else ""
-        say(f"Round {report.round_number}, attempt {report.attempt}: {told}{dropped}.", highlight=False)
+        say(f"Round {report.round_number}, attempt {report.attempt}: {told}{dropped}.")
     for note in verdict.notes:
-        say(f"Note: {note}.", highlight=False, markup=False)
+        say(f"Note: {note}.")
     if verdict.violation is not None:
-        say(f"Violated: {verdict.violation}.", highlight=False, markup=False)
+        say(f"Violated: {verdict.violation}.")
     elif verdict.status == "no power":
         missing = ", ".join(check for check in WHAT if check not in verdict.items)
-        say(f"Nothing is violated, but this could not be checked: {missing}.", highlight=False)
+        say(f"Nothing is violated, but this could not be checked: {missing}.")
     else:
         say("Everything holds.")

@@ -19,6 +19,7 @@ import grpc
 from grpc import aio
 
 from secagg.errors import AbortedError, ConfigError, IllegalTransitionError, SecAggError
+from secagg.printable import printable
 from secagg.rpc import frames
 from secagg.rpc.frames import Assembler, Message, Received, Traffic
 from secagg.rpc.tls import LOCAL_HOSTS, ClientTls, diagnose
@@ -277,7 +278,7 @@ class MailboxClient:
 
     async def _judge(self, error: aio.AioRpcError) -> str:
         """Why a call failed, if waiting may help; raises if not."""
-        code, details = error.code(), error.details()
+        code, details = error.code(), printable(error.details())
         if code is grpc.StatusCode.PERMISSION_DENIED:
             raise ConfigError(f"{self._where} does not accept this site: {details}; ask it which sites it expects")
         if code is grpc.StatusCode.ABORTED:
@@ -290,7 +291,7 @@ class MailboxClient:
             raise ConfigError(f"{self._where} is another kind of server; check the address and the port")
         if code is grpc.StatusCode.UNAVAILABLE:
             return await asyncio.to_thread(diagnose, self._host, self._port, self._tls) or "the connection broke"
-        return str(details)
+        return details
 
 
 def _cancelled() -> bool:

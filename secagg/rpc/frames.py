@@ -1,9 +1,11 @@
 """What the two ends of the mailbox share: messages cut into frames of at most 1 MiB, names, limits.
 
 A message is a kind and opaque bytes. This module must never look into them, and never take more memory for a stream
-than the limit allows. Specification: protos/transport.proto.
+than the bytes that have arrived, an eighth more and one frame: the limit bounds them, and every frame but a message's
+last one is full, so that no stream of tiny frames costs more than its bytes. Specification: protos/transport.proto.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -75,7 +77,7 @@ class Assembler:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._head: Frame | None = None
-        self._chunks: list[bytes] = []
+        self._arrived = io.BytesIO()  # one buffer that becomes the message without a copy
         self._missing = 0
 
     def add(self, frame: Frame) -> Message | None:
@@ -88,15 +90,19 @@ class Assembler:
             self._begin(frame)
         elif frame.sequence != self._head.sequence or frame.kind or frame.size:
             raise ValueError("a message began before the last one was complete")
-        if len(frame.data) > min(CHUNK_BYTES, self._missing) or (self._missing and not frame.data):
-            raise ValueError("a frame does not fit the announced size of its message")
+        if len(frame.data) != min(CHUNK_BYTES, self._missing):
+            raise ValueError("a frame does not fit the announced size of its message: all but the last one are full")
         self._missing -= len(frame.data)
-        self._chunks.append(frame.data)
+        self._arrived.write(frame.data)
         if self._missing or self._head is None:
             return None
-        message = Message(self._head.sequence, self._head.kind, b"".join(self._chunks))
-        self._head, self._chunks = None, []
+        message = Message(self._head.sequence, self._head.kind, self._arrived.getvalue())
+        self.close()
         return message
+
+    def close(self) -> None:
+        """Let go of an unfinished message now: the error that ended its call may keep this object for long."""
+        self._head, self._arrived = None, io.BytesIO()
 
     def _begin(self, frame: Frame) -> None:
         check_kind(frame.kind)
@@ -104,7 +110,7 @@ class Assembler:
             raise ValueError("messages are numbered from 1")
         if frame.size > self._limit:
             raise ValueError(f"a message of {frame.size} bytes is larger than the limit of {self._limit}")
-        self._head, self._missing = frame, frame.size
+        self._head, self._missing = Frame(sequence=frame.sequence, kind=frame.kind), frame.size
 
 
 def check_kind(kind: str) -> None:

@@ -2,7 +2,10 @@
 
 The client is whom its certificate names; a name that is not allowed gets nothing but a refusal. Messages from one
 client are delivered exactly once and in order; messages to it are kept until it has acknowledged them. It must never
-look into a message, wait for one client before serving another, or hold more than the limit for anybody who sends.
+look into a message, wait for one client before serving another, or hold more for a client than its budget: of what it
+sent, unread messages and the one upload that is under way, the limit and a megabyte; of what it was sent and does not
+take, `UNTAKEN` limits, beyond which it is gone. A newer call ends the one that it replaces at once. Strangers get
+places of their own, see `secagg.rpc.door`.
 
 A client's process announces itself with fresh bytes, its session. The owner learns of it, and of its end, through
 `Received` of three kinds: "hello" (a new process; what was sent to the earlier one is dropped), "gone" (the connection
@@ -10,10 +13,9 @@ broke and did not come back) and "back" (the same process returned; nothing was 
 """
 
 import asyncio
-import errno
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
@@ -24,13 +26,17 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from secagg.errors import ConfigError
 from secagg.rpc import frames
-from secagg.rpc.frames import BACK, GONE, HELLO, Assembler, Message, Received, Traffic
-from secagg.rpc.tls import ServerTls
+from secagg.rpc.door import Door
+from secagg.rpc.frames import BACK, CHUNK_BYTES, GONE, HELLO, Assembler, Message, Received, Traffic
+from secagg.rpc.tls import ServerTls, site_named_by
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
 
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 
-_COST_OF_NEWS = 4096
+UNTAKEN = 4
+"""Limits of bytes that wait for a client which does not take them, at most."""
+
+_COST_OF_A_MESSAGE = 4096  # beside its bytes, more than it really takes: it bounds how many there can be
 _FLUSH_SECONDS = 5.0
 _REMEMBERED_SESSIONS = 64
 
@@ -45,12 +51,13 @@ class _Peer:
     retired: deque[bytes] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_SESSIONS))
     present: bool = False
     arrived: int = 0
-    backlog: int = 0
+    unread: int = 0
     sequence: int = 0
     queue: deque[Message] = field(default_factory=deque)
+    untaken: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    poll: object = None
-    upload: object = None
+    poll: asyncio.Timeout | None = None
+    upload: asyncio.Timeout | None = None
     farewell: asyncio.TimerHandle | None = None
     up: int = 0
     down: int = 0
@@ -84,26 +91,27 @@ class MailboxServer:
         self._poll_seconds = poll_seconds
         self._inbox: asyncio.Queue[tuple[_Peer, bytes, Received]] = asyncio.Queue()
         self._server: aio.Server | None = None
+        self._door: Door | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port (a free one where 0 was given).
 
         Raises:
-            ConfigError: the port is in use or the address is not this computer's; says what to do.
+            ConfigError: the port is in use, the address is not this computer's, or this process may open too few
+                files for its sites; says what to do.
         """
+        self._door = Door(host, port, len(self._peers))
         server = aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers([self._handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # type: ignore[attr-defined]
         credentials = grpc.ssl_server_credentials(
             [(self._tls.key, self._tls.certificate)], self._tls.authority, require_client_auth=True
         )
-        try:
-            bound = server.add_secure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", credentials)
-        except RuntimeError:
-            raise ConfigError(_why_not_bound(host, port)) from None
+        server.add_secure_port(self._door.inner, credentials)
         await server.start()
         self._server = server
-        return bound
+        self._door.open()
+        return self._door.port
 
     async def stop(self, flush_seconds: float = _FLUSH_SECONDS) -> None:
         """Wait until connected clients have acknowledged what was sent to them, at most so long, then stop."""
@@ -116,6 +124,8 @@ class MailboxServer:
             pass
         if self._server is not None:
             await self._server.stop(0.2)
+        if self._door is not None:
+            await self._door.close()
         for peer in self._peers.values():
             _cancel_farewell(peer)
 
@@ -138,7 +148,7 @@ class MailboxServer:
                 peer, session, received = await self._inbox.get()
         except TimeoutError:
             return None
-        peer.backlog -= _cost(received)
+        peer.unread -= _cost(received.payload)
         if received.kind == HELLO:
             self.forget(peer.client_id)
             peer.greeted = session
@@ -146,6 +156,9 @@ class MailboxServer:
 
     def send(self, client_id: str, kind: str, payload: bytes) -> None:
         """Queue a message; it is kept, and sent again after a cut connection, until the client acknowledges it.
+
+        A client that leaves more than `UNTAKEN` limits of bytes waiting is gone: its queue is dropped, and only a new
+        process of it is served.
 
         Raises:
             ConfigError: an unknown client, a kind that is no short word, or more bytes than the limit.
@@ -160,13 +173,19 @@ class MailboxServer:
                 f"message {kind} for {client_id} has {len(payload)} bytes and the limit is {self._limit}; "
                 "raise max_message_bytes"
             )
+        if peer.untaken + _cost(payload) > UNTAKEN * self._limit + CHUNK_BYTES:
+            self._dismiss(peer)
+            return
         peer.sequence += 1
         peer.queue.append(Message(peer.sequence, kind, payload))
+        peer.untaken += _cost(payload)
         peer.changed.set()
 
     def forget(self, client_id: str) -> None:
         """Drop everything queued for a client."""
-        self._peer(client_id).queue.clear()
+        peer = self._peer(client_id)
+        peer.queue.clear()
+        peer.untaken = 0
 
     def connected(self) -> set[str]:
         """The clients whose process is there: they said hello and are not gone."""
@@ -211,41 +230,44 @@ class MailboxServer:
             await self._room(peer, context)
             if peer.session:
                 peer.retired.append(peer.session)
+            _end_calls(peer)
             peer.session, peer.arrived, peer.present = greeting.session, 0, True
-            peer.poll = peer.upload = None
-            peer.changed.set()
             self._deliver(peer, HELLO)
             self._expect(peer, self._poll_seconds)
         return Welcome(max_message_bytes=self._limit)
 
     async def _send(self, stream: AsyncIterator[Frame], context: Context) -> Position:
         peer = await self._current(context)
-        await self._room(peer, context)
+        mine: asyncio.Timeout | None = None
         try:
-            async with asyncio.timeout(frames.transfer_seconds(self._limit)):
-                taken = await self._take(peer, stream)
+            async with asyncio.timeout(frames.transfer_seconds(self._limit)) as mine:
+                _end(peer.upload)
+                peer.upload = mine
+                await self._take(peer, stream, context)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except TimeoutError:
+            if peer.upload is not mine:
+                await context.abort(grpc.StatusCode.CANCELLED, "a newer call took over")
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the message took too long")
-        if not taken:
-            await context.abort(grpc.StatusCode.CANCELLED, "a newer call took over")
+        finally:
+            if peer.upload is mine:
+                peer.upload = None
         return Position(sequence=peer.arrived)
 
-    async def _take(self, peer: _Peer, stream: AsyncIterator[Frame]) -> bool:
-        """Read one message and deliver it, unless it was delivered before; False if a newer call took over."""
-        mine = peer.upload = object()
-        assembler = Assembler(self._limit)
-        async for frame in stream:
-            peer.up += frame.ByteSize()
-            if peer.upload is not mine:
-                return False
-            if 0 < frame.sequence <= peer.arrived:
-                return True
-            message = assembler.add(frame)
-            if message is not None:
-                self._accept(peer, message)
-                return True
+    async def _take(self, peer: _Peer, stream: AsyncIterator[Frame], context: Context) -> None:
+        """Read one message and deliver it, unless it was delivered before or there is no room for it yet."""
+        with closing(Assembler(self._limit)) as assembler:
+            async for frame in stream:
+                peer.up += frame.ByteSize()
+                if 0 < frame.sequence <= peer.arrived:
+                    return
+                message = assembler.add(frame)
+                if frame.kind:  # only the first frame has one
+                    await self._room(peer, context, frame.size)
+                if message is not None:
+                    self._accept(peer, message)
+                    return
         raise ValueError("the stream ended inside a message")
 
     def _accept(self, peer: _Peer, message: Message) -> None:
@@ -259,16 +281,20 @@ class MailboxServer:
     async def _receive(self, positions: AsyncIterator[Position], context: Context) -> None:
         peer = await self._current(context)
         _cancel_farewell(peer)
-        mine = peer.poll = object()
-        peer.changed.set()
+        mine: asyncio.Timeout | None = None
         reader: asyncio.Task[None] | None = None
         patience = self._gone_after
         try:
-            position = await anext(positions, Position())
-            _acknowledge(peer, position)
-            reader = asyncio.create_task(_acknowledge_all(peer, mine, positions))
-            await self._push(peer, mine, position.sequence, context)
-            patience = self._poll_seconds
+            async with asyncio.timeout(None) as mine:
+                _end(peer.poll)
+                peer.poll = mine
+                position = await anext(positions, Position())
+                _acknowledge(peer, position)
+                reader = asyncio.create_task(_acknowledge_all(peer, mine, positions))
+                await self._push(peer, position.sequence, context)
+                patience = self._poll_seconds
+        except TimeoutError:  # a newer call took over
+            pass
         finally:
             if reader is not None:
                 reader.cancel()
@@ -276,12 +302,11 @@ class MailboxServer:
                 peer.poll = None
                 self._expect(peer, patience)
 
-    async def _push(self, peer: _Peer, mine: object, sent: int, context: Context) -> None:
-        """Send what is queued, in order, until the poll is idle for its time or a newer one takes over."""
-        while peer.poll is mine:
+    async def _push(self, peer: _Peer, sent: int, context: Context) -> None:
+        """Send what is queued, in order, until the poll is idle for its time."""
+        while True:
             peer.changed.clear()
-            ready = peer.greeted == peer.session
-            message = next((message for message in peer.queue if ready and message.sequence > sent), None)
+            message = _after(peer, sent) if peer.greeted == peer.session else None
             if message is None:
                 try:
                     async with asyncio.timeout(self._poll_seconds):
@@ -290,20 +315,25 @@ class MailboxServer:
                     return
                 continue
             for frame in message.frames():
-                if peer.poll is not mine:
-                    return
                 peer.down += frame.ByteSize()  # before the reader can have it
                 await context.write(frame)
             sent = message.sequence
 
     async def _caller(self, context: Context) -> _Peer:
-        names = [bytes(name).decode("utf-8", "replace") for name in context.auth_context().get("x509_common_name", ())]
-        peer = self._peers.get(names[0]) if len(names) == 1 else None
+        """The allowed client that the certificate names; its connection is a stranger's no longer."""
+        certificates = context.auth_context().get("x509_pem_cert", ())
+        try:
+            name = site_named_by(b"".join(map(bytes, certificates)))
+        except ValueError as error:
+            return await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the certificate {error}")
+        peer = self._peers.get(name)
         if peer is None:
             return await context.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"the certificate is for {', '.join(names) or 'nobody'!r}, which is not one of the sites of this study",
+                f"the certificate is for {name!r}, which is not one of the sites of this study",
             )
+        if self._door is not None:
+            self._door.admit(context.peer(), peer.client_id)
         return peer
 
     async def _current(self, context: Context) -> _Peer:
@@ -315,19 +345,29 @@ class MailboxServer:
         if not session or session != peer.session:
             await context.abort(grpc.StatusCode.NOT_FOUND, "this session is not known here")
         if not peer.present:
+            await self._room(peer, context)
             peer.present = True
             self._deliver(peer, BACK)
             self._expect(peer, self._poll_seconds)
         return peer
 
-    async def _room(self, peer: _Peer, context: Context) -> None:
-        if peer.backlog > self._limit + frames.CHUNK_BYTES:
+    async def _room(self, peer: _Peer, context: Context, size: int = 0) -> None:
+        """Refuse a message that does not fit beside what the owner has not read yet."""
+        if peer.unread and peer.unread + size + _COST_OF_A_MESSAGE > self._limit + CHUNK_BYTES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "earlier messages are not read yet")
 
     def _deliver(self, peer: _Peer, kind: str, payload: bytes = b"") -> None:
         received = Received(peer.client_id, kind, payload)
-        peer.backlog += _cost(received)
+        peer.unread += _cost(payload)
         self._inbox.put_nowait((peer, peer.session, received))
+
+    def _dismiss(self, peer: _Peer) -> None:
+        """End the session of a client that does not take what it is sent."""
+        self.forget(peer.client_id)
+        peer.session = b""
+        _end_calls(peer)
+        _cancel_farewell(peer)
+        self._depart(peer)
 
     def _expect(self, peer: _Peer, seconds: float) -> None:
         """Tell the owner that the client is gone unless a long poll of it begins within so many seconds."""
@@ -342,14 +382,34 @@ class MailboxServer:
 
 def _acknowledge(peer: _Peer, position: Position) -> None:
     while peer.queue and peer.queue[0].sequence <= position.sequence:
-        peer.queue.popleft()
+        peer.untaken -= _cost(peer.queue.popleft().payload)
 
 
-async def _acknowledge_all(peer: _Peer, mine: object, positions: AsyncIterator[Position]) -> None:
+async def _acknowledge_all(peer: _Peer, mine: asyncio.Timeout, positions: AsyncIterator[Position]) -> None:
     async for position in positions:
         if peer.poll is not mine:
             return
         _acknowledge(peer, position)
+
+
+def _after(peer: _Peer, sequence: int) -> Message | None:
+    """The queued message that follows; those queued are numbered without a gap."""
+    index = max(0, sequence + 1 - peer.queue[0].sequence) if peer.queue else 0
+    return peer.queue[index] if index < len(peer.queue) else None
+
+
+def _end(call: asyncio.Timeout | None) -> None:
+    """End a call now, wherever it waits."""
+    if call is not None and not call.expired():
+        call.reschedule(0.0)
+
+
+def _end_calls(peer: _Peer) -> None:
+    """End the upload and the long poll of a session that is over."""
+    for call in (peer.poll, peer.upload):
+        _end(call)
+    peer.poll = peer.upload = None
+    peer.changed.set()
 
 
 def _cancel_farewell(peer: _Peer) -> None:
@@ -358,32 +418,21 @@ def _cancel_farewell(peer: _Peer) -> None:
         peer.farewell = None
 
 
-def _cost(received: Received) -> int:
-    return len(received.payload) + _COST_OF_NEWS
+def _cost(payload: bytes) -> int:
+    return len(payload) + _COST_OF_A_MESSAGE
 
 
 async def _replaced(context: Context) -> NoReturn:
     await context.abort(grpc.StatusCode.ABORTED, "another process with this certificate has connected since")
 
 
-def _why_not_bound(host: str, port: int) -> str:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return f"port {port} on {host} is in use by another program; choose another port, or 0 for a free one"
-        return f"cannot listen on {host} port {port} ({error.strerror}); choose an address of this computer"
-    return f"cannot listen on {host} port {port}; choose another port, or 0 for a free one"
-
-
 _OPTIONS = [
-    # Otherwise Linux lets two coordinators share one port, and each gets some of the sites.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", frames.FRAME_BYTES),
     ("grpc.max_send_message_length", frames.FRAME_BYTES),
-    ("grpc.max_concurrent_streams", 32),
+    # A client needs three: a greeting, an upload and a long poll. What gRPC reads ahead for each has a fixed size.
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),

@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NoReturn, Self
@@ -69,7 +70,11 @@ class Credentials:
             raise ConfigError(f"key {key} does not belong to certificate {certificate}; take the pair made together")
         if not _allows(chain[0], cls._usage):
             raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
-        return cls(_common_name(chain[0]), authority_pem, certificate_pem, key_pem, (certificate, key))
+        return cls(cls._name(certificate, chain[0]), authority_pem, certificate_pem, key_pem, (certificate, key))
+
+    @staticmethod
+    def _name(path: Path, certificate: x509.Certificate) -> str:
+        return COORDINATOR
 
 
 class ServerTls(Credentials):
@@ -94,6 +99,13 @@ class ClientTls(Credentials):
 
     _usage = ExtendedKeyUsageOID.CLIENT_AUTH
     _role = "site"
+
+    @staticmethod
+    def _name(path: Path, certificate: x509.Certificate) -> str:
+        try:
+            return _site(certificate)
+        except ValueError as error:
+            raise ConfigError(f"certificate {path} {error}; ask for one that names this site only") from None
 
     @classmethod
     def load(cls, authority: Path, certificate: Path, key: Path, roster: Collection[str]) -> Self:
@@ -202,6 +214,34 @@ def make_certificates(folder: Path, sites: Iterable[str], hosts: Iterable[str] =
         raise ConfigError(f"folder {folder}: cannot write certificates ({error.strerror}); choose another") from None
 
 
+def site_named_by(pem: bytes) -> str:
+    """The site that a peer's certificate is for: the first one in `pem`, whose chain TLS has verified.
+
+    Raises:
+        ValueError: it is no certificate, not for authenticating a client, or names nobody or more than one; the
+            message goes on from "the certificate".
+    """
+    try:
+        certificate = x509.load_pem_x509_certificates(pem)[0]
+    except ValueError:
+        raise ValueError("is missing or cannot be read") from None
+    return _site(certificate)
+
+
+def _site(certificate: x509.Certificate) -> str:
+    """Whom a certificate names, if it names one party and is for authenticating a client."""
+    if not _allows(certificate, ExtendedKeyUsageOID.CLIENT_AUTH):
+        raise ValueError("is not for a site: its extended key usage lacks client authentication")
+    names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if len(names) != 1:
+        raise ValueError(f"has {len(names)} common names and must have one")
+    with suppress(x509.ExtensionNotFound):
+        others = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        if any(getattr(other, "value", None) != names[0] for other in others):
+            raise ValueError(f"names {names[0]!r} and others and must name one site")
+    return names[0]
+
+
 def diagnose(host: str, port: int, tls: ClientTls) -> str:
     """Connect with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
 
@@ -270,6 +310,8 @@ def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
 
 
 def _private_key(path: Path, pem: bytes) -> PrivateKeyTypes:
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"key {path}: others can read this private key; run: chmod 600 {path}")
     try:
         return serialization.load_pem_private_key(pem, password=None)
     except TypeError:
@@ -313,14 +355,16 @@ def _public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def _allows(certificate: x509.Certificate, usage: x509.ObjectIdentifier) -> bool:
+    """Whether the certificate says so itself: one without an extended key usage is for nothing here."""
+    try:
+        if not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
+            return False
+    except x509.ExtensionNotFound:
+        pass
     try:
         return usage in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return False
-
-
-def _common_name(certificate: x509.Certificate) -> str:
-    return "".join(str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME))
 
 
 def _general_name(host: str) -> x509.GeneralName:

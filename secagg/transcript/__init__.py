@@ -4,9 +4,19 @@
 about many. Knows neither session nor server. Specification: docs/spec.md, section "Transcripts".
 """
 
-from secagg.transcript.participation import isolated
+from secagg.transcript.participation import Isolation, Singled, isolated
 from secagg.transcript.reading import ViolationError
 from secagg.transcript.recorder import Recorder
 from secagg.transcript.verify import RoundReport, Verdict, accept, verify
 
-__all__ = ["Recorder", "RoundReport", "Verdict", "ViolationError", "accept", "isolated", "verify"]
+__all__ = [
+    "Isolation",
+    "Recorder",
+    "RoundReport",
+    "Singled",
+    "Verdict",
+    "ViolationError",
+    "accept",
+    "isolated",
+    "verify",
+]

@@ -153,7 +153,7 @@ def verify(
     """
     files, past, reports, notes = [Path(path) for path in paths], Past(), list[RoundReport](), list[str]()
     counts: dict[str, list[int]] = {check: [] for check in WHAT}
-    violation = None
+    violation, max_corrupt = None, 1
     for path in files:
         try:
             round = read_round(path, roster, past, progress)
@@ -170,11 +170,11 @@ def verify(
             error.path, violation = path, error
             break
         reports.append(RoundReport.of(path, round))
-        past.context, past.head = round.context, reports[-1].next_head
+        past.context, past.head, max_corrupt = round.context, reports[-1].next_head, round.policy.max_corrupt
         notes += [f"{path}: {note}" for note in _notes(round, reports[-1])]
     items = {check: sum(held) for check, held in counts.items() if held and len(held) == len(files)}
     session = session_id(policy, roster)
-    return Verdict(tuple(reports), items, violation, (*notes, *_participation(reports)), session)
+    return Verdict(tuple(reports), items, violation, (*notes, *_participation(reports, max_corrupt)), session)
 
 
 def _notes(round: Round, report: RoundReport) -> Iterator[str]:
@@ -189,14 +189,19 @@ def _notes(round: Round, report: RoundReport) -> Iterator[str]:
         yield f"no confirmation of {', '.join(report.unconfirmed)}"
 
 
-def _participation(reports: Sequence[RoundReport]) -> Iterator[str]:
+def _participation(reports: Sequence[RoundReport], max_corrupt: int) -> Iterator[str]:
     finished = [report for report in reports if report.finished]
-    for client_id, combination in isolated([report.included for report in finished]).items():
+    isolation = isolated([report.included for report in finished], max_corrupt)
+    for client_id, way in isolation.found.items():
         sums = " ".join(
             f"{'-' if times < 0 else '+'} {abs(times)} x round {finished[i].round_number}"
-            for i, times in sorted(combination.items())
+            for i, times in sorted(way.rounds.items())
         )
-        yield f"the sums isolate {client_id} ({sums}); where updates change slowly that is close to its own"
+        told = f" with what {', '.join(way.coalition)} would tell" if way.coalition else ""
+        yield f"the sums isolate {client_id}{told} ({sums}); where updates change slowly that is close to its own"
+    if not isolation.decided:
+        left = sorted(set(isolation.undecided) - isolation.found.keys())
+        yield f"whether the sums isolate {', '.join(left)} was not decided: it takes too long"
 
 
 def accept(verdict: Verdict, store: Store) -> None:

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
-from secagg.masking import accumulate, masked_input
+from secagg.masking import masked_input
 from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, zeros
-from secagg.quantize import Quantised, dequantize, dtype_for, pack_into, packed_size, quantize, unpacked
+from secagg.quantize import Quantised, accumulate, dequantize, dtype_for, pack_into, packed_size, quantize, unpacked
 from secagg.shamir import combine, split
 
 REPEATS = 15

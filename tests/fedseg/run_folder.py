@@ -211,7 +211,13 @@ def make_run(
         "bytes_up": 6_175_000,
         "bytes_down": 13_820_000,
     }
-    metrics = {"study": name, "study_hash": "5f" * 32, "seed": seed, "seeded_no_privacy_claim": seed is not None}
+    metrics = {
+        "format": 2,
+        "study": name,
+        "study_hash": "5f" * 32,
+        "seed": seed,
+        "seeded_no_privacy_claim": seed is not None,
+    }
     metrics |= {
         "command": command,
         "started_utc": "2026-11-21 09:30:00",

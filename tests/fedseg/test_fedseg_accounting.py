@@ -158,13 +158,13 @@ def test_words_hold_the_bound():
 
 def test_charge_stops_before_the_round_that_would_pass_the_budget(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
-    ids = [charge(ledger, study, "a", number) for number in (1, 2, 4)]  # 3 burned before it was charged here
+    ids = [charge(ledger, study, "a", "run", number) for number in (1, 2, 4)]  # 3 burned before it was charged here
     assert len(set(ids)) == 3
     before = ledger.path.read_bytes()
     with pytest.raises(BudgetExceededError, match=r"site a: round 5 .* above the budget of 2"):
-        charge(ledger, study, "a", 5)
+        charge(ledger, study, "a", "run", 5)
     assert ledger.path.read_bytes() == before
-    assert charge(ledger, study, "a", 4) == ids[2]  # another attempt of a charged round costs nothing
+    assert charge(ledger, study, "a", "run", 4) == ids[2]  # another attempt of a charged round costs nothing
     assert 1.99 < spent(ledger, study) <= 2
 
 
@@ -172,24 +172,51 @@ def test_the_next_whole_round_counts_not_the_next_step(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
     greedy = study.replace(study={"rounds": 3, "local_steps": 2})
     for number in (1, 2, 3):
-        charge(ledger, greedy, "a", number)
-    one_more = round_event(greedy, "a", 4).model_copy(update={"steps": 1})
+        charge(ledger, greedy, "a", "run", number)
+    one_more = round_event(greedy, "a", "run", 4).model_copy(update={"steps": 1})
     assert epsilon([*ledger.events(), one_more], 1e-3) > 2 >= epsilon(ledger.events(), 1e-3)
 
 
-def test_a_ledger_of_another_study_or_site_is_refused(study, tmp_path):
+def test_a_ledger_of_another_site_and_two_studies_in_one_run_are_refused(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
-    charge(ledger, study, "a", 1)
-    for other, site in ((study, "b"), (study.replace(study={"lr": 0.2}), "a")):
-        with pytest.raises(LedgerError, match="another study or site"):
-            charge(ledger, other, site, 2)
+    charge(ledger, study, "a", "run", 1)
+    for other, site, told in ((study, "b", "another site"), (study.replace(study={"lr": 0.2}), "a", "another study")):
+        with pytest.raises(LedgerError, match=told):
+            charge(ledger, other, site, "run", 2)
+
+
+def test_what_is_spent_composes_over_runs_and_studies(study, tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    ids = {charge(ledger, study, "a", run, 1) for run in ("run", "again", "again")}
+    assert len(ids) == 2  # round 1 of another run is another release, a second attempt is not
+    assert spent(ledger, study) == pytest.approx(epsilon(Release(noise_multiplier(study), 0.25, 4), 1e-3))
+    other = study.replace(
+        study={"name": "other", "rounds": 1, "local_steps": 7}, privacy={"epsilon": 2.5, "delta": 1e-4}
+    )
+    assert epsilon([round_event(other, "a", "third", 1)], 1e-4) <= 2.5
+    before = ledger.path.read_bytes()
+    with pytest.raises(
+        BudgetExceededError, match=r"epsilon to 3\.\S+ over all training runs, above the budget of 2\.5"
+    ):
+        charge(ledger, other, "a", "third", 1)
+    assert ledger.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("first", [{"privacy": {"mechanism": "none"}}, {"study": {"seed": 3}}])
+def test_after_rounds_that_protected_nobody_no_epsilon_is_promised(study, tmp_path, first):
+    ledger = Ledger(tmp_path / "a.jsonl")
+    charge(ledger, study.replace(**first), "a", "trial", 1)
+    assert spent(ledger, study) == math.inf
+    with pytest.raises(BudgetExceededError, match="no epsilon can be promised"):
+        charge(ledger, study, "a", "run", 1)
+    assert len(ledger.events()) == 1
 
 
 def test_without_privacy_every_event_says_so(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
     open_study = study.replace(privacy={"mechanism": "none"})
     for number in range(1, 9):
-        charge(ledger, open_study, "a", number)
+        charge(ledger, open_study, "a", "run", number)
     assert {(event.mechanism, event.covered, event.noise_multiplier) for event in ledger.events()} == {
         ("none", False, 0.0)
     }
@@ -202,19 +229,19 @@ def test_without_privacy_every_event_says_so(study, tmp_path):
 
 def test_shared_metrics_are_recorded_and_not_counted(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
-    charge(ledger, study, "a", 1)
+    charge(ledger, study, "a", "run", 1)
     before = spent(ledger, study)
-    charge_metrics(ledger, study, "a", 1)
+    charge_metrics(ledger, study, "a", "run", 1)
     loud = {"mechanism": "metrics", "covered": False, "noise_multiplier": 0.0, "steps": 1}
-    ledger.append(round_event(study, "a", 2).model_copy(update=loud))
+    ledger.append(round_event(study, "a", "run", 2).model_copy(update=loud))
     assert spent(ledger, study) == before
     assert [event.covered for event in ledger.events()] == [True, False, False]
 
 
 def test_a_seeded_study_claims_no_privacy(study):
     seeded = study.replace(study={"seed": 3})
-    assert round_event(study, "a", 1).generator == "os"
-    assert round_event(seeded, "a", 1).generator == "seeded: no privacy claim"
+    assert round_event(study, "a", "run", 1).generator == "os"
+    assert round_event(seeded, "a", "run", 1).generator == "seeded: no privacy claim"
     assert any("no privacy is claimed" in note for note in explain(seeded).notes)
 
 
@@ -242,8 +269,8 @@ def test_explain_warns_of_a_delta_that_allows_publishing_a_patient(study):
 
 def test_epsilon_is_recomputed_from_events_alone(study, tmp_path):
     ledger = Ledger(tmp_path / "a.jsonl")
-    charge(ledger, study, "a", 1)
-    charge(ledger, study, "a", 2)
+    charge(ledger, study, "a", "run", 1)
+    charge(ledger, study, "a", "run", 2)
     release = Release(noise_multiplier(study), 0.25, 4)
     assert spent(Ledger(tmp_path / "a.jsonl"), study) == epsilon(release, 1e-3)
     assert epsilon(ledger.events(), 1e-5) > epsilon(ledger.events(), 1e-3)

@@ -46,7 +46,7 @@ def feta(tmp_path_factory) -> Path:
 
 
 def feta_study() -> str:
-    return tiny_study(rounds=1).toml().replace('layout = "phantom"', 'layout = "feta"').replace("patients = 3", "")
+    return tiny_study(rounds=1).toml().replace('layout = "phantom"', 'layout = "feta"').replace("patients = 4", "")
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -160,7 +160,7 @@ def test_damaged_images_are_named_and_nothing_is_trained(tmp_path, capsys, monke
     root = copied(feta, tmp_path / "data")
     path = damage(root)
     study = tmp_path / "study.toml"
-    study.write_text(feta_study())
+    study.write_text(feta_study().replace('mechanism = "local"', 'mechanism = "none"'))
     code, _, error = run(capsys, monkeypatch, "simulate", study, "--data", root, "--out", tmp_path / "runs")
     assert code == 1
     assert is_one_sentence(error), error
@@ -350,6 +350,20 @@ def test_nothing_to_resume_is_said(tmp_path, capsys, monkeypatch):
     code, _, error = run(capsys, monkeypatch, "simulate", study, "--resume", "--out", tmp_path / "runs")
     assert code == 1
     assert "no interrupted run" in error
+
+
+def test_a_run_of_the_first_versions_is_not_resumed(tmp_path, capsys, monkeypatch):
+    """Its study has a field that is gone, and its state no format: the reason is told, not the field."""
+    study, old = tmp_path / "study.toml", tmp_path / "runs" / "tiny-20261121T101500.partial"
+    study.write_text(tiny_study().toml())
+    old.mkdir(parents=True)
+    (old / "study.toml").write_text(tiny_study().toml().replace("holdout", "split_seed = 1\nholdout"))
+    (old / "state.json").write_text('{"tally": {"mode": "secure aggregation"}, "seconds": 1.0, "events": 0}')
+    code, _, error = run(capsys, monkeypatch, "simulate", study, "--resume", "--out", tmp_path / "runs")
+    assert code == 1
+    assert is_one_sentence(error)
+    assert f"{old.name}: was written by fedseg 0.1 or 0.2, whose epsilon was not true" in error
+    assert sorted(path.name for path in old.iterdir()) == ["state.json", "study.toml"]
 
 
 def test_epsilon_is_explained_before_any_training(tmp_path, capsys, monkeypatch):

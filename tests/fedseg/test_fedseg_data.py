@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fedseg.data import check_site, load_cohort, load_site
-from fedseg.data.cases import Case, batch_of, evaluation_slices, split, working_case
+from fedseg.data.cases import Case, batch_of, evaluation_slices, held_out, split, working_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study, load_study
 from secagg.prg import Stream
@@ -104,26 +104,42 @@ def test_a_cohort_has_a_folder_per_site_and_a_large_delta_is_told(tmp_path: Path
         load_cohort(None, feta)
 
 
-def test_one_patient_trains_and_tests_nothing(tmp_path: Path, feta: Study) -> None:
-    data = load_site(write_feta(tmp_path, patients=1), SITE, feta)
+def test_a_site_may_have_nobody_to_test_or_nobody_in_training(tmp_path: Path, feta: Study) -> None:
+    folder = write_feta(tmp_path, patients=1)
+    data = load_site(folder, SITE, feta.replace(data={"holdout": 0.0}))
     assert (len(data.train), len(data.test)) == (1, 0)
+    with pytest.warns(UserWarning, match=rf"\[{SITE}\] nobody is in training"):
+        data = load_site(folder, SITE, feta.replace(data={"holdout": 0.999999}))
+    assert (len(data.train), len(data.test)) == (0, 1)
 
 
-def test_the_split_is_by_patient_reproducible_and_follows_seed_and_site(feta: Study) -> None:
+def test_the_split_is_by_patient_reproducible_and_follows_the_site(feta: Study) -> None:
     case = case_of("p", feta)
 
     def held(study: Study, site: str) -> set[str]:
-        cases = [replace(case, patient=f"p{number // 2:02}") for number in range(40)]
+        cases = [replace(case, patient=f"p{number // 2:02}") for number in range(400)]
         data = split(site, cases, study)
         assert not set(data.patients) & {case.patient for case in data.test}
         return {case.patient for case in data.test}
 
     study = feta.replace(data={"holdout": 0.25})
-    assert len(held(study, SITE)) == 5
+    assert 35 < len(held(study, SITE)) < 65
     assert held(study, SITE) == held(study, SITE)
     assert held(study, SITE) != held(study, "site-b")
-    assert held(study, SITE) != held(study.replace(data={"split_seed": 123}), SITE)
+    assert held(study, SITE) < held(study.replace(data={"holdout": 0.5}), SITE)
     assert held(study.replace(data={"holdout": 0.0}), SITE) == set()
+
+
+def test_a_role_is_the_same_today_and_tomorrow() -> None:
+    """Whoever was held out must stay unseen, so that this never changes with a version of anything."""
+    patients = [f"sub-{number:03}" for number in range(1, 21)]
+    assert [patient for patient in patients if held_out("site-a", patient, 0.2)] == [
+        "sub-002",
+        "sub-010",
+        "sub-019",
+        "sub-020",
+    ]
+    assert not held_out("site-a", "\udcff\u00e4", 0.0)  # a folder's name that is not text
 
 
 def case_of(patient: str, study: Study, affine: np.ndarray = AFFINE) -> Case:
@@ -263,7 +279,7 @@ BAD_FILES = {
     "missing label": (lambda folder: (folder / "sub-002/anat/sub-002_dseg.nii.gz").unlink(),
                       "sub-002_dseg.nii.gz: the label map of sub-002_T2w.nii.gz is missing; add it"),
     "missing image": (lambda folder: (folder / "sub-002/anat/sub-002_T2w.nii.gz").unlink(),
-                      "sub-002: has no anat/*_T2w.nii.gz; add it or remove the patient"),
+                      "sub-002_T2w.nii.gz: is missing; add it or remove the patient from the list"),
     "another shape": (change("dseg", lambda values: values[:-1]),
                       "sub-002_dseg.nii.gz: is 39 x 48 x 36 voxels and its image is 40 x 48 x 36; export both"),
     "another affine": (change("dseg", lambda values: values, shift=1.6),
@@ -307,6 +323,7 @@ def header(folder: Path) -> None:
 
 
 def test_a_folder_without_patients_is_named(tmp_path: Path, feta: Study, lgg: Study) -> None:
+    public = lgg.replace(privacy={"mechanism": "none"})
     cases = [
         (tmp_path / "absent", feta, "there is no such folder; give --data"),
         (tmp_path / "empty", feta, "no patients in layout 'feta'; correct the folder or the layout"),
@@ -315,7 +332,7 @@ def test_a_folder_without_patients_is_named(tmp_path: Path, feta: Study, lgg: St
         (tmp_path / "empty", lgg, "dataset.json: is missing; a Decathlon folder has one"),
         (tmp_path / "index", lgg, "dataset.json: 'training' must list image and label"),
         (tmp_path / "json", lgg, "dataset.json: 'training' must list image and label"),
-        (tmp_path / "nobody", lgg, "no patients in layout 'decathlon'"),
+        (tmp_path / "nobody", public, "no patients in layout 'decathlon'"),
     ]
     for name in ("empty", "listed", "header", "index", "json", "nobody"):
         (tmp_path / name).mkdir()

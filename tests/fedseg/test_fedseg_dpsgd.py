@@ -57,7 +57,7 @@ def not_poisson(sampler):
 
 
 def test_patients_are_drawn_by_poisson_sampling():
-    assert not_poisson(lambda stream: draw(PATIENTS, RATE, stream)) == []
+    assert not_poisson(lambda stream: draw(PATIENTS, RATE, stream.words(8).tobytes())) == []
 
 
 def test_the_sampler_test_catches_what_is_usually_called_poisson():
@@ -74,9 +74,9 @@ def test_the_sampler_test_catches_what_is_usually_called_poisson():
 
 
 def test_everybody_or_possibly_nobody():
-    assert draw(PATIENTS, 1.0, Stream()) == PATIENTS
-    assert draw([], 0.5, Stream()) == []
-    assert any(draw(["one"], 0.5, Stream.seeded(0, "nobody", index)) == [] for index in range(64))
+    assert draw(PATIENTS, 1.0, bytes(32)) == PATIENTS
+    assert draw([], 0.5, bytes(32)) == []
+    assert any(draw(["one"], 0.5, bytes([index] * 32)) == [] for index in range(64))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6, 1e30])

@@ -6,12 +6,14 @@ from pydantic import ValidationError
 
 from fedseg.errors import LedgerError
 from fedseg.ledger import START, Event, Ledger, verify
+from secagg.encoding import digest
 
 
 def event(round_number=1, **changes):
     fields = {
         "study_hash": "ab" * 32,
         "site": "site-a",
+        "training_run": "run",
         "round_number": round_number,
         "mechanism": "local",
         "covered": True,
@@ -54,6 +56,37 @@ def test_attempts_of_a_round_share_one_event(ledger):
 def test_a_charged_round_is_never_charged_differently(ledger, other):
     with pytest.raises(LedgerError, match=r"round \d of site .* is charged already"):
         ledger.append(other)
+
+
+def test_each_training_run_counts_its_own_rounds(ledger):
+    assert ledger.append(event(1, training_run="another")) == list(verify(ledger.path))[3]
+    with pytest.raises(LedgerError, match=r"round 1 of site site-a in training run 'another' is charged already"):
+        ledger.append(event(1, training_run="another", steps=9))
+
+
+def first_version(folder, name):
+    """A line as fedseg 0.1 and 0.2 wrote it, chain intact."""
+    body = {"previous": START, **event().model_dump(exclude={"format", "training_run"})}
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    body["event_id"] = digest("ledger-event", canonical).hex()
+    (folder / name).write_text(json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n")
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "fetal-2026-11.jsonl"])
+def test_a_ledger_of_the_first_versions_is_refused_with_the_reason(tmp_path, name):
+    first_version(tmp_path, name)
+    with pytest.raises(LedgerError, match=rf"{name}.*fedseg 0.1 or 0.2, whose epsilon was not true.*move it away"):
+        Ledger.of_site(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(LedgerError, match="whose epsilon was not true"):
+        verify(tmp_path / name)
+
+
+def test_a_site_has_one_ledger_for_good(tmp_path):
+    Ledger.of_site(tmp_path).append(event())
+    Ledger.of_site(tmp_path).append(event(training_run="next"))
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
+    assert len(Ledger.of_site(tmp_path).events()) == 2
 
 
 def test_an_earlier_round_is_not_slipped_in(tmp_path):

@@ -208,7 +208,7 @@ def test_a_large_grid_has_the_scanners_voxels():
 
 def test_site_has_its_patients_split_and_its_hospitals_profile(study):
     data = phantom_site("site-d", study, 10, 1)
-    assert (len(data.train), len(data.test)) == (8, 2)
+    assert (len(data.train), len(data.test)) == (9, 1)
     assert {case.site for case in (*data.train, *data.test)} == {"site-d"}
     assert len({case.patient for case in (*data.train, *data.test)}) == 10
     own = {int(seed) for seed in Stream.seeded(1, "phantom site", "site-d").words64(10)}

@@ -335,6 +335,7 @@ def misshape(folder):
         (edit(lambda metrics: metrics.pop("protocol")), "metrics.json: field protocol: field required"),
         (edit(lambda metrics: metrics.update(study_hash="00" * 32)), "different study hashes"),
         (edit(lambda metrics: metrics.update(privacy=None)), "metrics.json: field privacy is missing"),
+        (edit(lambda metrics: metrics.pop("format")), r"fedseg 0\.1 or 0\.2, whose epsilon was not true"),
     ],
 )
 def test_a_damaged_run_is_refused_by_name(tmp_path, break_it, message):

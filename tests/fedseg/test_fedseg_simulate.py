@@ -1,12 +1,14 @@
 """The federation in one process: bit identity with a plain sum, dropouts, interruption, what a run leaves behind."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import tiny_study
 
+from fedseg import aggregate
 from fedseg.data import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.ledger import verify
@@ -16,6 +18,8 @@ from fedseg.runfolder import KEPT, RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
+from secagg import SigningKey
+from secagg.state import SHARE_REPORT
 
 
 class Log:
@@ -147,6 +151,47 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
     assert json.loads((run / "metrics.json").read_text())["protocol"]["rounds_completed"] == 2
 
 
+def liar_in(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, liar: str, victims: dict[int, str]) -> None:
+    """`liar` says in every round number that it could not open the shares of a victim, wherever both are there."""
+    send, key = aggregate._Exchange.send, folder.path / "identities" / f"{liar}.key"
+
+    def lie(exchange, site, message):
+        state = exchange._server._state
+        if site == liar and exchange._server.step == SHARE_REPORT:
+            victim = victims[state.round.context.round_number]
+            if victim in exchange._server.expected:
+                message = replace(message, complaint=victim).sign(SigningKey.from_bytes(key.read_bytes()))
+        send(exchange, site, message)
+
+    monkeypatch.setattr(aggregate._Exchange, "send", lie)
+
+
+def test_a_site_that_accuses_the_same_site_again_is_named_with_it_over_an_interruption_too(tmp_path, monkeypatch):
+    study, log = tiny_study(sites=4, rounds=3), Log(("burned", 2))
+    folder = RunFolder.create(tmp_path, study, log)
+    liar_in(monkeypatch, folder, "site-d", dict.fromkeys(range(1, 4), "site-a"))
+    with pytest.raises(KeyboardInterrupt), folder:
+        simulate(folder, load_cohort(None, study), Options())
+    simulate(RunFolder.reopen(folder.path, log), load_cohort(None, study), Options())
+    notes = [event["text"] for event in log.of("note")]
+    assert [note.split(":")[0] for note in notes] == [
+        "site-a and site-d had complaints in rounds 1, 2",
+        "site-a and site-d had complaints in rounds 1, 2, 3",
+    ]
+    ends = log.of("end_round")
+    assert [end["round"] for end in ends] == [1, 2, 3]
+    assert all(len({"site-a", "site-d"} & set(end["included"])) == 1 for end in ends)
+
+
+def test_a_site_that_accuses_two_others_takes_no_part_any_more(tmp_path, monkeypatch):
+    study, log = tiny_study(sites=4, rounds=3), Log()
+    with RunFolder.create(tmp_path, study, log) as folder:
+        liar_in(monkeypatch, folder, "site-d", {1: "site-a", 2: "site-b", 3: "site-c"})
+        simulate(folder, load_cohort(None, study), Options())
+    assert [end["included"] for end in log.of("end_round")[1:]] == [("site-a", "site-b", "site-c")] * 2
+    assert "site-d had complaints with so many others" in log.of("note")[-1]["text"]
+
+
 def test_what_a_complete_run_leaves_behind(tmp_path):
     study = tiny_study(mechanism="none", seed=None, rounds=1)
     run = train(study, tmp_path)
@@ -154,26 +199,26 @@ def test_what_a_complete_run_leaves_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["privacy"] is None
-    assert metrics["dice"]["mean"]["n"] == 3
+    assert metrics["dice"]["mean"]["n"] == 6
     assert "no privacy" in write_report(run).read_text().lower()
 
 
-def test_one_patient_trains_and_its_dice_is_not_an_average_of_nothing(tmp_path):
+def test_nobody_to_test_is_no_average_and_nobody_in_training_is_no_error(tmp_path):
     study = tiny_study(rounds=1, patients=2, mechanism="none")
     sites = tuple(site.model_copy(update={"patients": 1 + (site.id != "site-a")}) for site in study.sites)
     study = study.model_copy(update={"sites": sites})
     run = train(study, tmp_path)
     table = json.loads((run / "metrics.json").read_text())["dice"]["sites"]
     assert (table["site-a"]["n_train"], table["site-a"]["n_test"], table["site-a"]["mean"]) == (1, 0, None)
-    assert table["site-b"]["mean"]["n"] == 1
+    assert (table["site-b"]["n_train"], table["site-b"]["mean"]["n"]) == (0, 2)
 
 
 def test_one_site_alone_is_a_baseline_on_everybodys_patients(tmp_path):
     study = tiny_study(rounds=1, mechanism="none")
     run = train(study, tmp_path, Options(alone="site-b"))
     table = json.loads((run / "metrics.json").read_text())["dice"]
-    assert [site["n_train"] for site in table["sites"].values()] == [0, 2, 0]
-    assert table["mean"]["n"] == 3
+    assert [site["n_train"] for site in table["sites"].values()] == [0, 1, 0]
+    assert table["mean"]["n"] == 6
     with pytest.raises(ConfigError, match="site-x"):
         train(study, tmp_path, Options(alone="site-x"))
 

@@ -86,12 +86,12 @@ def test_a_missing_file_a_folder_and_bytes_are_named(tmp_path: Path) -> None:
 
 
 def test_hash_covers_results_and_privacy_and_nothing_else(study: Study) -> None:
-    assert study.replace(run={"threads": 7, "device": "cuda"}).hash() == study.hash()
+    assert study.replace(run={"threads": 7, "device": "cuda", "hold_seconds": 9.5}).hash() == study.hash()
     assert study.replace(report={"share_metrics": True}).hash() == study.hash()
     changed = [
         study.replace(privacy={"delta": 1e-7}),
         study.replace(study={"lr": 0.0123}),
-        study.replace(data={"split_seed": 99}),
+        study.replace(data={"holdout": 0.25}),
         study.replace(secagg={"suite": "X25519"}),
         study.replace(study={"seed": 12345}),
     ]
@@ -108,7 +108,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "b99d5f6455b9ea13a7e65d6408ce0b524d8dd1be0049f8f1b76d52d7aa85a4c0"
+    assert parse_study(text, "s").hash().hex() == "fc9876644599fd0cd129db65b4768eb7a29ff5f362c5a0fd97695e9b291f1c10"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -89,7 +89,9 @@ def one_round(model, tmp_path):
     def run(study, data=None, site="a", round_number=1, ledger=None, on_step=None):
         ledger = ledger or Ledger(tmp_path / f"{next(numbers)}.jsonl")
         data = data or site_data()
-        return train_round(model, data, study, site=site, round_number=round_number, ledger=ledger, on_step=on_step)
+        return train_round(
+            model, data, study, site=site, training_run="run", round_number=round_number, ledger=ledger, on_step=on_step
+        )
 
     return run
 
@@ -245,7 +247,7 @@ def test_a_model_that_mixes_patients_is_refused_and_not_charged(study, tmp_path)
     ledger = Ledger(tmp_path / "a.jsonl")
     mixing = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     with pytest.raises(UnsupportedModelError, match="BatchNorm2d"):
-        train_round(mixing, site_data(), study, site="a", round_number=1, ledger=ledger)
+        train_round(mixing, site_data(), study, site="a", training_run="run", round_number=1, ledger=ledger)
     assert ledger.events() == ()
 
 

@@ -19,7 +19,7 @@ def tiny_study(
     rounds: int = 2,
     mechanism: str = "local",
     seed: int | None = 7,
-    patients: int = 3,
+    patients: int = 4,
     steps: int = 1,
 ) -> Study:
     names = ", ".join(f'"{name}"' for name in STRUCTURES)
@@ -40,7 +40,7 @@ def tiny_study(
         dims = 2
         size = 32
         slices_per_patient = 2
-        holdout = 0.4
+        holdout = 0.2
         [model]
         name = "unet-small"
         channels = [4, 8]

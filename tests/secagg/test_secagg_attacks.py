@@ -19,7 +19,7 @@ that nobody notices, or an honest site that is blamed. The table follows docs/sp
 | Commitments | framing an honest dealer | three commitments (S-15 to S-17) | each |
 | Commitments | an unusable secret stops the server | combine refuses >= 2^256 (S-18) | the refusal |
 | Rounds, ShareReport | bad shares show at the end | envelopes are opened early (C-12) | the early look |
-| Rounds, ShareReport | a liar complains until nobody is left | smallest cover (S-20) | everybody accused goes |
+| Rounds, ShareReport | a liar complains until nobody is left | smallest set (S-20) | everybody accused goes |
 | Rounds, MaskedInputCollection | a late y after s_w is public | self mask | self mask |
 | Rounds, MaskedInputCollection | a second, different y | one message a sender (S-02) | the check |
 | Rounds, ConsistencyCheck | another U3 for each | signed U3 (C-17); states once; no two kinds | each |
@@ -108,7 +108,7 @@ from secagg import (
     wire,
 )
 from secagg.client import Attested, Shared
-from secagg.graph import smallest_cover
+from secagg.complaints import leave_out as meet
 from secagg.keys import MaskKey
 from secagg.masking import envelope_info, pair_mask_seed, self_mask_seed, share_commitment
 from secagg.messages import (
@@ -633,7 +633,7 @@ def complain_until_nobody_is_left(cohort: Cohort, leave_out: Callable) -> tuple[
 
 def test_a_liar_that_complains_again_and_again_is_left_out_itself():
     cohort = Cohort(7)
-    play, attempts = complain_until_nobody_is_left(cohort, lambda pairs: smallest_cover(pairs, at_most=1))
+    play, attempts = complain_until_nobody_is_left(cohort, lambda pairs: meet(pairs, 1, lambda _: 0).clients)
     assert attempts == 2
     assert play.server.included == without_ids(cohort, COLLUDER)
     assert play.exact

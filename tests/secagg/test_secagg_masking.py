@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from secagg.errors import ConfigError
-from secagg.masking import accumulate, masked_input, slot_values
+from secagg.masking import masked_input, slot_values
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
-from secagg.quantize import BLOCK, Quantised, dtype_for, pack, packed_size, quantize, unpack
+from secagg.quantize import BLOCK, Quantised, accumulate, dtype_for, pack, packed_size, quantize, unpack
 
 ROUND = bytes(range(32))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]

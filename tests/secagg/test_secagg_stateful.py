@@ -52,7 +52,7 @@ from secagg import (
     wire,
 )
 from secagg.client import Advertised, Attested, Masked, Released, Reported, Shared
-from secagg.graph import smallest_cover
+from secagg.complaints import leave_out as meet
 from secagg.keys import verify
 from secagg.messages import (
     AdvertiseKeys,
@@ -211,7 +211,7 @@ class HonestServer(RuleBasedStateMachine):
     # --- the server opens attempts as the specification says ------------------------------------------------------
 
     def begin(self) -> None:
-        cohort, leave_out = self.cohort, self.convicted | smallest_cover(self.complaints, self.cohort.c)
+        cohort, leave_out = self.cohort, self.convicted | self.met()
         if cohort.n - len(leave_out) < cohort.policy.min_survivors:
             self.over = True
             return
@@ -229,6 +229,9 @@ class HonestServer(RuleBasedStateMachine):
             if client_id not in self.late:
                 cohort.provide(client, client_id)
             self.says(self.now, client_id, client.start())
+
+    def met(self) -> frozenset[str]:
+        return meet(self.complaints, self.cohort.c, choose=lambda _: 0).clients
 
     def join(self, client_id: str, start: RoundStart) -> ClientSession:
         cohort, store = self.cohort, self.cohort.stores[client_id]
@@ -548,7 +551,7 @@ class HonestServer(RuleBasedStateMachine):
             assert self.sums == before + 1
             self.everything_arrives_and_rounds_close()
             assert self.now.server.confirmations.keys() == set(self.now.server.included)
-        assert len(smallest_cover(self.complaints, self.cohort.c)) <= self.cohort.c
+        assert len(self.met()) <= self.cohort.c
         assert self.convicted <= self.corrupt
 
 

@@ -1,16 +1,21 @@
 """Certificates: what is written, and one sentence for everything that can be wrong with a file."""
 
+import asyncio
 import datetime as dt
 import pickle
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secagg.errors import ConfigError
-from secagg.rpc.tls import Authority, ClientTls, ServerTls, make_certificates
+from secagg.rpc.frames import SERVICE
+from secagg.rpc.server import MailboxServer
+from secagg.rpc.tls import Authority, ClientTls, ServerTls, make_certificates, site_named_by
+from secagg.rpc.transport_pb2 import Greeting, Welcome
 
 DAY = dt.timedelta(days=1)
 NOW = dt.datetime.now(dt.UTC)
@@ -149,6 +154,7 @@ def test_roles_cannot_be_swapped(made):
 def test_files_of_another_kind(made, tmp_path):
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("hello")
+    nonsense.chmod(0o600)
     with pytest.raises(ConfigError, match=r"nonsense.pem is not a certificate in PEM form"):
         client(made, certificate=nonsense)
     with pytest.raises(ConfigError, match=r"nonsense.pem is not a private key in PEM form"):
@@ -161,6 +167,7 @@ def test_files_of_another_kind(made, tmp_path):
             serialization.BestAvailableEncryption(b"word"),
         )
     )
+    locked.chmod(0o600)
     with pytest.raises(ConfigError, match=r"locked.key has a password"):
         client(made, key=locked)
 
@@ -176,3 +183,111 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write certificates"):
         make_certificates(tmp_path / "file" / "below", ["site-a"])
+
+
+# --- Who a certificate is for -----------------------------------------------------------------------------------------
+
+CLIENT, SERVER = x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH
+KEY_USAGE = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+KEY_USAGE += ("key_cert_sign", "crl_sign", "encipher_only", "decipher_only")
+
+
+def issued(authority: Authority, folder: Path, names=("site-a",), usages=(CLIENT,), others=(), signs=True) -> None:
+    """A certificate `site-a.pem` as another tool may have made it."""
+    _, key_path = authority.issue(folder, "site-a")
+    key = serialization.load_pem_private_key(key_path.read_bytes(), None)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name) for name in names])
+    builder = authority._builder(subject, key.public_key(), authority._valid)
+    if usages:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    if others:
+        builder = builder.add_extension(x509.SubjectAlternativeName(map(x509.DNSName, others)), critical=False)
+    if signs is not None:
+        allowed = dict.fromkeys(KEY_USAGE, False) | {"digital_signature": signs, "key_encipherment": True}
+        builder = builder.add_extension(x509.KeyUsage(**allowed), critical=True)
+    pem = builder.sign(authority._key, authority._certificate.signature_hash_algorithm)
+    (folder / "site-a.pem").write_bytes(pem.public_bytes(serialization.Encoding.PEM))
+
+
+GOOD = {
+    "plain": {},
+    "no key usage": {"signs": None},
+    "also a server's": {"usages": (CLIENT, SERVER)},
+    "its own name again": {"others": ("site-a",)},
+}
+BAD = {
+    "no usage": ({"usages": ()}, "is not for a site"),
+    "a server's": ({"usages": (SERVER,)}, "is not for a site"),
+    "may not sign": ({"signs": False}, "is not for a site"),
+    "two names": ({"names": ("site-a", "mallory")}, "has 2 common names and must have one"),
+    "the same name twice": ({"names": ("site-a", "site-a")}, "has 2 common names and must have one"),
+    "no name": ({"names": ()}, "has 0 common names and must have one"),
+    "another name beside it": ({"others": ("mallory",)}, "names 'site-a' and others and must name one site"),
+    "two names beside it": ({"others": ("site-a", "mallory")}, "names 'site-a' and others and must name one site"),
+}
+
+
+@pytest.mark.parametrize("how", GOOD)
+def test_certificates_of_other_tools(tmp_path, how):
+    authority = Authority()
+    authority.write(tmp_path)
+    issued(authority, tmp_path, **GOOD[how])
+    assert client(tmp_path).name == "site-a"
+    assert site_named_by((tmp_path / "site-a.pem").read_bytes()) == "site-a"
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_certificate_for_nothing_or_for_two_is_refused_when_it_is_loaded(tmp_path, how):
+    authority = Authority()
+    authority.write(tmp_path)
+    options, sentence = BAD[how]
+    issued(authority, tmp_path, **options)
+    with pytest.raises(ConfigError, match=f"site-a.pem {sentence}"):
+        client(tmp_path)
+
+
+@pytest.mark.parametrize("how", [name for name in BAD if name not in ("a server's", "may not sign")])
+def test_a_certificate_for_nothing_or_for_two_is_refused_when_a_peer_presents_it(tmp_path, how):
+    """The coordinator does not rely on its sites to look; gRPC itself refuses the two kinds left out."""
+    authority = Authority()
+    authority.write(tmp_path)
+    authority.issue(tmp_path, "coordinator", ["127.0.0.1"])
+    options, sentence = BAD[how]
+    issued(authority, tmp_path, **options)
+
+    async def scenario() -> str:
+        tls = ServerTls.load(*(tmp_path / name for name in ("authority.pem", "coordinator.pem", "coordinator.key")))
+        server = MailboxServer(["site-a", "mallory"], tls)
+        port = await server.start("127.0.0.1", 0)
+        pem = [(tmp_path / name).read_bytes() for name in ("authority.pem", "site-a.key", "site-a.pem")]
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*pem)) as channel:
+            hello = channel.unary_unary(f"/{SERVICE}/Hello", Greeting.SerializeToString, Welcome.FromString)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await hello(Greeting(version=1, session=bytes(16)), timeout=20)
+        assert await server.receive(0.05) is None
+        await server.stop(0.0)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        return caught.value.details()
+
+    assert sentence in asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("pem", [b"", b"nonsense", b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"])
+def test_a_peer_without_a_readable_certificate_is_nobody(pem):
+    with pytest.raises(ValueError, match="missing or cannot be read"):
+        site_named_by(pem)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o660])
+@pytest.mark.parametrize("name", ["site-a", "coordinator"])
+def test_a_key_that_others_can_reach_is_refused(tmp_path, mode, name):
+    make_certificates(tmp_path, ["site-a"])
+    (tmp_path / f"{name}.key").chmod(mode)
+    kind, rest = (ServerTls, ()) if name == "coordinator" else (ClientTls, (["site-a"],))
+    paths = [tmp_path / file for file in ("authority.pem", f"{name}.pem", f"{name}.key")]
+    with pytest.raises(
+        ConfigError, match=rf"{name}.key: others can read this private key; run: chmod 600 .*{name}.key"
+    ):
+        kind.load(*paths, *rest)
+    paths[2].chmod(0o400)
+    kind.load(*paths, *rest)

@@ -8,7 +8,6 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from secagg.messages import (
     ShareReport,
 )
 from secagg.state import GENESIS
-from secagg.transcript import Recorder, Verdict, ViolationError, accept, checks, isolated, reading, verify
+from secagg.transcript import Recorder, Verdict, ViolationError, accept, checks, reading, verify
 from secagg.transcript.record import (
     KINDS,
     Block,
@@ -467,34 +466,6 @@ def test_a_file_does_not_choose_how_much_memory_is_taken(tmp_path):
 # --- Participation, and a client that accepts --------------------------------------------------------------------
 
 
-def test_isolation_is_a_matter_of_rank():
-    a, b, c, d = "abcd"
-    assert isolated([{a, b, c}, {a, b}]) == {c: {0: 1, 1: -1}}
-    assert isolated([{a, b, c}, {a, b, c}]) == {}
-    assert isolated([{a, b}, {c, d}]) == {}
-    half = Fraction(1, 2)
-    assert isolated([{a, b}, {b, c}, {a, c}]) == {
-        a: {0: half, 1: -half, 2: half},
-        b: {0: half, 1: half, 2: -half},
-        c: {0: -half, 1: half, 2: half},
-    }
-    assert isolated([]) == {}
-
-
-@given(st.lists(st.sets(st.integers(0, 5), min_size=1), max_size=6))
-def test_isolation_agrees_with_numpy(sets):
-    found = isolated([{str(i) for i in members} for members in sets])
-    matrix = np.array([[i in members for i in range(6)] for members in sets], float).reshape(len(sets), 6)
-    rank = np.linalg.matrix_rank(matrix) if len(sets) else 0
-    for i in range(6):
-        unit = np.eye(6)[i]
-        alone = bool(len(sets)) and np.linalg.matrix_rank(np.vstack([matrix, unit])) == rank
-        assert (str(i) in found) == alone
-        if alone:
-            combination = found[str(i)]
-            assert np.allclose(sum(float(times) * matrix[k] for k, times in combination.items()), unit)
-
-
 def test_isolated_clients_are_a_note_and_no_violation(tmp_path):
     cohort = Cohort(5)
     head = recorded(tmp_path / "a", cohort).server.head
@@ -503,6 +474,20 @@ def test_isolated_clients_are_a_note_and_no_violation(tmp_path):
     assert verdict.status == "holds"
     assert [note for note in verdict.notes if "isolate" in note] == [
         "the sums isolate site-b (+ 1 x round 1 - 1 x round 2); where updates change slowly that is close to its own"
+    ]
+
+
+def test_whom_the_sums_isolate_for_a_coalition_is_a_note_too(tmp_path):
+    """Seven clients, c = 2, sets that differ by one honest and two corrupt clients."""
+    cohort = Cohort(7, c=2)
+    head = recorded(tmp_path / "a", cohort, {"site-f": MASKED}).server.head
+    recorded(tmp_path / "b", cohort, {"site-b": MASKED, "site-g": MASKED}, number=2, head=head)
+    verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.roster)
+    assert verdict.status == "holds"
+    assert [note.split(" (")[0] for note in verdict.notes if "isolate" in note] == [
+        "the sums isolate site-b with what site-f, site-g would tell",
+        "the sums isolate site-f with what site-b, site-g would tell",
+        "the sums isolate site-g with what site-b, site-f would tell",
     ]
 
 

@@ -52,7 +52,7 @@ from secagg import (
     shamir,
     wire,
 )
-from secagg.graph import smallest_cover
+from secagg.complaints import leave_out
 from secagg.messages import Roster, RoundStart, Signed
 
 ROOT = Path(__file__).parents[2]
@@ -499,7 +499,7 @@ class Player:
 
     def do_leave_out(self, operation: Json, party: str, attempt: int) -> list[str]:
         complaints = [tuple(pair) for pair in operation["pairs"]]
-        return sorted(smallest_cover(complaints, self.policy.max_corrupt))
+        return sorted(leave_out(complaints, self.policy.max_corrupt, choose=lambda _: 0).clients)
 
     def do_advertise_keys(self, operation: Json, party: str, attempt: int) -> bytes:
         context = self.context(self.attempts[attempt])

@@ -29,9 +29,9 @@ from secagg import (
     wire,
 )
 from secagg.client import open_round
+from secagg.complaints import leave_out as meet
 from secagg.encoding import digest
 from secagg.errors import ProtocolError, SecAggError
-from secagg.graph import smallest_cover
 from secagg.keys import ChannelKey, MaskKey, seal
 from secagg.masking import pair_mask_seed, self_mask_seed, slot_values
 from secagg.messages import AdvertiseKeys, EncryptedShares, Receipt, RoundStart, ShareInbox
@@ -200,7 +200,7 @@ class Run:
             return self.stores[party].replay(RUN, arguments["round_number"])
         if operation == "leave_out":
             complaints = [tuple(pair) for pair in arguments["pairs"]]
-            return sorted(smallest_cover(complaints, self.setting.policy.max_corrupt))
+            return sorted(meet(complaints, self.setting.policy.max_corrupt, choose=lambda _: 0).clients)
         if operation == "server_receive":
             reply = self.servers[attempt].receive(party, wire.decode_from_client(data))
             return reply and wire.encode(reply)

@@ -1,0 +1,278 @@
+"""The front door: the one public port, which lets strangers in by a few at a time and sites always.
+
+gRPC listens without a limit, and the limit that its core knows counts strangers and sites alike. So gRPC listens on a
+socket in a private folder, and this door hands on the bytes of TLS, which it cannot read. A connection is a stranger's
+until `admit` says whose it is. Strangers have a fixed number of places, a deadline and an allowance of bytes; where all
+places are taken, the oldest stranger of the address that holds most of them makes room. A site keeps its newest
+connections. The door runs in a thread of its own, so that a busy owner keeps no site waiting. It must never spend on
+strangers the files that sites need, nor close a site's connection for a stranger's sake.
+"""
+
+import asyncio
+import errno
+import ipaddress
+import os
+import resource
+import socket
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Thread
+
+from secagg.errors import ConfigError
+
+STRANGERS = 256
+"""Places for connections that have not said who they are, at most."""
+CONNECTIONS = 2
+"""Connections of one site at most: its own, and one that replaces it."""
+GREETING_SECONDS = 20.0
+STRANGERS_BYTES = 1 << 16
+"""What a stranger may send, and be sent, before it has said who it is: several TLS handshakes."""
+
+_FEWEST_STRANGERS = 8
+_FILES_EACH = 3  # of a connection: towards the peer, towards gRPC, and gRPC's own end
+_FILES_OF_THE_OWNER = 64
+_STRANGERS_BUFFER = 1 << 14
+_BUFFER = 1 << 18
+_UNHEARD_MILLISECONDS = 30_000
+_PAUSE_SECONDS = 0.1
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(eq=False)
+class _Visitor:
+    """One connection; its number names gRPC's end of it."""
+
+    number: int
+    address: str
+    outer: socket.socket
+    site: str = ""
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+    clock: asyncio.Timeout | None = None
+    task: "asyncio.Task[None] | None" = None
+
+
+class Door:
+    """Listens for a gRPC server that listens at `inner`.
+
+    Where this process may open too few files for its sites, its soft limit is raised as far as the hard one allows.
+
+    Args:
+        host: where to listen.
+        port: 0 takes a free one; the attribute says which.
+        sites: how many sites must always find room.
+
+    Raises:
+        ConfigError: the address or port cannot be had, or this process may open too few files; says what to do.
+    """
+
+    def __init__(self, host: str, port: int, sites: int) -> None:
+        self.strangers = _places(sites)
+        self._listeners = _listen(host, port)
+        self.port: int = self._listeners[0].getsockname()[1]
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="secagg-")
+        except OSError as error:
+            raise ConfigError(f"no folder for temporary files ({error.strerror}); set TMPDIR to one") from None
+        self._path = f"{self._folder.name}/grpc"
+        self.inner = f"unix:{self._path}"
+        self._visitors: dict[int, _Visitor] = {}
+        self._number = 0
+        self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
+        self._thread = Thread(target=self._run, name="secagg door", daemon=True)
+
+    def open(self) -> None:
+        """Let visitors in; the gRPC server listens by now."""
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Cut every connection and end the thread; a second call does nothing."""
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # the loop has just ended
+                self._loop.call_soon_threadsafe(self._stopping.set)
+            await asyncio.to_thread(self._thread.join)
+        self._loop.close()
+        for listener in self._listeners:
+            listener.close()
+        self._folder.cleanup()
+
+    def admit(self, peer: str, site: str) -> None:
+        """A call has shown whose connection it came over; may be called from any thread.
+
+        Args:
+            peer: the peer as gRPC names it: a path that ends in the visitor's number.
+            site: whom its certificate names.
+        """
+        number = peer.rpartition("/")[2]
+        visitor = self._visitors.get(int(number)) if number.isdecimal() else None
+        if visitor is not None and not visitor.site:
+            with suppress(RuntimeError):  # the door closes just now
+                self._loop.call_soon_threadsafe(self._admit, visitor, site)
+
+    def _admit(self, visitor: _Visitor, site: str) -> None:
+        visitor.site = site
+        visitor.known.set()
+        if visitor.clock is not None and not visitor.clock.expired():
+            visitor.clock.reschedule(None)
+        own = [other for other in self._visitors.values() if other.site == site]
+        for older in own[:-CONNECTIONS]:
+            _send_away(older)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        await self._stopping.wait()
+        tasks = [*accepting, *(visitor.task for visitor in self._visitors.values() if visitor.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                outer, address = await self._loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _NO_ROOM:  # the owner has opened more files than it was expected to
+                    await self._make_room(self.strangers // 2)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            await self._make_room(self.strangers - 1)
+            self._number += 1
+            visitor = _Visitor(self._number, _network(address[0]), outer)
+            self._visitors[visitor.number] = visitor
+            visitor.task = asyncio.create_task(self._attend(visitor))
+            visitor.task.add_done_callback(partial(self._forget, visitor))
+
+    def _forget(self, visitor: _Visitor, _: object) -> None:
+        del self._visitors[visitor.number]
+        visitor.outer.close()
+
+    async def _make_room(self, places: int) -> None:
+        """Send strangers away until at most so many are left."""
+        while len(strangers := [visitor for visitor in self._visitors.values() if not visitor.site]) > places:
+            ((heaviest, _),) = Counter(visitor.address for visitor in strangers).most_common(1)
+            oldest = next(visitor for visitor in strangers if visitor.address == heaviest)
+            _send_away(oldest)
+            if oldest.task is not None:
+                await asyncio.wait([oldest.task])
+            await asyncio.sleep(0)  # its place is free once the task's callbacks have run
+
+    async def _attend(self, visitor: _Visitor) -> None:
+        with suppress(OSError, TimeoutError):
+            _prepare(visitor.outer)
+            async with asyncio.timeout(GREETING_SECONDS) as visitor.clock:
+                first = await self._loop.sock_recv(visitor.outer, _STRANGERS_BUFFER)
+                if first:  # a stranger that says nothing costs gRPC nothing
+                    with socket.socket(socket.AF_UNIX) as inner:
+                        await self._dial(inner, visitor.number)
+                        await self._loop.sock_sendall(inner, first)
+                        await self._relay(visitor, inner)
+
+    async def _dial(self, inner: socket.socket, number: int) -> None:
+        own = f"{self._path.removesuffix('grpc')}{number}"
+        inner.setblocking(False)
+        inner.bind(own)
+        try:
+            await self._loop.sock_connect(inner, self._path)
+        finally:
+            os.unlink(own)
+
+    async def _relay(self, visitor: _Visitor, inner: socket.socket) -> None:
+        """Hand bytes on both ways until one side ends."""
+        both = ((visitor.outer, inner), (inner, visitor.outer))
+        pumps = [asyncio.create_task(self._pump(visitor, source, sink)) for source, sink in both]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)  # before the sockets are closed
+
+    async def _pump(self, visitor: _Visitor, source: socket.socket, sink: socket.socket) -> None:
+        buffer, allowance = memoryview(bytearray(_STRANGERS_BUFFER)), STRANGERS_BYTES
+        while count := await self._loop.sock_recv_into(source, buffer):
+            await self._loop.sock_sendall(sink, buffer[:count])
+            allowance -= count
+            if not visitor.site and allowance <= 0:
+                await visitor.known.wait()
+            if visitor.site and len(buffer) < _BUFFER:
+                buffer = memoryview(bytearray(_BUFFER))
+            await asyncio.sleep(0)  # others take their turn, however fast this one sends
+
+
+def _send_away(visitor: _Visitor) -> None:
+    if visitor.task is not None:
+        visitor.task.cancel()
+
+
+def _prepare(outer: socket.socket) -> None:
+    outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: a peer that takes nothing any more does not stay for ever
+        outer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNHEARD_MILLISECONDS)
+
+
+def _network(address: str) -> str:
+    """What one stranger can choose freely counts as one address: in version 6 the lower half."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
+        return found.exploded[:19]
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def _places(sites: int) -> int:
+    """How many strangers there is room for beside the sites and the owner's own files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = len(os.listdir("/dev/fd")) + _FILES_OF_THE_OWNER + _FILES_EACH * CONNECTIONS * sites
+    needed = reserved + _FILES_EACH * _FEWEST_STRANGERS
+    if resource.RLIM_INFINITY not in (soft, hard) and hard < needed:
+        raise ConfigError(
+            f"this process may open {hard} files and {sites} sites need {needed}; raise the limit (ulimit -n {needed}) "
+            "and start again"
+        )
+    if soft == resource.RLIM_INFINITY:
+        return STRANGERS
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        soft = needed
+    return min(STRANGERS, (soft - reserved) // _FILES_EACH)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for each address of the host, all at one port."""
+    listeners: list[socket.socket] = []
+    problem: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        found, problem = [], error
+    for family, _, _, _, address in dict.fromkeys(found):
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen(STRANGERS)
+        except OSError as error:  # this computer may lack one of the two kinds of address
+            listener.close()
+            problem = error
+            continue
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    if listeners and (problem is None or problem.errno != errno.EADDRINUSE):
+        return listeners
+    for listener in listeners:
+        listener.close()
+    if problem is not None and problem.errno == errno.EADDRINUSE:
+        raise ConfigError(
+            f"port {port} on {host} is in use by another program; choose another port, or 0 for a free one"
+        )
+    why = problem.strerror if problem is not None else "no such address"
+    raise ConfigError(f"cannot listen on {host} port {port} ({why}); choose an address of this computer")

@@ -1,0 +1,195 @@
+"""The screen and text of others: whatever a site sends or a file holds, it is shown and nothing ends."""
+
+import asyncio
+import io
+import json
+import random
+
+import pytest
+from rich.console import Console
+from tiny import tiny_study
+
+from fedseg import cli
+from fedseg.controls import FAILED, LEAVING, READY, Ready, Said
+from fedseg.coordinator import Coordinator, Options
+from fedseg.credentials import make_credentials
+from fedseg.errors import ConfigError
+from fedseg.runfolder import RunFolder
+from fedseg.screen import Screen
+from secagg.printable import printable
+from secagg.rpc.frames import HELLO, Received
+
+HOSTILE = {
+    "markup that was never opened": "no [/such] tag",
+    "markup": "[bold red]alarm[/] [link=https://example.org]here[/link]",
+    "escape": "\x1b[2J\x1b]0;title\x07 and \x9b31m",
+    "lines": "one\ntwo\r\nround 99: sum of 5 of 5 sites\u2028x",
+    "bidi": "\u202etxt.exe",
+    "surrogate": "\ud800 half",
+    "everything": "[/]\x1b[31m\n\ud800\u202e[",
+}
+STUDY = {
+    "kind": "study",
+    "name": "[/x]\x1b[1mstudy",
+    "sites": ["a", "[/b]\x1b"],
+    "parameters": 3,
+    "rounds": 2,
+    "mechanism": "none",
+    "suite": "x",
+    "threshold": 3,
+    "n": 5,
+    "secure": True,
+    "budget": 8.0,
+    "structures": ["liver"],
+}
+
+
+def screen_of(terminal: bool, encoding: str = "utf-8") -> tuple[Screen, io.TextIOWrapper]:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    console = Console(file=file, force_terminal=terminal, color_system=None, width=120, legacy_windows=False)
+    return Screen(console), file
+
+
+def shown_on(file: io.TextIOWrapper) -> str:
+    file.flush()
+    return file.buffer.getvalue().decode(file.encoding)
+
+
+def events(text: str) -> list[dict]:
+    return [
+        STUDY,
+        {"kind": "round", "round": 1, "attempt": 0},
+        {"kind": "train", "site": "a", "round": 1, "step": 1, "steps": 2},
+        {"kind": "note", "text": f"a stopped: {text}"},
+        {"kind": "left", "site": "a", "reason": text},
+        {"kind": "burned", "round": 1, "reason": text},
+        {"kind": "dropped", "site": "[/b]\x1b", "round": 1, "after": text},
+        {"kind": "end_round", "round": 1, "included": ["a"], "dropped": [text], "exact": None},
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_log_has_one_line_for_each_event_as_it_stands(kind, encoding):
+    screen, file = screen_of(terminal=False, encoding=encoding)
+    with screen:
+        for event in events(HOSTILE[kind]):
+            screen(event)
+    lines = shown_on(file).split("\n")
+    assert len(lines) == 2 + 5 + 1
+    assert all(line.isprintable() for line in lines)
+    assert lines[3] == printable(HOSTILE[kind], encoding)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_terminal_shows_it_as_it_stands(kind):
+    screen, file = screen_of(terminal=True)
+    with screen:
+        for event in events(HOSTILE[kind]):
+            screen(event)
+        drawn = Console(file=io.StringIO(), width=400, color_system=None, legacy_windows=False)
+        drawn.print(screen._draw())
+    text = drawn.file.getvalue()
+    assert f"a stopped: {printable(HOSTILE[kind])}" in text
+    assert r"[/x]\x1b[1mstudy" in text
+    assert r"[/b]\x1b" in text
+    assert not {c for c in text if not c.isprintable()} - {"\n"}
+    assert "\x9b" not in shown_on(file)
+    assert "\x1b]0;" not in shown_on(file)
+
+
+def test_random_text_never_ends_the_screen():
+    pieces = ["[", "]", "/", "[/", "\x1b", "\n", "\ud800", "\u202e", "bold", "\\", ":skull:", "[[", "=", "ü", "\x00"]
+    chance = random.Random(7)
+    for terminal in (True, False):
+        screen, file = screen_of(terminal)
+        with screen:
+            for _ in range(300):
+                text = "".join(chance.choices(pieces, k=chance.randrange(12)))
+                for event in events(text):
+                    screen(event)
+        assert shown_on(file)
+
+
+# --- Through the coordinator ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def credentials(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("credentials")
+    make_credentials(folder, tiny_study(rounds=1), "run")
+    return folder
+
+
+@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if "\ud800" not in HOSTILE[kind]])
+@pytest.mark.parametrize("how", [LEAVING, FAILED])
+def test_a_sites_sentence_does_not_end_the_coordinator(tmp_path, credentials, kind, how):
+    """Version 0.2 read it as markup and crashed."""
+    screen, file = screen_of(terminal=False)
+    options = Options("127.0.0.1", 0, credentials)
+    coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), options)
+    coordinator._take(Received("site-a", how, Said(reason=HOSTILE[kind]).packed()))
+    assert shown_on(file).endswith(f"{printable(HOSTILE[kind])}\n")
+    assert shown_on(file).count("\n") == 1
+    written = (coordinator.folder.path / "events.jsonl").read_text(encoding="utf-8")
+    assert HOSTILE[kind] in json.loads(written).get("reason", "") + json.loads(written).get("text", "")
+
+
+def test_half_a_character_is_refused_where_it_arrives(tmp_path, credentials):
+    screen, file = screen_of(terminal=False)
+    coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options("", 0, credentials))
+
+    async def scenario() -> None:
+        coordinator.mailbox.receive = lambda _: asyncio.sleep(0, Received("site-a", LEAVING, b'{"reason":"\\ud800"}'))
+        await coordinator._hear(0)
+
+    asyncio.run(scenario())
+    assert shown_on(file) == "site-a sent a malformed Said message; it was ignored\n"
+
+
+def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, credentials):
+    """600 requests of a few bytes once made the coordinator hold 3.6 GB."""
+    screen, _ = screen_of(terminal=False)
+    coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options("", 0, credentials))
+    transcripts = coordinator.folder.path / "transcripts"
+    transcripts.mkdir()
+    (transcripts / "0001-0.transcript").write_bytes(bytes(1000))
+    sent = []
+    coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
+    for _ in range(2):
+        coordinator._take(Received("site-a", HELLO, b""))
+        for _ in range(600):
+            coordinator._take(Received("site-a", READY, Ready(unreplayed=1).packed()))
+            coordinator._take(Received("site-a", FAILED, Said(reason="again").packed()))
+    assert sent == ["transcript"] * 2
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
+    text = HOSTILE[kind]
+
+    def fail() -> None:
+        raise ConfigError(text)
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    cli._warn(f"[{text}", UserWarning)
+    printed = capsys.readouterr().err
+    assert printed == f"fedseg: {printable(text)}\nwarning: [{printable(text)}\n"
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+    column = {"mean": figure, "structures": {text: figure}}
+    metrics = {
+        "dice": {"mean": figure, "overall": {text: figure}, "sites": {text: column}},
+        "baselines": {text: figure},
+        "privacy": None,
+        "protocol": {"rounds_completed": 1, "bytes_up": 1, "bytes_down": 1, "seconds": {text: 1.0}},
+        "seconds": 1.0,
+    }
+    cli.show_metrics(metrics)
+    printed = capsys.readouterr().out
+    assert f"{printable(text)}: mean Dice 0.50 0.40-0.60 n=3" in printed
+    assert all(c.isprintable() or c == "\n" for c in printed)
