@@ -13,7 +13,7 @@ from tiny import tiny_study
 
 from fedseg import exposure
 from fedseg import site as site_module
-from fedseg.aggregate import Rounds, SecureSum
+from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data import load_site
@@ -21,7 +21,7 @@ from fedseg.errors import RoundFailedError
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate
-from secagg import Policy, SigningKey, dequantize, masking
+from secagg import Policy, RoundBook, SigningKey, dequantize, masking
 from secagg.client import Reported
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -217,7 +217,7 @@ def test_a_lying_coordinators_transcript_neither_clears_a_round_nor_ends_a_site_
 
 
 def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: SigningKey, run: str = "run") -> SecureSum:
-    book = Rounds(run, bytes(32), server, max_corrupt=policy.max_corrupt)
+    book = RoundBook(run, bytes(32), server, policy.max_corrupt)
     rounding = lambda site, number: Stream.seeded(1, site, number)  # noqa: E731
     return SecureSum(policy, book, keys, folder, rounding, bytes(32), private=False)
 
