@@ -248,7 +248,8 @@ class Site:
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
         kept.mkdir(exist_ok=True)
-        came.replace(kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript")
+        (kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript").write_bytes(transcript)
+        came.unlink()
 
     # --- One round ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data import load_site
-from fedseg.errors import RoundFailedError
+from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate
@@ -99,6 +99,21 @@ def test_a_federation_in_which_every_site_refuses_goes_on_once_every_operator_ac
 
 def _burned(federation: Federation) -> list[tuple[int, int]]:
     return [(event["round"], event["attempt"]) for event in federation.of(COORDINATOR, "burned")]
+
+
+def test_only_a_whole_identifier_of_a_round_is_accepted_and_only_where_a_site_has_marks(tmp_path):
+    study = tiny_study(mechanism="none")
+    make_credentials(tmp_path / "credentials", study, "run")
+    accept = exposure.accept_round
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        accept(study, tmp_path / "credentials", tmp_path, "site-a", "3f9c")
+    with pytest.raises(ConfigError, match="give --state"):
+        accept(study, tmp_path / "credentials", tmp_path, "site-a", "00" * 32)
+    with SqliteStore(tmp_path / exposure.MARKS, "site-a") as store:
+        assert "site-a" in accept(study, tmp_path / "credentials", tmp_path, "site-a", "00" * 32)
+        with store.transaction() as marks:
+            assert marks.accepted(bytes(32))
+            assert not marks.accepted(bytes([1] * 32))
 
 
 def test_one_operator_who_does_not_accept_keeps_his_site_out_whatever_others_accept(tmp_path):

@@ -88,10 +88,10 @@ def test_the_network_and_the_simulation_train_the_same_model(tmp_path):
 class Tampering(Coordinator):
     """Publishes another model than the sum gives, signed like any other."""
 
-    def _record(self, number, outcome) -> None:
+    def _record(self, number, attempt, outcome) -> None:
         self.vector = self.vector + np.float32(0.01)
         assign(self.model, self.vector)
-        super()._record(number, outcome)
+        super()._record(number, attempt, outcome)
 
 
 def test_sites_refuse_a_model_that_the_last_sum_does_not_give(tmp_path):
@@ -128,7 +128,7 @@ def test_sites_refuse_another_study(tmp_path):
     other = study.replace(study={"lr": 0.5})
     ended, sites = asyncio.run(federate(study, tmp_path, at_sites=other))
     assert isinstance(ended, RoundFailedError)
-    assert all("another study" in str(error) for error in sites.values()), sites
+    assert all("[C-23]" in str(error) and "study file" in str(error) for error in sites.values()), sites
 
 
 @pytest.mark.parametrize("share", [False, True])
