@@ -75,6 +75,7 @@ def test_a_federation_in_which_every_site_refuses_goes_on_once_every_operator_ac
                 assert "shares" in federation.said(site)
                 assert open_release(tmp_path, site).startswith("round 1, attempt 0")
             assert not federation.of(COORDINATOR, "end_round")
+            assert not federation.coordinator.shown  # there is no transcript of this round, and no other one is sent
             printed = await federation.accept(*FIVE[:3])
             assert all("itself sent shares" in text for text in printed)
             # Those who had not released see what the others say, and give nothing before they accepted too (C-26).
