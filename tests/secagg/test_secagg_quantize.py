@@ -84,6 +84,7 @@ class TestQuantize:
     )
     @example(48, 1.0, [2.0**46 + 1, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)  # rounded to half a step
     @example(48, 0.1, [2.0**46 + 1, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)  # the scale is rounded up
+    @example(48, 5.50724478993493, [123574164806471.0, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)
     @example(16, 1.0, [3.0, 2.0**15, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31)  # exactly half a step
     def test_every_client_stays_in_its_exact_bound_and_within_a_step(self, value_bits, clip, weights, values, word):
         """Against exact rationals: no value above its client's bound, and none farther from the truth than a step."""
@@ -96,6 +97,7 @@ class TestQuantize:
             share = full * Fraction(weight) / largest
             bound = math.ceil(share)
             assert rules.bound(client) == bound <= full
+            assert clip * rules.scale(client) <= bound
             result = lift(quantize(update, rules, client, Constant(word))[0], 64)
             for value, integer in zip(update.tolist(), result, strict=True):
                 exact = min(max(Fraction(value) / Fraction(clip), Fraction(-1)), Fraction(1)) * share
