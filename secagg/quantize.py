@@ -118,21 +118,20 @@ class Quantised:
         part = self._update[self._read : self._read + len(out)]
         self._read += len(out)
         largest = self._largest(part)
-        if _kernel is not None and part.flags.c_contiguous and out.flags.c_contiguous:
-            words = self._stream.words(len(part))
-            _kernel.quantise(part, words, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
-            return
-        values, words = self._floats[:, : len(part)]
-        values[:] = part
-        if largest > self._clip_range:
-            np.clip(values, -self._clip_range, self._clip_range, out=values)
-        values *= self._scale
         drawn = self._stream.words(len(part)).view(np.int32)
         if self._coarse:
             drawn >>= self._coarse
         drawn |= np.int32(1)  # odd: never half a step, which could take the largest value one too far
         if self._coarse:
             drawn <<= self._coarse
+        if _kernel is not None and part.flags.c_contiguous and out.flags.c_contiguous:
+            _kernel.quantise(part, drawn, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
+            return
+        values, words = self._floats[:, : len(part)]
+        values[:] = part
+        if largest > self._clip_range:
+            np.clip(values, -self._clip_range, self._clip_range, out=values)
+        values *= self._scale
         words[:] = drawn
         values += words
         values += _MAGIC

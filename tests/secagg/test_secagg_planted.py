@@ -16,8 +16,8 @@ from secagg import InconsistentViewError, TooFewClientsError, UnexpectedMessageE
 from secagg.keys import MaskKey
 from secagg.messages import IncludedSet
 from secagg.prg import CHUNK_BYTES, Masks, apply_masks
-from secagg.rpc.store import SqliteStore
-from secagg.state import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION
+from secagg.sqlite import SqliteStore
+from secagg.state import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, Slot
 
 # --- A keystream that repeats after 64 chunks --------------------------------------------------------------------
 
@@ -97,20 +97,26 @@ def test_a_client_attests_no_set_of_fewer_than_min_survivors_though_t_would_do(i
 # --- The check of the contribution outside its transaction -------------------------------------------------------
 
 
-def contribute(store: SqliteStore, number: int) -> None:
-    store.contribute(RUN, number, f"event {threading.get_ident()}")
+SLOT = Slot(bytes(32), RUN, 1, 0)
+
+
+def contribute(store: SqliteStore) -> None:
+    with store.transaction() as marks:
+        marks.contribute(SLOT, f"event {threading.get_ident()}", (), private=True)
 
 
 def test_of_two_processes_that_contribute_at_once_exactly_one_wins(tmp_path: Path):
     """Two openings of one file; both have done everything that comes before BEGIN when the first one begins."""
     stores = [SqliteStore(tmp_path / "marks.sqlite", "d") for _ in range(2)]
+    with stores[0].transaction() as marks:
+        marks.join(SLOT, bytes(32), private=True)
     begin, outcomes = threading.Barrier(2), []
     for store in stores:
         store._database.set_trace_callback(lambda sql: begin.wait(60) if sql.startswith("BEGIN") else None)
 
     def race(store: SqliteStore) -> None:
         try:
-            contribute(store, 1)
+            contribute(store)
             outcomes.append("contributed")
         except UnexpectedMessageError as error:
             outcomes.append(error.check)
