@@ -14,6 +14,7 @@ from unittest import mock
 
 import numpy as np
 from lies import first_bundle, tell
+from marks import sequences
 from playing import SENDS, STEPS, Files, Json, Setting, drawn, randomness
 
 from secagg import SecAggError, Suite
@@ -26,9 +27,10 @@ from secagg.masking import (
     self_commitment,
     self_mask_seed,
     share_commitment,
+    slot_mask,
     slot_values,
 )
-from secagg.messages import Bundle
+from secagg.messages import Bundle, ReleaseClaim
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
 from secagg.quantize import dtype_for, pack, quantize, unpack
 from secagg.shamir import PRIME, combine, is_share, split
@@ -82,6 +84,7 @@ def rounds(files: Files) -> None:
 
     complaint(files)
     chained(files)
+    accepted(files)
     repeats(files)
     aborted(files)
 
@@ -122,10 +125,23 @@ def chained(files: Files) -> None:
     receipt = run.views[0]["Result"].receipt
     run.open(2, head=receipt.head)
     for party in run.setting.ids:
-        run.do("mark_replayed", party, 1, round_number=1)
+        run.do("mark_replayed", party, round=receipt.round_id.hex())
     run.starts(1, (receipt,))
     run.play(1)
     files.write(run, "Two rounds; the second builds on the head of the first, whose result site-a never saw.")
+
+
+def accepted(files: Files) -> None:
+    """A burned round whose shares everybody sent; every operator accepts it by name, and the advertisements say so."""
+    run = files.run("round_n4_exposed", n=4)
+    run.open()
+    run.play(until="conclude")
+    round_id = run.views[0]["Result"].receipt.round_id.hex()
+    run.open(2, head=run.views[0]["Result"].receipt.head)
+    for party in run.setting.ids:
+        run.do("accept_exposure", party, round=round_id)
+    run.play(1)
+    files.write(run, "Nobody replayed the first round; its claim is in every advertisement of the second.")
 
 
 def repeats(files: Files) -> None:
@@ -344,10 +360,36 @@ def derivations() -> Iterator[Json]:
         bundle = Bundle(b"sealed shares", pair, slot, roster1, round_id if pair else b"")
         values = {item.name: getattr(bundle, item.name).hex() for item in fields(bundle)}
         yield {"operation": "bundle_digest"} | values | {"output": bundle.digest().hex()}
+    yield claim_case()
     for bits in WIDTHS:
         policy = Setting(bits=bits, value_bits=WIDTHS[bits]).policy
         output = slot_values(policy, round_id).tolist()
         yield {"operation": "slots", "bits": bits, "round": round_id.hex(), "output": output}
+        for length in (1, 2**16 - 1, 2**17 + 3):
+            case = {"operation": "slot_mask", "bits": bits, "length": length, "seed": secret.hex()}
+            policy = Setting(bits=bits, value_bits=WIDTHS[bits], length=length).policy
+            yield case | {"output": slot_mask(secret, policy).hex()}
+
+
+def claim_case() -> Json:
+    """A claim field by field, and what it says that it is about."""
+    hashes = {
+        name: drawn(f"claim, {name}", 32)
+        for name in ("session", "model_hash", "task_hash", "previous_head", "roster2", "sharers_hash", "inputs_hash")
+    }
+    attestations = {party: drawn(f"claim, {party}", 64) for party in ("site-a", "site-c")}
+    claim = ReleaseClaim(
+        training_run="run-7", round_number=300, attempt=2, attestations=attestations, **hashes
+    )
+    return {
+        "operation": "release_claim",
+        **{name: value.hex() for name, value in hashes.items()},
+        **{"training_run": "run-7", "round_number": 300, "attempt": 2},
+        "attestations": {party: signature.hex() for party, signature in attestations.items()},
+        "round": claim.round_id.hex(),
+        "attested": claim.attested.hex(),
+        "encoded": encode("example", claim.fields()).hex(),
+    }
 
 
 def split_share() -> bytes:
@@ -376,6 +418,7 @@ def generate(out: Path, recorded: Path | None) -> None:
         files.written[f"primitive_{name}"] = {"operations": list(cases())}
     rounds(files)
     tell(files)
+    files.written["store_sequences"] = {"sequences": sequences()}
     for path in out.glob("*.json"):
         path.unlink()
     for name, content in files.written.items():

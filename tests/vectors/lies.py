@@ -16,15 +16,18 @@ from playing import RUN, SENDS, SERVER, Files, Json, Run, drawn, randomness, sig
 
 import secagg.client
 from secagg import Suite, wire
+from secagg.client import LARGEST_STEP
 from secagg.errors import MalformedMessageError
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import envelope_info, share_commitment
 from secagg.messages import (
     AdvertiseKeys,
+    Attestation,
     Attestations,
     Bundle,
     EncryptedShares,
     IncludedSet,
+    ReleaseClaim,
     Reports,
     Roster,
     ShareInbox,
@@ -48,7 +51,7 @@ LISTS = {
 HASHES = (
     *("slot", "roster1", "roster2", "round_id", "attested", "sharers_hash", "y_hash", "total_hash", "head"),
     *("previous_head", "model_hash", "task_hash", "self_commitment", "mask_key_commitment", "self_seed_commitment"),
-    *("pair_commitment", "self_seed"),
+    *("pair_commitment", "self_seed", "released", "session", "inputs_hash"),
 )
 SHAPES: dict[str, Any] = dict.fromkeys(HASHES, bytes(31)) | {
     "nonce": bytes(15),
@@ -59,6 +62,9 @@ SHAPES: dict[str, Any] = dict.fromkeys(HASHES, bytes(31)) | {
     "self_seed_shares": {"": bytes(33)},
     "mask_key_shares": {"": bytes(33)},
     "pair_secrets": {VICTIM: bytes(31)},
+    "attestations": {VICTIM: bytes(63)},
+    "masks": {VICTIM: bytes(8), "site-b": bytes(9)},
+    "round_number": 0,
 }
 """Fields of a fixed shape, and what they are not."""
 Lie = Callable[[Any], Any]
@@ -272,13 +278,18 @@ def lying_starts(liars: Liars) -> None:
     base = liars.files.runs[BASE]
     start, done = wire.decode_from_server(start_message()), base.views[0]["Result"].receipt
     later = replace(done, round_number=2, previous_head=done.head).sign(SERVER)
+    far = replace(done, round_number=LARGEST_STEP + 1).sign(SERVER)
     for check, comment, lie in [
         ("C-01", "Another model, after the start was signed", wire.encode(replace(start, model_hash=OTHER))),
         ("C-01", "A round start that a client signed", wire.encode(start.sign(signing_key(LIAR)))),
         ("C-01", "A receipt of another sum", start_message(2, done.head, (replace(done, total_hash=OTHER),))),
         ("C-02", "Another run", start_message(run=f"not {RUN}")),
         ("C-04", "A previous head that is not in the log", start_message(head=OTHER)),
-        ("C-04", "A round number that is not above the log", start_message(0)),
+        ("C-04", "A round number that is not above the log", start_message(1, done.head, (done,))),
+        ("C-04", "A round number too far ahead", start_message(LARGEST_STEP + 1)),
+        ("C-04", "A receipt too far ahead", start_message(2 * LARGEST_STEP, far.head, (far,))),
+        ("C-23", "Another model than the client's own", start_message(model=OTHER)),
+        ("C-23", "Another task than the client's own", start_message(task=OTHER)),
         ("C-04", "A head without the receipt that leads to it", start_message(2, done.head)),
         ("C-04", "A receipt that does not continue the log", start_message(3, later.head, (later,))),
         ("C-04", "A head that does not follow", start_message(2, OTHER, (replace(done, head=OTHER).sign(SERVER),))),
@@ -287,6 +298,17 @@ def lying_starts(liars: Liars) -> None:
     burned, not_replayed = start_message(2), start_message(2, done.head, (done,))
     liars.to_client("C-05", "An opened round is called burned", "open_round", burned, before="conclude")
     liars.to_client("C-05", "A transcript was not replayed", "open_round", not_replayed, before="conclude")
+    replayed = base.index("conclude", VICTIM)
+    run = base.branch(replayed)
+    run.do("accept_exposure", VICTIM, round=OTHER.hex())
+    run.do("open_round", VICTIM, data=not_replayed, name="start")
+    liars.branch("C-05", "Another round was accepted", base, run, replayed)
+
+    replayed = base.index("advertise_keys", VICTIM)
+    run = base.branch(replayed)
+    run.do("open_round", VICTIM, data=start_message(2, OTHER, (done,)), name="refused start")
+    run.do("open_round", VICTIM, data=start_message(2, done.head), name="start")
+    liars.branch("C-04", "The receipt of a start that was refused is not kept", base, run, replayed)
 
     replayed = base.index("share_keys", VICTIM)
     run = base.branch(replayed)
@@ -306,10 +328,56 @@ def lying_starts(liars: Liars) -> None:
     head = next_head(done.previous_head, done.round_id, done.attested, other)
     done = replace(done, total_hash=other, head=head).sign(SERVER)
     run = base.branch(replayed)
-    run.do("mark_replayed", VICTIM, round_number=1)
+    run.do("mark_replayed", VICTIM, round=base.views[0]["Result"].receipt.round_id.hex())
     run.do("open_round", VICTIM, data=start_message(2, done.head, (done,)), name="start")
     run.do("conclude", VICTIM, data=base.input_of(replayed))
     liars.branch("C-22", "A result after a receipt of another sum", base, run, replayed)
+
+
+def between_rounds(liars: Liars) -> None:
+    """Another attempt of the same data set, and rounds that others released shares in."""
+    for comment, operation, heard in [
+        ("A contribution to an attempt that is over", "mask_input", "Reports"),
+        ("A release in an attempt that is over", "unmask", "Attestations"),
+    ]:
+        run = liars.files.run(liars.name("C-24", comment))
+        run.open()
+        run.open(attempt=1)
+        run.play(silent={VICTIM: operation}, until=operation)
+        run.do("advertise_keys", VICTIM, 1)
+        run.do(operation, VICTIM, data=run.messages[heard])
+        liars.whole("C-24", comment, run)
+
+    for comment, clear in [
+        ("A round that others released and nobody accounts for", ""),
+        ("Its transcript comes after the attempt was joined", "mark_replayed"),
+    ]:
+        run = liars.files.run(liars.name("C-26", comment), n=4)
+        run.open()
+        run.play(silent={VICTIM: "advertise_keys"})
+        round_id = run.views[0]["Result"].receipt.round_id.hex()
+        run.open(2, head=run.views[0]["Result"].receipt.head)
+        for party in run.setting.ids[1:]:
+            run.do("accept_exposure", party, round=round_id)
+        run.play(1, silent={VICTIM: "share_keys"}, until="share_keys")
+        if clear:
+            run.do(clear, VICTIM, round=round_id)
+        run.do("share_keys", VICTIM, 1, run.messages["Roster@1"])
+        liars.whole("C-26", comment, run)
+
+    run = liars.files.runs[BASE]
+    claim = invented(run, run.session)
+    liars.to_client("C-25", "A claim that no quorum attested", "share_keys", colluding(exposing=(claim,)))
+    liars.to_server("S-22", "A claim that no quorum attested", "AdvertiseKeys", signed(exposing=(claim,)))
+
+
+def invented(run: Run, session: bytes) -> ReleaseClaim:
+    """A claim about a round that never was, attested by the liar alone."""
+    context = run.contexts[0]
+    hashes = (context.model_hash, context.task_hash, context.previous_head)
+    claim = ReleaseClaim(session, RUN, 1, 0, *hashes, OTHER, OTHER, OTHER, {LIAR: bytes(64)})
+    attestation = by_itself(Attestation(claim.attested, LIAR))
+    return replace(claim, attestations={LIAR: attestation.signature})
 
 
 def lying_rosters(liars: Liars) -> None:
@@ -355,7 +423,7 @@ def lying_rosters(liars: Liars) -> None:
         ("W-01", "The last byte of a roster is missing", lambda m: wire.encode(m)[:-1]),
         ("W-01", "A client's message as the server's", lambda m: wire.encode(m.advertisements[0])),
         ("W-01", "A field that no message has", lambda m: wire.encode(m) + b"\xa2\x06\x01x"),
-        ("W-01", "An empty roster whose length takes two bytes", b"\x52\x80\x00"),
+        ("W-01", "An empty roster whose length takes two bytes", b"\x4a\x80\x00"),
     ]:
         liars.to_client(check, comment, "share_keys", lie)
 
@@ -557,8 +625,8 @@ def lying_clients(liars: Liars) -> None:
         ("W-01", "A message twice", attest, lambda m: wire.encode(m) * 2),
         ("W-01", "A length in more bytes than it takes", confirm, lambda m: b"\x3a\xec\x00" + wire.encode(m)[2:]),
         ("W-01", "The server's message as a client's", keys, lambda m: base.messages["Roster"]),
-        ("W-01", "A masked input without its vector", masked, lambda m: wire.encode(m)[: -2 - len(m.y)]),
-        ("W-01", "A vector where none belongs", attest, lambda m: wire.encode(m) + b"\x42\x01x"),
+        ("W-01", "A masked input without its vector", masked, lambda m: wire.encode(m)[: -3 - len(m.y)]),
+        ("W-01", "A vector where none belongs", attest, lambda m: wire.encode(m) + b"\x92\x01\x01x"),
     ]:
         liars.to_server(check, comment, due, lie)
 
@@ -617,13 +685,47 @@ def crooked_dealers(liars: Liars) -> None:
             run.play(corrupt=LIAR, silent={LIAR: silent})
         liars.whole("S-18", comment, run)
 
-    comment = "A constant slot that is one too large"
-    run = liars.files.run(liars.name("S-19", comment))
-    run.open()
+    poisoned_slots(liars)
+
+    comment = "Two disjoint complaints and one corrupt client"
+    run = liars.files.run(liars.name("S-20", comment), n=5)
+    run.do("leave_out", pairs=[["site-a", "site-b"], ["site-c", "site-d"]])
+    liars.whole("S-20", comment, run)
+
+
+def poisoned_slots(liars: Liars) -> None:
+    """Blame: who has slots that are not the constants, and what may not be said there."""
+    for comment, silent in [
+        ("A constant slot that is one too large", {}),
+        ("A poisoner beside a dropped client", {"site-e": "mask_input"}),
+        ("A poisoner that does not answer", {LIAR: "conclude"}),
+    ]:
+        run = liars.files.run(liars.name("S-19", comment), n=5)
+        run.open()
+        run.play(corrupt=LIAR, silent=silent, lie=poisoner(run))
+        liars.whole("S-19", comment, run)
+
+    base = liars.name("S-19", "A constant slot that is one too large")
+    ask, due = "show_slot_masks", "SlotMasks"
+    liars.to_client("C-27", "Slot masks of another round", ask, unsigned(round_id=OTHER), base)
+    liars.to_client("C-27", "Slot masks of another set", ask, unsigned(attested=OTHER), base)
+    liars.to_client("C-20", "Slot masks before shares were released", ask, same, base, before="unmask")
+    shorter = lambda m: signed(masks={peer: mask[1:] for peer, mask in m.masks.items()})(m)  # noqa: E731
+    for check, comment, lie in [
+        ("S-23", "A slot mask too few", edited("masks", lambda d: dict(list(d.items())[1:]))),
+        ("S-23", "Slot masks of another length", shorter),
+        ("S-23", "Slot masks of another round", signed(round_id=OTHER)),
+        ("S-23", "Slot masks changed after they were signed", lambda m: replace(m, masks=flipped(dict(m.masks)))),
+        ("S-03", "Another client's slot masks", lambda m: liars.files.runs[base].messages["SlotMasks.site-b"]),
+    ]:
+        liars.to_server(check, comment, due, lie, base)
+
+
+def poisoner(run: Run) -> Callable[[str, str, Any], Any]:
     policy = run.setting.policy
 
     def lie(operation: str, party: str, message: Any) -> Any:
-        if (operation, party) != ("mask_input", "site-c"):
+        if (operation, party) != ("mask_input", LIAR):
             return message
         y = unpack(message.y, policy.length + policy.slots, policy.bits)
         y[-1] += np.uint32(1)
@@ -631,13 +733,7 @@ def crooked_dealers(liars: Liars) -> None:
         run.sessions[0, party]._state.mine = said.acceptance()  # type: ignore[attr-defined]
         return said
 
-    run.play(corrupt="site-c", lie=lie)
-    liars.whole("S-19", comment, run)
-
-    comment = "Two disjoint complaints and one corrupt client"
-    run = liars.files.run(liars.name("S-20", comment), n=5)
-    run.do("leave_out", pairs=[["site-a", "site-b"], ["site-c", "site-d"]])
-    liars.whole("S-20", comment, run)
+    return lie
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
@@ -663,6 +759,9 @@ def shapes(files: Files) -> Iterator[Json]:
     base, seen, seen_lists = files.runs[BASE], set[tuple[str, str]](), set[str]()
     done = base.views[0]["Result"].receipt
     said = {f"RoundStart.{VICTIM}": start_message(2, done.head, (done,)), **base.messages}
+    said["AdvertiseKeys.exposing"] = files.runs["round_n4_exposed"].messages["AdvertiseKeys.site-b@1"]
+    blamed = files.runs["bad_s19_constant_slot_that_is_one_too_large"].messages
+    said |= {name: blamed[name] for name in ("SlotsFailed", f"SlotMasks.{VICTIM}")}
     for name, data in said.items():
         decode = wire.decode_from_client if name.split(".")[0] in SENDS.values() else wire.decode_from_server
         message: Any = decode(data)
@@ -687,6 +786,6 @@ def shapes(files: Files) -> Iterator[Json]:
 def tell(files: Files) -> None:
     """Write every bad file; the good rounds are there already."""
     liars = Liars(files)
-    for lies in (lying_starts, lying_rosters, lying_inboxes, lying_lists, lying_clients, crooked_dealers):
+    for lies in (lying_starts, between_rounds, lying_rosters, lying_inboxes, lying_lists, lying_clients, crooked_dealers):
         lies(liars)
     files.written["primitive_shapes"] = {"operations": list(shapes(files))}

@@ -26,15 +26,17 @@ from secagg import (
     ServerSession,
     SigningKey,
     Suite,
+    accept_exposure,
+    open_round,
+    unchecked_round,
     wire,
 )
-from secagg.client import open_round
 from secagg.complaints import leave_out as meet
 from secagg.encoding import digest
-from secagg.errors import ProtocolError, SecAggError
+from secagg.errors import ExposureError, ProtocolError, SecAggError
 from secagg.keys import ChannelKey, MaskKey, seal
-from secagg.masking import pair_mask_seed, self_mask_seed, slot_values
-from secagg.messages import AdvertiseKeys, EncryptedShares, Receipt, RoundStart, ShareInbox
+from secagg.masking import pair_mask_seed, self_mask_seed, slot_mask, slot_values
+from secagg.messages import AdvertiseKeys, EncryptedShares, Receipt, RoundStart, ShareInbox, SlotsFailed
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
@@ -49,8 +51,9 @@ SENDS = {
     "attest": "Attestation",
     "unmask": "UnmaskingShares",
     "conclude": "Confirmation",
+    "show_slot_masks": "SlotMasks",
 }
-STEPS = list(SENDS)
+STEPS = list(SENDS)[:-1]
 ANSWERS = {"mask_input": "Reports", "attest": "IncludedSet", "unmask": "Attestations", "conclude": "Result"}
 """What everybody is told before."""
 MODEL, TASK = digest("example", "model"), digest("example", "task")
@@ -137,6 +140,8 @@ class Setting:
                 for i in self.ids
             ],
             "training_run": RUN,
+            "model_hash": MODEL.hex(),
+            "task_hash": TASK.hex(),
         }
 
     def update(self, client_id: str) -> list[float]:
@@ -179,10 +184,15 @@ class Run:
         self.attempts.append({"context": context_json(context), "leave_out": sorted(leave_out)})
         return len(self.contexts) - 1
 
+    @property
+    def session(self) -> bytes:
+        return session_id(self.setting.policy, self.setting.roster)
+
     def _session(self, attempt: int, party: str) -> ClientSession:
         setting = self.setting
+        opened = unchecked_round(self.contexts[attempt])
         session = ClientSession(
-            setting.policy, party, signing_key(party), setting.roster, self.contexts[attempt], self.stores[party]
+            setting.policy, party, signing_key(party), setting.roster, opened, self.stores[party]
         )
         session.provide(np.array(setting.update(party)), "event", Stream(self.rounding_key(attempt, party)))
         self.sessions[attempt, party] = session
@@ -195,9 +205,17 @@ class Run:
         """What the operation gives: bytes, bytes by client, JSON or None."""
         if operation == "open_round":
             start = wire.decode_from_server(data)
-            return context_json(open_round(self.setting.policy, RUN, start, self.stores[party]))
+            policy, roster = self.setting.policy, self.setting.roster
+            hashes = {"model_hash": MODEL, "task_hash": TASK}
+            return context_json(open_round(policy, roster, RUN, start, self.stores[party], **hashes).context)
         if operation == "mark_replayed":
-            return self.stores[party].replay(RUN, arguments["round_number"])
+            with self.stores[party].transaction() as marks:
+                marks.replay(self.contexts[attempt].at(self.session), bytes.fromhex(arguments["round"]))
+            return None
+        if operation == "accept_exposure":
+            return accept_exposure(
+                self.stores[party], signing_key(party), party, bytes.fromhex(arguments["round"])
+            )
         if operation == "leave_out":
             complaints = [tuple(pair) for pair in arguments["pairs"]]
             return sorted(meet(complaints, self.setting.policy.max_corrupt, choose=lambda _: 0).clients)
@@ -322,6 +340,8 @@ class Run:
             told = dict.fromkeys(told, self.messages[ANSWERS[since]])
         for step, operation in enumerate(STEPS[first:], first):
             said = {}
+            if any(isinstance(wire.decode_from_server(data), SlotsFailed) for data in told.values() if data):
+                operation = "show_slot_masks"
             for party, data in told.items():
                 if party in (silent or {}) and STEPS.index((silent or {})[party]) <= step:
                     continue
@@ -376,6 +396,7 @@ class Run:
     def branch(self, replayed: int) -> "Run":
         """The same run again, up to some operation; what follows is written into a file of its own."""
         again = Run(self.name, self.setting, self.envelopes)
+        again.openers = dict(self.openers)
         for attempt in self.attempts:
             context = attempt["context"]
             head = bytes.fromhex(context["previous_head"])
@@ -409,6 +430,8 @@ def context_json(context: RoundContext) -> Json:
 
 
 def blamed(error: SecAggError) -> Json:
+    if isinstance(error, ExposureError):
+        return {"check": error.check, "culprits": [], "rounds": [round_id.hex() for round_id in error.round_ids]}
     if isinstance(error, ProtocolError):
         return {"check": error.check, "culprits": list(error.culprits)}
     complaints = getattr(error, "complaints", None)
@@ -460,9 +483,11 @@ def intermediates(run: Run, index: int) -> Json:
         "round": round_id.hex(),
         "included": list(included.by_id),
         "dropped": sorted(reports.by_id.keys() - included.by_id.keys()),
+        "inputs_hash": included.inputs_hash.hex(),
         "attested": included.attested.hex(),
         "pair_secrets": pair_secrets,
         "pair_mask_seeds": pairs,
+        "pair_slot_masks": {ids: slot_mask(bytes.fromhex(seed), policy).hex() for ids, seed in pairs.items()},
         "self_mask_seeds": {i: self_mask_seed(roster.hash, round_id, i, b).hex() for i, b in seeds.items()},
         "slots": slot_values(policy, round_id).tolist(),
         "quantised": quantised,
@@ -474,9 +499,15 @@ def intermediates(run: Run, index: int) -> Json:
 
 
 def start_message(
-    number: int = 1, head: bytes = bytes(32), missed: tuple[Receipt, ...] = (), run: str = RUN, attempt: int = 0
+    number: int = 1,
+    head: bytes = bytes(32),
+    missed: tuple[Receipt, ...] = (),
+    run: str = RUN,
+    attempt: int = 0,
+    model: bytes = MODEL,
+    task: bytes = TASK,
 ) -> bytes:
-    return wire.encode(RoundStart(run, number, attempt, MODEL, TASK, head, missed).sign(SERVER))
+    return wire.encode(RoundStart(run, number, attempt, model, task, head, missed).sign(SERVER))
 
 
 class Files:
