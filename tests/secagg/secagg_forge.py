@@ -16,10 +16,13 @@ from secagg_cohort import SERVER_KEY, Cohort
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import (
+    masked_slots,
     pair_commitment,
     pair_mask_seed,
+    pair_slot_mask,
     self_commitment,
     self_mask_seed,
+    self_slot_mask,
     share_commitment,
     slot_values,
 )
@@ -42,6 +45,7 @@ from secagg.prg import Stream, apply_masks
 from secagg.quantize import dtype_for, pack, quantize
 from secagg.shamir import split
 from secagg.state import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING, RoundContext, next_head
+from secagg.store import NEVER
 from secagg.transcript.record import (
     Closing,
     OpenedPair,
@@ -64,12 +68,14 @@ def forge(
     context: RoundContext | None = None,
     vectors: bool = True,
     only_headers: bool = False,
+    released: Mapping[str, bytes] | None = None,
     **twists: Twist,
 ) -> list[Record]:
     """The records of a round, but for the closing one.
 
-    Twists: opening, advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values,
-    y, input, attestation, release, pair, total, receipt, confirmation, members (of "U3", "U4", "U5", "U6").
+    `released` is what each site says that it released last: nothing where it is not named. Twists: opening,
+    advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values, slot_mask (named
+    "client>peer"), y, input, attestation, release, pair, total, receipt, confirmation, members (of "U2" to "U6").
     """
     policy, keys, silent = cohort.policy, cohort.keys, silent or {}
     context = context or cohort.context()
@@ -98,7 +104,13 @@ def forge(
         "advertisement",
         u1,
         lambda u: AdvertiseKeys(
-            slot, u, ChannelKey(policy.suite).public, mask_keys[u].dh_public, mask_keys[u].kem_public, next(nonces)
+            slot,
+            u,
+            ChannelKey(policy.suite).public,
+            mask_keys[u].dh_public,
+            mask_keys[u].kem_public,
+            next(nonces),
+            (released or {}).get(u, NEVER),
         ),
     )
     roster = Roster(tuple(advertised[u] for u in sorted(advertised)))
@@ -169,14 +181,17 @@ def forge(
     }
 
     def masked(u: str) -> bytes:
-        vector = plain[u].copy()
+        vector, values = plain[u].copy(), policy.length
         add, subtract = [self_mask_seed(roster.hash, round_id, u, seeds[u])], []
+        add_slots, subtract_slots = [self_slot_mask(roster.hash, round_id, u, seeds[u])], []
         for v in reports:
             if v != u and v in dealers:
-                exchanged = mask_keys[u].exchange(advertised[v].mask_dh_pk)
-                seed = pair_mask_seed(roster.hash, round_id, (u, v), exchanged, pair_secret(u, v))
-                (add if u < v else subtract).append(seed)
-        apply_masks(vector, add, subtract)
+                pair = ((u, v), mask_keys[u].exchange(advertised[v].mask_dh_pk), pair_secret(u, v))
+                (add if u < v else subtract).append(pair_mask_seed(roster.hash, round_id, *pair))
+                mask = said("slot_mask", f"{u}>{v}", pair_slot_mask(roster.hash, round_id, *pair))
+                (add_slots if u < v else subtract_slots).append(mask)
+        apply_masks(vector[:values], add, subtract)
+        vector[values:] = masked_slots(policy, vector[values:], add_slots, subtract_slots)
         return said("y", u, pack(vector, policy.bits))
 
     ys = {u: masked(u) for u in u3}
