@@ -80,7 +80,7 @@ def without_masks(slots: Vector, policy: Policy, added: Iterable[bytes], subtrac
     plain = slots.copy()
     for masks, operation in ((added, np.subtract), (subtracted, np.add)):
         for mask in masks:
-            operation(plain, np.frombuffer(mask, plain.dtype.newbyteorder("<")), out=plain)
+            operation(plain, np.frombuffer(mask, plain.dtype.newbyteorder("<")).reshape(plain.shape), out=plain)
     plain &= plain.dtype.type((1 << policy.bits) - 1)
     return plain
 

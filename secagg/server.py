@@ -545,8 +545,9 @@ class Blaming(Collecting):
         pairs = [(u, v) for u in sorted(answers) for v in sorted(answers) if u < v and answers[u][v] != answers[v][u]]
         if pairs:
             raise ComplaintError(self.step, pairs)
-        silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys())) or "nobody"
-        raise ShareError("S-19", f"{burned}: {silent} did not show any slot masks, and no other client is convicted")
+        silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys()))
+        suspect = f"{silent} did not show any slot masks" if silent else "the fault is in this server's own memory"
+        raise ShareError("S-19", f"{burned}: {suspect}, and no client is convicted")
 
     def _sound(self, client_id: str) -> bool:
         """Whether this client's slots are the constants under the masks that it shows itself."""

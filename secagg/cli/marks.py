@@ -1,7 +1,6 @@
 """`secagg marks`: what a data set remembers between rounds, and how its operator lets it go on after a broken one."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,6 @@ _TYPED_DIGITS = 8
 
 marks = typer.Typer(no_args_is_help=True, help="Look at the marks of a data set, replay a round, accept an exposure.")
 app.add_typer(marks, name="marks")
-tell = partial(say, highlight=False, markup=False)
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store of the data set; it must exist.")]
 
@@ -34,7 +32,7 @@ def show(store: StoreFile) -> None:
         with opened, opened.transaction() as marked:
             lines = list(_lines(marked))
         for line in [f"Data set {opened.data_set}.", *lines]:
-            tell(line)
+            say(line)
 
 
 def _lines(marked: Marks) -> Iterator[str]:
@@ -62,10 +60,10 @@ def replay(store: StoreFile, files: Files, roster: OwnRoster, policy: OwnPolicy)
             with opened.transaction() as marked:
                 release = marked.open_release
         for report in accepted:
-            tell(f"Replayed: {report}, round id {report.round_id.hex()}.")
+            say(f"Replayed: {report}, round id {report.round_id.hex()}.")
         if release is not None:
             left = f"Still open: {release.name}, round id {release.round_id.hex()}; none of these files is of it."
-            tell(left)
+            say(left)
 
 
 @marks.command(name="accept")
@@ -94,8 +92,8 @@ def accept_one(
                 raise ConfigError("no round of this data set is open; give --other for a round of another site")
             else:
                 raise ConfigError(f"what is open is {release.name}, round id {release.round_id.hex()}; accept that one")
-            tell(f"{what}, and nobody has shown that its sum was not kept.")
-            tell(
+            say(f"{what}, and nobody has shown that its sum was not kept.")
+            say(
                 "Whoever keeps it can subtract the sum of a rerun that lacks one site, and read what that site sent, "
                 "if enough other operators accept as well. Where there is a transcript, replay it instead."
             )
@@ -103,7 +101,7 @@ def accept_one(
             if not yes and typer.prompt(f"Type the first {_TYPED_DIGITS} digits of the round id to accept") != digits:
                 raise ConfigError("these are not the digits; nothing was accepted")
             accept_exposure(opened, signing_key, client, accepted)
-        tell(f"Accepted for one contribution: round {accepted.hex()}.")
+        say(f"Accepted for one contribution: round {accepted.hex()}.")
 
 
 def _round_id(text: str) -> bytes:

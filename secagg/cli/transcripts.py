@@ -96,7 +96,7 @@ def _show(verdict: Verdict) -> None:
     else:
         lines.append("Everything holds.")
     for line in lines:
-        say(line, highlight=False, markup=False)
+        say(line)
 
 
 def _told(report: RoundReport) -> list[str]:

@@ -16,13 +16,10 @@ import numpy as np
 from secagg.encoding import HASH_BYTES, digest
 from secagg.keys import check_public, verify
 from secagg.masking import (
-    masked_slots,
     pair_commitment,
     pair_mask_seed,
-    pair_slot_mask,
     self_commitment,
     self_mask_seed,
-    self_slot_mask,
     share_commitment,
     slot_values,
 )
@@ -271,28 +268,23 @@ def t12_commitments(round: Round) -> int | None:
 
 
 def t13_sum(round: Round) -> int | None:
-    """T-13: the masked vectors are those that were signed, and without their masks, values and slots are the sum."""
+    """T-13: the masked vectors are those that were signed, and without their masks they add up to the sum."""
     if round.remainder is None:
         return None
     for client_id, accepted in round.inputs.items():
         if round.vector_hashes[client_id] != accepted.y_hash:
             raise round.wrong("T-13", accepted, "the masked vector is not the one that was signed")
-    policy, remainder, opened = round.policy, round.remainder, round.secrets
-    names = (round.roster1, round.round_id)
+    opened, advertised = round.secrets, round.advertisements
     add: list[bytes] = []
-    subtract = [self_mask_seed(*names, u, seed) for u, seed in opened.self_seeds.items()]
-    add_slots: list[bytes] = []
-    subtract_slots = [self_slot_mask(*names, u, seed) for u, seed in opened.self_seeds.items()]
+    subtract = [self_mask_seed(round.roster1, round.round_id, u, seed) for u, seed in opened.self_seeds.items()]
     for (dropped, survivor), secret in opened.pair_secrets.items():
-        exchanged = opened.mask_keys[dropped].exchange(round.advertisements[survivor].mask_dh_pk)
-        pair = (survivor, dropped)
-        (subtract if survivor < dropped else add).append(pair_mask_seed(*names, pair, exchanged, secret))
-        (subtract_slots if survivor < dropped else add_slots).append(pair_slot_mask(*names, pair, exchanged, secret))
-    apply_masks(remainder[: policy.length], add, subtract)
-    remainder[policy.length :] = masked_slots(policy, remainder[policy.length :], add_slots, subtract_slots)
-    remainder &= remainder.dtype.type((1 << policy.bits) - 1)
-    if wrong := int(np.count_nonzero(remainder)):
-        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} values or slots")
+        exchanged = opened.mask_keys[dropped].exchange(advertised[survivor].mask_dh_pk)
+        seed = pair_mask_seed(round.roster1, round.round_id, (survivor, dropped), exchanged, secret)
+        (subtract if survivor < dropped else add).append(seed)
+    apply_masks(round.remainder, add, subtract)
+    round.remainder &= round.remainder.dtype.type((1 << round.policy.bits) - 1)
+    if wrong := int(np.count_nonzero(round.remainder)):
+        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} values")
     return len(round.inputs)
 
 

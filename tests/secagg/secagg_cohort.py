@@ -20,12 +20,14 @@ from secagg import (
     unchecked_round,
     wire,
 )
+from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
-from secagg.state import STEPS
+from secagg.state import BLAME, STEPS
 
 SENDING = STEPS[:-1]
 """The steps in which a client sends something."""
+ORDER = (*STEPS, BLAME)
 
 SERVER_KEY = SigningKey.from_bytes(bytes([255]) * 32)
 RUN = "run-1"
@@ -101,6 +103,13 @@ class Cohort:
         total = np.sum(parts, axis=0, dtype=parts[0].dtype)
         return total & total.dtype.type((1 << self.bits) - 1)
 
+    def replay(self, play: "Play") -> None:
+        """Every site has replayed the transcript of this finished round."""
+        slot = (play.context or self.context()).at(session_id(self.policy, self.roster))
+        for store in self.stores.values():
+            with store.transaction() as marks:
+                marks.replay(slot, play.server.receipt.round_id)
+
     def play(self, **options) -> "Play":
         return Play(self, **options).to_the_end()
 
@@ -142,7 +151,7 @@ class Play:
 
     def talks(self, client_id: str, step: str) -> bool:
         stops = self.silent.get(client_id)
-        return stops is None or STEPS.index(step) < STEPS.index(stops)
+        return stops is None or ORDER.index(step) < ORDER.index(stops)
 
     def collect(self) -> None:
         """The server hears everybody who still talks."""

@@ -16,13 +16,10 @@ from secagg_cohort import SERVER_KEY, Cohort
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import (
-    masked_slots,
     pair_commitment,
     pair_mask_seed,
-    pair_slot_mask,
     self_commitment,
     self_mask_seed,
-    self_slot_mask,
     share_commitment,
     slot_values,
 )
@@ -74,8 +71,8 @@ def forge(
     """The records of a round, but for the closing one.
 
     `released` is what each site says that it released last: nothing where it is not named. Twists: opening,
-    advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values, slot_mask (named
-    "client>peer"), y, input, attestation, release, pair, total, receipt, confirmation, members (of "U2" to "U6").
+    advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values, y, input,
+    attestation, release, pair, total, receipt, confirmation, members (of "U2" to "U6").
     """
     policy, keys, silent = cohort.policy, cohort.keys, silent or {}
     context = context or cohort.context()
@@ -181,17 +178,14 @@ def forge(
     }
 
     def masked(u: str) -> bytes:
-        vector, values = plain[u].copy(), policy.length
+        vector = plain[u].copy()
         add, subtract = [self_mask_seed(roster.hash, round_id, u, seeds[u])], []
-        add_slots, subtract_slots = [self_slot_mask(roster.hash, round_id, u, seeds[u])], []
         for v in reports:
             if v != u and v in dealers:
-                pair = ((u, v), mask_keys[u].exchange(advertised[v].mask_dh_pk), pair_secret(u, v))
-                (add if u < v else subtract).append(pair_mask_seed(roster.hash, round_id, *pair))
-                mask = said("slot_mask", f"{u}>{v}", pair_slot_mask(roster.hash, round_id, *pair))
-                (add_slots if u < v else subtract_slots).append(mask)
-        apply_masks(vector[:values], add, subtract)
-        vector[values:] = masked_slots(policy, vector[values:], add_slots, subtract_slots)
+                exchanged = mask_keys[u].exchange(advertised[v].mask_dh_pk)
+                seed = pair_mask_seed(roster.hash, round_id, (u, v), exchanged, pair_secret(u, v))
+                (add if u < v else subtract).append(seed)
+        apply_masks(vector, add, subtract)
         return said("y", u, pack(vector, policy.bits))
 
     ys = {u: masked(u) for u in u3}

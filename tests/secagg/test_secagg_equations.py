@@ -12,10 +12,21 @@ import numpy as np
 import pytest
 from secagg_cohort import SERVER_KEY, Cohort, Play
 
-from secagg import ServerSession, Suite, keys
+from secagg import ServerSession, Suite, accept_exposure, keys
+from secagg.client import Released
 from secagg.keys import MaskKey
-from secagg.masking import envelope_info, pair_mask_seed, self_mask_seed, slot_values
-from secagg.messages import AdvertiseKeys, Attestation, EncryptedShares, MaskedInput, Result, Roster, ShareReport
+from secagg.masking import envelope_info, pair_mask_seed, self_mask_seed, slot_mask, slot_values
+from secagg.messages import (
+    AdvertiseKeys,
+    Attestation,
+    EncryptedShares,
+    IncludedSet,
+    MaskedInput,
+    ReleaseClaim,
+    Result,
+    Roster,
+    ShareReport,
+)
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
@@ -35,9 +46,14 @@ class Round:
     def __init__(self, suite: Suite, bits: int) -> None:
         cohort = Cohort(6, suite=suite, length=11, bits=bits, weights={"site-a": 0.5, "site-b": 2.0})
         self.cohort, self.names, self.told = cohort, {}, []
-        self.play = Play(cohort, silent={DROPPED: STEPS[3], SILENT: STEPS[5]})
-        context, record = cohort.context(), self.told.append
-        self.play.server = ServerSession(cohort.policy, cohort.roster, context, SERVER_KEY, record=record)
+        earlier = cohort.play().server.receipt
+        for client_id, store in cohort.stores.items():
+            accept_exposure(store, cohort.keys[client_id], client_id, earlier.round_id)
+        self.context = cohort.context(2, head=earlier.head)
+        self.play = Play(cohort, silent={DROPPED: STEPS[3], SILENT: STEPS[5]}, context=self.context)
+        self.play.server = ServerSession(
+            cohort.policy, cohort.roster, self.context, SERVER_KEY, record=self.told.append
+        )
         self.play.until("ShareKeys")
         self.of_clients("channel", lambda state: state.channel_key._key)
         self.of_clients("mask_key", lambda state: MaskKey(suite, state.mask_key.seed))
@@ -46,8 +62,13 @@ class Round:
         self.of_clients("self_seed", lambda state: state.held.self_seed)
         self.of_clients("s_shares", lambda state: dict(state.held.mask_key_shares))
         self.of_clients("b_shares", lambda state: dict(state.held.self_seed_shares))
+        self.play.until("Unmasking")
+        shown = [
+            client._state.slot_masks for client in self.play.clients.values() if isinstance(client._state, Released)
+        ]
         self.play.to_the_end()
         self.parameters()
+        self.told += shown
         for message in self.told:
             self.message(message)
         for u, v in permutations(cohort.ids, 2):
@@ -69,7 +90,7 @@ class Round:
         return next(message for message in self.told if isinstance(message, kind))
 
     def parameters(self) -> None:
-        cohort, policy, context = self.cohort, self.cohort.policy, self.cohort.context()
+        cohort, policy, context = self.cohort, self.cohort.policy, self.context
         self.put(n=policy.clients, c=policy.max_corrupt, t=policy.threshold, min_survivors=policy.min_survivors)
         self.put(b=policy.bits, d=policy.length, value_bits=policy.value_bits, clip_range=policy.clip_range)
         self.put(suite=policy.suite.value, project=policy.project, H_policy=policy.hash())
@@ -88,6 +109,8 @@ class Round:
         self.put(session=session_id(policy, cohort.roster), slot=header.slot, roster1=header.roster1)
         self.put(roster2=self.first(ShareReport).roster2, sharers=self.first(MaskedInput).sharers_hash)
         self.put(round_id=receipt.round_id, attested=self.first(Attestation).attested, head=receipt.head)
+        accepted = [message.acceptance() for message in self.told if isinstance(message, MaskedInput)]
+        self.put(inputs=IncludedSet(tuple(accepted)).inputs_hash)
         self.put(total=bytes(self.first(Result).total), slots=slot_values(policy, receipt.round_id).tolist())
         self.roster = Roster(tuple(message for message in self.told if isinstance(message, AdvertiseKeys)))
 
@@ -99,7 +122,10 @@ class Round:
         self.put((type(signed).__name__, u), signed=signed.statement(), signature=signed.signature)
         if isinstance(message, AdvertiseKeys):
             self.put(u, channel_pk=message.channel_pk, mask_dh_pk=message.mask_dh_pk)
-            self.put(u, mask_kem_pk=message.mask_kem_pk, nonce=message.nonce)
+            self.put(u, mask_kem_pk=message.mask_kem_pk, nonce=message.nonce, released=message.released)
+            self.put(u, exposing=[claim_of(claim) for claim in message.exposing])
+            self.put(u, claimed_round=[claim.round_id for claim in message.exposing])
+            self.put(u, claimed_attested=[claim.attested for claim in message.exposing])
         elif isinstance(message, MaskedInput):
             seed = self_mask_seed(self.names["roster1"], self.names["round_id"], u, self.names["self_seed"][u])
             self.put(u, y=bytes(message.y), self_mask_seed=seed)
@@ -118,6 +144,7 @@ class Round:
         secret = names["mask_key"][dealer].pair_secret(v if dealer == u else u)
         seed = pair_mask_seed(names["roster1"], names["round_id"], (u, v), exchanged, secret)
         self.put((u, v), dealer_of_pair=dealer, X25519=exchanged, r=secret, pair_seed=seed)
+        self.put((u, v), slot_mask=slot_mask(seed, self.cohort.policy))
         self.put((u, v), s_share=names["s_shares"][v][u], b_share=names["b_shares"][v][u])
         of_shares, of_pair = (
             envelope_info(purpose, names["slot"], names["roster1"], u, v) for purpose in ("shares", "pair")
@@ -134,6 +161,14 @@ class Round:
             for v in self.roster.others(u)[: self.names["t"] - 1]:
                 points.append((self.roster.positions[v], int.from_bytes(self.names[f"{kind}_share"][u, v], "big")))
             self.put(u, **{f"{kind}_polynomial": interpolated(points)})
+
+
+def claim_of(claim: ReleaseClaim) -> dict:
+    """By the names of the text."""
+    values = {name: getattr(claim, name) for name in ("session", "training_run", "round_number", "attempt")}
+    hashes = {"model": claim.model_hash, "task": claim.task_hash, "inputs": claim.inputs_hash}
+    hashes |= {"sharers": claim.sharers_hash, "roster2": claim.roster2, "previous_head": claim.previous_head}
+    return values | hashes | {"attestations": dict(claim.attestations)}
 
 
 def interpolated(points: list[tuple[int, int]]) -> list[int]:
@@ -208,4 +243,4 @@ def test_an_equation_that_does_not_hold_is_noticed():
             others = [old + 1, old - 1] if isinstance(old, (int, float)) else [old[:-1]]
         assert not all(holds(names | {name: v if index is None else value | {index: v}}) for v in others), name
         spoilt += 1
-    assert spoilt > 50
+    assert spoilt > 55

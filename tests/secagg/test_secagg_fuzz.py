@@ -26,18 +26,31 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
-from secagg import ComplaintError, MalformedMessageError, SecAggError, Suite, open_round, wire
+from secagg import (
+    ComplaintError,
+    ExposureError,
+    MalformedMessageError,
+    RoundContext,
+    SecAggError,
+    Suite,
+    accept_exposure,
+    open_round,
+    wire,
+)
 from secagg.cli.identities import read_public
+from secagg.client import LARGEST_STEP
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
-from secagg.messages import RoundStart, Signed, UnmaskingShares
+from secagg.messages import AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
+from secagg.policy import session_id
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
 from secagg.rpc.transport_pb2 import Frame
-from secagg.state import GENESIS
+from secagg.state import BLAME, GENESIS, RESULT
 from secagg.store import MemoryStore
 
 HERE = Path(__file__).parent
 ACCEPTED, REFUSED = HERE / "corpus" / "accepted", HERE / "corpus" / "refused"
 DECODERS = {"up": wire.decode_from_client, "down": wire.decode_from_server}
+CLAIMING = {"up": "up-AdvertiseKeys", "down": "down-Roster"}
 SLOW_SECONDS = 600
 quick = settings(deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(quick, max_examples=1500)
@@ -67,7 +80,8 @@ def decoded(data: bytes) -> tuple[str, object] | None:
 
 @cache
 def everything_said(suite: Suite) -> Mapping[str, object]:
-    """One message of every kind from two rounds of three, and shares released for a dropout from a round of four."""
+    """One message of every kind: shares released for a dropout from a round of four whose slots then do not add up, the
+    rest from a round of three in which everybody announces an earlier one."""
     said: dict[str, object] = {}
 
     def note(side: str):
@@ -77,19 +91,36 @@ def everything_said(suite: Suite) -> Mapping[str, object]:
 
         return hook
 
-    for n, silent in ((4, {"site-c": "MaskedInputCollection"}), (3, {})):
-        shares = {name: message for name, message in said.items() if isinstance(message, UnmaskingShares)}
-        said.clear()
-        said.update(shares)
-        play = Cohort(n, suite=suite).play(silent=silent, up=note("up"), down=note("down"))
+    spoilt = Play(Cohort(4, suite=suite), silent={"site-c": "MaskedInputCollection"}, up=note("up"), down=note("down"))
+    spoil(spoilt).to_the_end()
+    kinds = (UnmaskingShares, SlotsFailed, SlotMasks)
+    kept = {name: message for name, message in said.items() if isinstance(message, kinds)}
+    said.clear()
+    said.update(kept)
+    cohort = Cohort(3, suite=suite)
+    play = cohort.play(context=exposed(cohort), up=note("up"), down=note("down"))
     note("down")("", "", round_start(play))
     return said
 
 
+def spoil(play: Play) -> Play:
+    """A round whose constant slots do not add up, by an accident in the server's memory."""
+    play.until("Unmasking").server._state.inputs.total[-1] += 1
+    return play
+
+
+def exposed(cohort: Cohort) -> RoundContext:
+    """What follows on a round that everybody released shares in, nobody replayed and everybody accepts."""
+    receipt = cohort.play().server.receipt
+    for client_id, store in cohort.stores.items():
+        accept_exposure(store, cohort.keys[client_id], client_id, receipt.round_id)
+    return cohort.context(2, head=receipt.head)
+
+
 def round_start(play: Play) -> RoundStart:
     """What opens the round after a completed one."""
-    head, missed = play.server.head, (play.server.receipt,)
-    return RoundStart(RUN, 2, 1, bytes(32), bytes(32), head, missed).sign(SERVER_KEY)
+    receipt = play.server.receipt
+    return RoundStart(RUN, receipt.round_number + 1, 1, bytes(32), bytes(32), receipt.head, (receipt,)).sign(SERVER_KEY)
 
 
 def write_seeds() -> None:
@@ -157,6 +188,9 @@ def test_there_is_a_seed_of_every_kind_and_suite():
         shares = (ACCEPTED / f"up-UnmaskingShares-{suite.value}.bin").read_bytes()
         assert wire.decode_from_client(shares).mask_key_shares
         assert bool(wire.decode_from_client(shares).pair_secrets) == (suite is Suite.MLKEM768_X25519)
+        for kind, decode in DECODERS.items():
+            message = decode((ACCEPTED / f"{CLAIMING[kind]}-{suite.value}.bin").read_bytes())
+            assert all(entry.exposing for entry in getattr(message, "advertisements", [message]))
     assert max(map(len, seeds())) < 16_000
 
 
@@ -346,21 +380,25 @@ def named(client_id: str, size: int) -> bytes:
 
 
 GREEDY = {
-    "a roster of empty advertisements": entries(10, 1),
+    "a roster of empty advertisements": entries(9, 1),
     "empty bundles": entries(2, 2),
-    "an inbox of empty headers": entries(11, 1),
-    "an inbox of empty bundles": entries(11, 2),
-    "empty reports": entries(12, 1),
-    "empty inputs": entries(13, 1),
-    "empty attestations": entries(14, 1),
-    "empty missed receipts": entries(9, 7),
+    "an inbox of empty headers": entries(10, 1),
+    "an inbox of empty bundles": entries(10, 2),
+    "empty reports": entries(11, 1),
+    "empty inputs": entries(12, 1),
+    "empty attestations": entries(13, 1),
+    "empty missed receipts": entries(8, 7),
     "empty shares": entries(6, 5),
     "shares of one byte": entries(6, 6, b"\x0a\x01a"),
     "empty pair secrets": entries(6, 7),
     "many shares": message_of(6, b"".join(message_of(5, named(f"{i:06d}", 33)) for i in range(MEBIBYTE // 45))),
     "many small attestations": message_of(
-        14, b"".join(message_of(1, named(f"{i:06d}", 0)) for i in range(MEBIBYTE // 10))
+        13, b"".join(message_of(1, named(f"{i:06d}", 0)) for i in range(MEBIBYTE // 10))
     ),
+    "empty claims": entries(1, 8),
+    "claims that nobody attested": message_of(1, entries(8, 11)[:MEBIBYTE]),
+    "empty slot masks": entries(16, 4),
+    "slot masks of one byte": entries(16, 4, b"\x0a\x01a"),
     "one kind after the other": (message_of(1, b"") + message_of(2, b"")) * (MEBIBYTE // 4),
     "unknown fields": message_of(500, b"") * (MEBIBYTE // 3),
     "unknown fields within": entries(1, 500),
@@ -373,8 +411,8 @@ GREEDY = {
     "a long hash": message_of(1, message_of(1, bytes(MEBIBYTE))),
     "no utf-8": message_of(1, message_of(2, b"\xff" * MEBIBYTE)),
     "one within another": message_of(2, b"\x0a" * MEBIBYTE),
-    "vectors": message_of(8, b"") * (MEBIBYTE // 2),
-    "a vector of nobody": message_of(8, bytes(MEBIBYTE)),
+    "vectors": message_of(18, b"") * (MEBIBYTE // 3),
+    "a vector of nobody": message_of(18, bytes(MEBIBYTE)),
 }
 
 
@@ -479,20 +517,21 @@ def lie(truth, pool: list[object], random: Random):
 
 @cache
 def pools() -> tuple[list[object], list[object]]:
-    """What the two sides say in rounds of the same size, of another size and of the other suite."""
+    """What the two sides say in rounds of the same size, of another size and of the other suite; in the last one the
+    slots do not add up and everybody announces an earlier round."""
     up: list[object] = []
     down: list[object] = []
+    hooks = {"up": lambda step, who, m: up.append(m) or m, "down": lambda step, who, m: down.append(m) or m}
+    hooks["silent"] = {"site-d": "MaskedInputCollection"}
     for cohort in (Cohort(4), Cohort(4, suite=Suite.MLKEM768_X25519), Cohort(5)):
-        play = cohort.play(
-            silent={"site-d": "MaskedInputCollection"},
-            up=lambda step, who, m, said=up: said.append(m) or m,
-            down=lambda step, who, m, said=down: said.append(m) or m,
-        )
+        play = cohort.play(**hooks)
         up += play.out.values()
+    other = Cohort(5)
+    spoil(Play(other, context=exposed(other), **hooks)).to_the_end()
     return up, [*down, round_start(play)]
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from(SENDING), st.booleans())
+@given(st.randoms(use_true_random=False), st.sampled_from((*SENDING, BLAME)), st.booleans())
 @some
 def test_a_server_survives_any_message_and_finishes_with_the_others(random, step, instead):
     """site-b says something arbitrary in `step`, before what it should say or in its place."""
@@ -511,22 +550,28 @@ def test_a_server_survives_any_message_and_finishes_with_the_others(random, step
         return None if instead else message
 
     play = Play(Cohort(4), up=told)
+    if step == BLAME:
+        spoil(play)
     play.to_the_end()
     for message in filter(None, [lie(play.out["site-a"], pools()[0], random) for _ in range(3)]):
         with contextlib.suppress(SecAggError):
             play.server.receive("site-b", message)
-    if isinstance(play.failure, ComplaintError):
+    honest = {"site-a", "site-c", "site-d"}
+    if held_up := honest & play.errors.keys():  # by a round of five that these clients attested: a true claim (C-26)
+        assert all(isinstance(play.errors[who], ExposureError) for who in held_up)
+        assert any(isinstance(message, AdvertiseKeys) and message.exposing for message in accepted)
+    elif isinstance(play.failure, ComplaintError):
         assert all("site-b" in pair for pair in play.failure.complaints)
     elif play.failure is not None:
-        assert accepted
+        assert accepted or step == BLAME
         assert play.failure.check == "S-19"
+        assert set(play.failure.culprits) <= {"site-b"}
     else:
-        assert {"site-a", "site-c", "site-d"} <= {*play.server.included}
+        assert honest <= {*play.server.included}
         assert play.exact or accepted
-    assert not {"site-a", "site-c", "site-d"} & play.errors.keys()
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from((*SENDING[1:], "Result")))
+@given(st.randoms(use_true_random=False), st.sampled_from((*SENDING[1:], RESULT, BLAME)))
 @some
 def test_a_client_survives_any_message(random, step):
     """site-a is told something arbitrary in `step`: it answers, or it ends, wipes and says nothing more."""
@@ -546,6 +591,8 @@ def test_a_client_survives_any_message(random, step):
         return message
 
     play = Play(Cohort(4), down=told)
+    if step == BLAME:
+        spoil(play)
     play.to_the_end()
     assert all(isinstance(error, IllegalTransitionError) for error in ended[1:])
     assert not play.refusals
@@ -555,16 +602,21 @@ def test_a_client_survives_any_message(random, step):
 @given(st.randoms(use_true_random=False))
 @some
 def test_any_round_start_is_opened_or_refused(random):
-    start, store = pools()[1][-1], MemoryStore()
+    """A peer's bytes are a peer's fault: never an error of ours, and nothing is left behind where it is refused."""
+    start, store, cohort = pools()[1][-1], MemoryStore(), Cohort(4)
     arbitrary = lie(start, [start], random)
     if not isinstance(arbitrary, RoundStart):
         return
+    own = {"model_hash": bytes(32), "task_hash": bytes(32)}
     try:
-        context = open_round(Cohort(4).policy, RUN, arbitrary, store)
-    except SecAggError:
+        context = open_round(cohort.policy, cohort.roster, RUN, arbitrary, store, **own).context
+    except ProtocolError:
+        assert store._entries == {}
         return
-    assert store.head(RUN) in ((0, GENESIS), (1, context.previous_head))
-    assert context.round_number > store.head(RUN)[0]
+    with store.transaction() as marks:
+        number, head = marks.head(session_id(cohort.policy, cohort.roster), RUN)
+    assert (number, head) in ((0, GENESIS), (1, context.previous_head))
+    assert number < context.round_number <= number + LARGEST_STEP
 
 
 # --- What else reads what others wrote ---------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Lies, one at a time: the named check fires and names the culprit."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 from secagg_hostile import (
@@ -21,11 +23,14 @@ from secagg_hostile import (
     UNMASK,
     VICTIM,
     altered,
+    believe_own_lie,
     deal_otherwise,
     entry_of,
+    flip,
     flipped,
     headed,
     lie_about_pair_secrets,
+    poisoned,
     rebundled,
     resigned,
     swapped,
@@ -38,24 +43,35 @@ from secagg import (
     ClientSession,
     ComplaintError,
     ConfigError,
+    ExposureError,
     InconsistentViewError,
     MemoryStore,
+    OpenRound,
     PinnedRoster,
     ProtocolError,
     ShareError,
     SigningKey,
     Suite,
+    accept_exposure,
     open_round,
 )
+from secagg.client import LARGEST_STEP
 from secagg.messages import (
+    Attestation,
     Attestations,
     IncludedSet,
+    Receipt,
+    ReleaseClaim,
     Reports,
     Roster,
     RoundStart,
     ShareInbox,
+    SlotMasks,
+    SlotsFailed,
 )
+from secagg.policy import session_id
 from secagg.shamir import PRIME
+from secagg.state import BLAME, LARGEST_NUMBER, next_head
 
 # --- a server that lies to a client ------------------------------------------------------------------------------
 
@@ -220,26 +236,89 @@ def test_an_inbox_of_other_headers_shows_before_anybody_masks():
 # --- a server that lies about a round ----------------------------------------------------------------------------
 
 
-def started(cohort: Cohort, number: int = 1, missed=(), head: bytes = bytes(32), run: str = RUN) -> RoundStart:
-    return RoundStart(run, number, 0, bytes(32), bytes(32), head, tuple(missed)).sign(SERVER_KEY)
+def started(
+    cohort: Cohort, number: int = 1, missed=(), head: bytes = bytes(32), run: str = RUN, attempt: int = 0
+) -> RoundStart:
+    return RoundStart(run, number, attempt, bytes(32), bytes(32), head, tuple(missed)).sign(SERVER_KEY)
 
 
-def refused_start(cohort: Cohort, start: RoundStart, check: str, store=None) -> None:
-    with pytest.raises(ProtocolError) as caught:
-        open_round(cohort.policy, RUN, start, store or MemoryStore())
-    assert (caught.value.check, caught.value.culprits) == (check, ())
+def opened(cohort: Cohort, start: RoundStart, store=None, **hashes):
+    own = {"model_hash": bytes(32), "task_hash": bytes(32)} | hashes
+    return open_round(cohort.policy, cohort.roster, RUN, start, store or MemoryStore(), **own)
+
+
+def refused_start(cohort: Cohort, start: RoundStart, check: str, store=None, **hashes) -> None:
+    """The check fires, and the store is as it was."""
+    store = store or MemoryStore()
+    before = dict(store._entries)
+    with pytest.raises((ProtocolError, ExposureError)) as caught:
+        opened(cohort, start, store, **hashes)
+    assert (caught.value.check, getattr(caught.value, "culprits", ())) == (check, ())
+    assert store._entries == before
 
 
 def test_a_round_start_is_held_against_what_is_pinned():
     cohort = Cohort(4)
-    assert open_round(cohort.policy, RUN, started(cohort), MemoryStore()) == cohort.context()
+    assert opened(cohort, started(cohort)) == OpenRound(cohort.context(), checked=True)
     refused_start(cohort, replace(started(cohort), model_hash=OTHER_HASH), "C-01")
     refused_start(cohort, started(cohort).sign(cohort.keys[VICTIM]), "C-01")
     refused_start(cohort, started(cohort, run="another run"), "C-02")
     refused_start(cohort, started(cohort, head=OTHER_HASH), "C-04")
-    refused_start(cohort, replace(started(cohort), round_number=0).sign(SERVER_KEY), "C-04")
     with pytest.raises(ConfigError, match="server_key"):
-        open_round(Cohort(4, signed=False).policy, RUN, started(cohort), MemoryStore())
+        opened(Cohort(4, signed=False), started(cohort))
+
+
+def test_a_round_of_another_model_or_task_is_refused_whoever_signed_it():
+    cohort = Cohort(4)
+    refused_start(cohort, replace(started(cohort), model_hash=OTHER_HASH).sign(SERVER_KEY), "C-23")
+    refused_start(cohort, replace(started(cohort), task_hash=OTHER_HASH).sign(SERVER_KEY), "C-23")
+    refused_start(cohort, started(cohort), "C-23", model_hash=OTHER_HASH)
+    refused_start(cohort, started(cohort), "C-23", task_hash=OTHER_HASH)
+    with pytest.raises(TypeError, match="model_hash"):
+        open_round(cohort.policy, cohort.roster, RUN, started(cohort), MemoryStore())
+
+
+def finished_rounds(cohort: Cohort, numbers) -> list:
+    """Receipts of rounds in which nobody was asked anything: what a lying server can sign at any time."""
+    receipts, head = [], bytes(32)
+    for number in numbers:
+        hashes = [bytes([number % 256, i]) * 16 for i in range(3)]
+        new = next_head(head, *hashes)
+        receipts.append(Receipt(RUN, number, *hashes, head, new).sign(SERVER_KEY))
+        head = new
+    return receipts
+
+
+def test_a_server_cannot_use_up_the_round_numbers():
+    """Row 11 of issue 7: one receipt numbered 2^63 - 1 made a store useless for good."""
+    cohort, store = Cohort(4), MemoryStore()
+    refused_start(cohort, started(cohort, LARGEST_STEP + 1), "C-04", store)
+    refused_start(cohort, started(cohort, LARGEST_NUMBER), "C-04", store)
+    far = finished_rounds(cohort, [LARGEST_NUMBER - 1])
+    refused_start(cohort, started(cohort, LARGEST_NUMBER, far, far[-1].head), "C-04", store)
+    steps = finished_rounds(cohort, [LARGEST_STEP, 2 * LARGEST_STEP])
+    context = opened(cohort, started(cohort, 3 * LARGEST_STEP, steps, steps[-1].head), store).context
+    assert context.round_number == 3 * LARGEST_STEP
+    refused_start(cohort, started(cohort, 3 * LARGEST_STEP + 1, steps, steps[-1].head), "C-04", store)
+    joined = ClientSession(cohort.policy, VICTIM, cohort.keys[VICTIM], cohort.roster, OpenRound(context), store)
+    joined.start()
+    assert opened(cohort, started(cohort, 4 * LARGEST_STEP, head=steps[-1].head), store)
+
+
+def test_a_start_is_taken_whole_or_leaves_nothing():
+    """The last part of each is wrong, and what comes before it is right."""
+    cohort, store = Cohort(4), MemoryStore()
+    first, second = finished_rounds(cohort, [1, 2])
+    for start in (
+        started(cohort, 3, [first, second], OTHER_HASH),
+        started(cohort, 2, [first, second], second.head),
+        started(cohort, 3, [first, replace(second, head=OTHER_HASH).sign(SERVER_KEY)], OTHER_HASH),
+        started(cohort, 3, [first, replace(second, training_run="another").sign(SERVER_KEY)], second.head),
+        started(cohort, 2 + LARGEST_STEP + 1, [first, second], second.head),
+    ):
+        refused_start(cohort, start, "C-04", store)
+    refused_start(cohort, started(cohort, 3, [first, replace(second, total_hash=OTHER_HASH)], second.head), "C-01")
+    assert opened(cohort, started(cohort, 3, [first, second], second.head), store)
 
 
 def test_a_rejoiner_replays_the_heads_that_it_missed():
@@ -248,9 +327,11 @@ def test_a_rejoiner_replays_the_heads_that_it_missed():
         play = cohort.play(context=cohort.context(number, head=head))
         head = play.server.head
         receipts.append(play.server.receipt)
+        cohort.replay(play)
     store = MemoryStore()
-    context = open_round(cohort.policy, RUN, started(cohort, 4, receipts, head), store)
-    assert (context.round_number, store.head(RUN)) == (4, (3, head))
+    context = opened(cohort, started(cohort, 4, receipts, head), store).context
+    with store.transaction() as marks:
+        assert (context.round_number, marks.head(session_id(cohort.policy, cohort.roster), RUN)) == (4, (3, head))
     refused_start(cohort, started(cohort, 3, receipts, head), "C-04", store)
     refused_start(cohort, started(cohort, 4, receipts[1:], head), "C-04")
     refused_start(cohort, started(cohort, 4, [replace(receipts[0], head=OTHER_HASH).sign(SERVER_KEY)], head), "C-04")
@@ -258,47 +339,355 @@ def test_a_rejoiner_replays_the_heads_that_it_missed():
     refused_start(cohort, started(cohort, 4, receipts[:2], head), "C-04")
 
 
+# --- what lies between the rounds ----------------------------------------------------------------------------------
+
+
 def test_an_opened_round_that_was_not_replayed_needs_an_operator():
     cohort = Cohort(4)
     play = cohort.play(down=lambda step, who, m: None if step == RESULT else m)
-    store = cohort.stores[VICTIM]
-    assert store.released(RUN) == 1
-    refused_start(cohort, started(cohort, 2), "C-05", store)
-    accepted = open_round(cohort.policy, RUN, started(cohort, 2), store, accept_exposure=True)
-    assert accepted.round_number == 2
+    store, round_id = cohort.stores[VICTIM], play.server.receipt.round_id
     completed = started(cohort, 2, [play.server.receipt], play.server.head)
+    for start in (started(cohort, 2), completed):
+        with pytest.raises(ExposureError, match=r"\[C-05\] this site did send unmasking shares") as caught:
+            opened(cohort, start, store)
+        assert caught.value.round_ids == (round_id,)
+    accept_exposure(store, cohort.keys[VICTIM], VICTIM, OTHER_HASH)
     refused_start(cohort, completed, "C-05", store)
-    store.replay(RUN, 1)
-    assert open_round(cohort.policy, RUN, completed, store).previous_head == play.server.head
+    accept_exposure(store, cohort.keys[VICTIM], VICTIM, round_id)
+    assert opened(cohort, started(cohort, 2), store).context.round_number == 2
+    cohort.replay(play)
+    assert opened(cohort, completed, store).context.previous_head == play.server.head
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        accept_exposure(store, cohort.keys[VICTIM], VICTIM, round_id[:31])
+
+
+def test_a_private_update_is_never_held_up_by_an_open_round():
+    cohort = Cohort(4, private=True)
+    first = cohort.play(down=lambda step, who, m: None if step == RESULT else m)
+    again = Play(cohort, context=cohort.context(2))
+    assert all(not message.exposing for message in again.out.values())
+    assert {message.released for message in again.out.values()} == {first.server.receipt.round_id}
+    assert again.to_the_end().exact
+
+
+@pytest.mark.parametrize("step", [MASKED, UNMASK])
+def test_two_sessions_on_one_store_are_not_both_live(step):
+    """Row 2 of issue 7: a session of round 1 waited while round 2 opened, and later both unmasked."""
+    cohort = Cohort(4)
+    waiting = Play(cohort).until(SENDING[SENDING.index(step) - 1])
+    Play(cohort, context=cohort.context(2))
+    waiting.to_the_end()
+    assert {error.check for error in waiting.errors.values()} == {"C-24"}
+    assert len(waiting.errors) == 4
+    assert waiting.server.result is None
+
+
+def burned(cohort: Cohort) -> bytes:
+    """A round whose shares everybody sent, of which the server says that it has no sum; its round id."""
+    play = cohort.play(down=lambda step, who, m: None if step == RESULT else m)
+    return play.server.receipt.round_id
+
+
+def announcing(cohort: Cohort, before=lambda store, claim: None, run: str = RUN) -> Play:
+    """The next attempt after a burned round that all but site-a accept: site-a was not in it. `before` it is joined."""
+    round_id = burned(cohort)
+    for client_id in cohort.ids[1:]:
+        accept_exposure(cohort.stores[client_id], cohort.keys[client_id], client_id, round_id)
+    with cohort.stores["site-b"].transaction() as marks:
+        claim = marks.open_release.claim
+    cohort.stores[VICTIM] = MemoryStore()
+    before(cohort.stores[VICTIM], claim)
+    play = Play(cohort, context=replace(cohort.context(2), training_run=run))
+    assert play.out["site-b"].exposing == (claim,)
+    assert play.out[VICTIM].exposing == ()
+    return play
+
+
+def replaying(store, claim: ReleaseClaim) -> None:
+    with store.transaction() as marks:
+        marks.replay(claim.slot, claim.round_id)
+
+
+def accepting(store, claim: ReleaseClaim) -> None:
+    accept_exposure(store, _KEYS[VICTIM], VICTIM, claim.round_id)
+
+
+def held_up(play: Play, claim: ReleaseClaim) -> bool:
+    """Whether site-a, and nobody else, stays away because of this claim."""
+    play.to_the_end()
+    if not play.errors:
+        assert play.exact
+        assert play.server.included == tuple(play.cohort.ids)
+        return False
+    assert play.errors.keys() == {VICTIM}
+    error = play.errors[VICTIM]
+    assert isinstance(error, ExposureError)
+    assert (error.check, error.round, error.round_ids) == ("C-26", SHARES, (claim.round_id,))
+    assert play.server.included == ("site-b", "site-c", "site-d")
+    return True
+
+
+def test_a_round_that_others_released_and_that_is_unaccounted_for_is_not_followed():
+    """Row 4 of issue 7: the acceptance of the others exposed a site that never accepted."""
+    play = announcing(Cohort(4))
+    assert held_up(play, *play.out["site-b"].exposing)
+
+
+@pytest.mark.parametrize("clear", [replaying, accepting])
+def test_a_round_that_others_released_is_cleared_by_its_transcript_or_by_name(clear):
+    play = announcing(Cohort(4), before=clear)
+    (claim,) = play.out["site-b"].exposing
+    assert not held_up(play, claim)
+    with play.cohort.stores[VICTIM].transaction() as marks:
+        assert not marks.accepted(claim.round_id), "an acceptance counts once"
+
+
+def test_an_acceptance_after_the_attempt_was_joined_counts_and_a_transcript_does_not():
+    """The attempt's model is the one from before that transcript: its update may be the very same."""
+    for clear, helps in ((accepting, True), (replaying, False)):
+        play = announcing(Cohort(4))
+        (claim,) = play.out["site-b"].exposing
+        clear(play.cohort.stores[VICTIM], claim)
+        assert held_up(play, claim) is not helps
+
+
+def test_a_run_that_starts_over_on_the_same_model_is_exposed_by_a_round_that_everybody_replayed():
+    """Found by the model: a completed, published, replayed round and a new run without one site give that site."""
+    play = announcing(Cohort(4), before=replaying, run="run-2")
+    (claim,) = play.out["site-b"].exposing
+    assert held_up(play, claim)
+
+
+def test_a_round_is_not_joined_after_another_one_was_finished():
+    """Opened while the log stood elsewhere: its model is not the one that follows."""
+    cohort = Cohort(4)
+    store, receipts = cohort.stores[VICTIM], finished_rounds(cohort, [1])
+    early = opened(cohort, started(cohort, 2), store)
+    opened(cohort, started(cohort, 2, receipts, receipts[-1].head), store)
+    client = ClientSession(cohort.policy, VICTIM, cohort.keys[VICTIM], cohort.roster, early, store)
+    with pytest.raises(ProtocolError, match="C-04"):
+        client.start()
+
+
+def test_an_exposure_that_is_taken_back_by_another_session_is_seen_before_the_contribution():
+    cohort = Cohort(4)
+    play = announcing(cohort, before=accepting)
+    (claim,) = play.out["site-b"].exposing
+    play.until(REPORT)
+    with cohort.stores[VICTIM].transaction() as marks:
+        marks._put(f"accepted/{claim.round_id.hex()}", {"signature": "", "used_by": "another"})
+    play.to_the_end()
+    assert (play.errors[VICTIM].check, play.errors[VICTIM].round) == ("C-26", MASKED)
+
+
+def claiming(claim: ReleaseClaim):
+    return lambda message: colluding("advertisements", exposing=(claim,))(message)
+
+
+def invented(cohort: Cohort, session: bytes, signers) -> ReleaseClaim:
+    """A claim about a round that never was, signed by whoever colludes."""
+    blank = ReleaseClaim(session, RUN, 1, 0, *[bytes(32)] * 6, {"site-e": bytes(64)})
+    signed = {who: cohort.keys[who].sign(Attestation(blank.attested, who).statement()) for who in sorted(signers)}
+    return replace(blank, attestations=signed or blank.attestations)
+
+
+@pytest.mark.parametrize("signers", [(), ("site-d",), ("site-b", "site-c", "site-d")])
+def test_a_claim_of_this_session_needs_a_quorum(signers):
+    cohort = Cohort(5)
+    claim = invented(cohort, session_id(cohort.policy, cohort.roster), signers)
+    play = Play(cohort, down=alone(ROSTER, VICTIM, claiming(claim))).until(ROSTER)
+    assert (play.errors[VICTIM].check, play.errors[VICTIM].culprits) == ("C-25", ())
+    liar = Cohort(5).play(up=alone(KEYS, COLLUDER, lambda m: replace(m, exposing=(claim,)).sign(_KEYS[COLLUDER])))
+    assert (liar.refusals[COLLUDER].check, liar.refusals[COLLUDER].culprits) == ("S-22", (COLLUDER,))
+    assert not liar.errors
+    assert liar.exact
+
+
+@pytest.mark.parametrize(("signers", "binds"), [((), False), (("site-d",), False), (("site-c", "site-d"), True)])
+def test_a_claim_of_another_session_binds_where_more_than_c_of_these_clients_attested_it(signers, binds):
+    """c = 1: one liar, who alone pins other policies with itself, stops nobody; two need an honest one."""
+    cohort = Cohort(5)
+    claim = invented(cohort, OTHER_HASH, signers)
+    play = cohort.play(up=alone(KEYS, COLLUDER, lambda m: replace(m, exposing=(claim,)).sign(_KEYS[COLLUDER])))
+    if binds:
+        stopped = {who: error.check for who, error in play.errors.items() if who != COLLUDER}
+        assert stopped == dict.fromkeys(["site-a", "site-b", "site-c", "site-e"], "C-26")
+    else:
+        assert not play.refusals
+        assert play.exact
 
 
 def test_marks_that_do_not_increase():
     cohort = Cohort(4)
     play = Play(cohort).until("MaskedInputCollection")
     assert play.to_the_end().exact
-    for call, check in (
-        (lambda: cohort.client(VICTIM).start(), "C-03"),
-        (lambda: cohort.stores[VICTIM].contribute(RUN, 1, "again"), "C-14"),
-        (lambda: cohort.stores[VICTIM].finish(RUN, 1, OTHER_HASH, b""), "C-22"),
+    cohort.replay(play)
+    session, receipt = session_id(cohort.policy, cohort.roster), play.server.receipt
+    slot, store = cohort.context().at(session), cohort.stores[VICTIM]
+    other = replace(receipt, head=OTHER_HASH)
+    for change, check in (
+        (lambda marks: marks.join(slot, bytes(32), private=False), "C-03"),
+        (lambda marks: marks.contribute(slot, "again", (), private=False), "C-14"),
+        (lambda marks: marks.finish(session, RUN, [other]), "C-22"),
+        (lambda marks: marks.contribute(replace(slot, attempt=1), "again", (), private=False), "C-24"),
     ):
-        with pytest.raises(ProtocolError) as caught:
-            call()
+        with pytest.raises(ProtocolError) as caught, store.transaction() as marks:
+            change(marks)
         assert (caught.value.check, caught.value.culprits) == (check, ())
 
 
-def test_a_store_that_fails_ends_the_session_with_nothing_sent():
-    cohort = Cohort(4)
+class FullDisk(MemoryStore):
+    """Nothing can be written from the moment that `full` is set."""
 
-    class FullDisk(MemoryStore):
-        def contribute(self, *_) -> None:
+    full = False
+
+    @contextmanager
+    def transaction(self):
+        if self.full:
             raise OSError("no space left")
+        with super().transaction() as marks:
+            yield marks
 
-    cohort.stores[VICTIM] = FullDisk()
-    play = Play(cohort)
+
+@pytest.mark.parametrize("step", [SHARES, MASKED, UNMASK])
+def test_a_store_that_fails_ends_the_session_with_nothing_sent(step):
+    cohort = Cohort(4)
+    cohort.stores[VICTIM] = store = FullDisk()
+    play = Play(cohort).until(SENDING[SENDING.index(step) - 1])
+    store.full = True
     with pytest.raises(OSError, match="no space"):
-        play.to_the_end()
+        play.until(step)
     assert play.clients[VICTIM].finished
     assert VICTIM not in play.out
+
+
+# --- constant slots that do not add up -----------------------------------------------------------------------------
+
+
+def poisoning(cohort: Cohort, answers=None, deltas=None, **options) -> Play:
+    """COLLUDER (or who is in `deltas`) adds to a constant slot of its masked input; `answers` changes what is said in
+    the search for it, by client."""
+    deltas, answers = deltas or {COLLUDER: 1}, answers or {}
+
+    def up(step, who, message):
+        if step == MASKED and who in deltas:
+            message = poisoned(cohort.policy, -1, deltas[who])(cohort, message)
+            believe_own_lie(play.clients[who], message)
+        return answers[who](message) if step == BLAME and who in answers else message
+
+    play = Play(cohort, up=up, **options)
+    return play.to_the_end()
+
+
+@pytest.mark.parametrize("suite", Suite)
+@pytest.mark.parametrize("bits", [20, 40, 64])
+@pytest.mark.parametrize("silent", [{}, {"site-f": MASKED}, {"site-b": UNMASK}, {"site-f": MASKED, "site-b": UNMASK}])
+def test_whoever_poisons_a_constant_slot_is_convicted(suite, bits, silent):
+    """Row 12 of issue 7, with a dropped client, with a silent one, and with both."""
+    cohort = Cohort(7, c=2, suite=suite, bits=bits)
+    play = poisoning(cohort, silent=silent)
+    assert isinstance(play.failure, ShareError)
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (COLLUDER,))
+    assert play.server.burned
+    assert play.server.result is None
+    assert all(client.finished for who, client in play.clients.items() if who not in silent)
+
+
+@pytest.mark.parametrize("gain", [1, 5])
+def test_two_liars_whose_slots_do_not_cancel_are_both_convicted(gain):
+    play = poisoning(Cohort(7, c=2), deltas={COLLUDER: 1, "site-e": gain})
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (COLLUDER, "site-e"))
+
+
+def shifted(cohort: Cohort, peer: str):
+    """A mask with this peer under which the poisoned slots look like the constants."""
+
+    def change(message: SlotMasks) -> SlotMasks:
+        width = 4 if cohort.bits <= 32 else 8
+        words = np.frombuffer(message.masks[peer], f"<u{width}").copy()
+        last = slice(cohort.policy.slots - 1, cohort.policy.slots)
+        words[last] += words.dtype.type(1 if message.client_id < peer else 2 ** (8 * width) - 1)
+        masks = {**message.masks, peer: words.tobytes()}
+        return replace(message, masks=masks).sign(cohort.keys[message.client_id])
+
+    return change
+
+
+@pytest.mark.parametrize("peer", ["site-a", "site-e"])
+def test_a_poisoner_that_shifts_the_blame_contradicts_its_peer(peer):
+    cohort = Cohort(5)
+    play = poisoning(cohort, {COLLUDER: shifted(cohort, peer)})
+    assert isinstance(play.failure, ComplaintError)
+    assert play.failure.complaints == (tuple(sorted((COLLUDER, peer))),)
+    assert play.server.burned
+
+
+def test_a_poisoner_that_shifts_the_blame_to_an_opened_pair_is_convicted():
+    cohort = Cohort(5)
+    play = poisoning(cohort, {COLLUDER: shifted(cohort, "site-e")}, silent={"site-e": MASKED})
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (COLLUDER,))
+
+
+def test_who_does_not_show_its_slot_masks_is_named_and_not_convicted():
+    play = poisoning(Cohort(5), {COLLUDER: lambda message: None})
+    assert (play.failure.check, play.failure.culprits) == ("S-19", ())
+    assert f"{COLLUDER} did not show any slot masks" in str(play.failure)
+
+
+def test_where_everybodys_slots_are_right_the_server_looks_at_itself():
+    play = Play(Cohort(5)).until("Unmasking")
+    play.server._state.inputs.total[-1] += 1
+    play.to_the_end()
+    assert (play.failure.check, play.failure.culprits) == ("S-19", ())
+    assert "this server's own memory" in str(play.failure)
+
+
+def test_an_honest_client_is_never_convicted_for_what_others_answer():
+    """Every single lie of the poisoner about a mask, towards every peer."""
+    for peer in ("site-a", "site-b", "site-c", "site-e"):
+        cohort = Cohort(5)
+        wrong = lambda m, peer=peer, cohort=cohort: replace(m, masks={**m.masks, peer: flip(m.masks[peer])}).sign(  # noqa: E731
+            cohort.keys[COLLUDER]
+        )
+        play = poisoning(cohort, {COLLUDER: wrong})
+        named = set(getattr(play.failure, "culprits", ())) | {
+            client_id for pair in getattr(play.failure, "complaints", ()) for client_id in pair
+        }
+        assert COLLUDER in named
+        assert named <= {COLLUDER, peer}
+
+
+@pytest.mark.parametrize("field", ["round_id", "attested"])
+def test_slot_masks_are_shown_for_the_own_round_only(field):
+    cohort = Cohort(4)
+    play = poisoning(cohort, down=alone(BLAME, VICTIM, lambda m: replace(m, **{field: OTHER_HASH})))
+    assert (play.errors[VICTIM].check, play.errors[VICTIM].culprits) == ("C-27", ())
+    assert play.clients[VICTIM].finished
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (COLLUDER,))
+
+
+def test_slot_masks_are_not_shown_before_shares_were_released():
+    for step in SENDING[:-1]:
+        play = Play(Cohort(4)).until(step)
+        with pytest.raises(ProtocolError, match="C-20"):
+            play.clients[VICTIM].receive(SlotsFailed(OTHER_HASH, OTHER_HASH))
+
+
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [
+        (lambda cohort, m: replace(m, masks=dict([*m.masks.items()][1:])).sign(cohort.keys["site-b"]), True),
+        (lambda cohort, m: replace(m, signature=bytes(64)), True),
+        (lambda cohort, m: replace(m, attested=OTHER_HASH).sign(cohort.keys["site-b"]), False),
+        (lambda cohort, m: replace(m, round_id=OTHER_HASH).sign(cohort.keys["site-b"]), False),
+    ],
+)
+def test_wrong_answers_in_the_search_for_a_poisoner_are_refused(lie, named):
+    cohort = Cohort(5)
+    play = poisoning(cohort, {"site-b": lambda message: lie(cohort, message)})
+    refusal = play.refusals["site-b"]
+    assert (refusal.check, refusal.culprits) == ("S-23", ("site-b",) if named else ())
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (COLLUDER,))
 
 
 # --- clients that lie to the server ------------------------------------------------------------------------------
@@ -438,7 +827,9 @@ def test_where_nobody_has_the_pair_secret_its_dealer_is_convicted():
 
 def test_a_pair_secret_is_opened_from_its_envelope_where_both_ends_are_silent():
     cohort = Cohort(6, suite=Suite.MLKEM768_X25519)
-    assert cohort.play(silent={"site-e": MASKED, VICTIM: UNMASK}).exact
+    first = cohort.play(silent={"site-e": MASKED, VICTIM: UNMASK})
+    assert first.exact
+    cohort.replay(first)
     assert cohort.play(context=cohort.context(2), silent={VICTIM: MASKED, "site-e": UNMASK}).exact
 
 
@@ -450,7 +841,9 @@ def test_parties_with_different_policies_never_meet():
     with pytest.raises(ProtocolError, match="S-04"):
         cohort.server().receive(VICTIM, other.client(VICTIM).start())
     moved = PinnedRoster({**cohort.roster, "site-d": SigningKey.generate().verify_key})
-    client = ClientSession(cohort.policy, VICTIM, cohort.keys[VICTIM], moved, cohort.context(), MemoryStore())
+    client = ClientSession(
+        cohort.policy, VICTIM, cohort.keys[VICTIM], moved, OpenRound(cohort.context()), MemoryStore()
+    )
     with pytest.raises(ProtocolError, match="S-04"):
         cohort.server().receive(VICTIM, client.start())
 

@@ -6,7 +6,8 @@ attributes and tracebacks, logs, warnings, standard output and error, reprs, pic
 transcript; in raw bytes and in every spelling that a careless line of code could give them. Half a secret counts.
 
 Allowed is what the protocol publishes: in the message of the Unmasking round a client's own self seed and the shares
-and pair secrets that it releases there. Specification: docs/spec.md, section "Security considerations".
+and pair secrets that it releases there, and in the answer to Blame its slot masks. Those are no secrets, yet they are
+not shown before. Specification: docs/spec.md, section "Security considerations".
 """
 
 import base64
@@ -31,19 +32,31 @@ import secagg_cohort
 from secagg_cohort import SENDING, SERVER_KEY, Cohort, Play, alone
 from typer.testing import CliRunner
 
+import secagg.client
 import secagg.keys
 import secagg.masking
 import secagg.shamir
-from secagg import ClientSession, ConfigError, MemoryStore, SecAggError, ServerSession, SigningKey, Suite, wire
+from secagg import (
+    ClientSession,
+    ConfigError,
+    MemoryStore,
+    SecAggError,
+    ServerSession,
+    SigningKey,
+    Suite,
+    accept_exposure,
+    wire,
+)
 from secagg.cli import app
 from secagg.keys import ChannelKey, MaskKey, Secret
-from secagg.messages import EncryptedShares, UnmaskingShares
+from secagg.messages import EncryptedShares, SlotMasks, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.rpc.frames import Message, Received
 from secagg.shamir import SHARE_BYTES
 from secagg.sqlite import SqliteStore
-from secagg.state import State
+from secagg.state import BLAME, State
+from secagg.store import Marks
 from secagg.transcript import Recorder
 
 # --- Spellings ---------------------------------------------------------------------------------------------------
@@ -133,6 +146,9 @@ class Watch:
             for item in value:
                 self.plant(label, item)
 
+    def plant_slot_mask(self, value: bytes) -> None:
+        self.planted.setdefault(value, "a slot mask")
+
     def update(self, label: str, values: np.ndarray) -> None:
         self.updates |= dict.fromkeys(numbers(values), label)
 
@@ -143,11 +159,13 @@ class Watch:
             (self.said_after_release if released else self.said).add(data)
 
     def send(self, message: object) -> None:
-        """Hear a message as bytes; what Unmasking publishes in it is allowed there and nowhere before."""
+        """Hear a message as bytes; what Unmasking and Blame publish in it is allowed there and nowhere before."""
         if isinstance(message, UnmaskingShares):
             lists = (message.self_seed_shares, message.mask_key_shares, message.pair_secrets)
             self.released |= {message.self_seed, *(value for entries in lists for value in entries.values())}
-        self.hear(wire.encode(message), released=isinstance(message, UnmaskingShares))
+        if isinstance(message, SlotMasks):
+            self.released |= set(message.masks.values())
+        self.hear(wire.encode(message), released=isinstance(message, UnmaskingShares | SlotMasks))
 
     def error(self, error: BaseException) -> None:
         """Everything that shows when an exception is printed, logged or sent to a collector, locals included."""
@@ -163,8 +181,8 @@ class Watch:
         for thing in reachable(roots):
             self.hear(repr(thing), str(thing), f"{thing}", ascii(thing))
             for name, copying in COPYING.items():
-                if isinstance(thing, UnmaskingShares) and name in ("asdict", "astuple"):
-                    continue  # whoever takes this message apart asks for what is in it
+                if isinstance(thing, SlotMasks) or (isinstance(thing, UnmaskingShares) and name in APART):
+                    continue  # whoever takes these messages apart asks for what is in them
                 with contextlib.suppress(*REFUSALS):
                     copied = copying(thing)
                     self.hear(copied if isinstance(copied, bytes) else repr(copied))
@@ -206,6 +224,7 @@ COPYING = {
     "astuple": dataclasses.astuple,
     "copy.replace": getattr(copy, "replace", dataclasses.replace),
 }
+APART = ("asdict", "astuple")
 REFUSALS = (TypeError, AttributeError, pickle.PicklingError)
 
 
@@ -219,7 +238,10 @@ def watch(monkeypatch, capfd):
 
         def tapped(*arguments, **options):
             drawn = source(*arguments, **options)
-            watch.plant(label, drawn)
+            if label == "a slot mask":
+                watch.plant_slot_mask(drawn)
+            else:
+                watch.plant(label, drawn)
             return drawn
 
         monkeypatch.setattr(owner, name, tapped)
@@ -228,6 +250,7 @@ def watch(monkeypatch, capfd):
     tap(secagg.shamir, "_uniform", "a coefficient")
     tap(secagg.keys, "hkdf", "a derived key")
     tap(secagg.masking, "hkdf", "a mask seed")
+    tap(secagg.client, "slot_mask", "a slot mask")
     tap(MaskKey, "exchange", "a shared secret")
     tap(MaskKey, "open_pair", "a pair secret")
     tap(ChannelKey, "open", "a share")
@@ -286,18 +309,25 @@ def play(watch: Watch, cohort: Cohort, **options) -> Play:
 
         return watched
 
-    record = options.pop("record", None)
+    record, slots_fail = options.pop("record", None), options.pop("slots_fail", False)
     playing = Play(cohort, up=heard(up), down=heard(down), **options)
     playing.server._record = record
     for step in (*SENDING, "nowhere"):
         watch.look_at(playing.server, *playing.clients.values(), *playing.out.values())
         if playing.failure is None:
             playing.until(step)
+        if slots_fail and step == "Unmasking":
+            fail_slots(playing)
     watch.look_at(playing.server, *playing.clients.values(), *playing.out.values())
     for error in (*playing.errors.values(), *playing.refusals.values(), playing.failure):
         if error is not None:
             watch.error(error)
     return playing
+
+
+def fail_slots(playing: Play) -> None:
+    """An accident in the server's memory, so that it asks everybody for its slot masks."""
+    playing.until("Unmasking").server._state.inputs.total[-1] += 1
 
 
 @pytest.mark.parametrize("suite", list(Suite))
@@ -310,9 +340,42 @@ def test_a_round_with_a_dropout_says_nothing_that_it_should_not(watch, suite, tm
     files = [path.read_bytes() for path in tmp_path.iterdir()]
     assert len(files) >= 4
     watch.hear(*files)
-    kinds = {"a draw", "a derived key", "a mask seed", "a shared secret", "a share", "a signing key"}
+    kinds = {"a draw", "a derived key", "a mask seed", "a shared secret", "a share", "a signing key", "a slot mask"}
     assert kinds <= set(watch.planted.values())
     assert watch.released
+
+
+@pytest.mark.parametrize("suite", list(Suite))
+def test_nor_does_the_search_for_poisoned_slots(watch, suite):
+    played = play(watch, cohort_of(watch, suite=suite), silent={"site-b": "MaskedInputCollection"}, slots_fail=True)
+    assert played.failure.check == "S-19"
+    shown = {value for value in watch.released if watch.planted.get(value) == "a slot mask"}
+    assert len(shown) == 6, "three pairs among the included, and each of them with the dropped one"
+
+
+def test_nor_does_a_file_of_marks_that_holds_everything_a_store_can_hold(watch, tmp_path):
+    """A round that was released and not replayed, its acceptance, its claim and a second round that was replayed."""
+    cohort = cohort_of(watch, tmp_path, suite=Suite.X25519)
+    first = play(watch, cohort)
+    for client_id, store in cohort.stores.items():
+        accept_exposure(store, cohort.keys[client_id], client_id, first.server.receipt.round_id)
+    context = cohort.context(2, head=first.server.head)
+    second = play(watch, cohort, context=context)
+    cohort.replay(second)
+    play(watch, cohort, context=cohort.context(3, head=second.server.head), slots_fail=True)
+    kept = set()
+    for store in cohort.stores.values():
+        with store.transaction() as marks:
+            kept |= {key.partition("/")[0] for key in marks._entries}
+            watch.hear(*marks._entries.keys(), *marks._entries.values())
+        store.close()
+    assert kept == KEPT
+    watch.hear(*(path.read_bytes() for path in tmp_path.iterdir()))
+
+
+KEPT = {"joins", "joined", "live", "contributed", "released", "model", "open", "used", "accepted"}
+KEPT |= {"replayed", "log", "round", "head"}
+"""Every kind of mark."""
 
 
 @pytest.mark.parametrize("step", [*SENDING, "Result"])
@@ -329,14 +392,14 @@ def spoilt(message) -> Iterator:
         elif isinstance(value, Mapping):
             changed = [{**value, name: item[:-1] + bytes([item[-1] ^ 1])} for name, item in [*value.items()][:1]]
         elif isinstance(value, tuple):
-            changed = [(other, *value[1:]) for other in spoilt(value[0])]
+            changed = [(other, *value[1:]) for part in value[:1] for other in spoilt(part)]
         else:
             changed = spoilt(value) if dataclasses.is_dataclass(value) else ()
         for other in changed:
             yield dataclasses.replace(message, **{field.name: other})
 
 
-@pytest.mark.parametrize("step", SENDING)
+@pytest.mark.parametrize("step", [*SENDING, BLAME])
 def test_nor_does_a_server_that_is_lied_to(watch, step):
     cohort, refused = cohort_of(watch), []
 
@@ -352,12 +415,14 @@ def test_nor_does_a_server_that_is_lied_to(watch, step):
         return message
 
     playing = Play(cohort, silent={"site-c": "MaskedInputCollection"}, up=alone(step, "site-b", lie))
+    if step == BLAME:
+        fail_slots(playing)
     playing.to_the_end()
     watch.look_at(playing.server)
     assert len(refused) >= 3
 
 
-@pytest.mark.parametrize("step", [*SENDING[1:], "Result"])
+@pytest.mark.parametrize("step", [*SENDING[1:], "Result", BLAME])
 def test_nor_does_a_client_that_is_lied_to(watch, step):
     """Each client is told another lie, until there is none left."""
     lies: list = []
@@ -368,7 +433,10 @@ def test_nor_does_a_client_that_is_lied_to(watch, step):
         lies[:] = lies or spoilt(message)
         return lies.pop()
 
-    while not (played := play(watch, cohort_of(watch, suite=Suite.X25519), down=lie)).errors or lies:
+    def again() -> Play:
+        return play(watch, cohort_of(watch, suite=Suite.X25519), down=lie, slots_fail=step == BLAME)
+
+    while not (played := again()).errors or lies:
         pass
     assert played.errors
 
@@ -386,13 +454,13 @@ def test_nor_does_a_complaint(watch):
 
 
 @pytest.mark.parametrize("method", ["join", "contribute", "release", "finish"])
-def test_nor_does_a_store_that_crashes(watch, method):
+def test_nor_does_a_store_that_crashes(watch, method, monkeypatch):
     cohort = cohort_of(watch)
 
     def crash(*_):
         raise OSError(28, "No space left on device")
 
-    setattr(cohort.stores["site-a"], method, crash)
+    monkeypatch.setattr(Marks, method, crash)
     with pytest.raises(OSError, match="No space") as caught:
         play(watch, cohort)
     watch.error(caught.value)

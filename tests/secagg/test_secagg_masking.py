@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from secagg.errors import ConfigError
-from secagg.masking import masked_input, slot_values
+from secagg.masking import masked_input, slot_mask, slot_values, without_masks
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import BLOCK, Quantised, accumulate, dtype_for, pack, packed_size, quantize, unpack
@@ -81,6 +81,35 @@ class TestMaskedInput:
             if pool:
                 pool.shutdown()
         assert y.nbytes < peak < y.nbytes + limit
+
+
+class TestSlots:
+    @pytest.mark.parametrize("bits", [8, 15, 23, 32, 33, 64])
+    @pytest.mark.parametrize("length", [1, 1000, BLOCK - 1, (1 << 18) // 4 - 1, (1 << 18) // 4, (1 << 18) // 8])
+    def test_their_masks_taken_away_one_by_one_leave_the_constants(self, length, bits):
+        """Also where they lie across the end of a chunk of the keystream."""
+        rules = policy(length, bits)
+        slots = unpack(masked(length, bits), length + rules.slots, bits)[length:]
+        masks = [slot_mask(seed, rules) for seed in SEEDS]
+        assert {len(mask) for mask in masks} == {rules.slots * dtype_for(bits).itemsize}
+        plain = without_masks(slots, rules, masks[:3], masks[3:])
+        np.testing.assert_array_equal(plain, slot_values(rules, ROUND))
+        assert not np.array_equal(without_masks(slots, rules, masks[:2], masks[3:]), slot_values(rules, ROUND))
+
+    def test_they_are_other_words_of_the_keystream_than_those_of_the_values(self):
+        rules = policy(1000, 23)
+        for seed in SEEDS:
+            expanded = np.zeros(1000 + rules.slots, np.uint32)
+            apply_masks(expanded, [seed], [])
+            assert slot_mask(seed, rules) == expanded[1000:].astype("<u4").tobytes()
+            assert slot_mask(seed, rules) not in expanded[:1000].astype("<u4").tobytes()
+
+    def test_a_mask_of_another_length_is_refused(self):
+        rules = policy(10, 23)
+        slots = slot_values(rules, ROUND)
+        for wrong in (bytes(4), bytes(11), bytes(16), b""):
+            with pytest.raises(ValueError, match=r"reshape|multiple"):
+                without_masks(slots, rules, [wrong], [])
 
 
 class TestAccumulate:

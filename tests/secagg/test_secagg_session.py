@@ -20,15 +20,17 @@ from secagg import (
     UnexpectedMessageError,
     dequantize,
     open_round,
+    unchecked_round,
     wire,
 )
 from secagg.client import Joining
 from secagg.complaints import leave_out
 from secagg.messages import Attestations, EncryptedShares, IncludedSet, Reports, Roster, RoundStart, UnmaskingShares
+from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import Quantised
 from secagg.state import RESULT
-from secagg.store import MemoryStore
+from secagg.store import NEVER, MemoryStore
 
 SUITES = list(Suite)
 
@@ -122,7 +124,9 @@ def test_a_client_that_fell_silent_after_attesting_still_learns_the_head():
     play = Cohort(4).play(silent={"site-a": "Unmasking"}, down=alone("Unmasking", "site-a", lambda _: None))
     assert play.clients["site-a"].head == play.server.head
     assert play.clients["site-a"].step == "Result"
-    assert play.cohort.stores["site-a"].released(RUN) == 0
+    with play.cohort.stores["site-a"].transaction() as marks:
+        assert marks.open_release is None
+        assert marks.released(session_id(play.cohort.policy, play.cohort.roster)) == NEVER
 
 
 def test_public_weights_scale_the_sum():
@@ -140,7 +144,10 @@ def test_heads_chain_over_rounds_and_agree():
         play = cohort.play(context=cohort.context(number, head=head))
         head = play.server.head
         assert {client.head for client in play.clients.values()} == {head}
-        assert all(store.head(RUN) == (number, head) for store in cohort.stores.values())
+        for store in cohort.stores.values():
+            with store.transaction() as marks:
+                assert marks.head(session_id(cohort.policy, cohort.roster), RUN) == (number, head)
+        cohort.replay(play)
     assert play.server.receipt.previous_head != bytes(32)
 
 
@@ -252,6 +259,7 @@ def test_calls_out_of_order_are_our_own_mistake():
     with pytest.raises(IllegalTransitionError):
         play.server.close_round()
     assert not play.server.ready
+    cohort.replay(play)
     failed = cohort.play(context=cohort.context(2), silent=dict.fromkeys(cohort.ids, SENDING[1])).server
     for call in (failed.close_round, lambda: failed.receive("site-a", play.out["site-a"]), lambda: failed.missing):
         with pytest.raises(IllegalTransitionError):
@@ -264,10 +272,11 @@ def test_calls_out_of_order_are_our_own_mistake():
 
 def test_identities_that_do_not_fit_are_refused_before_anything_is_sent():
     cohort, other = Cohort(4), Cohort(5)
+    opened = unchecked_round(cohort.context())
     with pytest.raises(ConfigError, match="roster"):
-        Joining(cohort.policy, "nobody", cohort.keys["site-a"], cohort.roster, cohort.context(), MemoryStore())
+        Joining(cohort.policy, "nobody", cohort.keys["site-a"], cohort.roster, opened, MemoryStore())
     with pytest.raises(ConfigError, match="signing key"):
-        Joining(cohort.policy, "site-a", cohort.keys["site-b"], cohort.roster, cohort.context(), MemoryStore())
+        Joining(cohort.policy, "site-a", cohort.keys["site-b"], cohort.roster, opened, MemoryStore())
     with pytest.raises(ConfigError, match="clients = 4"):
         ServerSession(cohort.policy, other.roster, cohort.context(), SERVER_KEY)
     with pytest.raises(ConfigError, match="server_key"):
@@ -322,10 +331,22 @@ def test_a_silent_attester_concludes_once():
 def test_joining_is_used_up_too():
     cohort = Cohort(4)
     store = cohort.stores["site-a"]
-    state = Joining(cohort.policy, "site-a", cohort.keys["site-a"], cohort.roster, cohort.context(), store)
+    opened = unchecked_round(cohort.context())
+    state = Joining(cohort.policy, "site-a", cohort.keys["site-a"], cohort.roster, opened, store)
     state.advertise_keys()
     with pytest.raises(IllegalTransitionError):
         state.advertise_keys()
+
+
+def contributes(cohort: Cohort) -> bool:
+    """Whether site-a still has its contribution to round 1, which this spends."""
+    with cohort.stores["site-a"].transaction() as marks:
+        try:
+            marks.contribute(cohort.context().at(session_id(cohort.policy, cohort.roster)), "again", (), private=False)
+        except UnexpectedMessageError as error:
+            assert error.check == "C-14"  # noqa: PT017
+            return False
+    return True
 
 
 def test_an_update_of_another_policy_is_refused_before_the_contribution_is_marked():
@@ -337,7 +358,7 @@ def test_an_update_of_another_policy_is_refused_before_the_contribution_is_marke
         update = Quantised(wrong.updates["site-a"], wrong.policy, "site-a", Stream())
         with pytest.raises(ConfigError, match="another policy"):
             state.mask_input(kept["MaskedInputCollection", "site-a"], update)
-        play.cohort.stores["site-a"].contribute(RUN, 1, "unspent")
+        assert contributes(play.cohort)
 
 
 def test_an_update_that_loses_its_values_after_it_was_provided_is_not_sent():
@@ -378,11 +399,7 @@ def test_a_client_absent_from_a_set_wipes_its_secrets_and_may_join_the_next_roun
     assert [vars(secret) for secret in held] == [{}, {}]
     with pytest.raises(IllegalTransitionError):
         client.receive(Roster(()))
-    if contributed:
-        with pytest.raises(UnexpectedMessageError, match="C-14"):
-            cohort.stores["site-a"].contribute(RUN, 1, "again")
-    else:
-        cohort.stores["site-a"].contribute(RUN, 1, "unspent")
+    assert contributes(cohort) != contributed
     cohort.client("site-a", cohort.context(number=2)).start()
 
 
@@ -470,7 +487,9 @@ def test_a_result_that_follows_its_own_receipt_is_confirmed():
     kept = {}
     play = cohort.play(down=lambda at, who, m: kept.setdefault(who, m) and None if at == RESULT else m)
     start = RoundStart(RUN, 2, 0, bytes(32), bytes(32), play.server.head, (play.server.receipt,)).sign(SERVER_KEY)
-    open_round(cohort.policy, RUN, start, cohort.stores["site-a"], accept_exposure=True)
+    cohort.replay(play)
+    hashes = {"model_hash": bytes(32), "task_hash": bytes(32)}
+    open_round(cohort.policy, cohort.roster, RUN, start, cohort.stores["site-a"], **hashes)
     assert play.clients["site-a"].receive(kept["site-a"]).head == play.server.head
 
 

@@ -8,17 +8,21 @@ from secagg_cohort import RUN, SERVER_KEY, Cohort
 from secagg import MalformedMessageError, Suite, wire
 from secagg import secagg_pb2 as pb
 from secagg.messages import (
+    AdvertiseKeys,
     Attestations,
     Bundle,
     Header,
     IncludedSet,
     MaskedInput,
     Receipt,
+    ReleaseClaim,
     Reports,
     Result,
     Roster,
     RoundStart,
     ShareInbox,
+    SlotMasks,
+    SlotsFailed,
     UnmaskingShares,
 )
 
@@ -32,7 +36,16 @@ def every_message() -> tuple[list, list]:
         down=lambda step, who, m: down.append(m) or m,
     )
     start = RoundStart(RUN, 2, 1, *[bytes(32)] * 3, missed=(play.server.receipt,)).sign(SERVER_KEY)
-    return up, [*down, start]
+    failed = SlotsFailed(play.server.receipt.round_id, play.server.receipt.attested)
+    masks = SlotMasks(*[bytes(32)] * 2, "site-a", {"site-b": bytes(32)}).sign(SERVER_KEY)
+    return [*up, announcing(up), masks], [*down, start, failed]
+
+
+def announcing(said: list) -> AdvertiseKeys:
+    """An advertisement that says which round was released and not replayed."""
+    claim = ReleaseClaim(bytes(32), RUN, 3, 1, *[bytes([i]) * 32 for i in range(6)], {"site-b": bytes(64)})
+    first = next(message for message in said if isinstance(message, AdvertiseKeys))
+    return replace(first, released=claim.round_id, exposing=(claim,)).sign(SERVER_KEY)
 
 
 FROM_CLIENT, FROM_SERVER = ({type(m): m for m in said} for said in every_message())
@@ -55,7 +68,7 @@ def decoded(data: bytes) -> list:
 def test_every_message_takes_part():
     assert FROM_CLIENT.keys() == set(wire._CLIENT_FIELDS.values())
     assert FROM_SERVER.keys() == set(wire._SERVER_FIELDS.values())
-    assert len(KINDS) == 14
+    assert len(KINDS) == 16
 
 
 @each_kind
@@ -111,12 +124,14 @@ def field(number: int, body: bytes) -> bytes:
 
 def halves(data: bytes) -> tuple[int, bytes, bytes]:
     """Number and body of the message in these bytes, and the vector's field after it, if there is one."""
-    number, size, start = data[0] >> 3, 0, 1
-    while True:
-        size |= (data[start] & 0x7F) << 7 * (start - 1)
-        start += 1
-        if data[start - 1] < 0x80:
-            return number, data[start : start + size], data[start + size :]
+    tag, start = read_varint(data, 0)
+    size, start = read_varint(data, start)
+    return tag >> 3, data[start : start + size], data[start + size :]
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    end = next(i for i in range(at, len(data)) if data[i] < 0x80) + 1
+    return sum((byte & 0x7F) << 7 * i for i, byte in enumerate(data[at:end])), end
 
 
 @each_kind
@@ -124,7 +139,7 @@ def test_a_message_has_one_spelling(message):
     data = wire.encode(message)
     number, body, vector = halves(data)
     assert field(number, body) + vector == data
-    tag, size, last = varint(number << 3 | 2), varint(len(body)), 8 if type(message) in FROM_CLIENT else 16
+    tag, size, last = varint(number << 3 | 2), varint(len(body)), 18 if type(message) in FROM_CLIENT else 19
     unknown, group = field(500, b"?"), b"\xa3\x1f\xa4\x1f"
     for wrong in (
         b"",
@@ -175,14 +190,16 @@ def test_what_is_in_it_has_one_spelling_too(message):
 
 def start_of(number: bytes) -> bytes:
     """A round start with this spelling of its round number."""
-    return field(9, field(1, b"run") + number + b"".join(field(i, bytes(32)) for i in (4, 5, 6)))
+    return field(8, field(1, b"run") + number + b"".join(field(i, bytes(32)) for i in (4, 5, 6)))
 
 
 def test_a_number_has_one_spelling():
     assert [message.round_number for message in decoded(start_of(b"\x10\x05"))] == [5]
-    assert [message.round_number for message in decoded(start_of(b"\x10" + varint(2**64 - 1)))] == [2**64 - 1]
-    assert [message.round_number for message in decoded(start_of(b""))] == [0]
+    assert [message.round_number for message in decoded(start_of(b"\x10" + varint(2**63 - 1)))] == [2**63 - 1]
     for wrong in (
+        b"",  # zero
+        b"\x10" + varint(2**63),  # what no store can hold
+        b"\x10" + varint(2**64 - 1),
         b"\x10\0",  # the default spelled out
         b"\x10\x85\0",
         b"\x12\1\5",  # as a packed list
@@ -222,6 +239,25 @@ def wrapped(**message) -> bytes:
     return envelope(**message).SerializeToString()
 
 
+def claimed(**changes):
+    """The protobuf twin of an advertisement with a claim, some of whose fields are changed."""
+    return wire._written(KINDS[AdvertiseKeys]), changes
+
+
+def written(twin, **changes):
+    message, of_claim = twin
+    spoilt = pb.AdvertiseKeys.FromString(message.SerializeToString())
+    for target, values in ((spoilt.exposing[0], of_claim), (spoilt, changes)):
+        for name, value in values.items():
+            target.ClearField(name)
+            target.MergeFrom(type(target)(**{name: value}))
+    return spoilt
+
+
+def test_the_twin_that_is_spoilt_below_is_a_message_itself():
+    assert decoded(wrapped(advertise_keys=written(claimed()))) == [KINDS[AdvertiseKeys]]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -231,13 +267,15 @@ def wrapped(**message) -> bytes:
         wrapped(advertise_keys=pb.AdvertiseKeys(slot=bytes(32), client_id="é", nonce=bytes(16))),
         wrapped(advertise_keys=pb.AdvertiseKeys(slot=bytes(32), client_id="a" * 65, nonce=bytes(16))),
         wrapped(encrypted_shares=pb.EncryptedShares()),
-        wrapped(result=pb.Result()) + field(16, b"sum"),
-        wrapped(masked_input=pb.MaskedInput(client_id="a")) + field(8, b"y"),
+        wrapped(result=pb.Result()) + field(19, b"sum"),
+        wrapped(masked_input=pb.MaskedInput(client_id="a")) + field(18, b"y"),
         wrapped(confirmation=pb.Confirmation(head=bytes(31), client_id="a")),
         wrapped(included_set=pb.IncludedSet()),
         wrapped(
             round_start=pb.RoundStart(
-                training_run="", **dict.fromkeys(("model_hash", "task_hash", "previous_head"), bytes(32))
+                training_run="",
+                round_number=1,
+                **dict.fromkeys(("model_hash", "task_hash", "previous_head"), bytes(32)),
             )
         ),
         wrapped(
@@ -245,16 +283,36 @@ def wrapped(**message) -> bytes:
                 client_id="a", complaint="é", **dict.fromkeys(("slot", "roster1", "roster2"), bytes(32))
             )
         ),
+        wrapped(advertise_keys=written(claimed(), released=b"")),
+        wrapped(advertise_keys=written(claimed(), exposing=9 * [written(claimed()).exposing[0]])),
+        wrapped(advertise_keys=written(claimed(attestations=[]))),
+        wrapped(advertise_keys=written(claimed(attestations=[pb.NamedBytes(client_id="a", value=bytes(63))]))),
+        wrapped(advertise_keys=written(claimed(attestations=2 * [pb.NamedBytes(client_id="a", value=bytes(64))]))),
+        wrapped(advertise_keys=written(claimed(round_number=0))),
+        wrapped(advertise_keys=written(claimed(training_run="\x1b[2J"))),
+        wrapped(slot_masks=pb.SlotMasks(round_id=bytes(32), attested=bytes(31), client_id="a")),
+        wrapped(
+            slot_masks=pb.SlotMasks(
+                round_id=bytes(32),
+                attested=bytes(32),
+                client_id="a",
+                masks=[pb.NamedBytes(client_id="b", value=bytes(8)), pb.NamedBytes(client_id="c", value=bytes(9))],
+            )
+        ),
+        wrapped(slots_failed=pb.SlotsFailed(round_id=bytes(32))),
     ],
 )
 def test_fields_of_the_wrong_shape_are_refused(data):
+    number, *_ = halves(data)
+    side = wire.decode_from_client if number in pb.FromClient.DESCRIPTOR.fields_by_number else wire.decode_from_server
     with pytest.raises(MalformedMessageError, match="M-01"):
-        (wire.decode_from_client if data[0] >> 3 < 9 else wire.decode_from_server)(data)
+        side(data)
 
 
 def parts() -> dict[type, object]:
     """Every message and every message within one."""
     inner = [KINDS[Result].receipt, KINDS[ShareInbox].headers[0], KINDS[ShareInbox].bundles[-1]]
+    inner.append(KINDS[AdvertiseKeys].exposing[0])
     return KINDS | {type(part): part for part in (*inner, KINDS[IncludedSet].inputs[0])}
 
 
@@ -262,7 +320,7 @@ def parts() -> dict[type, object]:
 def test_no_hash_may_be_short(part):
     keys = ("channel_pk", "mask_dh_pk")  # their lengths depend on the suite: C-07, S-05
     hashes = [n for n, v in vars(part).items() if isinstance(v, bytes) and len(v) == 32 and n not in keys]
-    assert hashes or not isinstance(part, Receipt | Bundle | Header | MaskedInput)
+    assert hashes or not isinstance(part, Receipt | ReleaseClaim | Bundle | Header | MaskedInput)
     for name in set(hashes) & set(type(part).__dataclass_fields__):
         with pytest.raises(MalformedMessageError, match="M-01"):
             replace(part, **{name: getattr(part, name)[:-1]})
@@ -279,11 +337,23 @@ def test_an_id_is_1_to_64_ascii_characters(part):
                 replace(part, client_id=client_id)
 
 
-@pytest.mark.parametrize("run", ["", "é", "x" * 257])
-def test_a_training_run_is_a_short_ascii_name(run):
-    for part in (KINDS[RoundStart], KINDS[Result].receipt):
+@pytest.mark.parametrize("run", ["", "é", "x" * 257, "\x1b[2J", "a\nb", "\0"])
+def test_a_training_run_is_a_short_printable_ascii_name(run):
+    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].exposing[0]):
         with pytest.raises(MalformedMessageError, match="M-01"):
             replace(part, training_run=run)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 2**63, 2**64 - 1])
+def test_numbers_are_what_every_store_can_hold(number):
+    for part in (KINDS[RoundStart], KINDS[Result].receipt, KINDS[AdvertiseKeys].exposing[0]):
+        with pytest.raises(MalformedMessageError, match="M-01"):
+            replace(part, round_number=number)
+        assert replace(part, round_number=2**63 - 1)
+    for part in (KINDS[RoundStart], KINDS[AdvertiseKeys].exposing[0]):
+        if number:
+            with pytest.raises(MalformedMessageError, match="M-01"):
+                replace(part, attempt=number)
 
 
 def test_lists_out_of_order_or_with_repeats_are_refused():
