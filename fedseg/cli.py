@@ -159,7 +159,8 @@ def _conclude(run: Path, credentials: Path | None = None) -> None:
     say(f"model {run / 'model.safetensors'}")
     say(f"report {report}")
     if credentials is not None and (run / "transcripts").is_dir():
-        command = f"secagg verify-transcript {run / 'transcripts'}/* --roster {credentials / 'federation.toml'}"
+        own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
+        command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
         say(f"replay every round without the coordinator: {command}")
 
 

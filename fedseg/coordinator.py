@@ -34,10 +34,11 @@ from fedseg.federate import (
     study_event,
 )
 from fedseg.models import build_model
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
+from secagg.files import policy_text
 from secagg.messages import Receipt
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
@@ -120,6 +121,7 @@ class Coordinator:
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit("listening", host=self.options.host, port=port)
         self.folder.emit("study", **study_event(self.study, len(self.vector), secure=True))
+        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         async with self.mailbox:
             if self.study.model.start == "phantom":
                 self.folder.emit("note", text="the start is trained on a public phantom, or taken from the cache")

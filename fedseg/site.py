@@ -41,7 +41,7 @@ from fedseg.federate import (
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.privacy.budget import charge, charge_metrics, spent
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
@@ -55,6 +55,7 @@ from secagg import (
     open_round,
     wire,
 )
+from secagg.files import policy_text
 from secagg.messages import FromClient, Reports, Result, RoundStart, SlotMasks
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
@@ -134,6 +135,7 @@ class Site:
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
         self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
+        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
             try:
