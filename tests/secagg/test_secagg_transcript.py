@@ -54,6 +54,7 @@ from secagg.transcript.record import (
     Block,
     Opening,
     PublishedBundle,
+    PublishedShares,
     decode_record,
     encode_record,
     records,
@@ -504,6 +505,9 @@ def test_a_file_does_not_choose_how_much_memory_is_taken(tmp_path):
     """Its opening says a vector of gigabytes, the reader's policy does; strangers and promises are not kept."""
     path = put(tmp_path, forge(Cohort(5), opening=lambda _, o: replace(o, length=1 << 60)))
     assert verify([path], Cohort(5).policy, Cohort(5).roster).violation.check == "T-03"
+    many = lambda sent: replace(sent, bundles=sent.bundles * 9)  # noqa: E731
+    path = put(tmp_path, changed(forge(Cohort(5)), PublishedShares, "site-b", many))
+    assert "for more clients than your roster" in str(verify([path], Cohort(5).policy, Cohort(5).roster).violation)
     cohort = Cohort(9)
     for d, set_aside in (((1 << 29) - 100, False), (1 << 60, False), (5, True)):
         reader = reading.Reader(replace(cohort.policy, length=d), cohort.roster)
