@@ -536,6 +536,7 @@ def test_whom_the_sums_isolate_for_a_coalition_is_a_note_too(tmp_path):
     """Seven clients, c = 2, sets that differ by one honest and two corrupt clients."""
     cohort = Cohort(7, c=2, private=True)
     head = recorded(tmp_path / "a", cohort, {"site-f": MASKED}).server.head
+    accept(verify([tmp_path / "a"], cohort.policy, cohort.roster), cohort.stores["site-f"])  # which missed the result
     recorded(tmp_path / "b", cohort, {"site-b": MASKED, "site-g": MASKED}, number=2, head=head)
     verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.policy, cohort.roster)
     assert verdict.status == "holds"
