@@ -63,7 +63,9 @@ class Round:
         self.of_clients("s_shares", lambda state: dict(state.held.mask_key_shares))
         self.of_clients("b_shares", lambda state: dict(state.held.self_seed_shares))
         self.play.until("Unmasking")
-        shown = [client._state.slot_masks for client in self.play.clients.values() if isinstance(client._state, Released)]
+        shown = [
+            client._state.slot_masks for client in self.play.clients.values() if isinstance(client._state, Released)
+        ]
         self.play.to_the_end()
         self.parameters()
         self.told += shown

@@ -841,7 +841,9 @@ def test_parties_with_different_policies_never_meet():
     with pytest.raises(ProtocolError, match="S-04"):
         cohort.server().receive(VICTIM, other.client(VICTIM).start())
     moved = PinnedRoster({**cohort.roster, "site-d": SigningKey.generate().verify_key})
-    client = ClientSession(cohort.policy, VICTIM, cohort.keys[VICTIM], moved, OpenRound(cohort.context()), MemoryStore())
+    client = ClientSession(
+        cohort.policy, VICTIM, cohort.keys[VICTIM], moved, OpenRound(cohort.context()), MemoryStore()
+    )
     with pytest.raises(ProtocolError, match="S-04"):
         cohort.server().receive(VICTIM, client.start())
 

@@ -273,7 +273,9 @@ def test_the_twin_that_is_spoilt_below_is_a_message_itself():
         wrapped(included_set=pb.IncludedSet()),
         wrapped(
             round_start=pb.RoundStart(
-                training_run="", round_number=1, **dict.fromkeys(("model_hash", "task_hash", "previous_head"), bytes(32))
+                training_run="",
+                round_number=1,
+                **dict.fromkeys(("model_hash", "task_hash", "previous_head"), bytes(32)),
             )
         ),
         wrapped(

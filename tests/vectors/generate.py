@@ -378,13 +378,13 @@ def claim_case() -> Json:
         for name in ("session", "model_hash", "task_hash", "previous_head", "roster2", "sharers_hash", "inputs_hash")
     }
     attestations = {party: drawn(f"claim, {party}", 64) for party in ("site-a", "site-c")}
-    claim = ReleaseClaim(
-        training_run="run-7", round_number=300, attempt=2, attestations=attestations, **hashes
-    )
+    claim = ReleaseClaim(training_run="run-7", round_number=300, attempt=2, attestations=attestations, **hashes)
     return {
         "operation": "release_claim",
         **{name: value.hex() for name, value in hashes.items()},
-        **{"training_run": "run-7", "round_number": 300, "attempt": 2},
+        "training_run": "run-7",
+        "round_number": 300,
+        "attempt": 2,
         "attestations": {party: signature.hex() for party, signature in attestations.items()},
         "round": claim.round_id.hex(),
         "attested": claim.attested.hex(),

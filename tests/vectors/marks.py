@@ -110,9 +110,11 @@ def sequences() -> list[Json]:
         .contribute(three).release(three),
         Sequence("A replay counts for attempts that are joined after it.")
         .round(one).accept(claim_of(one)).join(two).replay(one).contribute(two).join(three, NEW).contribute(three),
-        Sequence("The transcript of another round clears nothing.").round(one).replay(elsewhere).replay(two).join(two, NEW),
+        Sequence("The transcript of another round clears nothing.")
+        .round(one).replay(elsewhere).replay(two).join(two, NEW),
         Sequence("A run that starts over on the same model is exposed by what was replayed.")
-        .round(one).replay(one).join(elsewhere).join(elsewhere, NEW).accept(claim_of(one)).join(project).contribute(project),
+        .round(one).replay(one).join(elsewhere).join(elsewhere, NEW).accept(claim_of(one)).join(project)
+        .contribute(project),
         Sequence("The claim of another site: refused, replayed too late, accepted by name, used up.")
         .join(one).contribute(one, theirs).replay(one).contribute(one, theirs).accept(theirs).contribute(one, theirs)
         .join(two).contribute(two, theirs),

@@ -191,9 +191,7 @@ class Run:
     def _session(self, attempt: int, party: str) -> ClientSession:
         setting = self.setting
         opened = unchecked_round(self.contexts[attempt])
-        session = ClientSession(
-            setting.policy, party, signing_key(party), setting.roster, opened, self.stores[party]
-        )
+        session = ClientSession(setting.policy, party, signing_key(party), setting.roster, opened, self.stores[party])
         session.provide(np.array(setting.update(party)), "event", Stream(self.rounding_key(attempt, party)))
         self.sessions[attempt, party] = session
         return session
@@ -213,9 +211,7 @@ class Run:
                 marks.replay(self.contexts[attempt].at(self.session), bytes.fromhex(arguments["round"]))
             return None
         if operation == "accept_exposure":
-            return accept_exposure(
-                self.stores[party], signing_key(party), party, bytes.fromhex(arguments["round"])
-            )
+            return accept_exposure(self.stores[party], signing_key(party), party, bytes.fromhex(arguments["round"]))
         if operation == "leave_out":
             complaints = [tuple(pair) for pair in arguments["pairs"]]
             return sorted(meet(complaints, self.setting.policy.max_corrupt, choose=lambda _: 0).clients)
