@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat proto chromium clean
+.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -15,6 +15,7 @@ help:
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
+	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
 	@echo "make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
@@ -68,6 +69,11 @@ proto:
 
 chromium:
 	@apt-get update -qq && apt-get install -y -qq chromium
+
+# gcc compiles what spin writes.
+model:
+	@command -v spin gcc >/dev/null || { apt-get update -qq && apt-get install -y -qq spin gcc; }
+	@$(PYTHON) audits/model/check.py
 
 clean:
 	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -103,6 +103,7 @@ class SecureSum:
         keys: every site's identity.
         folder: where each site's durable marks live.
         rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
+        task_hash: of the study that every site agreed to, 32 bytes.
         private: whether updates are differentially private and charged, so that a burned round exposes nothing more.
     """
 
@@ -113,9 +114,11 @@ class SecureSum:
         keys: Mapping[str, SigningKey],
         folder: Path,
         rounding: Rounding,
+        task_hash: bytes,
         private: bool,
     ) -> None:
-        self._policy, self._keys, self._rounding, self._private = policy, keys, rounding, private
+        self._policy, self._keys, self._rounding = policy, keys, rounding
+        self._task_hash, self._private = task_hash, private
         self.book = book
         self._roster = PinnedRoster({site: key.verify_key for site, key in keys.items()})
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +136,7 @@ class SecureSum:
         """One attempt at one round.
 
         Args:
-            model_hash: of the global model that `train` starts from.
+            model_hash: of the global model that `train` starts from; every site holds the same.
             sites: who takes part.
             train: makes a site's update; called after ShareReport, once per site.
             emit: takes the events "step", "close", "dropped" and "note".
@@ -152,7 +155,8 @@ class SecureSum:
         values: dict[str, NDArray[Any]] = {}
         try:
             with recorder or nullcontext():
-                sessions = {site: self._session(site, start) for site in sorted(server.expected & set(sites))}
+                asked = sorted(server.expected & set(sites))
+                sessions = {site: self._session(site, start, model_hash) for site in asked}
                 for site, session in sessions.items():
                     exchange.send(site, session.start())
                 while not server.finished:
@@ -173,24 +177,35 @@ class SecureSum:
         )
         book.completed(exchange.receipt)
         if recorder is not None:
-            self._replay()
+            self._replay(exchange.receipt)
         return outcome
 
-    def _replay(self) -> None:
+    def _replay(self, receipt: Receipt) -> None:
         """What each site that released shares does without differential privacy, computed once for all of them."""
-        run, verdict = self.book.training_run, verify([self._transcript], self._roster)
+        verdict = verify([self._transcript], self._policy, self._roster)
         for store in self._stores.values():
-            if store.released(run) > store.replayed(run):
-                accept(verdict, store, run)
+            with store.transaction() as marks:
+                release = marks.open_release
+            if release is not None and release.round_id == receipt.round_id:
+                accept(verdict, store)
 
-    def _session(self, site: str, start: bytes) -> ClientSession:
+    def _session(self, site: str, start: bytes, model_hash: bytes) -> ClientSession:
         """A site's session for an announced round, after the site's own checks."""
         announced = wire.decode_from_server(start)
         if not isinstance(announced, RoundStart):
             raise UnexpectedMessageError("C-20", "the server opened a round with another message")
-        store, run = self._stores[site], self.book.training_run
-        context = open_round(self._policy, run, announced, store, accept_exposure=self._private)
-        return ClientSession(self._policy, site, self._keys[site], self._roster, context, store)
+        store = self._stores[site]
+        opened = open_round(
+            self._policy,
+            self._roster,
+            self.book.training_run,
+            announced,
+            store,
+            model_hash=model_hash,
+            task_hash=self._task_hash,
+            private=self._private,
+        )
+        return ClientSession(self._policy, site, self._keys[site], self._roster, opened, store)
 
     def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
         session.provide(update.vector, update.event_id, self._rounding(update.site, self.number))

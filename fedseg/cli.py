@@ -159,7 +159,8 @@ def _conclude(run: Path, credentials: Path | None = None) -> None:
     say(f"model {run / 'model.safetensors'}")
     say(f"report {report}")
     if credentials is not None and (run / "transcripts").is_dir():
-        command = f"secagg verify-transcript {run / 'transcripts'}/* --roster {credentials / 'federation.toml'}"
+        own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
+        command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
         say(f"replay every round without the coordinator: {command}")
 
 
@@ -280,8 +281,21 @@ def site(
     runs: Runs = Path("runs"),
     patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
     accept_exposure: Annotated[
-        bool, typer.Option("--accept-exposure", help="Without DP: go on after a round that cannot be replayed.")
-    ] = False,
+        list[str] | None,
+        typer.Option(
+            metavar="ROUND_ID",
+            help="Without DP: accept once that this round cannot be replayed, and end; the running site goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TRANSCRIPT",
+            help="Without DP: replay a round's transcript from anybody, and end; the running site goes on.",
+            show_default=False,
+        ),
+    ] = None,
     audit: Annotated[
         Path | None,
         typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
@@ -295,12 +309,34 @@ def site(
     from fedseg.study import load_study
 
     loaded = load_study(study)
-    found = load_site(data, name, loaded)
     kept = state or runs / f"{name}-state"
-    options = Options(name, address, credentials, kept, patience, accept_exposure, audit, _command())
+    if accept_exposure or replay:
+        _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
+        return
+    found = load_site(data, name, loaded)
+    options = Options(name, address, credentials, kept, patience, audit, _command())
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         run = take_part(folder, found, options)
     _conclude(run, credentials)
+
+
+def _settle(
+    study: "Study", site: str, credentials: Path, state: Path, accepted: list[str], transcripts: list[Path]
+) -> None:
+    """What an operator does about rounds that keep the site out."""
+    from fedseg.credentials import load_federation
+    from fedseg.exposure import accept_round, marks_of, replay
+    from fedseg.models import build_model
+    from fedseg.update import flatten
+
+    for round_id in accepted:
+        out.print(accept_round(study, credentials, state, site, round_id), soft_wrap=True)
+    federation = load_federation(credentials, study)
+    for path in transcripts:
+        policy = study.policy(len(flatten(build_model(study))), federation.server_key)
+        with marks_of(state, site) as store:
+            receipt = replay(store, policy, federation.roster, path)
+        out.print(f"replayed, and it holds: round {receipt.round_id.hex()}", soft_wrap=True)
 
 
 @app.command()

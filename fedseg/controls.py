@@ -5,7 +5,7 @@ privacy how far it is, and, where the study says so, its validation Dice. Everyt
 validated; nothing is unpickled.
 """
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ TRANSCRIPT = "transcript"
 SENTENCE = 2000
 """Characters of a reason at most."""
 
+WAITED_FOR = 64
+"""Rounds at most that a site waits for at once."""
+
 _LENGTH_BYTES = 4
 
 
@@ -40,9 +43,13 @@ class _Control(BaseModel):
 
 
 class Ready(_Control):
-    """Site to coordinator: it is there, and must replay the transcript of this round first (0: of none)."""
+    """Site to coordinator: it is there and in no round.
 
-    unreplayed: int = Field(ge=0)
+    It takes part in none before it has replayed the transcripts of these rounds, or its operator accepted them: round
+    identifiers in hexadecimal, of shares that it sent itself and of those that others in its cohort say they sent.
+    """
+
+    unreplayed: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(max_length=WAITED_FOR)
 
 
 class Progress(_Control):

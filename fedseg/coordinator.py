@@ -6,7 +6,7 @@ the round closes without it, and it may join the next one.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ from fedseg.federate import (
     study_event,
 )
 from fedseg.models import build_model
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
+from secagg.files import policy_text
+from secagg.messages import Receipt
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
@@ -97,7 +99,8 @@ class Coordinator:
             self.study.site_ids, tls, max_message_bytes=limit, gone_after=min(1.0, options.grace)
         )
         self.ready: set[str] = set()
-        self.answered: set[str] = set()  # sites whose present process was sent the transcript that it asked for
+        self.waiting: dict[str, tuple[str, ...]] = {}  # rounds that a site must replay first, by their identifiers
+        self.shown: dict[str, set[str]] = {}  # those whose transcript it was sent since it connected
         self.left: set[str] = set()
         self.lost: dict[str, float] = {}
         self.epsilon: dict[str, float | None] = {}
@@ -118,6 +121,7 @@ class Coordinator:
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit("listening", host=self.options.host, port=port)
         self.folder.emit("study", **study_event(self.study, len(self.vector), secure=True))
+        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         async with self.mailbox:
             if self.study.model.start == "phantom":
                 self.folder.emit("note", text="the start is trained on a public phantom, or taken from the cache")
@@ -148,13 +152,16 @@ class Coordinator:
                         f"a sum needs {self.policy.min_survivors}; start the missing sites, or raise --patience"
                     )
                 return "too few sites have budget left for another round"
+            number, attempt, convicted = self.book.number, self.book.attempt, self.book.convicted
             try:
                 await self._round(sites)
                 failures = 0
             except RoundFailedError as error:
                 failures += 1
                 tally.burned += 1
-                self.folder.emit("burned", round=self.book.number, attempt=self.book.attempt, reason=str(error))
+                self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
+                for site in sorted(self.book.convicted - convicted):
+                    self.folder.emit("note", text=f"{site} is left out of every later round: {error}")
                 if failures == 5:
                     raise
         return "the study is complete"
@@ -162,11 +169,17 @@ class Coordinator:
     # --- Sites come and go -------------------------------------------------------------------------------------------
 
     async def _gather(self) -> list[str]:
-        """Wait until every site that has budget left is there, or patience ends."""
-        began, later = time.monotonic(), bool(self.folder.tally.completed)
+        """Wait until every site that has budget left is there, or patience ends.
+
+        Patience does not end for sites that wait for a transcript or their operators and without which there is no sum.
+        """
+        began, later, need = time.monotonic(), bool(self.folder.tally.completed), self.policy.min_survivors
         while missing := self._wanted() - self.ready:
-            enough = later and len(self._wanted() - missing) >= self.policy.min_survivors
-            left = began + (self.options.rejoin_seconds if enough else self.options.patience) - time.monotonic()
+            enough = len(self._wanted() - missing) >= need
+            if not enough and len(self._wanted() & (self.ready | self.waiting.keys() - self.lost.keys())) >= need:
+                began = time.monotonic()
+            patience = self.options.rejoin_seconds if enough and later else self.options.patience
+            left = began + patience - time.monotonic()
             if left <= 0:
                 break
             await self._hear(min(left, 1.0))
@@ -189,20 +202,17 @@ class Coordinator:
             case kind if kind in (HELLO, GONE):
                 self.ready.discard(site)
                 self.lost[site] = time.monotonic()
-                if kind == HELLO:
-                    self.answered.discard(site)
-                    if self.attempt is not None:
-                        self.attempt.over.add(site)  # its new process knows nothing of this attempt
+                if kind == HELLO:  # a new process
+                    self.waiting.pop(site, None)
+                    self.shown.pop(site, None)
+                    self._out_of_attempt(site)
             case kind if kind == BACK:
                 self.lost.pop(site, None)
-                self.ready.add(site)
+                if site not in self.waiting:
+                    self.ready.add(site)
             case controls.READY:
                 self.lost.pop(site, None)
-                self.ready.add(site)
-                unreplayed = unpacked(Ready, received.payload, site).unreplayed
-                if site not in self.answered:  # a process asks once; a transcript is large
-                    self.answered.add(site)
-                    self._send_transcript(unreplayed, [site])
+                self._take_ready(site, unpacked(Ready, received.payload, site).unreplayed)
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
@@ -214,12 +224,32 @@ class Coordinator:
                 self.folder.emit("left", site=site, reason=unpacked(Said, received.payload, site).reason)
             case controls.FAILED:
                 self.ready.discard(site)
-                if self.attempt is not None:
-                    self.attempt.over.add(site)
+                self.waiting.pop(site, None)
+                self._out_of_attempt(site)
                 reason = unpacked(Said, received.payload, site).reason
                 self.folder.emit("note", text=f"{site} stopped: {reason}")
             case controls.PROTOCOL if self.attempt is not None:
                 self.attempt.take(site, received.payload)
+
+    def _out_of_attempt(self, site: str) -> None:
+        """Nothing more of this site is waited for in the attempt that runs."""
+        if self.attempt is not None:
+            self.attempt.over.add(site)
+
+    def _take_ready(self, site: str, unreplayed: Sequence[str]) -> None:
+        """A site is in no round; it joins the next one if it waits for no transcript and no operator."""
+        self._out_of_attempt(site)
+        if not unreplayed:
+            self.waiting.pop(site, None)
+            self.ready.add(site)
+            return
+        self.ready.discard(site)
+        told, self.waiting[site] = site in self.waiting, tuple(unreplayed)
+        here = [round_id for round_id in unreplayed if self._send_transcript(round_id, [site])]
+        if not told:
+            there = "which it gets" if len(here) == len(unreplayed) else "which is not here: its operator decides"
+            named = ", ".join(unreplayed)
+            self.folder.emit("note", text=f"{site} waits for the transcript of round {named}, {there}")
 
     def _take_metrics(self, site: str, metrics: Metrics) -> None:
         width = len(self.study.structures)
@@ -233,12 +263,13 @@ class Coordinator:
     # --- One round ---------------------------------------------------------------------------------------------------
 
     async def _round(self, sites: list[str]) -> None:
-        number, book = self.book.number, self.book
+        book = self.book
+        number, attempted = book.number, book.attempt
         started = model_hash(self.vector)
         key, leave_out = book.signing_key, book.leave_out
         context, recorder = book.context(started), self._recorder(book.context(started))
         server = ServerSession(self.policy, self.federation.roster, context, key, leave_out, recorder)
-        self.folder.emit("round", round=number, attempt=book.attempt, model_hash=started.hex())
+        self.folder.emit("round", round=number, attempt=attempted, model_hash=started.hex())
         for site in sorted(self.dropped_before & set(sites)):
             self.folder.emit("rejoined", round=number, site=site)
         self.dropped_before -= set(sites)
@@ -258,38 +289,44 @@ class Coordinator:
             attempt, self.attempt = self.attempt, None
             self.dropped_before |= attempt.silent
             if recorder is not None:
-                self._publish(recorder)
+                self._publish(recorder, server.receipt)
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
-        self._record(number, outcome)
-        if not self.study.private:
-            self._send_transcript(number, sites)
+        self._record(number, attempted, outcome)
+        if not self.study.private and server.receipt is not None:
+            self._send_transcript(server.receipt.round_id.hex(), sites)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:
         if self.options.transcripts == "none":
             return None
-        path = self._transcript(context.round_number, context.attempt)
+        path = self.folder.path / "transcripts" / f"{context.round_number:04d}-{context.attempt}.transcript"
         path.parent.mkdir(exist_ok=True)
         whole, key = self.options.transcripts == "whole", self.book.signing_key
         return Recorder(path, self.policy, self.federation.roster, context, whole, key)
 
-    def _publish(self, recorder: Recorder) -> None:
+    def _publish(self, recorder: Recorder, receipt: Receipt | None) -> None:
         try:
-            recorder.publish()
+            path = recorder.publish()
+            if path is not None and receipt is not None:  # found by its identifier, by a coordinator of a later run too
+                path.replace(path.with_stem(f"{path.stem}-{_short(receipt.round_id.hex())}"))
         except OSError as error:  # the sum is there all the same
             self.folder.emit("note", text=f"the transcript of this round could not be written: {error}")
 
-    def _transcript(self, number: int, attempt: int) -> Path:
-        return self.folder.path / "transcripts" / f"{number:04d}-{attempt}.transcript"
+    def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
+        """To sites that without differential privacy go on only once they replayed this very round; once a connection.
 
-    def _send_transcript(self, number: int, sites: Iterable[str]) -> None:
-        """To sites that released shares without differential privacy, and go on only once they replayed the round."""
-        found = sorted(self._transcript(number, 0).parent.glob(f"{number:04d}-*.transcript"))
+        Returns:
+            Whether there is such a transcript, in this run's folder or in one beside it.
+        """
+        found = sorted(self.folder.path.parent.glob(f"*/transcripts/*-{_short(round_id)}.transcript"))
         for site in sites if found else ():
-            self.mailbox.send(site, controls.TRANSCRIPT, found[-1].read_bytes())
+            if round_id not in self.shown.setdefault(site, set()):
+                self.shown[site].add(round_id)
+                self.mailbox.send(site, controls.TRANSCRIPT, found[-1].read_bytes())
+        return bool(found)
 
     async def _confirmations(self, attempt: "_Attempt") -> None:
         """Hear who confirms the result; the sum is there, so that nobody is waited for long."""
@@ -313,7 +350,7 @@ class Coordinator:
         gone = {site for site, since in self.lost.items() if now - since > self.options.grace}
         return (set(attempt.server.missing) & attempt.asked) - self.left - gone - attempt.over
 
-    def _record(self, number: int, outcome: Outcome) -> None:
+    def _record(self, number: int, attempt: int, outcome: Outcome) -> None:
         tally = self.folder.tally
         tally.add(outcome)
         tally.dropouts += [{"round": number, "site": site} for site in outcome.dropped]
@@ -326,7 +363,7 @@ class Coordinator:
             self.model,
             self.book,
             round=number,
-            attempt=self.book.attempt,
+            attempt=attempt,
             included=outcome.included,
             dropped=outcome.dropped,
             exact=None,
@@ -372,6 +409,11 @@ class Coordinator:
         self.folder.emit("end", seconds=self.folder.seconds)
         metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
         return self.folder.complete(metrics, ranked(examples))
+
+
+def _short(round_id: str) -> str:
+    """Of an identifier in hexadecimal, what a file name has of it."""
+    return round_id[:16]
 
 
 def _rows(metrics: Metrics, width: int) -> NDArray[np.float64]:

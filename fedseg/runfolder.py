@@ -29,7 +29,18 @@ from secagg import RoundBook
 PARTIAL = ".partial"
 FORMAT = 2
 """Of state.json and metrics.json; 1, which was not written down, is of fedseg 0.1 and 0.2."""
-KEPT = ("study.toml", "model.safetensors", "metrics.json", "events.jsonl", "examples.npz", "ledger", "transcripts")
+POLICY = "policy.toml"
+"""The aggregation policy that this party computed itself: what `secagg verify-transcript` is given."""
+KEPT = (
+    "study.toml",
+    "model.safetensors",
+    "metrics.json",
+    "events.jsonl",
+    "examples.npz",
+    "ledger",
+    "transcripts",
+    POLICY,
+)
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 """Rank, case, prediction and Dice of a case to be shown."""

@@ -113,7 +113,8 @@ class _Simulation:
             keys = {site: _identity(folder.path, site) for site in self.study.site_ids}
             marks = folder.path / "marks"
             rounding = _rounding(self.study)
-            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, self.study.private)
+            task, private = self.study.hash(), self.study.private
+            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private)
         if not resumed:
             self._begin()
 
@@ -140,6 +141,7 @@ class _Simulation:
             sites = self._charged()
             if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
                 break
+            number, attempt = self.aggregator.number, self.book.attempt
             try:
                 self._round(sites)
                 failed = 0
@@ -147,7 +149,7 @@ class _Simulation:
                 failed += 1
                 self.folder.tally.burned += 1
                 self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
-                self.folder.emit("burned", round=self.aggregator.number, attempt=self.book.attempt, reason=str(error))
+                self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
                 if failed == ATTEMPTS or isinstance(error, ProtocolError):  # S-20
                     raise
         return self._finish()
@@ -165,9 +167,9 @@ class _Simulation:
         return staying
 
     def _round(self, sites: list[str]) -> None:
-        number, emit = self.aggregator.number, self._emitter()
+        number, attempt, emit = self.aggregator.number, self.book.attempt, self._emitter()
         started = model_hash(self.vector)
-        emit("round", attempt=self.book.attempt, model_hash=started.hex())
+        emit("round", attempt=attempt, model_hash=started.hex())
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with ThreadPoolExecutor(self.study.run.workers) as pool:
             updates = {site: pool.submit(self._train, site, number, emit) for site in sites}
@@ -177,7 +179,7 @@ class _Simulation:
                 _cancel(updates)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
-        self._record(number, sites, outcome)
+        self._record(number, attempt, sites, outcome)
 
     def _train(self, site: str, number: int, emit: Callable[..., None]) -> NoisedUpdate:
         def on_step(step: int, steps: int) -> None:
@@ -196,7 +198,7 @@ class _Simulation:
             on_step=on_step,
         )
 
-    def _record(self, number: int, sites: list[str], outcome: Outcome) -> None:
+    def _record(self, number: int, attempt: int, sites: list[str], outcome: Outcome) -> None:
         folder, tally = self.folder, self.folder.tally
         tally.add(outcome)
         after = {site: {"round": number, "site": site} for site in outcome.dropped}
@@ -208,7 +210,7 @@ class _Simulation:
             self.model,
             self.book,
             round=number,
-            attempt=self.book.attempt,
+            attempt=attempt,
             included=outcome.included,
             dropped=outcome.dropped,
             exact=outcome.exact,

@@ -11,7 +11,7 @@ import copy
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from fedseg import controls
 from fedseg.aggregate import Outcome
-from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpack_round, unpacked
+from fedseg.controls import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
+from fedseg.exposure import MARKS, replay
 from fedseg.federate import (
     Scores,
     dice_table,
@@ -40,28 +41,31 @@ from fedseg.federate import (
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.privacy.budget import charge, charge_metrics, spent
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import (
     AbortedError,
     ClientSession,
+    ExposureError,
     ProtocolError,
     SecAggError,
-    UnexpectedMessageError,
     dequantize,
     open_round,
     wire,
 )
-from secagg.messages import FromClient, Reports, Result, RoundStart
+from secagg.files import policy_text
+from secagg.messages import FromClient, Reports, Result, RoundStart, SlotMasks
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.sqlite import SqliteStore
-from secagg.state import SHARE_REPORT, STEPS
-from secagg.transcript import accept, verify
+from secagg.state import SHARE_REPORT
+
+OWN_MARKS = ("C-03", "C-14", "C-24")
+"""Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,8 @@ class Options:
         state: the data set's own folder, for good, whatever the study: durable marks and the ledger. Never delete it or
             restore an old copy.
         patience: seconds without an answer after which the coordinator is given up.
-        accept_exposure: go on without differential privacy after a round whose transcript cannot be replayed.
         audit: folder for the site's own quantised updates and the totals that it was sent; "" for none.
-        command: how it was started, for the record.
+        command: how it was started, for the record and for sentences that say what to run.
     """
 
     site: str
@@ -85,7 +88,6 @@ class Options:
     credentials: Path
     state: Path
     patience: float = 120.0
-    accept_exposure: bool = False
     audit: Path | None = None
     command: str = ""
 
@@ -106,7 +108,7 @@ class Site:
         self.federation = load_federation(options.credentials, self.study)
         self.key = signing_key(options.credentials, self.me)
         options.state.mkdir(parents=True, exist_ok=True)
-        self.store = SqliteStore(options.state / "marks.sqlite", self.me)
+        self.store = SqliteStore(options.state / MARKS, self.me)
         self.ledger = Ledger.of_site(options.state)
         self.model = build_model(self.study)
         self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
@@ -115,6 +117,8 @@ class Site:
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
         self.round: _Round | None = None
+        self.waiting: dict[bytes, bool] = {}  # rounds that keep this site out, and whether their transcript would help
+        self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
         self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
@@ -131,10 +135,11 @@ class Site:
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
         self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
+        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
-            await self.mailbox.send(controls.READY, Ready(unreplayed=self._unreplayed).packed())
             try:
+                await self._begin()
                 while (reason := await self._next()) is None:
                     pass
             except FedSegError as error:
@@ -148,9 +153,10 @@ class Site:
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
-        received = await self.mailbox.receive(0.2 if self.round else None)
+        received = await self.mailbox.receive(0.2 if self.round or self.waiting else None)
         if received is None:
             await self._after_training()
+            await self._after_waiting()
             return None
         match received.kind:
             case controls.ROUND:
@@ -159,10 +165,13 @@ class Site:
                 await self._protocol(self.round, received.payload)
             case controls.TRANSCRIPT:
                 await asyncio.to_thread(self._replay, received.payload)
+                await self._after_waiting()
             case controls.METRICS:
                 await self._evaluated()
                 start, vector = unpack_round(received.payload)
                 start.verify(self.federation.server_key, "C-01")
+                if start.model_hash != model_hash(vector):
+                    raise RoundFailedError("the coordinator sent another model than its signed round start names")
                 self._adopt(start, vector)
                 await self._evaluate(copy.deepcopy(self.model), self.completed)
             case controls.FINISHED:
@@ -173,25 +182,76 @@ class Site:
 
     # --- Without differential privacy ---------------------------------------------------------------------------------
 
-    @property
-    def _unreplayed(self) -> int:
-        """The round in which this site released shares and whose transcript it must replay before another; else 0."""
-        run = self.federation.training_run
-        released, accepted = self.store.released(run), self.study.private or self.options.accept_exposure
-        return 0 if accepted or released <= self.store.replayed(run) else released
+    async def _begin(self) -> None:
+        """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""
+        with self.store.transaction() as marks:
+            release = None if self.study.private else marks.open_release
+            accepted = release is None or marks.accepted(release.round_id)
+        if release is None or accepted:
+            await self._ready()
+        else:
+            said = f"[C-05] this site sent unmasking shares for {release.name} and has not replayed its transcript"
+            await self._wait(said, [release.round_id])
+
+    async def _ready(self) -> None:
+        unreplayed = [round_id.hex() for round_id in self.waiting][:WAITED_FOR]
+        await self.mailbox.send(controls.READY, Ready(unreplayed=unreplayed).packed())
+
+    async def _wait(self, said: str, round_ids: Iterable[bytes]) -> None:
+        """Stay out until the transcripts of these rounds were replayed or the operator accepts them: nobody's fault."""
+        self._end_round()
+        with self.store.transaction() as marks:
+            known = {round_id: marks.replayed(round_id) for round_id in round_ids if round_id not in self.waiting}
+        # One that was replayed after this attempt was joined counts in the next. Where it does not even then, it was on
+        # the same model in another run, and only the operator can help.
+        fresh = {
+            round_id: not replayed for round_id, replayed in known.items() if not replayed or round_id in self.again
+        }
+        self.again |= known.keys() - fresh.keys()
+        self.waiting |= fresh
+        if fresh:
+            accept = " ".join(f"--accept-exposure {round_id.hex()}" for round_id in fresh)
+            command = self.options.command or f"fedseg site STUDY {self.me} ..."
+            waits = "This site waits for its operator"
+            if any(fresh.values()):
+                waits = "This site waits for that transcript, which the coordinator or another site may have"
+            self.folder.emit(
+                "note",
+                text=f"{said}. {waits}. An operator who accepts that risk once has to run beside this process: "
+                f"{command} {accept}",
+            )
+        await self._ready()
+
+    async def _after_waiting(self) -> None:
+        """Come back once every round was replayed or accepted, by this process or beside it."""
+        if not self.waiting:
+            return
+        with self.store.transaction() as marks:
+            self.waiting = {
+                round_id: would_help
+                for round_id, would_help in self.waiting.items()
+                if not marks.accepted(round_id) and not (would_help and marks.replayed(round_id))
+            }
+        if not self.waiting:
+            self.folder.emit("note", text="what kept this site out is settled; it takes part in the next round")
+            await self._ready()
 
     def _replay(self, transcript: bytes) -> None:
         """Recompute the sum of a round from its transcript: a lying coordinator could take it again without a site."""
-        number = self._unreplayed
-        if not number:
-            return
-        kept = self.folder.path / "transcripts" / f"{number:04d}.transcript"
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_bytes(transcript)
+        came = self.options.state / "refused.transcript"
+        came.write_bytes(transcript)
         try:
-            accept(verify([kept], self.federation.roster), self.store, self.federation.training_run)
+            receipt = replay(self.store, self.policy, self.federation.roster, came)
         except SecAggError as error:
-            raise RoundFailedError(f"the transcript of round {number} does not hold: {error}; keep {kept}") from error
+            self.folder.emit(
+                "note", text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"
+            )
+            return
+        own = receipt.training_run == self.federation.training_run
+        kept = (self.folder.path if own else self.options.state) / "transcripts"
+        kept.mkdir(exist_ok=True)
+        (kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript").write_bytes(transcript)
+        came.unlink()
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
@@ -200,17 +260,22 @@ class Site:
         self._end_round()
         await self._evaluated()
         try:
-            context = open_round(
+            opened = open_round(
                 self.policy,
+                self.federation.roster,
                 self.federation.training_run,
                 start,
                 self.store,
-                accept_exposure=self.study.private or self.options.accept_exposure,
+                model_hash=model_hash(vector),
+                task_hash=self.study.hash(),
+                private=self.study.private,
             )
+        except ExposureError as error:
+            await self._wait(str(error), error.round_ids)
+            return
         except ProtocolError as error:
-            raise RoundFailedError(f"the coordinator's round start was refused: {error}") from error
-        if start.task_hash != self.study.hash():
-            raise RoundFailedError("the coordinator runs another study than this site agreed to; compare the files")
+            told = "; is the study file the same at every party?" if error.check == "C-23" else ""
+            raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
         self._adopt(start, vector)
         try:
             charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
@@ -218,22 +283,25 @@ class Site:
             await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
             return
         self.folder.emit("round", round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
-        session = ClientSession(self.policy, self.me, self.key, self.federation.roster, context, self.store)
+        session = ClientSession(self.policy, self.me, self.key, self.federation.roster, opened, self.store)
         try:
             first = session.start()
-        except UnexpectedMessageError as error:  # an attempt that this site joined before it was restarted
+        except ExposureError as error:
+            await self._wait(str(error), error.round_ids)
+            return
+        except ProtocolError as error:  # what the own marks say, such as that it was joined before a restart
             self.folder.emit("note", text=str(error))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
-        self.round = _Round(session, start.round_number)
+        self.round = _Round(session, start.round_number, start.attempt)
         self.round.training = asyncio.create_task(self._train(self.round, model))
         await self._send(self.round, first)
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
 
     def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
         """Take the coordinator's model, if it is the one it signed and, as far as this site knows, the right one."""
-        if vector.shape != (self.policy.length,) or model_hash(vector) != start.model_hash:
-            raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        if vector.shape != (self.policy.length,):
+            raise RoundFailedError("the coordinator sent a model of another length than the study's")
         head, expected = self.next_model
         if start.previous_head == head and start.model_hash != expected:
             raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
@@ -312,24 +380,38 @@ class Site:
             self.round = None
 
     async def _guarded(self, current: "_Round", step: Callable[[], FromClient | None]) -> None:
-        """Take a step of the protocol: a lie of the server ends this site's part, a dropout only the round's."""
+        """Take a step of the protocol: a lie of the server ends this site's part, anything else only the round's."""
         try:
             reply = step()
+        except ExposureError as error:
+            self._burned(current, str(error))
+            await self._wait(str(error), error.round_ids)
+            return
         except ProtocolError as error:
-            raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
+            if error.check not in OWN_MARKS:
+                raise RoundFailedError(
+                    f"round {current.number}: the coordinator broke the protocol: {error}"
+                ) from error
+            self._burned(current, str(error))
+            await self._ready()
+            return
         except AbortedError as error:
-            self.folder.emit("burned", round=current.number, attempt=0, reason=str(error))
-            self._end_round()
+            self._burned(current, str(error))
             return
         if reply is not None:
             await self._send(current, reply)
+        if isinstance(reply, SlotMasks):
+            self._burned(current, "the constant slots of the sum do not add up; this site showed what masked its own")
+
+    def _burned(self, current: "_Round", reason: str) -> None:
+        self.folder.emit("burned", round=current.number, attempt=current.attempt, reason=reason)
+        self._end_round()
 
     async def _send(self, current: "_Round", message: FromClient) -> None:
         data = wire.encode(message)
-        step = next(current.steps)
         await self.mailbox.send(controls.PROTOCOL, data)
         current.bytes_up += len(data)
-        self.folder.emit("step", round=current.number, site=self.me, step=step, bytes=len(data))
+        self.folder.emit("step", round=current.number, site=self.me, step=current.session.step, bytes=len(data))
 
     def _end_round(self) -> None:
         if self.round is not None:
@@ -377,7 +459,7 @@ class Site:
             self.model,
             None,
             round=current.number,
-            attempt=0,
+            attempt=current.attempt,
             included=included,
             dropped=dropped,
             exact=None,
@@ -422,13 +504,12 @@ class Site:
 class _Round:
     """A round that this site takes part in; `over` stops its training at the next step."""
 
-    def __init__(self, session: ClientSession, number: int) -> None:
-        self.session, self.number = session, number
+    def __init__(self, session: ClientSession, number: int, attempt: int) -> None:
+        self.session, self.number, self.attempt = session, number, attempt
         self.training: asyncio.Task[NoisedUpdate] | None = None
         self.over = threading.Event()
         self.provided = False
         self.rounding_key = secrets.token_bytes(32)
-        self.steps = iter(STEPS)
         self.sharers: frozenset[str] = frozenset()
         self.bytes_up = self.bytes_down = 0
         self.since = time.monotonic()

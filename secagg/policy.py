@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from fractions import Fraction
 from types import MappingProxyType
 
 from secagg.encoding import digest
@@ -16,7 +17,16 @@ from secagg.errors import ConfigError
 
 MAX_CLIENTS = 256
 SLOT_BITS = 64
+_FLOAT32_SMALLEST, _FLOAT32_LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # normal numbers; an update may be float32
+_FLOAT64_SMALLEST = 2.0**-1022
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _positive(number: float) -> bool:
+    try:
+        return math.isfinite(number) and number > 0
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 class Suite(Enum):
@@ -85,7 +95,7 @@ class Policy:
             )
         if self.length < 1:
             yield f"length = {self.length}: a vector has at least one value"
-        if not (math.isfinite(self.clip_range) and self.clip_range > 0):
+        if not _positive(self.clip_range):
             yield f"clip_range = {self.clip_range}: must be a positive finite number"
         if not 8 <= self.bits <= 64:
             yield f"bits = {self.bits}: must be 8 to 64"
@@ -99,8 +109,31 @@ class Policy:
         if len(self.server_key) not in (0, 32):
             yield "server_key: an Ed25519 key has 32 bytes"
         for client_id, weight in self.weights.items():
-            if not (math.isfinite(weight) and weight > 0):
+            if not _positive(weight):
                 yield f"weight of {client_id} is {weight}: must be a positive finite number"
+        yield from self._vanishing()
+
+    def _vanishing(self) -> Iterator[str]:
+        """What would silently turn an update into zeros, subnormal numbers or infinities."""
+        smallest = _FLOAT32_SMALLEST * self.largest_value
+        if not smallest <= self.clip_range <= _FLOAT32_LARGEST:
+            yield (
+                f"clip_range = {self.clip_range}: use {smallest:.2g} to {_FLOAT32_LARGEST:.2g}, or its steps of "
+                f"{self.value_bits} bits leave the normal float32 numbers"
+            )
+        full = self.largest_weight * self.clip_range
+        if not (math.isfinite(self.clients * full) and full / self.largest_value >= _FLOAT64_SMALLEST):
+            yield (
+                f"the largest weight is {self.largest_weight}: times clip_range it leaves the normal float64 numbers; "
+                "divide all weights by it"
+            )
+        unnamed = {"a client without one": 1.0} if len(self.weights) < self.clients else {}
+        for client_id, weight in {**self.weights, **unnamed}.items():
+            if Fraction(float(weight)) * self.largest_value < Fraction(float(self.largest_weight)):
+                yield (
+                    f"the weight of {client_id} is {weight} and the largest {self.largest_weight}: with value_bits = "
+                    f"{self.value_bits} its whole range is less than one step; raise value_bits or even the weights out"
+                )
 
     @property
     def threshold(self) -> int:
@@ -131,6 +164,18 @@ class Policy:
     def largest_weight(self) -> float:
         """The weight that maps to full scale: the largest given, at least 1 unless every client has a smaller one."""
         return max([*self.weights.values(), *([1.0] if len(self.weights) < self.clients else [])])
+
+    def bound(self, client_id: str) -> int:
+        """Magnitude of the largest quantised value of this client, exact: `largest_value` scaled by its weight."""
+        share = Fraction(float(self.weight(client_id))) / Fraction(float(self.largest_weight))
+        return math.ceil(self.largest_value * share)
+
+    def scale(self, client_id: str) -> float:
+        """Quantised units per unit of this client's update; takes `clip_range` to at most `bound`."""
+        scale = self.largest_value * (self.weight(client_id) / self.largest_weight) / self.clip_range
+        while self.clip_range * scale > self.bound(client_id):  # the rounding of three operations
+            scale = math.nextafter(scale, 0)
+        return scale
 
     def weight(self, client_id: str) -> float:
         """Public weight of a client, 1 where none was given."""

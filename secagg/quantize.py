@@ -7,6 +7,7 @@ with randomness that is not cryptographic. Specification: docs/spec.md, section 
 
 import math
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +17,11 @@ from secagg.encoding import Buffer
 from secagg.errors import ConfigError
 from secagg.policy import Policy
 
+_kernel: Any
 try:
-    from secagg import _kernel
+    _kernel = import_module("secagg._kernel")
 except ImportError:  # installed without a compiler
-    _kernel = None  # type: ignore[assignment]
+    _kernel = None
 
 KERNEL = _kernel is not None
 """Whether the compiled kernel is in use: the same bytes in less time (docs/performance.md)."""
@@ -38,7 +40,7 @@ class Words(Protocol):
     """Source of uniform 32-bit words; `secagg.prg.Stream` is one."""
 
     def words(self, n: int) -> NDArray[np.uint32]:
-        """(n,) uniform uint32."""
+        """(n,) uniform uint32, in memory that the caller may change."""
 
 
 def dtype_for(bits: int) -> np.dtype[Any]:
@@ -49,9 +51,10 @@ def dtype_for(bits: int) -> np.dtype[Any]:
 class Quantised:
     """An update as integers modulo 2^b, made piece by piece as they are read: once, in order.
 
-    It clips, weights, scales and rounds. Rounding is stochastic: v becomes the integer nearest to v + u, u uniform in
-    -1/2..1/2 in steps of 2^-32, and so one of its neighbours, with mean v to within 2^-32 of a step up to 21 value
-    bits and to float64's own precision above.
+    It clips, weights, scales and rounds. Rounding is stochastic: v becomes the integer nearest to v + u, u uniform
+    among the odd multiples of 2^-32 between -1/2 and 1/2 (of 2^(value_bits - 53) above 21 value bits), and so one of
+    its neighbours, with mean v to within 2^-32 of a step up to 21 value bits and to float64's own precision above. No
+    value leaves `policy.bound(client_id)`.
 
     Args:
         update: (d,) float32 or float64, in the units of `policy.clip_range`; not to be changed until it has been read.
@@ -77,9 +80,9 @@ class Quantised:
             )
         self._update, self._stream, self._read = update, stream, 0
         self.policy, self._clip_range = policy, policy.clip_range
-        # largest_value is a power of two, so that clip_range * scale never rounds to more than it.
-        scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
-        self._scale = scale * _STEP
+        self._scale = policy.scale(client_id) * _STEP
+        # So coarse that words add without rounding to values of any magnitude; finer up to 21 value bits.
+        self._coarse = np.int32(max(policy.value_bits - 21, 0))
         # Fresh memory for every piece would cost more than the arithmetic.
         self._floats = np.empty((2, min(_QUANTIZE_CHUNK, policy.length)))
         outside = 0
@@ -115,16 +118,21 @@ class Quantised:
         part = self._update[self._read : self._read + len(out)]
         self._read += len(out)
         largest = self._largest(part)
+        drawn = self._stream.words(len(part)).view(np.int32)
+        if self._coarse:
+            drawn >>= self._coarse
+        drawn |= np.int32(1)  # odd: never half a step, which could take the largest value one too far
+        if self._coarse:
+            drawn <<= self._coarse
         if _kernel is not None and part.flags.c_contiguous and out.flags.c_contiguous:
-            words = self._stream.words(len(part))
-            _kernel.quantise(part, words, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
+            _kernel.quantise(part, drawn, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
             return
         values, words = self._floats[:, : len(part)]
         values[:] = part
         if largest > self._clip_range:
             np.clip(values, -self._clip_range, self._clip_range, out=values)
         values *= self._scale
-        words[:] = self._stream.words(len(part)).view(np.int32)
+        words[:] = drawn
         values += words
         values += _MAGIC
         mantissas = values.view(np.int64)
@@ -232,7 +240,7 @@ def accumulate(total: NDArray[Any], data: Buffer, bits: int) -> None:
     if _kernel is not None and total.flags.c_contiguous:
         _kernel.add_packed(total, packed, bits)
         return
-    for where, values in unpacked(packed, len(total), bits):
+    for where, values in unpacked(data, len(total), bits):
         total[where] += values
 
 

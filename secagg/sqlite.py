@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -38,7 +38,7 @@ class SqliteStore:
     """
 
     def __init__(self, path: Path, data_set: str) -> None:
-        self.path = Path(path)
+        self.path, self.data_set = Path(path), data_set
         self._lock = RLock()
         try:
             self.path.touch(mode=0o600)
@@ -56,6 +56,22 @@ class SqliteStore:
             if isinstance(error, ConfigError) and str(self.path) not in str(error):
                 raise ConfigError(f"store {self.path}: {error}") from None
             raise
+
+    @classmethod
+    def existing(cls, path: Path) -> "SqliteStore":
+        """Open a store that is there, whosever it is: for an operator who looks at it, never for training.
+
+        Raises:
+            ConfigError: there is no such file, or it is no store.
+        """
+        if not Path(path).is_file():
+            raise ConfigError(f"store {path}: there is no such file; give the store that training writes")
+        try:
+            with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as database:
+                (name,) = database.execute("SELECT name FROM data_set").fetchone()
+        except (sqlite3.Error, TypeError):
+            raise ConfigError(f"store {path}: not a store of secagg; give the store that training writes") from None
+        return cls(path, str(name))
 
     @contextmanager
     def transaction(self) -> Iterator[Marks]:

@@ -255,6 +255,18 @@ class Marks:
         """The last round of a session whose shares were sent: 32 bytes, `NEVER` where there is none."""
         return bytes.fromhex(self._get(_key("released", session), NEVER.hex()))
 
+    @property
+    def runs(self) -> list[tuple[bytes, str]]:
+        """(session, training run) of every run that was joined or of which a round was logged, sorted."""
+        named = [key.split("/", 2) for key in self._entries if key.startswith(("joined/", "head/"))]
+        return sorted({(bytes.fromhex(session), json.loads(run)) for _, session, run in named})
+
+    @property
+    def acceptances(self) -> dict[bytes, bool]:
+        """Rounds whose exposure an operator accepted, 32 bytes each, to whether that was not used yet."""
+        named = [bytes.fromhex(key.removeprefix("accepted/")) for key in self._entries if key.startswith("accepted/")]
+        return {round_id: self.accepted(round_id) for round_id in sorted(named)}
+
     def joined(self, session: bytes, training_run: str) -> tuple[int, int]:
         """The last (round number, attempt) of a run that was joined; (0, 0) at the start."""
         number, attempt = self._get(_key("joined", session, training_run), (0, 0))
@@ -289,7 +301,7 @@ class Marks:
             if entry["link"] != link.hex():
                 raise _tampered(f"entry {number} of the log of heads")
         kept = {key: self._get(key, None) for key in self._entries if key.startswith(("head/", "round/"))}
-        if last != link.hex() or kept != index or _entry(newest + 1) in self._entries:
+        if last != link.hex() or kept != index:
             raise _tampered("the index of the log of heads")
 
     # --- Entries ------------------------------------------------------------------------------------------------------

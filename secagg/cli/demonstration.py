@@ -12,11 +12,11 @@ from rich.table import Table
 
 from secagg import wire
 from secagg.cli.explain import Clients, Corrupt, Length, Suites
-from secagg.cli.identities import roster_file, write_new
 from secagg.cli.terminal import app, out, plain, say, sentences
 from secagg.client import open_round
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
+from secagg.files import policy_text, roster_text, write_new
 from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
@@ -90,7 +90,7 @@ def demo(
     max_corrupt: Corrupt = 1,
     suite: Suites = Suite.MLKEM768_X25519,
     transcript: Annotated[
-        Path | None, typer.Option(help="Write the round's public transcript here, and its roster beside it.")
+        Path | None, typer.Option(help="Write the round's public transcript here, its roster and policy beside it.")
     ] = None,
 ) -> None:
     """Add vectors of clients in this process, with dropouts, and check the sum."""
@@ -104,11 +104,12 @@ def demo(
         if shown.wrong:
             raise ConfigError(f"the sum is wrong in {shown.wrong} of {length} places: please report this")
         if transcript is not None:
-            say(f"Now verify it: secagg verify-transcript {transcript} --roster {_roster_beside(transcript)}")
+            roster, policy = _beside(transcript)
+            say(f"Now verify it: secagg verify-transcript {transcript} --roster {roster} --policy {policy}")
 
 
-def _roster_beside(transcript: Path) -> Path:
-    return transcript.with_suffix(".roster.toml")
+def _beside(transcript: Path) -> tuple[Path, Path]:
+    return transcript.with_suffix(".roster.toml"), transcript.with_suffix(".policy.toml")
 
 
 def _prepare(
@@ -130,7 +131,8 @@ def _prepare(
     context = RoundContext(RUN, 1, 0, NOTHING, NOTHING)
     recorder = None
     if transcript is not None:
-        write_new(_roster_beside(transcript), roster_file(pinned), mode=0o644)
+        for path, text in zip(_beside(transcript), (roster_text(pinned), policy_text(policy)), strict=True):
+            write_new(path, text)
         recorder = recording.enter_context(Recorder(transcript, policy, pinned, context, signing_key=server_key))
     server = ServerSession(policy, pinned, context, server_key, record=recorder)
     start = RoundStart(RUN, 1, 0, NOTHING, NOTHING, GENESIS).sign(server_key)

@@ -119,7 +119,7 @@ def _shaped(policy: Policy, ids: list[str]) -> tuple[list[FromClient], list[From
     paired = Bundle(shares, pair, h, h, h) if hybrid else plain
     bundles = (plain,) * (n // 2) + (paired,) * (n - 1 - n // 2)
     keys = (kem, bytes(32), kem) if hybrid else (bytes(32), bytes(32), b"")
-    advertisements = tuple(AdvertiseKeys(h, i, *keys, bytes(NONCE_BYTES), signature) for i in ids)
+    advertisements = tuple(AdvertiseKeys(h, i, *keys, bytes(NONCE_BYTES), h, signature=signature) for i in ids)
     headers = tuple(Header(h, h, i, h, h * (n - 1), signature) for i in ids)
     reports = tuple(ShareReport(h, h, h, i, signature=signature) for i in ids)
     inputs = tuple(AcceptedInput(h, h, h, h, i, h, signature) for i in ids)

@@ -9,18 +9,22 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from rich.table import Table
 from typer.core import TyperCommand
 
-from secagg.cli.identities import read_roster
 from secagg.cli.terminal import app, errors, out, say, sentences
-from secagg.transcript import Verdict, verify
+from secagg.files import read_policy, read_roster
+from secagg.transcript import RoundReport, Verdict, verify
 from secagg.transcript.checks import WHAT
 
 _COULD_NOT_RUN = 3
 _BIG_BYTES = 1 << 26
-_COLOURS = {"held": "green", "violated": "bold red", "not checked": "yellow"}
+_COLOURS = {"held": "green", "violated": "bold red", "incomplete": "yellow", "not checked": "yellow"}
+
+Files = Annotated[list[Path], typer.Argument(help="Transcripts, those of each run in the order of its rounds.")]
+OwnRoster = Annotated[Path, typer.Option(help="Your own roster, as `secagg roster` wrote it; never the server's.")]
+OwnPolicy = Annotated[Path, typer.Option(help="Your own policy, a file with the table [policy]; never the server's.")]
 
 
-class _Verifying(TyperCommand):
-    """Leaves 2 to "no power": a wrong command line ends with 3 here."""
+class Verifying(TyperCommand):
+    """Leaves 2 to "incomplete" and "no power": a wrong command line ends with 3 here."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """See `TyperCommand.parse_args`."""
@@ -32,31 +36,38 @@ class _Verifying(TyperCommand):
             raise
 
 
-@app.command(name="verify-transcript", cls=_Verifying)
+@app.command(name="verify-transcript", cls=Verifying)
 def verify_transcript(
-    files: Annotated[list[Path], typer.Argument(help="Transcripts of one training run, in the order of its rounds.")],
-    roster: Annotated[Path, typer.Option(help="Your own roster, as `secagg roster` wrote it; never the server's.")],
+    files: Files,
+    roster: OwnRoster,
+    policy: OwnPolicy,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
 ) -> None:
     """Verify the public transcripts of rounds, without the server.
 
     Ends with 0 where everything holds; 1 where something is violated, and names the first such thing; 2 where nothing
-    is violated but not everything could be checked (masked vectors by hash, or a round that did not finish); 3 where
-    the command could not run at all: a wrong option, an unreadable file, no roster.
+    is violated but something is missing or could not be checked (a round that sites speak of is not among the files, a
+    round without a sum, masked vectors by hash); 3 where the command could not run at all: a wrong option, an
+    unreadable file, no roster or policy, a file that is no transcript.
     """
     with sentences(_COULD_NOT_RUN):
-        pinned = read_roster(roster)
-        total = sum(path.stat().st_size for path in files)
-        columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        hidden = as_json or not errors.is_terminal or total < _BIG_BYTES
-        with Progress(*columns, console=errors, transient=True, disable=hidden) as progress:
-            task = progress.add_task("", total=total)
-            verdict = verify(files, pinned, lambda count: progress.advance(task, count))
+        verdict = verified(files, roster, policy, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(verdict.as_dict(), indent=2))
     else:
         _show(verdict)
     raise typer.Exit(verdict.exit_code)
+
+
+def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verdict:
+    """The verdict on files under the roster and policy in two others, with a bar where it takes a while."""
+    pinned, pinned_policy = read_roster(roster), read_policy(policy)
+    total = sum(path.stat().st_size for path in files)
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    hidden = quiet or not errors.is_terminal or total < _BIG_BYTES
+    with Progress(*columns, console=errors, transient=True, disable=hidden) as progress:
+        task = progress.add_task("", total=total)
+        return verify(files, pinned_policy, pinned, lambda count: progress.advance(task, count))
 
 
 def _show(verdict: Verdict) -> None:
@@ -68,16 +79,33 @@ def _show(verdict: Verdict) -> None:
         looked_at = f"{verdict.items[check]:,}" if check in verdict.items else ""
         table.add_row(check, what, f"[{_COLOURS[state]}]{state}[/]", looked_at)
     out.print(table)
-    for report in verdict.rounds:
-        told = f"{len(report.included)} included" if report.finished else "did not finish"
-        dropped = f", dropped: {', '.join(report.dropped)}" if report.dropped else ""
-        say(f"Round {report.round_number}, attempt {report.attempt}: {told}{dropped}.")
-    for note in verdict.notes:
-        say(f"Note: {note}.")
+    lines = [
+        f"Your project {verdict.policy.project}, policy {verdict.policy.hash().hex()}, "
+        f"suite {verdict.policy.suite.value}, session {verdict.session.hex()}.",
+        *(line for report in verdict.rounds for line in _told(report)),
+        *(f"Note: {note}." for note in verdict.notes),
+        *(f"Not shown: {sentence}." for sentence in verdict.not_shown),
+    ]
     if verdict.violation is not None:
-        say(f"Violated: {verdict.violation}.")
+        lines.append(f"Violated: {verdict.violation}.")
+    elif verdict.status == "incomplete":
+        lines.append("Nothing is violated, but these files are not everything: see what is not shown.")
     elif verdict.status == "no power":
         missing = ", ".join(check for check in WHAT if check not in verdict.items)
-        say(f"Nothing is violated, but this could not be checked: {missing}.")
+        lines.append(f"Nothing is violated, but this could not be checked: {missing}.")
     else:
-        say("Everything holds.")
+        lines.append("Everything holds.")
+    for line in lines:
+        say(line)
+
+
+def _told(report: RoundReport) -> list[str]:
+    name = f"Round {report.round_number}, attempt {report.attempt} of run {report.training_run}"
+    hashes = f"  model {report.model_hash.hex()}, task {report.task_hash.hex()}"
+    if not report.finished:
+        proven = f"no sum was taken, as later statements of {', '.join(report.denied_by)} prove"
+        told = proven if report.denied_by else "no sum is published"
+        return [f"{name}: {told}; headers of {', '.join(report.sites)}.", f"{hashes}, as the server says."]
+    dropped = f", dropped: {', '.join(report.dropped)}" if report.dropped else ""
+    told = f"{len(report.included)} included ({', '.join(report.included)}){dropped}"
+    return [f"{name}: {told}.", f"  round id {report.round_id.hex()}", f"{hashes}."]

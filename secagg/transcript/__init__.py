@@ -7,10 +7,11 @@ about many. Knows neither session nor server. Specification: docs/spec.md, secti
 from secagg.transcript.participation import Isolation, Singled, isolated
 from secagg.transcript.reading import ViolationError
 from secagg.transcript.recorder import Recorder
-from secagg.transcript.verify import RoundReport, Verdict, accept, verify
+from secagg.transcript.verify import Missing, RoundReport, Verdict, accept, verify
 
 __all__ = [
     "Isolation",
+    "Missing",
     "Recorder",
     "RoundReport",
     "Singled",

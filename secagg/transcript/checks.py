@@ -1,9 +1,10 @@
 """What must hold of a transcript: one function per check, in the order in which they run.
 
-Nothing in the file is taken on trust: keys come from the reader's own roster, hashes are those that `reading` computed
-anew, and the sum is done again. T-18, T-19 (within a file) and T-20 are in `reading`, because the file cannot be read
-without them. It shares the primitives with the protocol, and not a line with the server. Must never: need a secret that
-the round did not release. Specification: docs/spec.md, section "Transcripts"; the ids are the rows of its table.
+Nothing in the file is taken on trust: policy and keys are the reader's own, hashes are those that `reading` computed
+anew, and the sum is done again. T-03 (of the opening), T-18, T-19 (within a file) and T-20 are in `reading`, because
+the file cannot be read without them; T-21 is about all files together and in `verify`. It shares the primitives with
+the protocol, and not a line with the server. Must never: need a secret that the round did not release. Specification:
+docs/spec.md, section "Transcripts"; the ids are the rows of its table.
 """
 
 import math
@@ -12,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from secagg.encoding import HASH_BYTES
-from secagg.errors import ConfigError
+from secagg.encoding import HASH_BYTES, digest
 from secagg.keys import check_public, verify
 from secagg.masking import (
     pair_commitment,
@@ -24,7 +24,7 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
-from secagg.policy import Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import apply_masks
 from secagg.transcript.reading import Round, ViolationError
 from secagg.transcript.record import Record, name_of, sender_of
@@ -62,17 +62,8 @@ def t02_confirmations(round: Round) -> int | None:
 
 
 def t03_parameters(round: Round) -> int | None:
-    """T-03: the policy is safe, and with your roster and this context it makes the slot that the sites signed.
-
-    An unsafe one (2t <= n + c, too few survivors) could not be constructed when the opening was read.
-    """
-    if round.opening.roster_hash != round.pinned.hash():
-        raise ViolationError("T-03", "the transcript is of another roster than yours", 0)
-    try:
-        slot = round.context.slot(session_id(round.policy, round.pinned))
-    except ConfigError as error:
-        raise ViolationError("T-03", f"policy and roster do not fit together: {error}", 0) from None
-    if slot != round.slot:
+    """T-03: your policy and roster and this context make the slot that the sites signed."""
+    if round.context.slot(round.reader.session) != round.slot:
         raise ViolationError("T-03", "the sites signed another policy, roster, run, round number or attempt", 0)
     return 2
 
@@ -115,19 +106,38 @@ def _signed(round: Round) -> Iterator[tuple[Record, Any, tuple[str, ...]]]:
 
 
 def t05_fresh(round: Round) -> int | None:
-    """T-05: no key, nonce, commitment, digest or masked vector occurs twice, in this file or one before it."""
-    where = f"round {round.context.round_number}, attempt {round.context.attempt}"
-    fresh: dict[bytes, str] = {}
+    """T-05: no key, nonce, commitment, digest or masked vector occurs twice.
+
+    Over files only what a client makes once a round is remembered, by 16 bytes of a hash: what it makes for each peer
+    is bound to the slot.
+    """
+    where = str(round.context.at(round.reader.session))
+    here: set[bytes] = set()
     for record, what, value in _supposed_fresh(round):
-        if value in fresh or value in round.past.seen:
-            earlier = f"in {round.past.seen[value]}" if value in round.past.seen else "in this round"
-            raise round.wrong("T-05", record, f"a {what} was seen before, {earlier}")
-        fresh[value] = where
-    round.past.seen.update(fresh)
-    return len(fresh)
+        if value in here:
+            raise round.wrong("T-05", record, f"a {what} was seen before, in this round")
+        here.add(value)
+    for record, what, value in _once_a_round(round):
+        earlier = round.past.seen.setdefault(digest("fresh", value)[:16], where)
+        if earlier is not where:
+            raise round.wrong("T-05", record, f"a {what} was seen before, in {earlier}")
+    return len(here)
 
 
 def _supposed_fresh(round: Round) -> Iterator[tuple[Record, str, bytes]]:
+    yield from _once_a_round(round)
+    for record, header in _headers(round):
+        for start in range(0, len(header.digests), HASH_BYTES):
+            yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+    for sent in round.shares.values():
+        for bundle in sent.bundles:
+            yield sent, "share commitment", bundle.mask_key_commitment
+            yield sent, "share commitment", bundle.self_seed_commitment
+            if bundle.pair_commitment:
+                yield sent, "pair commitment", bundle.pair_commitment
+
+
+def _once_a_round(round: Round) -> Iterator[tuple[Record, str, bytes]]:
     for entry in round.advertisements.values():
         for what, value in (
             ("channel key", entry.channel_pk),
@@ -137,23 +147,15 @@ def _supposed_fresh(round: Round) -> Iterator[tuple[Record, str, bytes]]:
         ):
             if value:
                 yield entry, what, value
-    for header in round.headers.values():
-        yield from _promised(header, header)
-    for sent in round.shares.values():
-        yield from _promised(sent, sent.header)
-        for bundle in sent.bundles:
-            yield sent, "share commitment", bundle.mask_key_commitment
-            yield sent, "share commitment", bundle.self_seed_commitment
-            if bundle.pair_commitment:
-                yield sent, "pair commitment", bundle.pair_commitment
+    for record, header in _headers(round):
+        yield record, "self seed commitment", header.self_commitment
     for accepted in round.inputs.values():
         yield accepted, "masked vector", accepted.y_hash
 
 
-def _promised(record: Record, header: Header) -> Iterator[tuple[Record, str, bytes]]:
-    yield record, "self seed commitment", header.self_commitment
-    for start in range(0, len(header.digests), HASH_BYTES):
-        yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+def _headers(round: Round) -> Iterator[tuple[Record, Header]]:
+    yield from ((header, header) for header in round.headers.values())
+    yield from ((sent, sent.header) for sent in round.shares.values())
 
 
 def t06_points(round: Round) -> int | None:
@@ -208,7 +210,7 @@ def t09_sets(round: Round) -> int | None:
         outer = members
     for report in round.reports.values():
         if report.complaint:
-            raise round.wrong("T-09", report, f"it complains of {report.complaint}, which ends an attempt")
+            raise round.wrong("T-09", report, f"it complains of {report.complaint!r}, which ends an attempt")
     return len(nested)
 
 
@@ -305,21 +307,33 @@ def _largest(policy: Policy, client_id: str) -> int:
 
 
 def t19_rounds(round: Round) -> int | None:
-    """T-19, across files: the same run, later round or attempt, and the previous head that the file before left."""
-    last, context = round.past.context, round.context
+    """T-19, across files of a run: a later round or attempt, and the previous head that the file before left."""
+    context = round.context
+    last, head = round.past.last.get(context.training_run, (None, b""))
     if last is not None:
-        later = (context.round_number, context.attempt) > (last.round_number, last.attempt)
-        if context.training_run != last.training_run or not later:
+        if (context.round_number, context.attempt) <= (last.round_number, last.attempt):
             raise ViolationError("T-19", "the round does not come after that of the file before", 0)
-        if context.previous_head != round.past.head:
+        if context.previous_head != head:
             raise ViolationError("T-19", "the previous head is not the one that the file before leads to", 0)
     return len(round.numbers) + round.blocks
+
+
+def t22_claims(round: Round) -> int | None:
+    """T-22: a site that says it released shares for a round of this session shows the quorum that attested it."""
+    count = 0
+    for advertised in round.advertisements.values():
+        for claim in advertised.exposing:
+            proven = len(claim.endorsers(round.pinned)) >= round.policy.threshold
+            if claim.session == round.reader.session and not proven:
+                raise round.wrong("T-22", advertised, "it claims a release that no quorum attested")
+            count += 1
+    return count
 
 
 WHAT = {
     "T-01": "the file is whole, and sealed by the server's key",
     "T-02": "sites confirmed the result recomputed here",
-    "T-03": "policy, roster and round are those that the sites signed",
+    "T-03": "policy and roster are yours, and the sites signed them and this round",
     "T-04": "every message is signed by its site for this round",
     "T-05": "keys, nonces, commitments and masked vectors are fresh",
     "T-06": "public keys are sound",
@@ -334,6 +348,8 @@ WHAT = {
     "T-18": "vectors are quantised and packed as the policy says",
     "T-19": "records and rounds follow one another",
     "T-20": "every record has its one encoding",
+    "T-21": "the files are all rounds of which sites say that they released shares",
+    "T-22": "whoever says so shows that a quorum attested that round",
 }
 """What each check says, for people."""
 
@@ -353,7 +369,9 @@ CHECKS: dict[str, Callable[[Round], int | None]] = {
     "T-12": t12_commitments,
     "T-13": t13_sum,
     "T-14": t14_range,
+    "T-22": t22_claims,
 }
 """What runs once a file is read, in this order; T-18 to T-20 hold by then."""
 
 OF_BURNED = ("T-19", "T-01", "T-03", "T-04", "T-05")
+"""Those of them that apply to a round without a sum, of which there are headers only."""

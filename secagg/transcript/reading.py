@@ -1,21 +1,21 @@
 """Reads a transcript in one pass: its messages by sender, its vectors added up as they go by.
 
-What the verifier computes from a file is computed here once; what it means is for `checks`. Must never: hold more than
-one vector and one block, or let a file choose how much memory is taken. Specification: docs/spec.md, section
-"Transcripts".
+What the verifier computes from a file is computed here once; what it means is for `checks`. Policy and roster are the
+reader's own. Must never: hold more than one vector and one block, or let a file choose how much memory is taken.
+Specification: docs/spec.md, section "Transcripts".
 """
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from secagg.encoding import digest
+from secagg.encoding import VERSION, digest
 from secagg.errors import ConfigError, SecAggError
 from secagg.keys import MaskKey
 from secagg.masking import Vector
@@ -32,13 +32,14 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import PinnedRoster, Policy, Suite, session_id
 from secagg.prg import zeros
 from secagg.quantize import BLOCK, dtype_for, packed_size, unpack
 from secagg.shamir import combine
 from secagg.state import RoundContext, next_head
 from secagg.transcript.record import (
     CHAIN_START,
+    FORMAT,
     LARGEST_VECTOR,
     Block,
     Closing,
@@ -92,20 +93,36 @@ class _Secrets:
 
 @dataclass
 class Past:
-    """What the files before this one leave: the round of the last one, the head after it, and what must not recur."""
+    """What the files before this one leave.
 
-    context: RoundContext | None = None
-    head: bytes = b""
+    Attributes:
+        last: training run to the round of its last file, and the head after it.
+        seen: what must not recur, to where it was seen: a few hashes a client and round.
+    """
+
+    last: dict[str, tuple[RoundContext, bytes]] = field(default_factory=dict)
     seen: dict[bytes, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What whoever verifies brings along, and never takes from a file."""
+
+    policy: Policy
+    pinned: PinnedRoster
+
+    @cached_property
+    def session(self) -> bytes:
+        """The session that policy and roster make: 32 bytes. ConfigError where they do not fit together."""
+        return session_id(self.policy, self.pinned)
 
 
 @dataclass
 class Round:
     """One file: its messages by sender, and what was computed from its vectors while they went by."""
 
-    pinned: PinnedRoster
+    reader: Reader
     opening: Opening
-    policy: Policy
     context: RoundContext
     past: Past
     headers: dict[str, Header] = field(default_factory=dict)
@@ -129,8 +146,19 @@ class Round:
     highest: int = 0
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def policy(self) -> Policy:
+        """The reader's."""
+        return self.reader.policy
+
+    @property
+    def pinned(self) -> PinnedRoster:
+        """The reader's."""
+        return self.reader.pinned
+
     def take(self, number: int, record: Record) -> "_VectorInBlocks | None":
         """File a record under its sender, and say which vector comes next, if one does."""
+        self._refuse_strangers(number, record)
         self.numbers[place(record)] = number
         match record:
             case Header():
@@ -160,6 +188,19 @@ class Round:
             case Opening() | Block():
                 pass
         return None
+
+    def _refuse_strangers(self, number: int, record: Record) -> None:
+        """T-04 for who is in no roster: a file could name as many clients as it likes, and all would be kept."""
+        named = [sender_of(record), getattr(record, "dropped", "")]
+        for stranger in [name for name in named if name and name not in self.pinned]:
+            raise ViolationError("T-04", f"{stranger!r} is not in your roster", number)
+        lists: list[Collection[object]] = []
+        if isinstance(record, PublishedShares):
+            lists = [record.bundles]
+        elif isinstance(record, UnmaskingShares):
+            lists = [record.self_seed_shares, record.mask_key_shares, record.pair_secrets]
+        if max(map(len, lists), default=0) > len(self.pinned):
+            raise ViolationError("T-04", "a message is for more clients than your roster lists", number)
 
     def wrong(self, check: str, record: Record, sentence: str) -> ViolationError:
         """A violation that names a record of this file."""
@@ -337,15 +378,26 @@ def without_padding(data: bytes, count: int, bits: int) -> bytes:
     return bytes(plain)
 
 
+def t03_opening(opening: Opening, own: Opening) -> None:
+    """T-03: the transcript is of your policy and roster, field by field; everything else is read under these."""
+    if opening.roster_hash != own.roster_hash:
+        raise ViolationError("T-03", "the transcript is of another roster than yours", 0)
+    if opening.project != own.project:
+        sentence = f"the transcript is of project {opening.project!r} and yours is {own.project!r}"
+        raise ViolationError("T-03", sentence, 0)
+    if differing := [field.name for field in fields(own) if getattr(opening, field.name) != getattr(own, field.name)]:
+        raise ViolationError("T-03", f"the transcript is of another policy than yours: {', '.join(differing)}", 0)
+
+
 def t18_packing(number: int, sender: str, block: Block, plain: bytes) -> None:
     """T-18: vectors are quantised and packed as the policy says: so many values of b bits, and zeros to fill up."""
     if plain != block.data:
         raise ViolationError("T-18", "a block has padding bits that are not zero", number, sender)
 
 
-def t19_order(number: int, before: Record | None, record: Record) -> None:
+def t19_order(number: int, before: Record, record: Record) -> None:
     """T-19: records are sorted by kind and sender, each once, and every round continues the file before."""
-    if before is not None and place(before) >= place(record):
+    if place(before) >= place(record):
         sentence = f"a record of kind {name_of(record)} stands in the wrong place or twice"
         raise ViolationError("T-19", sentence, number, sender_of(record))
 
@@ -356,26 +408,21 @@ def t20_schema(number: int, data: bytes, record: Record) -> None:
         raise ViolationError("T-20", "a record is not spelt in the one way that it can be", number, sender_of(record))
 
 
-def read_round(
-    path: Path,
-    pinned: PinnedRoster,
-    past: Past,
-    progress: Callable[[int], object] | None = None,
-) -> Round:
+def read_round(path: Path, reader: Reader, past: Past, progress: Callable[[int], object] | None = None) -> Round:
     """Read a file in one pass, adding up vectors as they go by.
 
     Raises:
-        ViolationError: T-03, T-18, T-19 or T-20.
+        ViolationError: T-03, T-04, T-18, T-19 or T-20.
+        ConfigError: it is no transcript of this version.
         OSError: it cannot be read.
     """
-    round: Round | None = None
-    before: Record | None = None
+    pieces = enumerate(_read_records(path, progress))
+    round = _opened(pieces, reader, past, path)
+    before: Record = round.opening
     vector: _VectorInBlocks | None = None
-    for number, data in enumerate(_read_records(path, progress)):
+    for number, data in pieces:
         record = _decoded(number, data)
-        if round is None:
-            round = _opened(record, pinned, past, path)
-        elif isinstance(record, Opening) or round.closing is not None:
+        if isinstance(record, Opening) or round.closing is not None:
             raise ViolationError("T-20", "a transcript opens once, and ends with its closing record", number)
         if isinstance(record, Block):
             if vector is None:
@@ -388,8 +435,8 @@ def read_round(
             before, vector = record, round.take(number, record)
         if round.closing is None:
             round.link = next_link(round.link, data)
-    if round is None or round.closing is None:
-        raise ViolationError("T-20", "the file ends without a closing record: it is cut off, or no transcript")
+    if round.closing is None:
+        raise ViolationError("T-20", "the file ends without a closing record: it is cut off")
     _check_complete(round)
     return round
 
@@ -416,20 +463,31 @@ def _read_records(path: Path, progress: Callable[[int], object] | None) -> Itera
             raise ViolationError("T-20", f"the file does not go on with a whole record: {error}", number) from None
 
 
-def _opened(record: Record, pinned: PinnedRoster, past: Past, path: Path) -> Round:
-    if not isinstance(record, Opening):
-        raise ViolationError("T-20", "a transcript begins with its opening", 0)
+def _opened(pieces: Iterator[tuple[int, bytes]], reader: Reader, past: Past, path: Path) -> Round:
+    """The round that the first record opens. ConfigError where there is none: then nothing was claimed either."""
     try:
-        policy, context = record.policy, record.context
+        number, data = next(pieces)
+        opening = decode_record(data)
+    except (StopIteration, ValueError, ViolationError):
+        opening = None
+    if not isinstance(opening, Opening) or opening.format != FORMAT:
+        raise ConfigError(
+            f"{path} is no transcript of protocol version {VERSION}; give the file that the server published"
+        )
+    t20_schema(number, data, opening)
+    try:
+        context = opening.context
     except ConfigError as error:
-        raise ViolationError("T-03", f"no such policy can be agreed upon: {error}", 0) from None
-    if record != Opening.of(policy, record.roster_hash, context, bool(record.vectors)):
-        raise ViolationError("T-20", "the opening is of another format, or not spelt in the one way that it can be", 0)
+        raise ViolationError("T-03", f"no such round can be agreed upon: {error}", 0) from None
+    if opening.vectors > 1:
+        raise ViolationError("T-20", "the opening is not spelt in the one way that it can be", 0)
+    policy = reader.policy
+    t03_opening(opening, Opening.of(policy, reader.pinned.hash(), context, bool(opening.vectors)))
     size = packed_size(policy.length + policy.slots, policy.bits)
-    round = Round(pinned, record, policy, context, past)
+    round = Round(reader, opening, context, past, link=next_link(CHAIN_START, data))
     if size > LARGEST_VECTOR:
         raise ViolationError("T-18", "a transcript holds vectors of less than 4 GiB", 0)
-    if record.vectors and os.path.getsize(path) > size:  # otherwise headers only, or cut off: nothing to add up
+    if opening.vectors and os.path.getsize(path) > size:  # otherwise headers only, or cut off: nothing to add up
         round.remainder = zeros(policy.length + policy.slots, dtype_for(policy.bits))
     return round
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
-from secagg.errors import ConfigError, MalformedMessageError
+from secagg.errors import MalformedMessageError
 from secagg.keys import SigningKey
 from secagg.messages import (
     AcceptedInput,
@@ -23,16 +23,17 @@ from secagg.messages import (
     Confirmation,
     Header,
     Receipt,
+    ReleaseClaim,
     ShareReport,
     Signed,
     UnmaskingShares,
     bundle_digest,
 )
-from secagg.policy import Policy, Suite
+from secagg.policy import Policy
 from secagg.quantize import BLOCK, packed_size
 from secagg.state import RoundContext
 
-FORMAT = 1
+FORMAT = 2
 LARGEST_RECORD = 1 << 20
 LARGEST_VECTOR = (1 << 32) - 1  # its length enters a hash as u32
 CHAIN_START = bytes(HASH_BYTES)
@@ -43,7 +44,7 @@ class Opening:
     """The first record: the policy field by field, the context of the attempt, and whose roster is meant.
 
     Floats are hexadecimal literals, as they enter H(policy). `vectors` is 1 where y is published whole, 0 where by its
-    hash. The keys of the roster are not here: whoever verifies brings his own.
+    hash. The policy is here to be compared: whoever verifies brings his own, and his own roster.
     """
 
     format: int
@@ -91,28 +92,6 @@ class Opening:
             context.task_hash,
             context.previous_head,
             int(vectors),
-        )
-
-    @property
-    def policy(self) -> Policy:
-        """The policy. ConfigError where it could not be safe."""
-        try:
-            clip_range, suite = float.fromhex(self.clip_range), Suite(self.suite)
-            weights = {client_id: float.fromhex(weight) for client_id, weight in self.weights.items()}
-        except (ValueError, OverflowError):
-            raise ConfigError("the policy holds a number or suite that is none") from None
-        return Policy(
-            project=self.project,
-            clients=self.clients,
-            length=self.length,
-            clip_range=clip_range,
-            max_corrupt=self.max_corrupt,
-            min_survivors=self.min_survivors,
-            suite=suite,
-            bits=self.bits,
-            value_bits=self.value_bits,
-            weights=weights,
-            server_key=self.server_key,
         )
 
     @property
@@ -219,7 +198,7 @@ _NAMES = {kind: name for name, kind in KINDS.items()}
 _BY_LABEL = {encode(f"transcript-{name}"): kind for name, kind in KINDS.items()}
 _HINTS = {
     kind: [get_type_hints(kind)[field.name] for field in fields(kind)]
-    for kind in (*KINDS.values(), Header, PublishedBundle)
+    for kind in (*KINDS.values(), PublishedBundle, ReleaseClaim)
 }
 
 

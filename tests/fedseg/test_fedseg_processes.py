@@ -14,9 +14,12 @@ from tiny import tiny_study
 from fedseg.demo import Demo
 from fedseg.report import write_report
 
+HELD_OUT = (1, 3, 3, 1, 2)
+"""Of six patients at each of the five sites."""
+
 
 def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in(tmp_path):
-    study = tiny_study(sites=5, rounds=4, seed=None, steps=200).replace(report={"share_metrics": True})
+    study = tiny_study(sites=5, rounds=4, seed=None, steps=200, patients=6).replace(report={"share_metrics": True})
     events: list[dict] = []
     kills = {(2, "site-b"): "ShareReport", (3, "site-d"): "MaskedInputCollection"}
     run = Demo(tmp_path, study, lambda event: events.append(dict(event)), kills).run()
@@ -35,7 +38,7 @@ def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in
     assert metrics["protocol"]["rounds_completed"] == 4
     assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.01)
     tested = {site: found["n_test"] for site, found in metrics["dice"]["sites"].items()}
-    assert tested == dict.fromkeys(study.site_ids, 1)
+    assert tested == dict(zip(study.site_ids, HELD_OUT, strict=True))
     assert "site-b" in write_report(run).read_text()
     local = [path for path in run.parent.parent.glob("site-a/*") if path.is_dir()]
     assert write_report(local[0]).is_file()

@@ -42,6 +42,7 @@ from secagg.prg import Stream, apply_masks
 from secagg.quantize import dtype_for, pack, quantize
 from secagg.shamir import split
 from secagg.state import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING, RoundContext, next_head
+from secagg.store import NEVER
 from secagg.transcript.record import (
     Closing,
     OpenedPair,
@@ -64,12 +65,14 @@ def forge(
     context: RoundContext | None = None,
     vectors: bool = True,
     only_headers: bool = False,
+    released: Mapping[str, bytes] | None = None,
     **twists: Twist,
 ) -> list[Record]:
     """The records of a round, but for the closing one.
 
-    Twists: opening, advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values,
-    y, input, attestation, release, pair, total, receipt, confirmation, members (of "U3", "U4", "U5", "U6").
+    `released` is what each site says that it released last: nothing where it is not named. Twists: opening,
+    advertisement, share_b and share_s (lists), bundle (named "dealer>peer"), header, report, values, y, input,
+    attestation, release, pair, total, receipt, confirmation, members (of "U2" to "U6").
     """
     policy, keys, silent = cohort.policy, cohort.keys, silent or {}
     context = context or cohort.context()
@@ -98,7 +101,13 @@ def forge(
         "advertisement",
         u1,
         lambda u: AdvertiseKeys(
-            slot, u, ChannelKey(policy.suite).public, mask_keys[u].dh_public, mask_keys[u].kem_public, next(nonces)
+            slot,
+            u,
+            ChannelKey(policy.suite).public,
+            mask_keys[u].dh_public,
+            mask_keys[u].kem_public,
+            next(nonces),
+            (released or {}).get(u, NEVER),
         ),
     )
     roster = Roster(tuple(advertised[u] for u in sorted(advertised)))

@@ -11,9 +11,10 @@ from pathlib import Path
 from secagg_cohort import SENDING, SERVER_KEY, Cohort, signing_key
 from secagg_forge import changed, forge, other_hash, written
 
-from secagg import PinnedRoster, SigningKey, Suite
+from secagg import PinnedRoster, Policy, SigningKey, Suite
 from secagg.encoding import encode
-from secagg.messages import AdvertiseKeys, Attestation, Confirmation, Receipt, UnmaskingShares
+from secagg.messages import AdvertiseKeys, Attestation, Confirmation, Receipt, ReleaseClaim, UnmaskingShares
+from secagg.policy import session_id
 from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, split
 from secagg.transcript.record import Block, OpenedPair, PublishedShares, encode_record, records
@@ -41,11 +42,11 @@ def lie(check: str, alone: bool = False) -> Callable:
     return add
 
 
-def told(folder: Path, name: str) -> tuple[list[Path], PinnedRoster]:
+def told(folder: Path, name: str) -> tuple[list[Path], Policy, PinnedRoster]:
+    """The files, and the policy and roster of who reads them: those of five clients unless the lie says otherwise."""
     files = LIES[name].tell(folder)
-    paths, roster = files if isinstance(files, tuple) else (files, None)
-    paths = paths if isinstance(paths, list) else [paths]
-    return paths, roster or Cohort(5).roster
+    paths, reader = files if isinstance(files, tuple) else (files, Cohort(5))
+    return paths if isinstance(paths, list) else [paths], reader.policy, reader.roster
 
 
 def put(folder: Path, message_records, **options) -> Path:
@@ -74,7 +75,7 @@ def the_file_is_sealed_by_a_stranger(folder):
 
 @lie("T-01", alone=True)
 def a_file_without_server_key_is_sealed(folder):
-    return put(folder, forge(Cohort(5, signed=False)))
+    return put(folder, forge(Cohort(5, signed=False))), Cohort(5, signed=False)
 
 
 @lie("T-01", alone=True)
@@ -158,9 +159,23 @@ def a_policy_of_other_clients_is_shown(folder):
 
 @lie("T-03")
 def the_reader_pinned_another_key(folder):
-    cohort = Cohort(5)
-    pinned = PinnedRoster({**cohort.roster, "site-e": signing_key(99).verify_key})
-    return put(folder, forge(cohort)), pinned
+    reader = Cohort(5)
+    reader.roster = PinnedRoster({**reader.roster, "site-e": signing_key(99).verify_key})
+    return put(folder, forge(Cohort(5))), reader
+
+
+@lie("T-03", alone=True)
+def the_round_is_of_another_project(folder):
+    reader = Cohort(5)
+    reader.policy = replace(reader.policy, project="another")
+    return put(folder, forge(Cohort(5))), reader
+
+
+@lie("T-03", alone=True)
+def the_reader_pinned_another_server(folder):
+    reader = Cohort(5)
+    reader.policy = replace(reader.policy, server_key=b"")
+    return put(folder, forge(Cohort(5)), signing_key=None), reader
 
 
 @lie("T-04", alone=True)
@@ -218,6 +233,24 @@ def a_stranger_confirms_a_burned_round(folder):
     honest = forge(cohort, only_headers=True)
     stranger = replace(honest[-1], client_id="site-x").sign(SERVER_KEY)
     return put(folder, [*honest, stranger])
+
+
+@lie("T-04")
+def a_stranger_advertises_keys(folder):
+    twist = only("site-e", lambda a: replace(a, client_id="x\x1b[31m"))
+    return put(folder, forge(Cohort(5), {"site-e": SHARES}, advertisement=twist))
+
+
+@lie("T-04")
+def a_message_is_for_more_clients_than_there_are(folder):
+    more = lambda s: replace(s, bundles=s.bundles * 9)  # noqa: E731
+    return put(folder, changed(forge(Cohort(5)), PublishedShares, "site-b", more))
+
+
+@lie("T-04")
+def a_pair_with_a_stranger_is_opened(folder):
+    cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
+    return put(folder, forge(cohort, pair=lambda *_: [OpenedPair("site-a", "site-x", bytes(32))])), cohort
 
 
 @lie("T-05", alone=True)
@@ -307,9 +340,8 @@ def a_channel_key_is_not_canonical(folder):
 @lie("T-06", alone=True)
 def a_key_of_the_suite_is_missing(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
-    return put(
-        folder, forge(cohort, {"site-e": SHARES}, advertisement=only("site-e", lambda a: replace(a, mask_kem_pk=b"")))
-    )
+    twist = only("site-e", lambda a: replace(a, mask_kem_pk=b""))
+    return put(folder, forge(cohort, {"site-e": SHARES}, advertisement=twist)), cohort
 
 
 @lie("T-07", alone=True)
@@ -341,19 +373,20 @@ def an_envelope_is_sent_again(folder):
 @lie("T-08", alone=True)
 def a_pair_envelope_is_missing(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
-    return put(folder, forge(cohort, bundle=only("site-a>site-b", lambda b: replace(b, pair_hash=b""))))
+    return put(folder, forge(cohort, bundle=only("site-a>site-b", lambda b: replace(b, pair_hash=b"")))), cohort
 
 
 @lie("T-08", alone=True)
 def a_pair_secret_is_sealed_by_both(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
     both = lambda b: replace(b, pair_hash=bytes([1]) * 32, pair_commitment=bytes([2]) * 32)  # noqa: E731
-    return put(folder, forge(cohort, bundle=only("site-b>site-a", both)))
+    return put(folder, forge(cohort, bundle=only("site-b>site-a", both))), cohort
 
 
 @lie("T-09", alone=True)
 def fewer_inputs_than_the_policy_needs(folder):
-    return put(folder, forge(Cohort(5, min_survivors=5), {"site-e": MASKED}))
+    cohort = Cohort(5, min_survivors=5)
+    return put(folder, forge(cohort, {"site-e": MASKED})), cohort
 
 
 @lie("T-09", alone=True)
@@ -370,7 +403,7 @@ def a_report_complains(folder):
 @lie("T-09")
 def a_client_reports_that_dealt_nothing(folder):
     members = lambda name, ids: sorted([*ids, "site-e"]) if name == "U2" else ids  # noqa: E731
-    return put(folder, forge(Cohort(6), {"site-e": SHARES}, members=members)), Cohort(6).roster
+    return put(folder, forge(Cohort(6), {"site-e": SHARES}, members=members)), Cohort(6)
 
 
 @lie("T-10", alone=True)
@@ -414,15 +447,14 @@ def a_share_is_held_back(folder):
 @lie("T-11", alone=True)
 def a_pair_is_opened_without_need(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
-    return put(
-        folder, forge(cohort, {"site-e": MASKED}, pair=lambda _, pairs: [OpenedPair("site-a", "site-c", bytes(32))])
-    )
+    opened = [OpenedPair("site-a", "site-c", bytes(32))]
+    return put(folder, forge(cohort, {"site-e": MASKED}, pair=lambda _, pairs: opened)), cohort
 
 
 @lie("T-11")
 def a_pair_that_is_needed_is_missing(folder):
     cohort = Cohort(6, suite=Suite.MLKEM768_X25519)
-    return put(folder, forge(cohort, {"site-b": MASKED, "site-d": UNMASK}, pair=lambda _, pairs: [])), cohort.roster
+    return put(folder, forge(cohort, {"site-b": MASKED, "site-d": UNMASK}, pair=lambda _, pairs: [])), cohort
 
 
 def other_share(shares: Mapping[str, bytes], dealer: str) -> dict[str, bytes]:
@@ -476,14 +508,14 @@ def too_few_release_their_shares(folder):
 def a_pair_secret_misses_its_commitment(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
     other = only("site-a", lambda m: replace(m, pair_secrets={"site-e": bytes(32)}))
-    return put(folder, forge(cohort, {"site-e": MASKED}, release=other))
+    return put(folder, forge(cohort, {"site-e": MASKED}, release=other)), cohort
 
 
 @lie("T-12")
 def an_opened_pair_secret_misses_its_commitment(folder):
     cohort = Cohort(6, suite=Suite.MLKEM768_X25519)
     other = lambda _, pairs: [replace(pair, secret=bytes(32)) for pair in pairs]  # noqa: E731
-    return put(folder, forge(cohort, {"site-b": MASKED, "site-d": UNMASK}, pair=other)), cohort.roster
+    return put(folder, forge(cohort, {"site-b": MASKED, "site-d": UNMASK}, pair=other)), cohort
 
 
 def plus_one(cohort: Cohort) -> Callable:
@@ -503,7 +535,7 @@ def everybody_confirms_another_sum(folder):
 @lie("T-13", alone=True)
 def a_dropped_clients_mask_stays_in_the_sum(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
-    return put(folder, forge(cohort, {"site-e": MASKED}, total=plus_one(cohort)))
+    return put(folder, forge(cohort, {"site-e": MASKED}, total=plus_one(cohort))), cohort
 
 
 @lie("T-13", alone=True)
@@ -514,6 +546,17 @@ def another_vector_was_signed(folder):
 @lie("T-13", alone=True)
 def one_client_did_not_mask(folder):
     return put(folder, forge(Cohort(5), y=only("site-b", lambda y: bytes(len(y)))))
+
+
+@lie("T-13", alone=True)
+def a_slot_mask_does_not_cancel(folder):
+    return put(folder, forge(Cohort(5), slot_mask=only("site-b>site-c", lambda mask: bytes(32))))
+
+
+@lie("T-13", alone=True)
+def a_slot_mask_of_a_dropped_client_stays(folder):
+    cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
+    return put(folder, forge(cohort, {"site-e": MASKED}, slot_mask=only("site-b>site-e", lambda _: bytes(32)))), cohort
 
 
 @lie("T-14", alone=True)
@@ -542,7 +585,7 @@ def a_value_is_out_of_range_for_its_weight(folder):
         values[2] = -(1 << 17) % (1 << 32)
         return values
 
-    return put(folder, forge(cohort, values=only("site-b", large)))
+    return put(folder, forge(cohort, values=only("site-b", large))), cohort
 
 
 def odd() -> Cohort:
@@ -552,12 +595,12 @@ def odd() -> Cohort:
 @lie("T-18", alone=True)
 def padding_is_not_zero(folder):
     # 9 values of 16 + 4 + 1 bits: the plane of 4 bits ends in the middle of byte 22
-    return put(folder, forge(odd(), y=only("site-b", lambda y: y[:22] + bytes([y[22] | 0x80]) + y[23:])))
+    return put(folder, forge(odd(), y=only("site-b", lambda y: y[:22] + bytes([y[22] | 0x80]) + y[23:]))), odd()
 
 
 @lie("T-18", alone=True)
 def padding_of_the_sum_is_not_zero(folder):
-    return put(folder, forge(odd(), total=lambda _, y: y[:-1] + bytes([y[-1] | 0x80])))
+    return put(folder, forge(odd(), total=lambda _, y: y[:-1] + bytes([y[-1] | 0x80]))), odd()
 
 
 @lie("T-18")
@@ -652,12 +695,7 @@ def both_kinds_of_share_are_in_one_message(folder):
     return put(folder, spelt)
 
 
-@lie("T-20")
-def the_format_is_another(folder):
-    return put(folder, forge(Cohort(5), opening=lambda _, o: replace(o, format=2)))
-
-
-@lie("T-20")
+@lie("T-03")
 def a_float_has_a_second_spelling(folder):
     return put(folder, forge(Cohort(5), opening=lambda _, o: replace(o, clip_range="0x1p0")))
 
@@ -686,23 +724,6 @@ def something_follows_the_closing_record(folder):
 
 
 @lie("T-20")
-def the_file_is_something_else(folder):
-    (folder / "t").write_text("[clients]\nbern = 3\n" * 99)
-    return folder / "t"
-
-
-@lie("T-20")
-def the_file_is_empty(folder):
-    (folder / "t").write_bytes(b"")
-    return folder / "t"
-
-
-@lie("T-20")
-def the_opening_is_missing(folder):
-    return put(folder, forge(Cohort(5))[1:])
-
-
-@lie("T-20")
 def a_record_is_of_an_unknown_kind(folder):
     honest = forge(Cohort(5))
     return put(folder, [*honest, encode("transcript-diary", b"")])
@@ -715,6 +736,17 @@ def a_record_lacks_a_field(folder):
 
 
 @lie("T-20")
+def the_opening_has_an_unknown_field(folder):
+    opening, *honest = forge(Cohort(5))
+    return put(folder, [encode_record(opening) + bytes(4), *honest])
+
+
+@lie("T-20")
+def the_opening_says_neither_whole_nor_hashes(folder):
+    return put(folder, forge(Cohort(5), opening=lambda _, o: replace(o, vectors=2)))
+
+
+@lie("T-20")
 def the_round_has_no_result(folder):
     return put(folder, [r for r in forge(Cohort(5)) if not isinstance(r, Confirmation | Receipt)][:-1])
 
@@ -722,6 +754,29 @@ def the_round_has_no_result(folder):
 @lie("T-20")
 def nothing_is_in_the_file(folder):
     return put(folder, forge(Cohort(5))[:1])
+
+
+def claiming(cohort: Cohort, attesters: list[str]) -> Callable:
+    """A twist: site-b says that it released shares for round 7, and shows the attestations of these."""
+    session, some = session_id(cohort.policy, cohort.roster), bytes([5]) * 32
+    claim = ReleaseClaim(session, "run-1", 7, 0, some, some, some, some, some, some, {"site-b": bytes(64)})
+    signatures = {u: Attestation(claim.attested, u).sign(cohort.keys[u]).signature for u in attesters}
+    return only("site-b", lambda a: replace(a, unreplayed=(replace(claim, attestations=signatures),)))
+
+
+@lie("T-22", alone=True)
+def a_release_is_claimed_that_no_quorum_attested(folder):
+    return put(folder, forge(Cohort(5), advertisement=claiming(Cohort(5), ["site-a", "site-b", "site-c"])))
+
+
+@lie("T-22", alone=True)
+def a_release_is_claimed_with_signatures_of_another_round(folder):
+    def other(sender, advertised):
+        claimed = claiming(cohort, cohort.ids[:4])(sender, advertised)
+        return replace(claimed, unreplayed=tuple(replace(c, round_number=8) for c in claimed.unreplayed))
+
+    cohort = Cohort(5)
+    return put(folder, forge(cohort, advertisement=other))
 
 
 @lie("T-20")

@@ -25,9 +25,10 @@ that nobody notices, or an honest site that is blamed. The table follows docs/sp
 | Rounds, ConsistencyCheck | another U3 for each | signed U3 (C-17); states once; no two kinds | each |
 | Rounds, ConsistencyCheck | one attestation, q times | distinct signers (M-01, C-17) | distinctness |
 | Rounds, Unmasking | exactly t live cannot finish | everybody sends its own b_u | own b_u |
-| Rounds, Unmasking | masks that do not cancel by accident | constant slots (S-19) | the slots |
-| At most one contribution | second attempt, other project | mark (C-14) | the mark |
-| At most one contribution | other run, claimed burn | run pinned (C-02), C-05 | each |
+| Rounds, Unmasking | secrets that differ by accident | constant slots (S-19) | the slots |
+| Rounds, Blame | a poisoned slot | slots have masks of their own (S-19) | test_secagg_blame |
+| Between the rounds | second attempt | mark (C-14) | the mark |
+| Between the rounds | other run, claimed burn | run pinned (C-02), C-05 | each; all else: test_secagg_between_rounds |
 | Parameters | sybils | identities pinned (C-06) | the server's roster |
 
 Defences that no small patch takes out, or that stop nothing on their own:
@@ -83,18 +84,22 @@ from secagg_hostile import (
 )
 
 import secagg.client
+import secagg.masking
 import secagg.server
 import secagg.session
 import secagg.shamir
+import secagg.store
 from secagg import (
     AuthenticationError,
     ClientSession,
     ComplaintError,
     ConfigError,
+    ExposureError,
     IllegalTransitionError,
     InconsistentViewError,
     MalformedMessageError,
     MemoryStore,
+    OpenRound,
     PinnedRoster,
     Policy,
     ProtocolError,
@@ -103,8 +108,10 @@ from secagg import (
     SigningKey,
     Suite,
     TooFewClientsError,
+    accept_exposure,
     dequantize,
     open_round,
+    unchecked_round,
     wire,
 )
 from secagg.client import Attested, Shared
@@ -121,9 +128,11 @@ from secagg.messages import (
     ShareInbox,
     UnmaskingShares,
 )
+from secagg.policy import session_id
 from secagg.server import Collecting, Unmasking
 from secagg.shamir import PRIME, combine
-from secagg.state import State
+from secagg.state import Slot, State
+from secagg.store import Marks
 
 
 class Anything:
@@ -343,10 +352,10 @@ def test_who_was_told_something_else_is_noticed_and_the_others_go_on(attack, che
     assert play.exact
 
 
-def test_without_roster1_the_masks_do_not_cancel_and_nobody_is_to_blame(monkeypatch):
+def test_without_roster1_the_masks_do_not_cancel_and_an_honest_site_is_convicted(monkeypatch):
     monkeypatch.setattr(Roster, "hash", OTHER_HASH)
     play = two_rosters(Cohort(6))
-    assert (play.failure.check, play.failure.culprits) == ("S-19", ())
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (VICTIM,))
 
 
 def test_without_the_sharers_in_the_round_the_masks_do_not_cancel(monkeypatch):
@@ -363,6 +372,14 @@ def test_without_roster2_two_headers_of_one_dealer_go_unnoticed(monkeypatch):
     assert VICTIM in play.server.included
 
 
+def opened(cohort: Cohort, start: RoundStart, who: str, pinned_run: str = RUN) -> OpenRound:
+    """The site's own model and task are what the cohort's contexts say."""
+    own = {"model_hash": bytes(32), "task_hash": bytes(32)}
+    return open_round(
+        cohort.policy, cohort.roster, pinned_run, start, cohort.stores[who], **own, private=cohort.private
+    )
+
+
 def tell_one_site_another_sum(cohort: Cohort) -> tuple[Play, RoundContext]:
     """A well-formed result, signed by the server, with a sum of its own choice; then the next round opens."""
 
@@ -375,19 +392,19 @@ def tell_one_site_another_sum(cohort: Cohort) -> tuple[Play, RoundContext]:
     play = cohort.play(down=alone(RESULT, VICTIM, other_sum))
     assert not play.errors
     start = RoundStart(RUN, 2, 0, bytes(32), bytes(32), play.server.head, (play.server.receipt,)).sign(SERVER_KEY)
-    return play, open_round(cohort.policy, RUN, start, cohort.stores[VICTIM], accept_exposure=True)
+    return play, opened(cohort, start, VICTIM)
 
 
 def test_a_sum_for_one_site_only_shows_in_the_next_head():
     with pytest.raises(InconsistentViewError, match="C-04"):
-        tell_one_site_another_sum(Cohort(4))
+        tell_one_site_another_sum(Cohort(4, private=True))
 
 
 def test_without_the_sum_in_the_head_it_never_shows(monkeypatch):
     monkeypatch.setattr(secagg.client, "next_head", lambda previous, round_id, attested, _: attested)
     monkeypatch.setattr(secagg.server, "next_head", lambda previous, round_id, attested, _: attested)
-    _, context = tell_one_site_another_sum(Cohort(4))
-    assert context.round_number == 2
+    _, following = tell_one_site_another_sum(Cohort(4, private=True))
+    assert following.context.round_number == 2
 
 
 # --- Keys and seeds ----------------------------------------------------------------------------------------------
@@ -424,7 +441,7 @@ def two_rounds(cohort: Cohort) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize(("reuse", "unbind"), [(False, False), (True, False), (False, True), (True, True)])
 def test_one_mask_for_two_vectors_needs_both_old_keys_and_unbound_seeds(monkeypatch, reuse, unbind):
-    cohort = Cohort(4)
+    cohort = Cohort(4, private=True)
     if reuse:
         same_keys_every_round(monkeypatch, cohort)
     if unbind:
@@ -473,8 +490,9 @@ def test_without_the_check_one_client_takes_every_session_down(monkeypatch):
     cohort = Cohort(5)
     with pytest.raises(ValueError, match=r"."):
         low_order(cohort)
-    with pytest.raises(ProtocolError, match="C-14"):
-        cohort.stores[VICTIM].contribute(RUN, 1, "spent for nothing")
+    spent = cohort.context().at(session_id(cohort.policy, cohort.roster))
+    with cohort.stores[VICTIM].transaction() as marks, pytest.raises(ProtocolError, match="C-14"):
+        marks.contribute(spent, "spent for nothing", (), False)
 
 
 # --- Commitments -------------------------------------------------------------------------------------------------
@@ -534,8 +552,8 @@ def test_without_the_sender_in_both_the_victims_shares_are_released_as_the_liars
 
 FRAMINGS = {
     "share_commitment": ("S-16", wrong_list("mask_key_shares", flipped), Suite.X25519, ("S-18", ("site-e",))),
-    "pair_commitment": ("S-17", wrong_list("pair_secrets", flipped), Suite.MLKEM768_X25519, ("S-19", ())),
-    "self_commitment": ("S-15", resigned(self_seed=OTHER_HASH), Suite.X25519, ("S-19", ())),
+    "pair_commitment": ("S-17", wrong_list("pair_secrets", flipped), Suite.MLKEM768_X25519, ("S-19", (COLLUDER,))),
+    "self_commitment": ("S-15", resigned(self_seed=OTHER_HASH), Suite.X25519, ("S-19", (COLLUDER,))),
 }
 
 
@@ -549,7 +567,7 @@ def test_who_releases_something_wrong_is_named_and_the_sum_is_exact(commitment):
 
 
 @pytest.mark.parametrize("commitment", FRAMINGS)
-def test_without_the_commitment_an_honest_dealer_is_convicted_or_nobody_is(monkeypatch, commitment):
+def test_without_the_commitment_the_round_burns_and_an_honest_dealer_may_be_convicted(monkeypatch, commitment):
     _, lie, suite, blamed = FRAMINGS[commitment]
     monkeypatch.setattr(secagg.server, commitment, lambda *_: Anything())
     cohort = Cohort(6, suite=suite)
@@ -722,7 +740,8 @@ def test_the_signed_included_set_stops_a_server_from_opening_one_input():
 
 
 def test_without_it_the_server_reads_one_site_exactly(monkeypatch):
-    monkeypatch.setattr(Attested, "_verify_attestations", lambda *_: None)
+    signed = lambda _, shown: {who: entry.signature for who, entry in shown.by_id.items()}  # noqa: E731
+    monkeypatch.setattr(Attested, "_verify_attestations", signed)
     play = Taped(Cohort(4)).until(MASKED)
     assert np.array_equal(steal_one_input(play), play.cohort.plain_sum([VICTIM]))
 
@@ -737,12 +756,13 @@ def test_one_attestation_sent_q_times_is_one_attestation():
 
 
 def test_where_attestations_are_counted_and_not_their_signers_one_is_a_quorum(monkeypatch):
-    def count(self, attestations: Attestations) -> None:
+    def count(self, attestations: Attestations) -> dict[str, bytes]:
         for entry in attestations.attestations:
             entry.verify(self.own.pinned[entry.client_id], "C-17")
             assert entry.attested == self.attestation.attested
         if len(attestations.attestations) < self.own.policy.threshold:
             raise InconsistentViewError("C-17", "too few")
+        return {who: entry.signature for who, entry in attestations.by_id.items()}
 
     monkeypatch.setattr(Attested, "_verify_attestations", count)
     monkeypatch.setattr(Attestations, "__post_init__", lambda _: None)
@@ -821,33 +841,43 @@ def test_without_their_own_self_seeds_exactly_t_clients_cannot(monkeypatch):
     assert set(play.failure.culprits) <= set(play.cohort.ids)
 
 
-def one_mask_too_few(monkeypatch) -> None:
-    """Two honest clients disagree about the mask of their pair."""
-    seen = []
+def one_mask_too_few(monkeypatch, *derived: str) -> None:
+    """Two honest clients disagree about what is derived from the secrets of their pair."""
 
-    def slip(roster1, round_id, ids, *secrets):
-        seen.append(sorted(ids))
-        return OTHER_HASH if seen.count([VICTIM, "site-b"]) == 1 else pair_mask_seed(roster1, round_id, ids, *secrets)
+    def slip(honest: Callable) -> Callable:
+        seen = []
 
-    monkeypatch.setattr(secagg.client, "pair_mask_seed", slip)
+        def wrong_once(roster1, round_id, ids, *secrets):
+            seen.append(sorted(ids))
+            slips = sorted(ids) == [VICTIM, "site-b"] and seen.count(sorted(ids)) == 1
+            return OTHER_HASH if slips else honest(roster1, round_id, ids, *secrets)
+
+        return wrong_once
+
+    for name in derived:
+        monkeypatch.setattr(secagg.client, name, slip(getattr(secagg.masking, name)))
 
 
-def test_a_mask_that_was_forgotten_shows_in_the_constant_slots(monkeypatch):
-    one_mask_too_few(monkeypatch)
+def test_a_mask_that_was_forgotten_shows_in_the_constant_slots_and_the_pair_is_named(monkeypatch):
+    one_mask_too_few(monkeypatch, "pair_mask_seed", "pair_slot_mask")
     play = Cohort(5).play()
-    assert (play.failure.check, play.failure.culprits) == ("S-19", ())
+    assert isinstance(play.failure, ComplaintError)
+    assert play.failure.complaints == ((VICTIM, "site-b"),)
     assert play.server.result is None
+    assert play.server.burned
 
 
-def test_without_the_slots_it_is_a_wrong_sum(monkeypatch):
-    one_mask_too_few(monkeypatch)
-    monkeypatch.setattr(Policy, "slots", 0)
+@pytest.mark.parametrize("slots", [0, 2])
+def test_without_the_slots_or_with_a_slip_that_they_do_not_see_it_is_a_wrong_sum(monkeypatch, slots):
+    """The slots see secrets that differ; a keystream that differs under one seed they do not."""
+    one_mask_too_few(monkeypatch, "pair_mask_seed")
+    monkeypatch.setattr(Policy, "slots", slots)
     play = Cohort(5).play()
     assert play.failure is None
     assert not play.exact
 
 
-# --- At most one contribution ------------------------------------------------------------------------------------
+# --- Between the rounds ------------------------------------------------------------------------------------------
 
 
 def one_without_the_victim(cohort: Cohort, again: Cohort, context: RoundContext) -> np.ndarray:
@@ -859,54 +889,50 @@ def one_without_the_victim(cohort: Cohort, again: Cohort, context: RoundContext)
     return difference(cohort, everybody.server.result, rerun.server.result)
 
 
-def same_cohort(cohort: Cohort) -> Cohort:
-    return cohort
-
-
-def other_project(cohort: Cohort) -> Cohort:
-    """Another study on the same data sets."""
-    other = Cohort(cohort.n)
-    other.policy, other.stores = replace(cohort.policy, project="another"), cohort.stores
-    return other
-
-
-@pytest.mark.parametrize("elsewhere", [same_cohort, other_project])
-def test_the_durable_mark_stops_a_second_contribution_to_a_round_number(elsewhere):
-    cohort = Cohort(5)
+def test_the_durable_mark_stops_a_second_contribution_to_a_round_number():
+    """Private updates ask for no acceptance: this mark is all that keeps a round number to one contribution."""
+    cohort = Cohort(5, private=True)
     with pytest.raises(ProtocolError, match="C-14"):
-        one_without_the_victim(cohort, elsewhere(cohort), cohort.context(attempt=1))
+        one_without_the_victim(cohort, cohort, cohort.context(attempt=1))
     play = Play(cohort, context=cohort.context(attempt=2)).to_the_end()
     assert {error.check for error in play.errors.values()} == {"C-14"}
     assert set(play.errors) == set(cohort.ids)
 
 
-@pytest.mark.parametrize("elsewhere", [same_cohort, other_project])
-def test_without_the_mark_the_difference_is_one_site(monkeypatch, elsewhere):
-    monkeypatch.setattr(MemoryStore, "contribute", lambda *_: None)
-    cohort = Cohort(5)
-    stolen = one_without_the_victim(cohort, elsewhere(cohort), cohort.context(attempt=1))
+def test_without_the_mark_the_difference_is_one_site(monkeypatch):
+    contribute = Marks.contribute
+
+    def forget(marks: Marks, slot: Slot, *rest) -> None:
+        marks._entries.pop(secagg.store._key("contributed", slot.session, slot.training_run), None)
+        contribute(marks, slot, *rest)
+
+    monkeypatch.setattr(Marks, "contribute", forget)
+    cohort = Cohort(5, private=True)
+    stolen = one_without_the_victim(cohort, cohort, cohort.context(attempt=1))
     assert np.array_equal(stolen, cohort.plain_sum([VICTIM]))
 
 
-def rerun(cohort: Cohort, start: RoundStart, pinned_run: str, **accept: bool) -> np.ndarray:
+def rerun(cohort: Cohort, start: RoundStart, pinned_run: str, accept: bool = False) -> np.ndarray:
     """After a round that everybody opened, the server opens `start` to all but the victim, and subtracts."""
     first = cohort.play(down=mute(RESULT))
     left = [i for i in cohort.ids if i != VICTIM]
-    contexts = [open_round(cohort.policy, pinned_run, start, cohort.stores[i], **accept) for i in left]
-    second = cohort.play(context=contexts[0], leave_out=(VICTIM,))
+    for who in left if accept else ():
+        accept_exposure(cohort.stores[who], cohort.keys[who], who, first.server.receipt.round_id)
+    rounds = [opened(cohort, start, who, pinned_run) for who in left]
+    second = cohort.play(context=rounds[0].context, leave_out=(VICTIM,))
     return difference(cohort, first.server.result, second.server.result)
 
 
 def test_a_site_that_released_its_shares_enters_no_rerun_of_a_round_said_to_be_burned():
     start = RoundStart(RUN, 2, 0, *[bytes(32)] * 3).sign(SERVER_KEY)
-    with pytest.raises(InconsistentViewError, match="C-05"):
+    with pytest.raises(ExposureError, match="C-05"):
         rerun(Cohort(5), start, RUN)
 
 
-def test_where_operators_accept_the_exposure_the_rerun_gives_one_site():
+def test_where_operators_accept_that_round_by_name_the_rerun_gives_one_site():
     cohort = Cohort(5)
     start = RoundStart(RUN, 2, 0, *[bytes(32)] * 3).sign(SERVER_KEY)
-    assert np.array_equal(rerun(cohort, start, RUN, accept_exposure=True), cohort.plain_sum([VICTIM]))
+    assert np.array_equal(rerun(cohort, start, RUN, accept=True), cohort.plain_sum([VICTIM]))
 
 
 def test_a_site_takes_part_in_the_run_that_it_pinned():
@@ -915,8 +941,9 @@ def test_a_site_takes_part_in_the_run_that_it_pinned():
         rerun(Cohort(5), start, RUN)
 
 
-def test_where_the_server_names_the_run_a_second_one_gives_one_site():
-    cohort = Cohort(5)
+def test_where_the_server_names_the_run_a_second_one_gives_one_private_update_twice():
+    """What is private on its own is summed as often as it is charged: a site pins the run that it pays for."""
+    cohort = Cohort(5, private=True)
     start = RoundStart("another run", 1, 0, *[bytes(32)] * 3).sign(SERVER_KEY)
     assert np.array_equal(rerun(cohort, start, start.training_run), cohort.plain_sum([VICTIM]))
 
@@ -941,7 +968,7 @@ def surround(cohort: Cohort, known_to_the_victim: PinnedRoster) -> np.ndarray:
     """The server plays everybody but the victim."""
     play = Play(cohort, late=(VICTIM,))
     cohort.stores[VICTIM], session = MemoryStore(), (cohort.policy, VICTIM, cohort.keys[VICTIM], known_to_the_victim)
-    victim = play.clients[VICTIM] = ClientSession(*session, cohort.context(), cohort.stores[VICTIM])
+    victim = play.clients[VICTIM] = ClientSession(*session, unchecked_round(cohort.context()), cohort.stores[VICTIM])
     play.out[VICTIM] = victim.start()
     cohort.provide(victim, VICTIM)
     play.to_the_end()

@@ -1,19 +1,28 @@
 """The `secagg` command: what it writes, what it says, and one sentence with a non-zero status where it cannot."""
 
+import dataclasses
 import json
+import re
 import stat
+import tempfile
 import tomllib
+from pathlib import Path
 
 import pytest
-from secagg_cohort import SERVER_KEY, Cohort
+from hypothesis import given
+from hypothesis import strategies as st
+from secagg_cohort import SERVER_KEY, Cohort, Play
 from secagg_forge import changed, forge, replace, written
 from typer.testing import CliRunner
 
-from secagg import Policy, ServerSession, SigningKey, Suite, wire
+from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, wire
 from secagg.cli import app
 from secagg.cli.cost import Cost
 from secagg.cli.explain import explanation, traffic
+from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text, write_new
 from secagg.messages import Attestation
+from secagg.sqlite import SqliteStore
+from secagg.transcript import Recorder
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb"}
 
@@ -151,43 +160,40 @@ def test_the_demonstration_adds_exactly_and_says_who_dropped_out(suite):
 
 
 def test_the_transcript_of_a_demonstration_can_be_verified(tmp_path):
-    path, roster = tmp_path / "round.transcript", tmp_path / "round.roster.toml"
-    arguments = (
-        "demo",
-        "--clients",
-        "5",
-        "--drop",
-        "1",
-        "--length",
-        "50",
-        "--suite",
-        "X25519",
-        "--transcript",
-        str(path),
-    )
-    assert f"secagg verify-transcript {path} --roster {roster}" in run(*arguments)
-    assert "Everything holds." in run("verify-transcript", str(path), "--roster", str(roster))
+    path = tmp_path / "round.transcript"
+    beside = ["--roster", str(tmp_path / "round.roster.toml"), "--policy", str(tmp_path / "round.policy.toml")]
+    shape = ["--clients", "5", "--drop", "1", "--length", "50", "--suite", "X25519"]
+    arguments = ["demo", *shape, "--transcript", str(path)]
+    assert f"secagg verify-transcript {path} {' '.join(beside)}" in run(*arguments)
+    assert "Everything holds." in run("verify-transcript", str(path), *beside)
     refused(*arguments, says="exists already")
 
 
 @pytest.fixture
 def cohort(tmp_path):
     cohort = Cohort(5)
-    keys = "".join(f'"{client_id}" = "{key.hex()}"\n' for client_id, key in cohort.roster.items())
-    (tmp_path / "roster.toml").write_text(f"[clients]\n{keys}")
+    (tmp_path / "roster.toml").write_text(roster_text(cohort.roster))
+    (tmp_path / "policy.toml").write_text(policy_text(cohort.policy))
     return cohort
 
 
+def own(tmp_path) -> list[str]:
+    return ["--roster", str(tmp_path / "roster.toml"), "--policy", str(tmp_path / "policy.toml")]
+
+
 def verifying(tmp_path, *files: str, status: int, options=()) -> str:
-    paths = [str(tmp_path / name) for name in files]
-    return run("verify-transcript", *paths, "--roster", str(tmp_path / "roster.toml"), *options, status=status)
+    return run("verify-transcript", *[str(tmp_path / name) for name in files], *own(tmp_path), *options, status=status)
 
 
 def test_a_transcript_that_holds(tmp_path, cohort):
     written(tmp_path / "t", forge(cohort, {"site-e": "MaskedInputCollection"}))
     output = verifying(tmp_path, "t", status=0)
-    assert output.count(" held ") == 17
-    assert "Round 1, attempt 0: 4 included, dropped: site-e." in output
+    assert output.count(" held ") == 19
+    members = "4 included (site-a, site-b, site-c, site-d), dropped: site-e."
+    assert f"Round 1, attempt 0 of run run-1: {members}" in output
+    assert f"Your project test, policy {cohort.policy.hash().hex()}, suite X25519, session " in output
+    assert f"  model {bytes(32).hex()}, task {bytes(32).hex()}.\n" in output
+    assert "Not shown: run run-1 after round 1: nothing is known of what came later.\n" in output
     assert output.endswith("Everything holds.\n")
     answer = json.loads(verifying(tmp_path, "t", status=0, options=["--json"]))
     assert (answer["status"], answer["exit_code"], answer["violation"]) == ("holds", 0, None)
@@ -204,37 +210,236 @@ def test_a_transcript_that_lies(tmp_path, cohort):
     assert (answer["violation"]["check"], answer["violation"]["sender"]) == ("T-04", "site-b")
 
 
-def test_a_file_that_is_no_transcript_is_violated(tmp_path, cohort):
-    assert "[T-20]" in verifying(tmp_path, "roster.toml", status=1)
+def test_a_file_that_is_no_transcript_is_no_verdict(tmp_path, cohort):
+    output = verifying(tmp_path, "roster.toml", status=3)
+    assert output.startswith(f"secagg: {tmp_path / 'roster.toml'} is no transcript of protocol version 2")
+    assert output.count("\n") == 1
 
 
 def test_a_transcript_that_could_not_be_checked(tmp_path, cohort):
     written(tmp_path / "t", forge(cohort, vectors=False))
     assert "could not be checked: T-13." in verifying(tmp_path, "t", status=2)
     written(tmp_path / "u", forge(cohort, only_headers=True))
-    assert "did not finish" in verifying(tmp_path, "u", status=2)
+    output = verifying(tmp_path, "u", status=2)
+    assert "no sum is published; headers of site-a, site-b" in output
+    assert "Not shown: round 1, attempt 0 of run run-1: whether its sum was taken;" in output
+
+
+def test_a_set_that_is_not_complete(tmp_path, cohort):
+    written(tmp_path / "t", forge(cohort, released={"site-b": bytes([7]) * 32}))
+    output = verifying(tmp_path, "t", status=2)
+    gone = f"round {'07' * 32}, for which site-b released unmasking shares: it is not among these files."
+    assert f"Not shown: {gone}" in output
+    assert output.count(" incomplete ") == 1
+    answer = json.loads(verifying(tmp_path, "t", status=2, options=["--json"]))
+    assert answer["missing"] == [{"round_id": "07" * 32, "said_by": ["site-b"], "name": ""}]
+    assert answer["status"] == "incomplete"
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["t"], "Missing option"),
-        (["--roster", "roster.toml"], "Missing argument"),
-        (["t", "--roster", "roster.toml", "--fast"], "No such option"),
-        (["t", "--roster", "t"], "is not a roster"),
-        (["t", "--roster", "nowhere"], "No such file"),
-        (["nowhere", "--roster", "roster.toml"], "No such file"),
+        (["t", "--policy", "policy.toml"], "Missing option"),
+        (["t", "--roster", "roster.toml"], "Missing option"),
+        (["--roster", "roster.toml", "--policy", "policy.toml"], "Missing argument"),
+        (["t", "--roster", "roster.toml", "--policy", "policy.toml", "--fast"], "No such option"),
+        (["t", "--roster", "t", "--policy", "policy.toml"], "is not a roster"),
+        (["t", "--roster", "roster.toml", "--policy", "roster.toml"], "is not a policy"),
+        (["t", "--roster", "six.toml", "--policy", "policy.toml"], "the roster lists 6 clients"),
+        (["t", "--roster", "nowhere", "--policy", "policy.toml"], "No such file"),
+        (["t", "--roster", "roster.toml", "--policy", "nowhere"], "No such file"),
+        (["nowhere", "--roster", "roster.toml", "--policy", "policy.toml"], "No such file"),
     ],
 )
 def test_a_verification_that_cannot_run_is_never_taken_for_a_verdict(tmp_path, cohort, monkeypatch, arguments, says):
     written(tmp_path / "t", forge(cohort))
+    (tmp_path / "six.toml").write_text(roster_text(Cohort(6).roster))
     monkeypatch.chdir(tmp_path)
     assert says in run("verify-transcript", *arguments, status=3)
 
 
-def test_a_stranger_cannot_bring_the_roster(tmp_path, cohort):
+def test_a_stranger_can_bring_neither_roster_nor_policy(tmp_path, cohort):
     other = written(tmp_path / "t", forge(Cohort(6)), signing_key=SERVER_KEY)
     assert "[T-03]" in verifying(tmp_path, other.name, status=1)
+    brain = Cohort(5)
+    brain.policy = replace(brain.policy, project="brain")
+    other = written(tmp_path / "u", forge(brain), signing_key=SERVER_KEY)
+    assert "the transcript is of project 'brain' and yours is 'test'" in verifying(tmp_path, other.name, status=1)
+
+
+# --- Policy files ------------------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_a_policy_file_makes_the_same_policy_to_the_last_bit(data):
+    clients = data.draw(st.integers(3, 256))
+    positive = st.floats(1e-6, 1e6)
+    policy = Policy(
+        project=data.draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
+        clients=clients,
+        length=data.draw(st.integers(1, 10**9)),
+        clip_range=data.draw(positive),
+        max_corrupt=data.draw(st.integers(1, max(clients - 2, 1))),
+        suite=data.draw(st.sampled_from(list(Suite))),
+        bits=data.draw(st.integers(26, 64)),
+        weights=data.draw(st.dictionaries(st.sampled_from(["site-a", "b.c", "D"]), positive)),
+        server_key=data.draw(st.sampled_from([b"", bytes(range(32))])),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.toml"
+        path.write_text(policy_text(policy))
+        read = read_policy(path)
+    assert (read, read.hash(), read.suite) == (policy, policy.hash(), policy.suite)
+
+
+def test_a_policy_file_holds_every_field_of_a_policy():
+    written_fields = tomllib.loads(policy_text(Cohort(5, weights={"site-a": 2.0}).policy))["policy"]
+    assert written_fields.keys() == {field.name for field in dataclasses.fields(Policy)}
+
+
+MINIMAL = '[policy]\nproject = "p"\nclients = 5\nlength = 9\nclip_range = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MINIMAL + "colour = 3\n", "unknown field 'colour'"),
+        (MINIMAL.replace("length = 9\n", ""), "lacks the field 'length'"),
+        (MINIMAL.replace("length = 9", "length = 9.0"), "field 'length' has a value that it cannot have"),
+        (MINIMAL.replace("length = 9", "length = true"), "field 'length' has a value that it cannot have"),
+        (MINIMAL.replace("clip_range = 1", "clip_range = true"), "field 'clip_range'"),
+        (MINIMAL.replace("clip_range = 1", 'clip_range = "1"'), "field 'clip_range'"),
+        (MINIMAL.replace("clip_range = 1", "clip_range = nan"), "clip_range"),
+        (MINIMAL + 'suite = "ROT13"\n', "field 'suite'"),
+        (MINIMAL + 'server_key = "xy"\n', "field 'server_key'"),
+        (MINIMAL + "server_key = 3\n", "field 'server_key'"),
+        (MINIMAL + "weights = 3\n", "field 'weights'"),
+        (MINIMAL + '[policy.weights]\na = "1"\n', "field 'weights'"),
+        (MINIMAL + "min_survivors = 2\n", "min_survivors = 2"),
+        (MINIMAL.replace('"p"', "3"), "field 'project'"),
+        ("[clients]\n", "is not a policy"),
+        ("policy = 3\n", "is not a policy"),
+        ("[policy", "is not a policy"),
+    ],
+)
+def test_a_doubtful_policy_file_is_refused_with_a_sentence(tmp_path, text, says):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(says)) as error:
+        read_policy(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_short_policy_file_is_completed_and_may_lie_beside_a_roster(tmp_path):
+    path = tmp_path / "both.toml"
+    path.write_text(MINIMAL + roster_text(Cohort(5).roster))
+    assert read_policy(path) == Policy(project="p", clients=5, length=9, clip_range=1.0)
+    assert read_roster(path).hash() == Cohort(5).roster.hash()
+
+
+# --- The marks of a data set -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def released(tmp_path, cohort):
+    """site-a of a cohort that released shares in round 1, its store and key on the disk, and the transcript."""
+    context = cohort.context()
+    cohort.stores["site-a"] = SqliteStore(tmp_path / "store", "livers")
+    with Recorder(tmp_path / "t", cohort.policy, cohort.roster, context, signing_key=SERVER_KEY) as recorder:
+        play = Play(cohort, context=context)
+        play.server = ServerSession(cohort.policy, cohort.roster, context, SERVER_KEY, record=recorder)
+        play.to_the_end()
+    cohort.stores["site-a"].close()
+    write_new(tmp_path / "key", secret_text("site-a", cohort.keys["site-a"]), mode=0o600)
+    return play.server.receipt.round_id.hex()
+
+
+def kept(tmp_path):
+    with SqliteStore(tmp_path / "store", "livers") as store, store.transaction() as marks:
+        return marks.open_release, marks.acceptances
+
+
+def test_the_marks_of_a_data_set_are_shown(tmp_path, released):
+    output = run("marks", "show", str(tmp_path / "store"))
+    assert "Data set livers." in output
+    assert "Open: shares were sent for round 1, attempt 0 of run run-1, and its transcript was not replayed." in output
+    assert f"  round id {released}\n" in output
+    assert "joined last: round 1, attempt 0; log up to round 1, head " in output
+
+
+def test_an_operator_replays_a_round(tmp_path, released):
+    arguments = [str(tmp_path / "store"), str(tmp_path / "t"), *own(tmp_path)]
+    output = run("marks", "replay", *arguments)
+    assert f"Replayed: round 1, attempt 0 of run run-1, round id {released}." in output
+    assert kept(tmp_path)[0] is None
+    assert "No round is open" in run("marks", "show", str(tmp_path / "store"))
+
+
+def test_a_transcript_of_another_round_replays_nothing_that_is_open(tmp_path, released, cohort):
+    other = forge(cohort, context=cohort.context(2, head=bytes(32)))
+    written(tmp_path / "u", other)
+    refused("marks", "replay", str(tmp_path / "store"), str(tmp_path / "u"), *own(tmp_path), says="does not follow")
+    fresh = forge(cohort, context=replace(cohort.context(), training_run="run-2"))
+    written(tmp_path / "v", fresh)
+    output = run("marks", "replay", str(tmp_path / "store"), str(tmp_path / "v"), *own(tmp_path))
+    assert f"Still open: round 1, attempt 0 of run run-1, round id {released}" in output
+    lie = changed(forge(cohort), Attestation, "site-b", lambda a: replace(a, signature=bytes(64)))
+    written(tmp_path / "w", lie)
+    refused("marks", "replay", str(tmp_path / "store"), str(tmp_path / "w"), *own(tmp_path), says="[T-04]")
+    assert kept(tmp_path)[0].round_id.hex() == released
+
+
+def accepting(tmp_path, round_id: str, *options: str) -> list[str]:
+    key = ["--id", "site-a", "--key", str(tmp_path / "key")]
+    return ["marks", "accept", str(tmp_path / "store"), round_id, *key, *options]
+
+
+def test_an_operator_accepts_one_round_by_name(tmp_path, released):
+    result = CliRunner().invoke(app, accepting(tmp_path, released), env=WIDE, input=f"{released[:8]}\n")
+    assert result.exit_code == 0, result.output
+    assert "This site sent unmasking shares for round 1, attempt 0 of run run-1" in result.output
+    assert kept(tmp_path)[1] == {bytes.fromhex(released): True}
+    assert "accepted that, once" in run("marks", "show", str(tmp_path / "store"))
+
+
+def test_an_acceptance_needs_the_digits_the_round_and_the_key(tmp_path, released, cohort):
+    for typed in ("00000000", "", "y"):
+        result = CliRunner().invoke(app, accepting(tmp_path, released), env=WIDE, input=f"{typed}\n")
+        assert result.exit_code == 1
+    other = "ab" * 32
+    refused(
+        *accepting(tmp_path, other, "--yes"),
+        says=f"what is open is round 1, attempt 0 of run run-1, round id {released}",
+    )
+    refused(*accepting(tmp_path, "abc", "--yes"), says="64 hexadecimal digits")
+    refused(*accepting(tmp_path, released[:16], "--yes"), says="64 hexadecimal digits")
+    write_new(tmp_path / "b", secret_text("site-b", cohort.keys["site-b"]), mode=0o600)
+    theirs = ["marks", "accept", str(tmp_path / "store"), released, "--id", "site-a", "--key", str(tmp_path / "b")]
+    refused(*theirs, "--yes", says="is the key of site-b, not of site-a")
+    (tmp_path / "key").chmod(0o644)
+    refused(*accepting(tmp_path, released, "--yes"), says="others can read this private key")
+    assert kept(tmp_path)[1] == {}
+
+
+def test_a_round_of_another_site_is_accepted_with_a_word_of_its_own(tmp_path, released):
+    other = "ab" * 32
+    assert "Another site sent unmasking shares" in run(*accepting(tmp_path, other, "--other", "--yes"))
+    assert kept(tmp_path)[1] == {bytes.fromhex(other): True}
+    run("marks", "replay", str(tmp_path / "store"), str(tmp_path / "t"), *own(tmp_path))
+    refused(*accepting(tmp_path, released, "--yes"), says="no round of this data set is open")
+
+
+def test_operators_commands_make_no_store(tmp_path, released):
+    refused("marks", "show", str(tmp_path / "nowhere"), says="there is no such file")
+    refused("marks", "show", str(tmp_path / "t"), says="not a store of secagg")
+    (tmp_path / "empty").touch()
+    refused("marks", "show", str(tmp_path / "empty"), says="not a store of secagg")
+    assert not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "empty").stat().st_size == 0
+
+
+# --- The demonstration -------------------------------------------------------------------------------------------
 
 
 def test_a_demonstration_that_cannot_work_says_so_in_one_sentence():

@@ -199,7 +199,7 @@ LIAR = "site-e"
 
 def test_a_liar_that_always_accuses_the_same_client_keeps_it_out_of_half_of_the_rounds():
     """The first draw is which of the two to look at, the second whether it goes: the lot falls on them in turn."""
-    cohort, sides = Cohort(5), itertools.cycle([0, 0, 1, 0])
+    cohort, sides = Cohort(5, private=True), itertools.cycle([0, 0, 1, 0])
     rounds = book(choose=lambda _: next(sides))
     sums = play_rounds(cohort, rounds, {number: {LIAR: "site-a"} for number in range(1, 9)})
     assert [tuple(sorted({"site-a", LIAR} & set(included))) for included in sums] == [(LIAR,), ("site-a",)] * 4
@@ -209,7 +209,7 @@ def test_a_liar_that_always_accuses_the_same_client_keeps_it_out_of_half_of_the_
 
 def test_with_the_first_in_bytewise_order_it_would_be_out_of_all_of_them():
     rounds = book(choose=lambda _: 0)
-    sums = play_rounds(Cohort(5), rounds, {number: {LIAR: "site-a"} for number in range(1, 5)})
+    sums = play_rounds(Cohort(5, private=True), rounds, {number: {LIAR: "site-a"} for number in range(1, 5)})
     assert all("site-a" not in included for included in sums)
 
 
@@ -224,7 +224,7 @@ def test_the_lot_is_fair():
 
 
 def test_a_liar_that_accuses_two_is_left_out_for_good_where_c_is_1():
-    cohort, rounds = Cohort(5), book()
+    cohort, rounds = Cohort(5, private=True), book()
     sums = play_rounds(cohort, rounds, {1: {LIAR: "site-a"}, 2: {LIAR: "site-b"}, 3: {}, 4: {}})
     assert rounds.convicted == {LIAR}
     assert all(included == tuple(cohort.ids[:4]) for included in sums[1:])
@@ -239,7 +239,7 @@ def test_a_complaint_of_an_earlier_round_makes_nobody_go_again():
 
 
 def test_where_complaints_are_forgotten_it_stays():
-    cohort, rounds = Cohort(5), book(choose=lambda _: 0)
+    cohort, rounds = Cohort(5, private=True), book(choose=lambda _: 0)
     for number, victim in enumerate(["site-a", "site-b", "site-c"], 1):
         rounds.complaints = ()
         assert victim not in play_rounds(cohort, rounds, {number: {LIAR: victim}})[0]

@@ -68,6 +68,21 @@ UNSAFE = [
     ({"weights": {"a": 0.0}}, "weight of a"),
     ({"weights": {"a": -1.0}}, "weight of a"),
     ({"weights": {"a": math.nan}}, "weight of a"),
+    ({"weights": {"a": 10**400}}, "weight of a"),
+    ({"clip_range": 10**400}, "clip_range"),
+    ({"clip_range": 1e-300}, "clip_range = 1e-300: use 3.9e-34 to 3.4e\\+38"),
+    ({"clip_range": 5e-324}, "clip_range"),
+    ({"clip_range": 1e39}, "clip_range"),
+    ({"clip_range": 1e-32, "value_bits": 24}, "clip_range = 1e-32"),
+    ({"weights": dict.fromkeys("abcde", 1e305), "clip_range": 1e4}, "largest weight is 1e\\+305"),
+    ({"weights": dict.fromkeys("abcde", 1.7e308)}, "largest weight"),
+    ({"weights": dict.fromkeys("abcde", 1e-305)}, "largest weight is 1e-305"),
+    (
+        {"weights": {"a": 1e-305, "b": 1e10}},
+        "weight of a is 1e-305 and the largest 10000000000.0",
+    ),
+    ({"weights": {"a": 32769.0}}, "weight of a client without one is 1.0"),
+    ({"weights": {"a": 3.0}, "value_bits": 2}, "raise value_bits or even the weights out"),
 ]
 
 

@@ -1,10 +1,11 @@
 """Quantiser and packing: exact arithmetic, no bias, no overflow, no leak in errors."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from secagg.errors import ConfigError
@@ -42,7 +43,7 @@ class TestQuantize:
         update = np.linspace(-1.25, 1.25, length).astype(kind)
         rules = policy(length, bits=27)
         result, clip_rate = quantize(update, rules, "a", Stream(KEY))
-        words = np.frombuffer(keystream(KEY, 0, 4 * length), "<i4") + 2.0**31
+        words = (np.frombuffer(keystream(KEY, 0, 4 * length), "<i4") | 1) + 2.0**31
         scaled = np.clip(update.astype(np.float64), -1, 1) * 2.0**19
         expected = np.floor(scaled + words * 2.0**-32)
         assert result.dtype == np.uint32
@@ -72,6 +73,73 @@ class TestQuantize:
         assert max(map(abs, result)) <= largest
         scaled = np.clip(update / clip_range, -1, 1) * largest
         assert np.abs(np.array(result, float) - scaled).max() <= 1
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.integers(2, 48),
+        st.floats(1e-20, 1e20),
+        st.lists(st.one_of(st.integers(1, 2**47).map(float), st.floats(1e-3, 1e3)), min_size=5, max_size=5),
+        st.lists(st.floats(-1.5, 1.5), min_size=1, max_size=20),
+        st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1]) | st.integers(0, 2**32 - 1),
+    )
+    @example(48, 1.0, [2.0**46 + 1, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)  # rounded to half a step
+    @example(48, 0.1, [2.0**46 + 1, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)  # the scale is rounded up
+    @example(48, 5.50724478993493, [123574164806471.0, 2.0**47, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31 - 1)
+    @example(16, 1.0, [3.0, 2.0**15, 1.0, 1.0, 1.0], [1.0, -1.0], 2**31)  # exactly half a step
+    def test_every_client_stays_in_its_exact_bound_and_within_a_step(self, value_bits, clip, weights, values, word):
+        """Against exact rationals: no value above its client's bound, and none farther from the truth than a step."""
+        given = dict(zip(CLIENTS, weights, strict=True))
+        largest, full = Fraction(max(weights)), 2 ** (value_bits - 1)
+        assume(min(weights) * full >= max(weights))
+        rules = policy(len(values), value_bits=value_bits, clip_range=clip, weights=given, bits=64)
+        update = np.array(values) * clip
+        for client, weight in given.items():
+            share = full * Fraction(weight) / largest
+            bound = math.ceil(share)
+            assert rules.bound(client) == bound <= full
+            assert clip * rules.scale(client) <= bound
+            result = lift(quantize(update, rules, client, Constant(word))[0], 64)
+            for value, integer in zip(update.tolist(), result, strict=True):
+                exact = min(max(Fraction(value) / Fraction(clip), Fraction(-1)), Fraction(1)) * share
+                assert abs(integer) <= bound
+                assert abs(integer - exact) < 1 + share / 2**50
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        st.integers(2, 48),
+        st.floats(5e-324, 1.7e308),
+        st.lists(st.floats(5e-324, 1.7e308), min_size=5, max_size=5),
+        st.sampled_from([np.float32, np.float64]),
+    )
+    @example(16, 1e-300, [1.0] * 5, np.float64)
+    @example(16, 1.0, [1e-305, 1e10, 1e10, 1e10, 1e10], np.float64)
+    @example(16, 2.0**-111, [1.0] * 5, np.float32)
+    @example(48, 2.0**-79, [1e-270, 1e-260, 1e-265, 1e-264, 1e-266], np.float32)
+    @example(16, 3.4e38, [1e269, 1e267, 1e269, 1e269, 1e269], np.float32)
+    def test_a_policy_that_can_be_built_loses_no_update(self, value_bits, clip, weights, kind):
+        """Whatever the numbers: the whole range of every client comes back to within a step of its own."""
+        given = dict(zip(CLIENTS, weights, strict=True))
+        try:
+            rules = policy(3, value_bits=value_bits, clip_range=clip, weights=given, bits=64)
+        except ConfigError:
+            return
+        update = np.array([clip, -clip, clip / 2], kind)
+        for client, weight in given.items():
+            integers = quantize(update, rules, client, Constant(0))[0]
+            assert lift(integers, 64)[0] >= 1
+            step = rules.largest_weight * clip / rules.largest_value
+            back = dequantize(integers, rules)
+            assert np.isfinite(back).all()
+            clipped = np.clip(update.astype(np.float64), -clip, clip)
+            for value, real in zip(clipped.tolist(), back.tolist(), strict=True):
+                exact = Fraction(value) * Fraction(weight)
+                assert abs(Fraction(real) - exact) <= Fraction(step) * Fraction(1000001, 1000000) + abs(exact) / 2**48
+        assert np.isfinite(dequantize(np.full(3, 5 * rules.largest_value, np.uint64), rules)).all()
+
+    def test_rounding_leaves_integers_as_they_are(self):
+        rules = policy(4, clip_range=float(2**19))
+        for word in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
+            assert lift(quantize(np.array([3.0, -3.0, 2.0, 0.0]), rules, "a", Constant(word))[0], 32) == [3, -3, 2, 0]
 
     @pytest.mark.parametrize("value_bits", [16, 20])
     def test_the_tightest_modulus_holds_the_sum_of_extremes(self, value_bits):

@@ -198,6 +198,13 @@ def test_a_private_contribution_asks_for_no_acceptance_and_uses_none(store):
     assert does(store, "released", SESSION) == claim_of(slot(8)).round_id
 
 
+def test_a_contribution_that_was_private_releases_as_nothing_else(store):
+    opened = go(store, slot(1))
+    does(store, "join", slot(2), MODEL, True)
+    does(store, "contribute", slot(2), "event", (), True)
+    assert refused("C-05", store, "release", slot(2), claim_of(slot(2)), False).round_ids == (opened,)
+
+
 # --- release -----------------------------------------------------------------------------------------------------
 
 

@@ -127,8 +127,8 @@ def masked(values: list[int], bits: int, add: Iterable[bytes], subtract: Iterabl
 
 
 def rounded(update: list[float], key: bytes, scale: float, clip: float, bits: int) -> list[int]:
-    """Clip, scale to units of 2^-32 of a step, add a signed word, round to the nearest step, ties to even."""
-    drawn = [word - (word >> 31 << 32) for word in words(key, len(update), 4)]
+    """Clip, scale to units of 2^-32 of a step, add a signed word made odd, round to the nearest step."""
+    drawn = [(word - (word >> 31 << 32)) | 1 for word in words(key, len(update), 4)]
     scaled = (max(-clip, min(clip, v)) * (scale * 2.0**32) + word for v, word in zip(update, drawn, strict=True))
     return [round(value / 2.0**32) % 2**bits for value in scaled]
 

@@ -786,7 +786,14 @@ def shapes(files: Files) -> Iterator[Json]:
 def tell(files: Files) -> None:
     """Write every bad file; the good rounds are there already."""
     liars = Liars(files)
-    at_clients = (lying_starts, between_rounds, lying_rosters, lying_inboxes, lying_lists)
-    for lies in (*at_clients, lying_clients, crooked_dealers):
+    for lies in (
+        lying_starts,
+        between_rounds,
+        lying_rosters,
+        lying_inboxes,
+        lying_lists,
+        lying_clients,
+        crooked_dealers,
+    ):
         lies(liars)
     files.written["primitive_shapes"] = {"operations": list(shapes(files))}

@@ -1,0 +1,82 @@
+"""What clears a round that keeps a site out of the next ones: its transcript, replayed, or an operator's acceptance.
+
+Without differential privacy a site that sent unmasking shares does not go on before it knows what became of them
+(C-05), nor beside another that does not know (C-26): otherwise the same updates could be summed again without one site,
+and subtracted. Must never: take a policy or a roster from a transcript or from whoever sent it.
+"""
+
+from pathlib import Path
+
+from fedseg.credentials import load_federation, signing_key
+from fedseg.errors import ConfigError
+from fedseg.study import Study
+from secagg import PinnedRoster, Policy, Store, accept_exposure
+from secagg.encoding import HASH_BYTES
+from secagg.messages import Receipt
+from secagg.sqlite import SqliteStore
+from secagg.transcript import accept, verify
+
+MARKS = "marks.sqlite"
+"""In a site's state folder: what its data set must not forget (`secagg.store`)."""
+
+
+def marks_of(state: Path, site: str) -> SqliteStore:
+    """The marks of a site that took part before.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not (state / MARKS).is_file():
+        raise ConfigError(f"{state}: holds no marks of {site}; give --state as when the site took part")
+    return SqliteStore(state / MARKS, site)
+
+
+def accept_round(study: Study, credentials: Path, state: Path, site: str, round_id: str) -> str:
+    """An operator's decision to go on after one round, named by its identifier; it counts for one contribution.
+
+    A site that runs on this state folder sees it and goes on by itself.
+
+    Args:
+        study: any study of the federation that the site takes part in.
+        credentials: with the site's signing key, which signs the decision.
+        state: the site's state folder.
+        site: its id.
+        round_id: 64 hexadecimal digits, as the refusal names them.
+
+    Returns:
+        A sentence on what was accepted.
+
+    Raises:
+        ConfigError: no such identifier, key or folder; nothing was accepted.
+    """
+    load_federation(credentials, study)
+    key = signing_key(credentials, site)
+    try:
+        name = bytes.fromhex(round_id)
+    except ValueError:
+        name = b""
+    if len(name) != HASH_BYTES:
+        raise ConfigError(f"round {round_id!r}: give the 64 hexadecimal digits that the refusal names")
+    with marks_of(state, site) as store:
+        accept_exposure(store, key, site, name)
+        with store.transaction() as marks:
+            release = marks.open_release
+    own = release is not None and release.round_id == name
+    whose = f"{site} itself sent shares for it" if own else f"{site} has no open release of its own in it"
+    return f"accepted for one contribution: round {round_id}; {whose}"
+
+
+def replay(store: Store, policy: Policy, roster: PinnedRoster, path: Path) -> Receipt:
+    """Recompute the sum of a round from its transcript, under this site's own policy and roster, and mark it.
+
+    Returns:
+        The round's receipt.
+
+    Raises:
+        SecAggError: the transcript does not hold, is of another federation, or does not fit the site's log; nothing
+            was marked.
+    """
+    verdict = verify([path], policy, roster)
+    accept(verdict, store)
+    (receipt,) = (report.receipt for report in verdict.rounds if report.receipt is not None)
+    return receipt

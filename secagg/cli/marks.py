@@ -1,0 +1,114 @@
+"""`secagg marks`: what a data set remembers between rounds, and how its operator lets it go on after a broken one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secagg.cli.terminal import app, say, sentences
+from secagg.cli.transcripts import Files, OwnPolicy, OwnRoster, verified
+from secagg.client import accept_exposure
+from secagg.encoding import HASH_BYTES
+from secagg.errors import ConfigError
+from secagg.files import read_secret
+from secagg.sqlite import SqliteStore
+from secagg.store import Marks
+from secagg.transcript import accept
+
+_TYPED_DIGITS = 8
+
+marks = typer.Typer(no_args_is_help=True, help="Look at the marks of a data set, replay a round, accept an exposure.")
+app.add_typer(marks, name="marks")
+
+StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store of the data set; it must exist.")]
+
+
+@marks.command()
+def show(store: StoreFile) -> None:
+    """Show what the data set joined, released, replayed and accepted."""
+    with sentences():
+        opened = SqliteStore.existing(store)
+        with opened, opened.transaction() as marked:
+            lines = list(_lines(marked))
+        for line in [f"Data set {opened.data_set}.", *lines]:
+            say(line)
+
+
+def _lines(marked: Marks) -> Iterator[str]:
+    if (release := marked.open_release) is None:
+        yield "No round is open: shares that were sent are accounted for."
+    else:
+        accepted = "; its operator accepted that, once" if marked.accepted(release.round_id) else ""
+        yield f"Open: shares were sent for {release.name}, and its transcript was not replayed{accepted}."
+        yield f"  round id {release.round_id.hex()}"
+    for session, run in marked.runs:
+        (number, attempt), (finished, head) = marked.joined(session, run), marked.head(session, run)
+        joined = f"joined last: round {number}, attempt {attempt}" if number else "never joined"
+        logged = f"log up to round {finished}, head {head.hex()}" if finished else "no finished round in the log"
+        yield f"Run {run} of session {session.hex()[:16]}: {joined}; {logged}."
+    for round_id, unused in marked.acceptances.items():
+        yield f"Accepted: round {round_id.hex()}, {'not used yet' if unused else 'used'}."
+
+
+@marks.command()
+def replay(store: StoreFile, files: Files, roster: OwnRoster, policy: OwnPolicy) -> None:
+    """Verify transcripts and mark the rounds that hold as replayed: their shares are accounted for."""
+    with sentences():
+        with SqliteStore.existing(store) as opened:
+            accepted = accept(verified(files, roster, policy, quiet=False), opened)
+            with opened.transaction() as marked:
+                release = marked.open_release
+        for report in accepted:
+            say(f"Replayed: {report}, round id {report.round_id.hex()}.")
+        if release is not None:
+            left = f"Still open: {release.name}, round id {release.round_id.hex()}; none of these files is of it."
+            say(left)
+
+
+@marks.command(name="accept")
+def accept_one(
+    store: StoreFile,
+    round_id: Annotated[str, typer.Argument(help="The round, 64 hexadecimal digits, as the error or `show` names it.")],
+    client: Annotated[str, typer.Option("--id", help="Id of this site in the roster.")],
+    key: Annotated[Path, typer.Option(help="The site's signing key, as `secagg keygen` wrote it.")],
+    other: Annotated[bool, typer.Option("--other", help="It is a round of which another site says this.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Accept the exposure of one round whose transcript cannot be replayed; counts for one contribution."""
+    with sentences():
+        accepted = _round_id(round_id)
+        name, signing_key = read_secret(key)
+        if name != client:
+            raise ConfigError(f"{key} is the key of {name}, not of {client}; use this site's own")
+        with SqliteStore.existing(store) as opened:
+            with opened.transaction() as marked:
+                release = marked.open_release
+            if release is not None and release.round_id == accepted:
+                what = f"This site sent unmasking shares for {release.name}"
+            elif other:
+                what = f"Another site sent unmasking shares for round {accepted.hex()}"
+            elif release is None:
+                raise ConfigError("no round of this data set is open; give --other for a round of another site")
+            else:
+                raise ConfigError(f"what is open is {release.name}, round id {release.round_id.hex()}; accept that one")
+            say(f"{what}, and nobody has shown that its sum was not kept.")
+            say(
+                "Whoever keeps it can subtract the sum of a rerun that lacks one site, and read what that site sent, "
+                "if enough other operators accept as well. Where there is a transcript, replay it instead."
+            )
+            digits = accepted.hex()[:_TYPED_DIGITS]
+            if not yes and typer.prompt(f"Type the first {_TYPED_DIGITS} digits of the round id to accept") != digits:
+                raise ConfigError("these are not the digits; nothing was accepted")
+            accept_exposure(opened, signing_key, client, accepted)
+        say(f"Accepted for one contribution: round {accepted.hex()}.")
+
+
+def _round_id(text: str) -> bytes:
+    try:
+        round_id = bytes.fromhex(text)
+    except ValueError:
+        round_id = b""
+    if len(round_id) != HASH_BYTES:
+        raise ConfigError("a round id has 64 hexadecimal digits; `secagg marks show` prints it whole")
+    return round_id

@@ -1,0 +1,197 @@
+"""The small text files that people keep and compare: keys, rosters and policies, in TOML.
+
+Must never: overwrite a file, show a signing key, or take a secret one that others can read.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from secagg.errors import ConfigError
+from secagg.keys import SigningKey
+from secagg.policy import PinnedRoster, Policy, Suite
+
+_Read = TypeVar("_Read")
+
+
+def write_new(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a file that must not exist yet; ConfigError where it does."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already; move it away first, nothing was overwritten") from None
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
+    """What `build` makes of a file; ConfigError with `what` where it holds something else."""
+    try:
+        return build(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path} is not {what}") from None
+
+
+# --- Keys ---------------------------------------------------------------------------------------------------------
+
+
+def secret_text(client_id: str, key: SigningKey) -> str:
+    """The text of a file with a signing key."""
+    return f'id = "{client_id}"\nsigning_key = "{key.export().hex()}"\n'
+
+
+def public_text(client_id: str, key: SigningKey) -> str:
+    """The text of a file with its verify key."""
+    return f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n'
+
+
+def read_secret(path: Path) -> tuple[str, SigningKey]:
+    """Id and signing key in a file that `secagg keygen` wrote.
+
+    Raises:
+        ConfigError: it holds none, or others can read it.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
+
+    def build(entries: dict[str, Any]) -> tuple[str, SigningKey]:
+        key = SigningKey.from_bytes(bytes.fromhex(entries["signing_key"]))
+        PinnedRoster({entries["id"]: key.verify_key})
+        return entries["id"], key
+
+    return _parsed(path, "a file with a signing key; `secagg keygen` writes one", build)
+
+
+def read_public(path: Path) -> tuple[str, bytes]:
+    """Id and verify key in a .pub file.
+
+    Raises:
+        ConfigError: it holds none, or a secret one.
+        OSError: it cannot be read.
+    """
+
+    def build(entries: dict[str, Any]) -> tuple[str, bytes]:
+        if "signing_key" in entries:
+            raise ConfigError("it holds a SECRET key; ask the client for its .pub file")
+        client_id, key = entries["id"], bytes.fromhex(entries["verify_key"])
+        PinnedRoster({client_id: key})
+        return client_id, key
+
+    return _parsed(path, "a public key file; `secagg keygen` writes one", build)
+
+
+# --- The roster ---------------------------------------------------------------------------------------------------
+
+
+def roster_text(pinned: PinnedRoster) -> str:
+    """The text of a roster file."""
+    return "\n".join(["[clients]", *(f'"{client_id}" = "{key.hex()}"' for client_id, key in pinned.items()), ""])
+
+
+def read_roster(path: Path) -> PinnedRoster:
+    """The roster in a file that `secagg roster` wrote; what else is in the file does not matter.
+
+    Raises:
+        ConfigError: it holds no roster.
+        OSError: it cannot be read.
+    """
+    return _parsed(
+        path,
+        "a roster; `secagg roster` writes one",
+        lambda entries: PinnedRoster({name: bytes.fromhex(key) for name, key in entries["clients"].items()}),
+    )
+
+
+# --- The policy ---------------------------------------------------------------------------------------------------
+
+
+def policy_text(policy: Policy) -> str:
+    """The text of a policy file; `read_policy` makes an equal policy of it, to the last bit of every number."""
+    lines = ["[policy]", *(f"{name} = {_written(getattr(policy, name))}" for name in _KINDS if name != "weights")]
+    if policy.weights:
+        lines += ["", "[policy.weights]", *(f'"{who}" = {float(weight)!r}' for who, weight in policy.weights.items())]
+    return "\n".join([*lines, ""])
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file; what else is in the file does not matter.
+
+    Raises:
+        ConfigError: it holds none, one that lacks a field or has an unknown one, or one that cannot be safe.
+        OSError: it cannot be read.
+    """
+    return _parsed(path, "a policy; write a table [policy] with the fields of secagg.Policy", _policy)
+
+
+_KINDS: dict[str, type] = {
+    "project": str,
+    "clients": int,
+    "length": int,
+    "clip_range": float,
+    "max_corrupt": int,
+    "min_survivors": int,
+    "suite": Suite,
+    "bits": int,
+    "value_bits": int,
+    "server_key": bytes,
+    "weights": dict,
+}
+
+
+def _written(value: object) -> str:
+    match value:
+        case bytes():
+            return f'"{value.hex()}"'
+        case Suite():
+            return f'"{value.value}"'
+        case str():
+            return f'"{value}"'
+        case float():
+            return repr(float(value))
+    return str(value)
+
+
+def _policy(entries: dict[str, Any]) -> Policy:
+    table = entries["policy"]
+    for problem in _problems(table):
+        raise ConfigError(problem)
+    return Policy(**{name: _value(name, value) for name, value in table.items()})
+
+
+def _problems(table: dict[str, Any]) -> Iterator[str]:
+    if unknown := sorted(table.keys() - _KINDS.keys()):
+        yield f"the policy has the unknown field {unknown[0]!r}; remove it, or use a later version"
+    for field in fields(Policy):
+        required = field.default is MISSING and field.default_factory is MISSING
+        if required and field.name not in table:
+            yield f"the policy lacks the field {field.name!r}"
+
+
+def _value(name: str, value: Any) -> Any:
+    kind = _KINDS[name]
+    try:
+        if kind is bytes:
+            return bytes.fromhex(value)
+        if kind is Suite:
+            return Suite(value)
+        if kind is float:
+            return _number(value)
+        if kind is dict:
+            return {client_id: _number(weight) for client_id, weight in value.items()}
+        if type(value) is not kind:
+            raise TypeError
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        raise ConfigError(f"the policy's field {name!r} has a value that it cannot have") from None
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError
+    return float(value)

@@ -1,0 +1,503 @@
+"""Between the rounds, through fedseg's own coordinator, sites and sums: what was broken in version 0.2 stays mended."""
+
+import asyncio
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import ASKED, COORDINATOR, Federation
+from tiny import tiny_study
+
+from fedseg import exposure
+from fedseg import site as site_module
+from fedseg.aggregate import SecureSum
+from fedseg.coordinator import Coordinator
+from fedseg.credentials import load_federation, make_credentials, signing_key
+from fedseg.data import load_site
+from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.runfolder import RunFolder
+from fedseg.site import Options, Site
+from fedseg.update import LocalUpdate, NoisedUpdate
+from secagg import Policy, RoundBook, SigningKey, dequantize, masking
+from secagg.client import Reported
+from secagg.prg import Stream
+from secagg.quantize import quantize
+from secagg.sqlite import SqliteStore
+from secagg.store import Marks
+from secagg.transcript import verify
+
+LENGTH = 12
+FIVE = [f"site-{letter}" for letter in "abcde"]
+
+
+def open_release(folder: Path, site: str) -> str:
+    """Name of the round that a site released and that is not accounted for."""
+    with SqliteStore(folder / f"{site}-state" / exposure.MARKS, site) as store, store.transaction() as marks:
+        return marks.open_release.name if marks.open_release else ""
+
+
+# --- The way out: replay, or acceptance by name ------------------------------------------------------------------
+
+
+class Killing:
+    """Kills two sites once everybody attested, so that too few release shares, and starts them again."""
+
+    def __init__(self) -> None:
+        self.federation: Federation | None = None
+
+    def __call__(self, who: str, event: dict) -> None:
+        if (who, event["kind"], event.get("step"), event.get("round")) == (COORDINATOR, "close", "ConsistencyCheck", 1):
+            self.federation.kill("site-d", "site-e")
+        if who == COORDINATOR and event["kind"] == "burned" and event["round"] == 1:
+            self.federation.start("site-d", "site-e")
+
+
+async def stuck(folder: Path, accepting: list[str]) -> Federation:
+    """A federation whose first round burned after three sites released shares; some operators accept."""
+    killing = Killing()
+    federation = killing.federation = Federation(tiny_study(sites=5, rounds=1, mechanism="none"), folder, on=killing)
+    await federation.__aenter__()
+    federation.start()
+    await federation.accept(*accepting)
+    return federation
+
+
+def test_a_federation_in_which_every_site_refuses_goes_on_once_every_operator_accepted_by_name(tmp_path):
+    async def scenario() -> None:
+        federation = await stuck(tmp_path, [])
+        try:
+            await federation.until(lambda: all(federation.asked(site) for site in FIVE[:3]))
+            for site in FIVE[:3]:
+                assert "C-05" in federation.said(site)
+                assert "shares" in federation.said(site)
+                assert open_release(tmp_path, site).startswith("round 1, attempt 0")
+            assert not federation.of(COORDINATOR, "end_round")
+            assert not federation.coordinator.shown  # there is no transcript of this round, and no other one is sent
+            printed = await federation.accept(*FIVE[:3])
+            assert all("itself sent shares" in text for text in printed)
+            # Those who had not released see what the others say, and give nothing before they accepted too (C-26).
+            await federation.until(lambda: all(federation.asked(site) for site in FIVE[3:]))
+            assert all("C-26" in federation.said(site) for site in FIVE[3:])
+            assert not federation.of(COORDINATOR, "end_round")
+            printed = await federation.accept(*FIVE[3:])
+            assert all("no open release of its own" in text for text in printed)
+            await federation.finished()
+        finally:
+            await federation.__aexit__()
+        (ended,) = federation.of(COORDINATOR, "end_round")
+        assert (ended["round"], ended["attempt"], ended["included"]) == (2, len(_burned(federation)) - 1, tuple(FIVE))
+        # A burned round is told under its own number, by everybody.
+        assert _burned(federation) == [(1, 0), *((2, attempt) for attempt in range(ended["attempt"]))]
+        assert all(not open_release(tmp_path, site) for site in FIVE)
+        named = {command.split("--accept-exposure ")[1] for site in FIVE for command in federation.asked(site)}
+        assert len(named) == 1  # one round, the same for all
+
+    asyncio.run(scenario())
+
+
+def _burned(federation: Federation) -> list[tuple[int, int]]:
+    return [(event["round"], event["attempt"]) for event in federation.of(COORDINATOR, "burned")]
+
+
+def test_only_a_whole_identifier_of_a_round_is_accepted_and_only_where_a_site_has_marks(tmp_path):
+    study = tiny_study(mechanism="none")
+    make_credentials(tmp_path / "credentials", study, "run")
+    accept = exposure.accept_round
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        accept(study, tmp_path / "credentials", tmp_path, "site-a", "3f9c")
+    with pytest.raises(ConfigError, match="give --state"):
+        accept(study, tmp_path / "credentials", tmp_path, "site-a", "00" * 32)
+    with SqliteStore(tmp_path / exposure.MARKS, "site-a") as store:
+        assert "site-a" in accept(study, tmp_path / "credentials", tmp_path, "site-a", "00" * 32)
+        with store.transaction() as marks:
+            assert marks.accepted(bytes(32))
+            assert not marks.accepted(bytes([1] * 32))
+
+
+def test_one_operator_who_does_not_accept_keeps_his_site_out_whatever_others_accept(tmp_path):
+    async def scenario() -> None:
+        federation = await stuck(tmp_path, FIVE[:3])
+        try:
+            await federation.until(lambda: all("C-26" in federation.said(site) for site in FIVE[3:]))
+            await federation.accept("site-d")  # four of five accept: enough for a sum, and all but site-e are in it
+            await federation.finished_round(2)
+        finally:
+            await federation.__aexit__()
+        (ended,) = federation.of(COORDINATOR, "end_round")
+        assert ended["included"] == tuple(FIVE[:4])
+        with SqliteStore(tmp_path / "site-e-state" / exposure.MARKS, "site-e") as store, store.transaction() as marks:
+            assert marks.open_release is None
+        assert len(_steps(federation, "site-e", "MaskedInputCollection")) == 1  # of round 1
+
+    asyncio.run(scenario())
+
+
+def test_without_c26_sites_that_accepted_nothing_are_in_the_second_sum(tmp_path, monkeypatch):
+    monkeypatch.setattr(Marks, "refuse_claims", lambda *_: None)
+
+    async def scenario() -> None:
+        federation = await stuck(tmp_path, FIVE[:3])
+        try:
+            await federation.finished()
+        finally:
+            await federation.__aexit__()
+        assert federation.of(COORDINATOR, "end_round")[0]["included"] == tuple(FIVE)
+        assert not federation.asked("site-d")
+
+    asyncio.run(scenario())
+
+
+def _steps(federation: Federation, site: str, step: str) -> list[dict]:
+    return [event for event in federation.of(COORDINATOR, "step") if (event["site"], event["step"]) == (site, step)]
+
+
+def test_a_site_that_missed_the_result_gets_the_transcript_of_that_very_round_and_goes_on(tmp_path):
+    killed: list[str] = []
+
+    def kill(who: str, event: dict) -> None:
+        last = event["kind"] == "step" and (event["site"], event["step"]) == ("site-b", "Unmasking")
+        if who == COORDINATOR and last and not killed:
+            federation.kill("site-b")
+            killed.append("site-b")
+        if who == COORDINATOR and event["kind"] == "end_round" and event["round"] == 1:
+            assert open_release(tmp_path, "site-b").startswith("round 1")
+            federation.start("site-b")
+
+    async def scenario() -> None:
+        async with federation:
+            federation.start()
+            await federation.finished()
+
+    federation = Federation(tiny_study(sites=5, rounds=2, mechanism="none"), tmp_path, on=kill)
+    asyncio.run(scenario())
+    first, second = federation.of(COORDINATOR, "end_round")
+    assert "site-b" in first["included"]
+    assert second["included"] == tuple(FIVE)
+    assert federation.asked("site-b")  # it said what it waited for, and nobody had to accept anything
+    assert "settled" in federation.said("site-b")
+    assert "which it gets" in federation.said(COORDINATOR)
+
+
+class Flipping(Coordinator):
+    """Changes one byte of every transcript that it sends."""
+
+    def _send_transcript(self, round_id, sites):
+        def flipped(site, kind, payload) -> None:
+            if kind == "transcript":
+                payload = payload[:500] + bytes([payload[500] ^ 1]) + payload[501:]
+            send(site, kind, payload)
+
+        send, self.mailbox.send = self.mailbox.send, flipped
+        try:
+            return super()._send_transcript(round_id, sites)
+        finally:
+            self.mailbox.send = send
+
+
+class Withholding(Coordinator):
+    def _send_transcript(self, round_id, sites) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", [Withholding, Flipping])
+def test_a_lying_coordinators_transcript_neither_clears_a_round_nor_ends_a_site_and_one_from_elsewhere_does(
+    tmp_path, kind
+):
+    sites = FIVE[:3]
+
+    async def scenario() -> None:
+        async with Federation(tiny_study(rounds=2, mechanism="none"), tmp_path, kind=kind) as federation:
+            federation.start()
+            await federation.until(lambda: all(federation.asked(site) for site in sites))
+            assert not any(task.done() for task in federation.tasks.values())
+            assert all(open_release(tmp_path, site).startswith("round 1") for site in sites)
+            for site in sites:
+                assert ("was refused and settles nothing" in federation.said(site)) == (kind is Flipping)
+                assert (tmp_path / f"{site}-state" / "refused.transcript").is_file() == (kind is Flipping)
+            (found,) = federation.coordinator.folder.path.glob("transcripts/*")
+            for site in sites:  # an auditor had a good copy
+                told = await federation.run(
+                    *federation.asked(site)[0].split(" --accept-exposure ")[0].split(), "--replay", str(found)
+                )
+                assert "replayed, and it holds" in told
+            await federation.until(lambda: len(federation.of(COORDINATOR, "end_round")) == 2)
+            assert federation.of(COORDINATOR, "end_round")[1]["included"] == tuple(sites)
+
+    asyncio.run(scenario())
+
+
+# --- 1: another project's transcript -----------------------------------------------------------------------------
+
+
+def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: SigningKey, run: str = "run") -> SecureSum:
+    book = RoundBook(run, bytes(32), server, policy.max_corrupt)
+    rounding = lambda site, number: Stream.seeded(1, site, number)  # noqa: E731
+    return SecureSum(policy, book, keys, folder, rounding, bytes(32), private=False)
+
+
+def update(site: str, length: int = LENGTH) -> NoisedUpdate:
+    values = np.random.default_rng(sum(site.encode())).uniform(-0.4, 0.4, length).astype(np.float32)
+    return NoisedUpdate.unprotected(LocalUpdate(values, site))
+
+
+def quiet(kind: str, **fields) -> None:
+    pass
+
+
+class Here:
+    """Takes what a site sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+
+    async def send(self, kind: str, payload: bytes) -> None:
+        self.sent.append((kind, payload))
+
+
+@pytest.fixture
+def liver(tmp_path) -> Site:
+    """site-b of project "liver", which sent shares in round 1, and after which the coordinator fell silent."""
+    study = tiny_study(sites=5, mechanism="none")
+    make_credentials(tmp_path / "credentials", study, "run")
+    options = Options("site-b", "127.0.0.1:1", tmp_path / "credentials", tmp_path / "state")
+    made = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
+    made.store.close()
+    (tmp_path / "state" / exposure.MARKS).unlink()
+    secure = sums(tmp_path / "liver", identities(tmp_path), made.policy, server_key(tmp_path))
+    silent = dict.fromkeys(["site-d", "site-e"], "Unmasking")
+    with pytest.raises(RoundFailedError):
+        secure.round(bytes(32), FIVE, lambda site: update(site, made.policy.length), quiet, silent)
+    secure.close()
+    shutil.copy(tmp_path / "liver" / "site-b.sqlite", tmp_path / "state" / exposure.MARKS)
+    site = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
+    site.mailbox = Here()
+    return site
+
+
+def identities(folder: Path) -> dict[str, SigningKey]:
+    return {site: signing_key(folder / "credentials", site) for site in FIVE}
+
+
+def server_key(folder: Path) -> SigningKey:
+    return signing_key(folder / "credentials", "coordinator")
+
+
+def foreign(folder: Path, policy: Policy, key: SigningKey) -> Path:
+    """A transcript that holds, of the same sites and the same run name."""
+    secure = sums(folder / "brain", identities(folder), policy, key)
+    secure.round(bytes(32), FIVE, lambda site: update(site, policy.length), quiet, {})
+    secure.close()
+    return folder / "brain" / "round.transcript"
+
+
+@pytest.mark.parametrize("changed", ["project", "coordinator", "length"])
+def test_another_projects_transcript_clears_nothing(tmp_path, liver, changed):
+    other = {"project": liver.policy.project + "-2", "server_key": server_key(tmp_path).verify_key, "length": LENGTH}
+    key = server_key(tmp_path)
+    policy = replace(liver.policy, project=other["project"]) if changed == "project" else liver.policy
+    if changed == "coordinator":
+        key = SigningKey.generate()
+        policy = replace(policy, server_key=key.verify_key)
+    if changed == "length":
+        policy = replace(policy, length=LENGTH)
+    path = foreign(tmp_path, policy, key)
+    assert verify([path], policy, load_federation(tmp_path / "credentials", liver.study).roster).status == "holds"
+    asyncio.run(liver._begin())
+    waiting = dict(liver.waiting)
+    liver._replay(path.read_bytes())
+    asyncio.run(liver._after_waiting())
+    assert liver.waiting == waiting
+    assert len(waiting) == 1
+    with liver.store.transaction() as marks:
+        assert marks.open_release is not None
+    events = (liver.folder.path / "events.jsonl").read_text()
+    assert "was refused and settles nothing" in events
+    assert "T-03" in events
+
+
+def test_another_rounds_transcript_of_the_same_project_clears_nothing(tmp_path, liver):
+    """Round 1 again, attempt 0, of the same session: everything holds, and it is another round."""
+    path = foreign(tmp_path, liver.policy, server_key(tmp_path))
+    asyncio.run(liver._begin())
+    liver._replay(path.read_bytes())
+    asyncio.run(liver._after_waiting())
+    assert liver.waiting
+
+
+def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(tmp_path, liver, monkeypatch):
+    policy = replace(liver.policy, project="brain")
+    path = foreign(tmp_path, policy, server_key(tmp_path))
+    (waited,) = (asyncio.run(liver._begin()), *liver.waiting)[1:]
+    monkeypatch.setattr(exposure, "verify", lambda paths, _, roster: verify(paths, policy, roster))
+    liver._replay(path.read_bytes())
+    asyncio.run(liver._after_waiting())
+    assert list(liver.waiting) == [waited]  # the identifier of the round still says that it is another one
+    replay = Marks.replay
+    monkeypatch.setattr(Marks, "replay", lambda marks, *args: replay(marks, *args[:-1], waited))
+    liver._replay(path.read_bytes())
+    asyncio.run(liver._after_waiting())
+    assert not liver.waiting
+    assert liver.mailbox.sent[-1] == ("ready", b'{"unreplayed":[]}')
+
+
+# --- 2: two live sessions ----------------------------------------------------------------------------------------
+
+
+def two_sums(folder: Path) -> tuple[dict, Exception | None]:
+    """Two coordinators at once: while the sites of "one" train, a whole round of "two" passes without site-e."""
+    keys, server = {site: SigningKey.generate() for site in FIVE}, SigningKey.generate()
+    policy = Policy(project="two", clients=5, length=LENGTH, clip_range=0.5, server_key=server.verify_key)
+    one, two = (sums(folder, keys, policy, server, run) for run in ("one", "two"))
+    totals: dict[str, np.ndarray] = {}
+
+    def train(site: str) -> NoisedUpdate:
+        if not totals:
+            totals["two"] = two.round(bytes([2] * 32), FIVE[:4], update, quiet, {}).total
+        return update(site)
+
+    try:
+        totals["one"] = one.round(bytes([1] * 32), FIVE, train, quiet, {}).total
+    except RoundFailedError as error:
+        return totals, error
+    finally:
+        one.close()
+        two.close()
+    quantised, _ = quantize(update("site-e").vector, policy, "site-e", Stream.seeded(1, "site-e", 1))
+    totals["site-e"] = dequantize(quantised, policy)
+    return totals, None
+
+
+def test_of_two_live_sessions_the_later_one_is_the_only_one_that_gets_anything(tmp_path):
+    totals, error = two_sums(tmp_path)
+    assert list(totals) == ["two"]
+    assert "C-24" in str(error)
+
+
+def test_without_c24_two_live_sessions_give_one_sites_update_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(Marks, "_require_live", lambda marks, *_: marks._get("live", {}))
+    totals, error = two_sums(tmp_path)
+    assert error is None
+    assert np.array_equal(totals["one"] - totals["two"], totals["site-e"])
+
+
+def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_sites(tmp_path, monkeypatch):
+    go, train = threading.Event(), site_module.train_round
+
+    def waiting(model, data, study, **rest):
+        if study.study.name == "slow":
+            go.wait(60)
+        return train(model, data, study, **rest)
+
+    monkeypatch.setattr(site_module, "train_round", waiting)
+    fast = tiny_study(rounds=1, mechanism="none")
+    slow = fast.replace(study={"name": "slow"})
+
+    async def scenario() -> None:
+        async with Federation(slow, tmp_path) as first:
+            first.start()
+            await first.until(lambda: len(first.of(COORDINATOR, "train")) >= 3)
+            async with Federation(fast, tmp_path, run="another run") as second:
+                second.start()
+                await second.finished()
+                go.set()
+                await first.finished()
+        assert second.of(COORDINATOR, "end_round")[0]["round"] == 1
+        assert "C-24" in first.said("site-a")
+        assert [event["round"] for event in first.of(COORDINATOR, "end_round")] == [2]
+
+    asyncio.run(scenario())
+
+
+# --- 3: a new run ------------------------------------------------------------------------------------------------
+
+
+def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_path):
+    study = tiny_study(rounds=2, mechanism="none")
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path, kind=Withholding) as old:
+            old.start()
+            await old.until(lambda: all(old.asked(site) for site in FIVE[:3]))
+        async with Federation(study, tmp_path, run="another run", kind=Withholding) as new:
+            new.start()
+            await new.until(lambda: all(new.asked(site) for site in FIVE[:3]))
+            assert not new.of(COORDINATOR, "round")  # nobody joined anything
+        async with Federation(
+            study, tmp_path, run="another run"
+        ) as honest:  # it finds the transcript beside its own folder
+            honest.start()
+            await honest.until(lambda: honest.coordinator.shown)
+            running = asyncio.create_task(honest.accept_whatever_is_asked())
+            await honest.finished()
+            running.cancel()
+        assert [event["round"] for event in honest.of(COORDINATOR, "end_round")] == [1, 2]
+
+    asyncio.run(scenario())
+
+
+# --- 5: a hidden round -------------------------------------------------------------------------------------------
+
+
+class Hiding(Coordinator):
+    """Takes the sum of round 1, and goes on as if it had burned."""
+
+    def _record(self, number, attempt, outcome) -> None:
+        self.book.receipts = ()
+
+
+def test_a_coordinator_that_hides_a_finished_round_is_refused(tmp_path):
+    async def scenario() -> None:
+        async with Federation(tiny_study(rounds=2), tmp_path, kind=Hiding) as federation:
+            federation.start()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("[C-04]" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
+# --- 12: poisoned slots ------------------------------------------------------------------------------------------
+
+
+def test_a_site_that_poisons_its_slots_is_named_and_left_out_and_the_next_round_completes(tmp_path, monkeypatch):
+    honest, mask_input = masking.slot_values, Reported.mask_input
+
+    def poisoned(state, *args, **kwargs):
+        if state.own.me != "site-b":
+            return mask_input(state, *args, **kwargs)
+        with monkeypatch.context() as patch:
+            patch.setattr(masking, "slot_values", lambda policy, round_id: honest(policy, round_id) + 1)
+            return mask_input(state, *args, **kwargs)
+
+    monkeypatch.setattr(Reported, "mask_input", poisoned)
+
+    async def scenario() -> None:
+        async with Federation(tiny_study(sites=5, rounds=2), tmp_path) as federation:
+            federation.start()
+            await federation.finished()
+        (ended,) = federation.of(COORDINATOR, "end_round")
+        assert (ended["round"], ended["included"]) == (2, tuple(site for site in FIVE if site != "site-b"))
+        assert _burned(federation)[0] == (1, 0)
+        assert "site-b is left out of every later round" in federation.said(COORDINATOR)
+        assert {event["site"] for event in federation.of(COORDINATOR, "step") if event["step"] == "Blame"} == set(FIVE)
+        (burned,) = federation.of("site-a", "burned")
+        assert (burned["round"], burned["attempt"]) == (1, 0)
+        assert [event["step"] for event in federation.of("site-a", "step") if event["round"] == 1][-1] == "Blame"
+
+    asyncio.run(scenario())
+
+
+def test_with_differential_privacy_a_burned_round_keeps_nobody_out(tmp_path):
+    killing = Killing()
+
+    async def scenario() -> None:
+        federation = killing.federation = Federation(tiny_study(sites=5, rounds=2), tmp_path, on=killing)
+        async with federation:
+            federation.start()
+            await federation.finished()
+        assert [event["round"] for event in federation.of(COORDINATOR, "end_round")] == [2]
+        assert not any(ASKED in federation.said(site) for site in FIVE)
+
+    asyncio.run(scenario())
