@@ -57,7 +57,7 @@ def _lines(marked: Marks) -> Iterator[str]:
         (number, attempt), (finished, head) = marked.joined(session, run), marked.head(session, run)
         joined = f"joined last: round {number}, attempt {attempt}" if number else "never joined"
         logged = f"log up to round {finished}, head {head.hex()}" if finished else "no finished round in the log"
-        yield f"Run {run} of session {session.hex()[:16]}: {joined}; {logged}."
+        yield f"Run {run} of session {session.hex()}: {joined}; {logged}."
     for round_id, unused in marked.acceptances.items():
         yield f"Accepted: round {round_id.hex()}, {'not used yet' if unused else 'used'}."
 
@@ -108,8 +108,8 @@ def accept_one(
             say(f"{what}, and {known}.")
             instead = "" if replayed else " Where there is a transcript, replay it first."
             say(
-                "Whoever has it can subtract the sum of a rerun that lacks one site, and read what that site sent, "
-                f"if enough other operators accept as well.{instead}"
+                "Whoever has it can subtract from it the sum of a rerun that lacks one site, and read what that site "
+                f"sent, if enough other operators accept as well.{instead}"
             )
             digits = accepted.hex()[:_TYPED_DIGITS]
             if not yes and typer.prompt(f"Type the first {_TYPED_DIGITS} digits of the round id to accept") != digits:

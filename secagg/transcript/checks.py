@@ -282,7 +282,7 @@ def t13_sum(round: Round) -> int | None:
     apply_masks(round.remainder, add, subtract)
     round.remainder &= round.remainder.dtype.type((1 << round.policy.bits) - 1)
     if wrong := int(np.count_nonzero(round.remainder)):
-        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} values")
+        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} of its values")
     return len(round.inputs)
 
 

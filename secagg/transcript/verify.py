@@ -312,11 +312,12 @@ def _notes(round: Round, report: RoundReport) -> Iterator[str]:
 
 def _participation(reports: Sequence[RoundReport], max_corrupt: int) -> Iterator[str]:
     finished = [report for report in reports if report.finished]
+    several = len({report.training_run for report in finished}) > 1
+    names = [f"round {r.round_number}" + (f" of run {r.training_run}" if several else "") for r in finished]
     isolation = isolated([report.included for report in finished], max_corrupt)
     for client_id, way in isolation.found.items():
         sums = " ".join(
-            f"{'-' if times < 0 else '+'} {abs(times)} x round {finished[i].round_number}"
-            for i, times in sorted(way.rounds.items())
+            f"{'-' if times < 0 else '+'} {abs(times)} x {names[i]}" for i, times in sorted(way.rounds.items())
         )
         told = f" with what {', '.join(way.coalition)} would tell" if way.coalition else ""
         yield f"the sums isolate {client_id}{told} ({sums}); where updates change slowly that is close to its own"
@@ -387,8 +388,9 @@ def _not_shown(reports: Sequence[RoundReport], missing: Sequence[Missing], polic
 def accept(verdict: Verdict, store: Store) -> tuple[RoundReport, ...]:
     """Mark rounds as replayed: those of the verdict that have a sum and in which everything was checked.
 
-    So a site may take part again after it released shares for one of them, or for one that another site names. A client
-    that fell silent before a result learns it here: rounds that continue its log are appended to it. All or nothing.
+    So a site may take part again after it released shares for one of them, or for one that another site names: in
+    attempts of the same run that it joins from here on. A client that fell silent before a result learns it here:
+    rounds that continue its log are appended to it. All or nothing.
 
     Args:
         verdict: under the site's own policy and roster.

@@ -557,7 +557,7 @@ def test_isolation_over_files_of_two_runs_is_seen_as_well(tmp_path):
     recorded(tmp_path / "b", cohort, {"site-b": MASKED}, run="run-2")
     verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.policy, cohort.roster)
     assert verdict.status == "holds"
-    assert any("isolate site-b" in note for note in verdict.notes)
+    assert any("isolate site-b (+ 1 x round 1 of run run-1 - 1 x round 1 of run run-2)" in n for n in verdict.notes)
 
 
 # --- What a set of files shows, and what it does not -------------------------------------------------------------
@@ -918,8 +918,8 @@ def test_the_transcript_of_another_project_or_run_clears_nothing(tmp_path, monke
         path = tmp_path / "brain"
         brain.play(brain.start(1), brain.cohort.ids, path)
     if undefended:  # whatever is open is cleared by whatever was replayed, as where marks hold names of runs
-        by_its_own = Marks.replay
-        monkeypatch.setattr(Marks, "replay", lambda marks, slot, _: by_its_own(marks, slot, marks.open_release.round_id))
+        replay = Marks.replay
+        monkeypatch.setattr(Marks, "replay", lambda marks, slot, _: replay(marks, slot, marks.open_release.round_id))
     reader = brain if fooled else liver
     verdict = verify([path], reader.cohort.policy, reader.cohort.roster)
     if other == "project" and not fooled:
