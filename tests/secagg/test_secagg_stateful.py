@@ -1177,7 +1177,6 @@ TAKEN_OUT = {
     "C-05 of what was not replayed": ("open_release", None),
     "C-05 of another run on the model": ("_releases_on", lambda *_: []),
     "C-26": ("refuse_claims", lambda *_: None),
-    "C-24": ("_require_live", lambda marks, _: marks._get("live", {})),
 }
 
 
