@@ -426,6 +426,7 @@ class Liar:
             client holds for completed it adds the same with that round's receipt.
         stories: how many different things the corrupt client signs where it may sign different things.
         together: tell all clients that are told anything the same, for runs that are long rather than wide.
+        mixed: with `together`, also clients whose pasts differ: some released in the round before, some did not.
         replay: offer what was said in other attempts too.
         quantum: the attacker reads every X25519 secret.
         crafted: models made so that the attacker knows every update to them.
@@ -442,6 +443,7 @@ class Liar:
     starts: tuple[tuple[RoundStart, ...], ...] = ()
     stories: int = 2
     together: bool = False
+    mixed: bool = False
     replay: bool = False
     symmetric: bool = True
     quantum: bool = False
@@ -719,7 +721,14 @@ class Liar:
                 for successor in product(*(self.futures(node, site, phase) for site in node)):
                     if (
                         self.together
-                        and len({s.past for s, old in zip(successor, node, strict=True) if s is not old}) > 1
+                        and len(
+                            {
+                                s.past[-1 if self.mixed else 0 :]
+                                for s, old in zip(successor, node, strict=True)
+                                if s is not old
+                            }
+                        )
+                        > 1
                     ):
                         continue
                     self._judge(successor)
@@ -899,7 +908,7 @@ def test_two_rounds_are_two_sums_and_no_more():
 )
 def test_a_burned_round_is_not_run_again_where_fewer_than_t_minus_c_operators_accept(starts, acceptor):
     """Some may have heard the attestations, some not: whoever released says so to all."""
-    holds(lied_to(4, **starts, together=True, acceptors=frozenset(filter(None, [acceptor]))), BURNED, 2000)
+    holds(lied_to(4, **starts, together=True, mixed=True, acceptors=frozenset(filter(None, [acceptor]))), BURNED, 2000)
 
 
 def test_a_run_that_starts_over_learns_nothing_more():
@@ -1002,7 +1011,7 @@ def test_without_the_mark_of_releases_a_burned_round_is_run_again(monkeypatch):
 
 def test_where_claims_are_not_looked_at_one_acceptance_of_another_site_exposes_one(monkeypatch):
     monkeypatch.setattr(Marks, "refuse_claims", lambda *_: None)
-    leaks(lied_to(4, **TWO_ROUNDS, together=True, acceptors=frozenset(["site-b"])), BURNED)
+    leaks(lied_to(4, **TWO_ROUNDS, together=True, mixed=True, acceptors=frozenset(["site-b"])), BURNED)
 
 
 def test_where_all_honest_members_of_the_second_sum_accept_it_is_theirs_to_say():
