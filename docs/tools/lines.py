@@ -56,8 +56,8 @@ def refreshed(text: str) -> str:
 
 def layers(package: str) -> list[list[str]]:
     """The floors of a package, the highest first, as the import contracts of pyproject.toml list them."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-    (found,) = (entry["layers"] for entry in contracts if entry.get("containers") == [package])
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (found,) = (contract["layers"] for contract in settings["contracts"] if contract.get("containers") == [package])
     return [re.findall(r"\w+", floor) for floor in found]
 
 

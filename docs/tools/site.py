@@ -1,20 +1,23 @@
 """A hook of mkdocs: what the pages link to outside docs/ (code, tests, the change log) becomes part of the site.
 
 So that a link works on a code forge, in the built site, and without a network. Code is shown with its line numbers, and
-Markdown as a page. Specification of the names: https://www.mkdocs.org/user-guide/configuration/#hooks.
+Markdown as a page.
 """
 
 import posixpath
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import get_lexer_for_filename
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<!!)\]\((?!\w+:|#)([^)#\s]+)(?:#([\w-]+))?\)")
-LANGUAGES = {".py": "python", ".toml": "toml", ".proto": "protobuf", ".sh": "sh"}
+LINES = HtmlFormatter(linenos="inline", lineanchors="L")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -31,8 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if target.endswith(".md"):
                 todo.append((target, content))
             else:
-                language = LANGUAGES.get(PurePosixPath(target).suffix, "text")
-                content = f'# {target}\n\n````{language} linenums="1"\n{content}\n````\n'
+                content = f"# {target}\n\n{highlight(content, get_lexer_for_filename(target), LINES)}"
             files.append(File.generated(config, _page(target), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
@@ -49,7 +51,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if (ROOT / target).is_dir():
             target = f"{target}/index.md" if (ROOT / target / "index.md").is_file() else f"{target}/README.md"
         line = re.fullmatch(r"L(\d+)", link[2] or "")
-        anchor = f"#__codelineno-0-{line[1]}" if line else f"#{link[2]}" if link[2] else ""
+        anchor = f"#L-{line[1]}" if line else f"#{link[2]}" if link[2] else ""
         return f"]({posixpath.relpath(_page(target), posixpath.dirname(here) or '.')}{anchor})"
 
     return LINK.sub(pointed, markdown)
