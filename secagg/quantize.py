@@ -33,9 +33,9 @@ _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 _LANE_MASKS = {4: 0x0F0F, 2: 0x03030303}
 _QUANTIZE_CHUNK = 1 << 16  # values: few enough for the cache, enough to outweigh the calls
 _STEP = 2.0**32  # one integer, in units of the last random bit
-# A float64 has 52 bits behind the leading one. From 2^52 to 2^53 (times _STEP) the last of them is worth one integer, so
-# adding this number rounds the fraction away, and the low bits of the sum are the integer in two's complement. It lies in
-# the middle (1.5), so that up to 2^51 integers can be added or taken away without leaving that range.
+# A float64 has 52 bits behind the leading one. From 2^52 to 2^53 (times _STEP) the last of them is worth one integer:
+# adding this number rounds the fraction away, and the low bits of the sum are the integer in two's complement. It lies
+# in the middle (1.5), so that up to 2^51 integers can be added or taken away without leaving that range.
 _MAGIC = 1.5 * 2.0**52 * _STEP
 _MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
 
