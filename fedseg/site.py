@@ -293,7 +293,7 @@ class Site:
             self.folder.emit("note", text=str(error))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
-        self.round = _Round(session, start.round_number, start.attempt)
+        self.round = _Round(session, start.round_number, start.attempt, flatten(self.model))
         self.round.training = asyncio.create_task(self._train(self.round, model))
         await self._send(self.round, first)
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
@@ -372,7 +372,7 @@ class Site:
             length = self.policy.length
             total = unpack(message.total, length + self.policy.slots, self.policy.bits)[:length]
             following = fed_avg(
-                flatten(self.model), dequantize(total, self.policy), current.session.included, self.policy
+                current.opened_on, dequantize(total, self.policy), current.session.included, self.policy
             )
             self.next_model = (current.session.head, model_hash(following))
             self._audit(current.number, "total", total)
@@ -502,10 +502,11 @@ class Site:
 
 
 class _Round:
-    """A round that this site takes part in; `over` stops its training at the next step."""
+    """A round that this site takes part in, on the model that it was opened on; `over` stops its training."""
 
-    def __init__(self, session: ClientSession, number: int, attempt: int) -> None:
+    def __init__(self, session: ClientSession, number: int, attempt: int, opened_on: NDArray[np.float32]) -> None:
         self.session, self.number, self.attempt = session, number, attempt
+        self.opened_on = opened_on  # the site's model may be another by the end: one to be evaluated comes at any time
         self.training: asyncio.Task[NoisedUpdate] | None = None
         self.over = threading.Event()
         self.provided = False

@@ -11,18 +11,20 @@ import pytest
 from federation import ASKED, COORDINATOR, Federation
 from tiny import tiny_study
 
-from fedseg import exposure
+from fedseg import controls, exposure
 from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data import load_site
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.federate import fed_avg
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
-from fedseg.update import LocalUpdate, NoisedUpdate
-from secagg import Policy, RoundBook, SigningKey, dequantize, masking
+from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
+from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
+from secagg.messages import Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
@@ -499,5 +501,44 @@ def test_with_differential_privacy_a_burned_round_keeps_nobody_out(tmp_path):
             await federation.finished()
         assert [event["round"] for event in federation.of(COORDINATOR, "end_round")] == [2]
         assert not any(ASKED in federation.said(site) for site in FIVE)
+
+    asyncio.run(scenario())
+
+
+# --- The next model: what the last one and the sum give, whatever the coordinator sends in between ------------------
+
+
+class Rewinding(Coordinator):
+    """Sends a model to evaluate just before the result, such that with the sum it gives the old model again."""
+
+    async def run(self) -> Path:
+        honest = self.mailbox.send
+
+        def send(site: str, kind: str, payload: bytes) -> None:
+            if kind == controls.PROTOCOL and isinstance(wire.decode_from_server(payload), Result):
+                server = self.attempt.server
+                forward = fed_avg(self.vector, dequantize(server.result, self.policy), server.included, self.policy)
+                self.back = (2 * self.vector - forward).astype(np.float32)
+                start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
+                honest(site, controls.METRICS, controls.pack_round(start.sign(self.book.signing_key), self.back))
+            honest(site, kind, payload)
+
+        self.mailbox.send = send
+        return await super().run()
+
+    def _record(self, number, attempt, outcome) -> None:
+        super()._record(number, attempt, outcome)
+        self.vector = fed_avg(self.back, outcome.total, outcome.included, self.policy)
+
+
+def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):
+    """Otherwise round 2 would be about the updates of round 1 again, and every site could be left out of it."""
+
+    async def scenario() -> None:
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Rewinding) as federation:
+            federation.start()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
 
     asyncio.run(scenario())
