@@ -8,6 +8,7 @@ dropout and joins the next round.
 
 import asyncio
 import copy
+import json
 import secrets
 import threading
 import time
@@ -57,6 +58,7 @@ from secagg import (
 )
 from secagg.files import policy_text
 from secagg.messages import FromClient, Reports, Result, RoundStart, SlotMasks
+from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
@@ -66,6 +68,10 @@ from secagg.state import SHARE_REPORT
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
+
+
+NEXT_MODELS = "next-models.json"
+"""In the state folder: which model follows the last round of each run."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,8 @@ class Site:
         self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
-        self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
+        self.run_key = f"{session_id(self.policy, self.federation.roster).hex()}/{self.federation.training_run}"
+        self.next_model = self._next_models().get(self.run_key, ["", ""])
 
     async def run(self) -> Path:
         """Take part until the coordinator says that the study is over.
@@ -303,10 +310,23 @@ class Site:
         if vector.shape != (self.policy.length,):
             raise RoundFailedError("the coordinator sent a model of another length than the study's")
         head, expected = self.next_model
-        if start.previous_head == head and start.model_hash != expected:
+        if start.previous_head.hex() == head and start.model_hash.hex() != expected:
             raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
         assign(self.model, vector)
         self.completed = len(start.missed)
+
+    def _next_models(self) -> dict[str, list[str]]:
+        """By run: the head of the last round that this site saw to its end, and the hash of the model that it gives."""
+        kept = self.options.state / NEXT_MODELS
+        return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else {}
+
+    def _expect(self, head: bytes, following: bytes) -> None:
+        """Only this model follows, also after a restart: another could give the last round's updates again."""
+        self.next_model = [head.hex(), following.hex()]
+        kept = self.options.state / NEXT_MODELS
+        beside = kept.with_suffix(".part")
+        beside.write_text(json.dumps({**self._next_models(), self.run_key: self.next_model}), "utf-8")
+        beside.replace(kept)
 
     async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
         loop, number = asyncio.get_running_loop(), current.number
@@ -374,7 +394,7 @@ class Site:
             following = fed_avg(
                 current.opened_on, dequantize(total, self.policy), current.session.included, self.policy
             )
-            self.next_model = (current.session.head, model_hash(following))
+            self._expect(current.session.head, model_hash(following))
             self._audit(current.number, "total", total)
             self._record(current)
             self.round = None

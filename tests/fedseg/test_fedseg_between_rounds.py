@@ -542,3 +542,36 @@ def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_pat
         assert all("the last one plus the last sum" in str(error) for error in sites), sites
 
     asyncio.run(scenario())
+
+
+class Repeating(Coordinator):
+    """Opens every round on the model of the first, once the sites were started again."""
+
+    again = asyncio.Event()
+
+    async def _gather(self) -> list[str]:
+        while self.book.number > 1 and not self.again.is_set():
+            await self._hear(0.05)
+        return await super()._gather()
+
+    def _record(self, number, attempt, outcome) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
+        super()._record(number, attempt, outcome)
+        self.vector = before
+
+
+def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path):
+    async def scenario() -> None:
+        Repeating.again = asyncio.Event()
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Repeating) as federation:
+            federation.start()
+            await federation.until(lambda: all(list(tmp_path.glob(f"{site}/*/transcripts/*")) for site in FIVE[:3]))
+            federation.kill(*FIVE[:3])
+            await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+            federation.start()
+            Repeating.again.set()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
