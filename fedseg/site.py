@@ -57,7 +57,7 @@ from secagg import (
     wire,
 )
 from secagg.files import policy_text
-from secagg.messages import FromClient, Reports, Result, RoundStart, SlotMasks
+from secagg.messages import FromClient, Receipt, Reports, Result, RoundStart, SlotMasks
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
@@ -127,7 +127,8 @@ class Site:
         self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
-        self.run_key = f"{session_id(self.policy, self.federation.roster).hex()}/{self.federation.training_run}"
+        self.session = session_id(self.policy, self.federation.roster)
+        self.run_key = f"{self.session.hex()}/{self.federation.training_run}"
         self.next_model = self._next_models().get(self.run_key, ["", ""])
 
     async def run(self) -> Path:
@@ -283,6 +284,12 @@ class Site:
         except ProtocolError as error:
             told = "; is the study file the same at every party?" if error.check == "C-23" else ""
             raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
+        if (last := self._unshown()) is not None:
+            said = (
+                f"nothing shows this site that round {last.round_number}, the last finished one, was one of its cohort"
+            )
+            await self._wait(said, [last.round_id])
+            return
         self._adopt(start, vector)
         try:
             charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
@@ -314,6 +321,17 @@ class Site:
             raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
         assign(self.model, vector)
         self.completed = len(start.missed)
+
+    def _unshown(self) -> Receipt | None:
+        """The last finished round, where only the coordinator says that it was; its transcript shows a quorum.
+
+        On a round that it invented a coordinator could build any model, and sum the same updates again.
+        """
+        run = self.federation.training_run
+        with self.store.transaction() as marks:
+            last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
+            known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
+        return None if known or self.study.private else last
 
     def _next_models(self) -> dict[str, list[str]]:
         """By run: the head of the last round that this site saw to its end, and the hash of the model that it gives."""

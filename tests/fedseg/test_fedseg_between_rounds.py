@@ -24,10 +24,11 @@ from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
 from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
-from secagg.messages import Result
+from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
+from secagg.state import next_head
 from secagg.store import Marks
 from secagg.transcript import verify
 
@@ -573,5 +574,31 @@ def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path)
             Repeating.again.set()
             sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
         assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
+class Inventing(Coordinator):
+    """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
+
+    def _record(self, number, attempt, outcome) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
+        super()._record(number, attempt, outcome)
+        run, head, hashes = self.book.training_run, self.book.head, (b"r" * 32, b"a" * 32, b"t" * 32)
+        self.book.completed(Receipt(run, 2, *hashes, head, next_head(head, *hashes)).sign(self.book.signing_key))
+        self.vector = before
+
+
+def test_a_round_that_nobody_took_part_in_moves_no_site_to_another_model(tmp_path):
+    async def scenario() -> None:
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Inventing) as federation:
+            federation.start()
+            await federation.until(lambda: all(federation.asked(site) for site in FIVE[:3]))
+            assert len(federation.of(COORDINATOR, "end_round")) == 1
+            assert {event["round"] for event in federation.of(COORDINATOR, "step")} == {1}
+        for site in FIVE[:3]:
+            assert "round 2, the last finished one, was one of its cohort" in federation.said(site)
+            assert (b"r" * 32).hex() in federation.asked(site)[-1]
 
     asyncio.run(scenario())
