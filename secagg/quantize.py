@@ -220,9 +220,14 @@ def pack(vector: NDArray[Any], bits: int) -> bytes:
     return out.tobytes()
 
 
+def _as_words(vector: NDArray[Any], bits: int) -> bool:
+    """Whether the kernel, which sees bytes only, would read this vector as it is meant."""
+    return vector.dtype == dtype_for(bits) and vector.flags.c_contiguous
+
+
 def pack_into(vector: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
     """`pack` into an array of `packed_size(d, bits)` bytes."""
-    if _kernel is not None and vector.flags.c_contiguous and out.flags.c_contiguous:
+    if _kernel is not None and _as_words(vector, bits) and out.flags.c_contiguous:
         _kernel.pack_into(vector, out, bits)
         return
     for where, octets in _blocks(len(vector), bits, out):
@@ -241,7 +246,7 @@ def accumulate(total: NDArray[Any], data: Buffer, bits: int) -> None:
         ValueError: another length than d values take, or padding bits that are not zero; `total` is then unchanged.
     """
     packed = _checked(data, len(total), bits)
-    if _kernel is not None and total.flags.c_contiguous:
+    if _kernel is not None and _as_words(total, bits):
         _kernel.add_packed(total, packed, bits)
         return
     for where, values in unpacked(data, len(total), bits):

@@ -234,12 +234,21 @@ class Marks:
         ]
 
     def _exposing(self, slot: Slot, model_hash: bytes) -> list[Release]:
-        """The own releases that expose an attempt, the open one last."""
-        on_model = [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
+        """The own releases that expose an attempt, the open one last.
+
+        Of the same run whatever is not accounted for, also on another model: an acceptance for a round of another run
+        has settled nothing here. Of other runs what was on this very model.
+        """
+        every = [_release_of(kept) for key in self._entries if key.startswith("model/") for kept in self._get(key, [])]
         again = [
             release
-            for release in on_model
-            if not self.replayed(release.round_id) or (release.claim and not _same_run(release.claim, slot))
+            for release in every
+            if release.claim is not None
+            and (
+                not self.replayed(release.round_id)
+                if _same_run(release.claim, slot)
+                else release.claim.model_hash == model_hash
+            )
         ]
         return list({r.round_id: r for r in (*again, self.open_release) if r is not None}.values())
 

@@ -819,3 +819,20 @@ def test_where_any_replay_clears_another_projects_transcript_gives_one_site(monk
         )
 
     assert exact(*other_projects_transcript(any_round))
+
+
+def elsewhere_and_back(model: bytes) -> tuple[Study, Round, Round]:
+    """Round 1 is taken and 'burned'; its acceptance serves a round of another run; then the first run goes on."""
+    study = Study()
+    other = Study(run="other", stores=study.stores)
+    first = burned_but_taken(study)
+    study.accept(study.ids, first.round_id)
+    between = other.play(other.start(model=b"o" * 32))
+    assert between.total is not None
+    other.replay(study.ids, between)
+    return study, first, study.play(study.start(2, model=model), study.ids[1:])
+
+
+@pytest.mark.parametrize("model", [MODEL, NEXT_MODEL])
+def test_an_acceptance_that_served_another_run_does_not_serve_the_own_one_too(model):
+    nothing_learned(elsewhere_and_back(model)[2], "C-05")

@@ -407,8 +407,8 @@ def test_what_raises_in_a_transaction_leaves_nothing(store):
 
 def test_every_commit_is_flushed_and_the_file_is_private(path):
     with SqliteStore(path, "d") as store:
-        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert store._database.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert store._database.execute("PRAGMA synchronous").fetchone() == (3,)
         assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -614,6 +614,24 @@ def test_killed_in_a_transaction_or_after_it(path, moment):
             refused("C-14", store, "contribute", slot(7), "event", (), False)
         else:
             does(store, "contribute", slot(7), "event", (), False)
+
+
+def test_a_store_that_is_moved_after_its_process_was_killed_knows_everything(path, tmp_path):
+    """A write-ahead log would stay behind with the marks, and the site would give its update twice."""
+    process = child(
+        "store = SqliteStore(Path(sys.argv[1]), 'd')\n"
+        "does(store, 'join', slot(7), MODEL, False)\n"
+        "does(store, 'contribute', slot(7), 'event', (), False)\n"
+        "print('ok'); input()\n",
+        path,
+    )
+    assert process.stdout.readline() == "ok\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "disk").mkdir()
+    with SqliteStore(path.rename(tmp_path / "disk" / path.name), "d") as moved:
+        refused("C-03", moved, "join", slot(7), MODEL, False)
+        refused("C-14", moved, "contribute", slot(7), "event", (), False)
 
 
 def test_racing_processes_win_each_mark_once(path):
