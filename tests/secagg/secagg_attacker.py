@@ -11,19 +11,20 @@ key. It has
 - every Shamir share that a corrupt client can open with its real channel key, and every share that an honest client
   released: one equation over GF(p) in the secret and the other coefficients of its dealer's polynomial;
 - every secret that was released or belongs to a corrupt client;
-- every word of a keystream that an honest client shows in Blame, found by its bytes wherever in the keystream it lies. A
-  server that lies asks everybody who released for them.
+- every word of a keystream that an honest client shows in Blame, found by its bytes wherever in the keystream it lies:
+  a server that lies asks everybody who released for them.
 
 A secret is known when the shares determine it: a matter of rank over GF(p), after which it is computed and held against
 its public key or commitment. A known s_u opens every pair mask of u, a known b_u its self mask. What is left of the
 equations is eliminated over Z/2^b, and every combination of inputs that is free of unknown masks is found, with its
 value, which is held against the real inputs: a model that is not the code fails right there.
 
-Limits. Generator, key agreement, envelopes and hashes are symbols: an unknown seed says nothing about its mask, an
-envelope nothing about its content, words of a keystream nothing about its other words, and nobody forges a signature. `quantum` gives away every X25519 secret of recorded
-traffic. Time, sizes and traffic are not modelled. d = 1: coordinates are masked by different words of the same
-keystreams, so that more of them repeat the same equations in other unknowns. What the allowed sum itself says about an
-input is not a question for this file.
+Limits. Generator, key agreement, envelopes and hashes are symbols: an unknown seed says nothing about its words, a word
+nothing about the others, an envelope nothing about its content, and nobody forges a signature. `quantum` gives away
+every X25519 secret of recorded traffic. Time, sizes and traffic are not modelled. d = 1: coordinates are masked by
+different words of the same keystreams, so that more of them repeat the same equations in other unknowns; so do the
+constant slots, in which nothing else is unknown. What the allowed sum itself says about an input is not a question for
+this file.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
