@@ -32,6 +32,7 @@ from secagg_attacker import (
     rank,
     released,
     seed_of,
+    shown,
     spans,
     within,
 )
@@ -60,19 +61,21 @@ from secagg.messages import (
     IncludedSet,
     MaskedInput,
     Receipt,
-    ReleaseClaim,
     Reports,
     Result,
     Roster,
     RoundStart,
     ShareInbox,
     ShareReport,
+    SlotsFailed,
+    UnmaskingShares,
 )
 from secagg.policy import session_id
+from secagg.prg import keystream
 from secagg.quantize import Quantised
 from secagg.shamir import PRIME, split
 from secagg.state import GENESIS, State, next_head
-from secagg.store import Marks, Release
+from secagg.store import Marks
 
 # The policy's own points: n with c = 1. t and min_survivors are repeated here, so that a variant of the policy with
 # smaller ones is still held against these.
@@ -213,6 +216,7 @@ def overhear(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = Fal
             if step == "Unmasking":
                 overheard.unmasked.add(who)
                 overheard.said[who] = view + released(message, roster, headers)
+                overheard.said[who] += asked_for_words(play.clients[who], message, view, cohort.policy)
             else:
                 state, peers, value = play.clients[who]._state, heard[who, Reports].by_id, cohort.inputs[who]
                 overheard.said[who] = view + masked(
@@ -221,6 +225,12 @@ def overhear(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = Fal
     if not play.server.finished:
         play.to_the_end()
     return overheard
+
+
+def asked_for_words(session: ClientSession, shares: UnmaskingShares, view: View, policy: Policy) -> View:
+    """What a client that released says in Blame, for which a server may always ask. The session itself goes on."""
+    answer = fork(session, MemoryStore()).receive(SlotsFailed(shares.round_id, shares.attested))
+    return shown(answer, view.equations, policy)
 
 
 def judge_silence(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = False) -> list[dict]:
@@ -355,16 +365,9 @@ def context_of(start: RoundStart) -> RoundContext:
     return RoundContext(start.training_run, start.round_number, start.attempt, *hashes)
 
 
-def open_release(store: MemoryStore) -> Release | None:
+def releases_of(store: MemoryStore) -> Collection[bytes]:
     with store.transaction() as marks:
-        return marks.open_release
-
-
-def claims_of(site: "Site") -> Iterator[ReleaseClaim]:
-    """What a site released on the models of its attempts, replayed or not."""
-    for start in site.starts.values():
-        with site.store.transaction() as marks:
-            yield from (release.claim for release in marks._releases_on(start.model_hash) if release.claim)
+        return marks.releases.keys()
 
 
 def fork_store(store: MemoryStore) -> MemoryStore:
@@ -581,8 +584,7 @@ class Liar:
         """The site as it is, and after every message that its real session accepts."""
         place, kind = phase
         if kind == START:
-            exposing = {release.round_id for other in node if (release := open_release(other.store)) is not None}
-            exposing |= {claim.round_id for other in node for claim in claims_of(other)}
+            exposing = {round_id for other in node for round_id in releases_of(other.store)}
             starts = self._starts(node, place)
             return [site, *filter(None, (self._join(site, place, *which, exposing) for which in starts))]
         if (place, BEFORE[kind]) not in site.said:
@@ -706,6 +708,7 @@ class Liar:
             view = masked(state, roster, headers, message.by_id, reply, value, name=name, quantum=self.quantum)
         elif kind == ATTESTED:
             view = released(reply, roster, site.heard[place, INBOX].by_dealer)
+            view += asked_for_words(site.sessions[place], reply, site.view, self.cohort.policy)
             opened |= {(place, site.starts[place], frozenset(site.heard[place, INCLUDED].by_id))}
         return replace(site, view=site.view + view, opened=opened)
 
@@ -996,6 +999,24 @@ def test_without_a_self_mask_an_input_that_came_too_late_is_read(monkeypatch):
     leaks(lied_to(4), attempt(0))
     with pytest.raises(AssertionError, match="MaskedInputCollection"):
         judge_silence(SmallCohort(4), {"site-a": "MaskedInputCollection"})
+
+
+@pytest.mark.parametrize(
+    "shows", [lambda seed, _: seed, lambda seed, policy: keystream(seed, 0, 4 * policy.slots)], ids=["seed", "values"]
+)
+def test_where_blame_shows_words_of_the_values_every_input_is_read(monkeypatch, shows):
+    monkeypatch.setattr(secagg.client, "slot_mask", shows)
+    for corrupt in ("site-d", None):
+        liar = lied_to(4, corrupt=corrupt).explore(attempt(0), until_leak=True)
+        assert any(len(row) == 1 for _, found in liar.leaks for row in found)
+    with pytest.raises(AssertionError, match="site-a"):
+        judge_silence(SmallCohort(4), {})
+
+
+def test_what_blame_shows_is_words_of_the_masks(monkeypatch):
+    monkeypatch.setattr(secagg.client, "slot_mask", lambda seed, policy: digest("another", seed)[: 4 * policy.slots])
+    with pytest.raises(AssertionError, match="no word of a mask"):
+        judge_silence(SmallCohort(4), {})
 
 
 def test_without_marks_two_attempts_differ_by_one_input(monkeypatch):
