@@ -127,7 +127,7 @@ def check_kind(kind: str) -> None:
 
 
 def message_limit(policy: Policy) -> int:
-    """Bytes of the largest message that a round of this policy needs: a vector, or everybody's keys, claims and shares."""
+    """Bytes of the largest message that a round of this policy needs: a vector, or keys, claims and shares of all."""
     claims = policy.clients * LARGEST_CLAIMS * (_CLAIM + policy.threshold * _ATTESTATION)
     return 8 * (policy.length + policy.slots) + _KEYS_AND_SHARES + claims
 
