@@ -1,0 +1,23 @@
+"""Text files of people, read as `secagg.text` reads them, with this package's errors."""
+
+from pathlib import Path
+
+from fedseg.errors import ConfigError
+from secagg.errors import ConfigError as NotTextError
+from secagg.text import read_text as read_any
+
+
+def read_text(path: Path, remedy: str, *, names: bool = False) -> str:
+    """The text of a file; see `secagg.text.read_text`.
+
+    Raises:
+        ConfigError: it is missing, cannot be read, or is not text: one sentence with a remedy.
+    """
+    try:
+        return read_any(path, names=names)
+    except NotTextError as error:
+        raise ConfigError(str(error)) from None
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing; {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); {remedy}") from None

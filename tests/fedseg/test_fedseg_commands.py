@@ -1,0 +1,200 @@
+"""`secagg` and `fedseg` are called alike, print on any terminal, and say what is missing in one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_study
+from typer.testing import CliRunner
+
+import fedseg.cli
+import secagg.cli
+
+ROOT = Path(__file__).parents[2]
+APPS = {"secagg": secagg.cli.app, "fedseg": fedseg.cli.app}
+BLOCK = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+OF_EXTRAS = (
+    "grpc",
+    "grpc_health",
+    "torch",
+    "monai",
+    "opacus",
+    "dp_accounting",
+    "jinja2",
+    "matplotlib",
+    "nibabel",
+    "pydantic",
+    "safetensors",
+    "scipy",
+)
+
+
+def process(
+    program: str, *arguments: object, check: bool = True, **environment: str | None
+) -> subprocess.CompletedProcess[bytes]:
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        env={name: value for name, value in settings.items() if value is not None},
+        check=False,
+    )
+
+
+def commands(app) -> list[list[str]]:
+    import typer.main
+
+    def walk(group, path):
+        for name, command in getattr(group, "commands", {}).items():
+            if hasattr(command, "commands"):
+                yield from walk(command, [*path, name])
+            else:
+                yield [*path, name]
+
+    return list(walk(typer.main.get_command(app), []))
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_every_command_has_help_in_two_spellings_and_quiet(name):
+    for path in [[], *commands(APPS[name])]:
+        short, long = (
+            CliRunner().invoke(APPS[name], [*path, flag], env={"COLUMNS": "60"}) for flag in ("-h", "--help")
+        )
+        assert short.exit_code == long.exit_code == 0, short.output
+        assert short.output == long.output
+        assert max(map(len, short.output.splitlines())) <= 60
+        assert short.output.isascii()
+        assert not path or "--quiet" in short.output
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_the_command_has_a_version_and_completion(name):
+    version = CliRunner().invoke(APPS[name], ["--version"])
+    assert version.exit_code == 0
+    assert version.output.startswith(f"{name} ")
+    help_ = CliRunner().invoke(APPS[name], ["--help"], env={"COLUMNS": "100"}).output
+    assert "--install-completion" in help_
+    assert "--show-completion" in help_
+
+
+def test_help_eats_no_brackets():
+    """Rich once took "[policy]" for markup."""
+    output = CliRunner().invoke(secagg.cli.app, ["verify-transcript", "-h"], env={"COLUMNS": "200"}).output
+    assert "the table [policy]" in output
+
+
+def test_quiet_leaves_errors_only(tmp_path):
+    said = CliRunner().invoke(secagg.cli.app, ["keygen", "a", "--folder", str(tmp_path), "--quiet"])
+    assert (said.exit_code, said.output) == (0, "")
+    again = CliRunner().invoke(secagg.cli.app, ["keygen", "a", "--folder", str(tmp_path), "-q"])
+    assert again.exit_code == 1
+    assert "exists already" in again.output
+    loud = CliRunner().invoke(secagg.cli.app, ["keygen", "b", "--folder", str(tmp_path)])
+    assert "keep this file" in loud.output
+
+
+def test_json_is_one_object(tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study(rounds=1).toml())
+    plan = json.loads(CliRunner().invoke(fedseg.cli.app, ["epsilon", str(study), "--json"]).output)
+    assert plan["epsilon"] <= plan["budget"] == 8.0
+    found = json.loads(CliRunner().invoke(fedseg.cli.app, ["data", "check", str(study), "--json"]).output)
+    assert {finding["severity"] for finding in found["findings"]} == {"info"}
+    assert (
+        "server"
+        in json.loads(CliRunner().invoke(secagg.cli.app, ["policy", "--clients", "5", "--json"]).output)[
+            "To read one input"
+        ]
+    )
+    study.write_text(tiny_study(rounds=1, mechanism="none").toml())
+    none = json.loads(CliRunner().invoke(fedseg.cli.app, ["epsilon", str(study), "--json"]).output)
+    assert none["epsilon"] is None
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("look", [{"TERM": "dumb"}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}], ids=str)
+def test_any_terminal_is_written_to(encoding, look, tmp_path):
+    """A folder and a site whose letters the code page lacks, brackets in both: shown, and no traceback."""
+    study = tmp_path / "x[/y] Łódź.toml"
+    study.write_text(tiny_study(rounds=1).toml().replace("structures = ", "structurez = "), encoding="utf-8")
+    done = process("from fedseg.cli import main; main()", "epsilon", study, PYTHONIOENCODING=encoding, **look)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"\x1b" not in done.stderr
+    assert "x[/y] " in done.stderr.decode(encoding)
+
+
+@pytest.mark.parametrize(
+    "name", ["simulate", "epsilon", "data check", "credentials", "predict", "report", "coordinator", "site", "demo"]
+)
+def test_without_the_extra_each_command_names_it(name, tmp_path):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study().toml())
+    given = {
+        "credentials": [study, tmp_path / "c"],
+        "predict": [study, study, study],
+        "report": [tmp_path],
+        "coordinator": [study, "--credentials", tmp_path],
+        "site": [study, "a", "--coordinator", "x:1", "--credentials", tmp_path],
+        "demo": [],
+    }.get(name, [study])
+    blocked = BLOCK.format(names=OF_EXTRAS)
+    done = process(blocked + "from fedseg.cli import main; main()", *name.split(), *given)
+    said = done.stderr.decode()
+    assert done.returncode == 1
+    assert said.startswith("fedseg: needs ")
+    assert said.endswith("which is not installed; run: pip install 'secagg[fedseg]'\n")
+    assert said.count("\n") == 1
+
+
+def test_help_and_version_need_no_extra():
+    blocked = BLOCK.format(names=OF_EXTRAS)
+    for flag in ("-h", "--version"):
+        done = process(blocked + "from fedseg.cli import main; main()", flag)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["grpc", "grpc_health"])
+@pytest.mark.parametrize("room", ["secagg.rpc", "secagg.rpc.tls", "secagg.rpc.client"])
+def test_rpc_without_its_extra_names_it(missing, room):
+    done = process(BLOCK.format(names=(missing,)) + f"import {room}")
+    assert f"secagg.rpc needs {missing}, which is not installed; run: pip install 'secagg[rpc]'" in done.stderr.decode()
+
+
+def test_secagg_itself_needs_no_extra():
+    done = process(
+        BLOCK.format(names=OF_EXTRAS) + "from secagg.cli import main; main()",
+        "demo",
+        "--clients",
+        4,
+        "--length",
+        10,
+        "--drop",
+        1,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that nobody knows")
+def test_a_user_without_name_and_home_can_train(tmp_path):
+    """A container's user: MONAI asks for the name on import, and the cache for a home."""
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study(rounds=1).toml())
+    become = "import os; os.setgid(54321); os.setuid(54321)\nfrom fedseg.start import _cache_folder; assert _cache_folder() is None\nfrom fedseg.cli import main; main()"
+    out = tmp_path / "runs"
+    out.mkdir(mode=0o777)
+    for folder in (out, *list(tmp_path.parents)[:3], tmp_path):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o777)
+    done = process(become, "simulate", study, "--out", out, HOME=None, XDG_CACHE_HOME=None, USER=None, LOGNAME=None)
+    assert done.returncode == 0, done.stderr.decode()[-1500:]
