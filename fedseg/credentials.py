@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import ConfigError
+from fedseg.files import read_text
 from fedseg.study import Study
-from fedseg.text import read_text
 from secagg.errors import ConfigError as SecAggConfigError
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster

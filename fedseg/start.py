@@ -23,6 +23,7 @@ from fedseg.augment import augmented
 from fedseg.data import anatomy, lesions, phantom
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
+from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.study import Study
 from secagg.encoding import digest
@@ -114,7 +115,7 @@ def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
     try:
         if folder is None:
             raise FileNotFoundError
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         save_model(model, folder / name, metadata_of(study))
     except OSError:  # a cache that cannot be written costs time only
         _unkept[name] = copy.deepcopy(model)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
-from fedseg.text import read_text
+from fedseg.files import read_text
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite

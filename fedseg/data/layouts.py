@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, working_case
 from fedseg.errors import CaseError, ConfigError
+from fedseg.files import read_text
 from fedseg.study import Study
-from fedseg.text import read_text
 from secagg.text import kind_of
 
 SAME_GRID_MM = 1e-3

@@ -1,5 +1,6 @@
-"""Text files of people, read as `secagg.text` reads them, with this package's errors."""
+"""Files of people: text is read as `secagg.text` reads it, and what may show a patient is its owner's only."""
 
+import os
 from pathlib import Path
 
 from fedseg.errors import ConfigError
@@ -21,3 +22,11 @@ def read_text(path: Path, remedy: str, *, names: bool = False) -> str:
         raise ConfigError(f"{path} is missing; {remedy}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+
+
+PRIVATE_FOLDER = 0o700
+
+
+def private(path: str, flags: int) -> int:
+    """An opener (see `open`) of files that only their owner may read, whatever the umask."""
+    return os.open(path, flags, 0o600)
