@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from tiny import tiny_study
 from typer.testing import CliRunner
 
@@ -23,25 +24,22 @@ class Blocked:
             raise ModuleNotFoundError("No module named " + name, name=name)
 sys.meta_path.insert(0, Blocked())
 """
-OF_EXTRAS = (
+OF_EXTRAS = ("dp_accounting", "grpc", "grpc_health", "jinja2", "matplotlib", "monai", "nibabel", "opacus", "torch")
+    "dp_accounting",
     "grpc",
     "grpc_health",
-    "torch",
-    "monai",
-    "opacus",
-    "dp_accounting",
     "jinja2",
     "matplotlib",
+    "monai",
     "nibabel",
-    "pydantic",
-    "safetensors",
+    "opacus",
     "scipy",
+    "torch",
 )
+"""Without pydantic, which typer itself brings since 0.29."""
 
 
-def process(
-    program: str, *arguments: object, check: bool = True, **environment: str | None
-) -> subprocess.CompletedProcess[bytes]:
+def process(program: str, *arguments: object, **environment: str | None) -> subprocess.CompletedProcess[bytes]:
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **environment}
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -52,8 +50,6 @@ def process(
 
 
 def commands(app) -> list[list[str]]:
-    import typer.main
-
     def walk(group, path):
         for name, command in getattr(group, "commands", {}).items():
             if hasattr(command, "commands"):
@@ -65,16 +61,17 @@ def commands(app) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", APPS)
-def test_every_command_has_help_in_two_spellings_and_quiet(name):
+def test_every_command_has_help_in_two_spellings_and_quiet(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
     for path in [[], *commands(APPS[name])]:
-        short, long = (
-            CliRunner().invoke(APPS[name], [*path, flag], env={"COLUMNS": "60"}) for flag in ("-h", "--help")
-        )
-        assert short.exit_code == long.exit_code == 0, short.output
-        assert short.output == long.output
-        assert max(map(len, short.output.splitlines())) <= 60
-        assert short.output.isascii()
-        assert not path or "--quiet" in short.output
+        shown = []
+        for flag in ("-h", "--help"):
+            typer.main.get_command(APPS[name]).main([*path, flag], prog_name=name, standalone_mode=False)
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1]
+        assert max(map(len, shown[0].splitlines())) <= 60
+        assert shown[0].isascii()
+        assert not path or "--quiet" in shown[0]
 
 
 @pytest.mark.parametrize("name", APPS)
@@ -125,7 +122,8 @@ def test_json_is_one_object(tmp_path):
 @pytest.mark.parametrize("look", [{"TERM": "dumb"}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}], ids=str)
 def test_any_terminal_is_written_to(encoding, look, tmp_path):
     """A folder and a site whose letters the code page lacks, brackets in both: shown, and no traceback."""
-    study = tmp_path / "x[/y] Łódź.toml"
+    study = tmp_path / "x[" / "y] Łódź.toml"
+    study.parent.mkdir()
     study.write_text(tiny_study(rounds=1).toml().replace("structures = ", "structurez = "), encoding="utf-8")
     done = process("from fedseg.cli import main; main()", "epsilon", study, PYTHONIOENCODING=encoding, **look)
     assert done.returncode == 1
@@ -172,29 +170,25 @@ def test_rpc_without_its_extra_names_it(missing, room):
 
 
 def test_secagg_itself_needs_no_extra():
-    done = process(
-        BLOCK.format(names=OF_EXTRAS) + "from secagg.cli import main; main()",
-        "demo",
-        "--clients",
-        4,
-        "--length",
-        10,
-        "--drop",
-        1,
-    )
+    program = BLOCK.format(names=OF_EXTRAS) + "from secagg.cli import main; main()"
+    done = process(program, "demo", "--clients", 4, "--length", 10, "--drop", 1)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user that nobody knows")
 def test_a_user_without_name_and_home_can_train(tmp_path):
-    """A container's user: MONAI asks for the name on import, and the cache for a home."""
+    """A container's user: MONAI asks for the name on import, and the cache of starts for a home."""
     study = tmp_path / "study.toml"
     study.write_text(tiny_study(rounds=1).toml())
-    become = "import os; os.setgid(54321); os.setuid(54321)\nfrom fedseg.start import _cache_folder; assert _cache_folder() is None\nfrom fedseg.cli import main; main()"
-    out = tmp_path / "runs"
-    out.mkdir(mode=0o777)
-    for folder in (out, *list(tmp_path.parents)[:3], tmp_path):
-        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
-            folder.chmod(0o777)
-    done = process(become, "simulate", study, "--out", out, HOME=None, XDG_CACHE_HOME=None, USER=None, LOGNAME=None)
+    program = """
+import pwd
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = getpwuid
+from fedseg.start import _cache_folder
+assert _cache_folder() is None
+from fedseg.cli import main
+main()
+"""
+    nobody: dict[str, None] = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME"))
+    done = process(program, "simulate", study, "--out", tmp_path / "runs", "--plain", **nobody)
     assert done.returncode == 0, done.stderr.decode()[-1500:]
