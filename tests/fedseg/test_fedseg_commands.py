@@ -25,17 +25,6 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 OF_EXTRAS = ("dp_accounting", "grpc", "grpc_health", "jinja2", "matplotlib", "monai", "nibabel", "opacus", "torch")
-    "dp_accounting",
-    "grpc",
-    "grpc_health",
-    "jinja2",
-    "matplotlib",
-    "monai",
-    "nibabel",
-    "opacus",
-    "scipy",
-    "torch",
-)
 """Without pydantic, which typer itself brings since 0.29."""
 
 
