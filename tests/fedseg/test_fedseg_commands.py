@@ -107,14 +107,17 @@ def test_json_is_one_object(tmp_path):
     assert none["epsilon"] is None
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
-@pytest.mark.parametrize("look", [{"TERM": "dumb"}, {"NO_COLOR": "1"}, {"COLUMNS": "60"}], ids=str)
+@pytest.mark.parametrize(
+    ("encoding", "look"), [("ascii", {"TERM": "dumb"}), ("cp1252", {"NO_COLOR": "1"}), ("utf-8", {"COLUMNS": "60"})]
+)
 def test_any_terminal_is_written_to(encoding, look, tmp_path):
     """A folder and a site whose letters the code page lacks, brackets in both: shown, and no traceback."""
     study = tmp_path / "x[" / "y] Łódź.toml"
     study.parent.mkdir()
     study.write_text(tiny_study(rounds=1).toml().replace("structures = ", "structurez = "), encoding="utf-8")
-    done = process("from fedseg.cli import main; main()", "epsilon", study, PYTHONIOENCODING=encoding, **look)
+    done = process(
+        "from fedseg.cli import main; main()", "credentials", study, tmp_path / "c", PYTHONIOENCODING=encoding, **look
+    )
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
     assert b"\x1b" not in done.stderr
