@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case
 from fedseg.errors import EARLIER, ConfigError
+from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 from secagg import RoundBook
@@ -107,8 +108,9 @@ class RunFolder:
                 if not (path.exists() or path.with_suffix("").exists()):
                     break
                 path = runs / f"{name}-{number}{PARTIAL}"
-            path.mkdir(parents=True)
-            (path / "study.toml").write_text(study.toml(), encoding="utf-8")
+            path.mkdir(PRIVATE_FOLDER, parents=True)
+            with open(path / "study.toml", "w", encoding="utf-8", opener=private) as file:
+                file.write(study.toml())
         except OSError as error:
             raise ConfigError(f"{runs}: no run folder can be made there ({error.strerror}); give --out") from error
         return cls(path, study, listener)
@@ -166,7 +168,7 @@ class RunFolder:
 
     def _append(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         event = {"t": round(self.seconds, 4), "kind": kind, **fields}
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+        with open(self.path / "events.jsonl", "a", encoding="utf-8", opener=private) as events:
             events.write(json.dumps(event, separators=(",", ":")) + "\n")
         return event
 
@@ -212,7 +214,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         beside = self.path / f".{name}"
-        with beside.open("w", encoding="utf-8") as file:
+        with open(beside, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -253,4 +255,5 @@ def _save_examples(path: Path, examples: Sequence[Picture]) -> None:
         arrays[f"truth_{i}"] = np.rot90(truth[shown])
         arrays[f"prediction_{i}"] = np.rot90(np.moveaxis(prediction, case.slice_axis, 0)[shown])
         meta.append({"rank": rank, "site": case.site, "case": case.name, "dice": score})
-    np.savez_compressed(path, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
+    with open(path, "wb", opener=private) as file:
+        np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
