@@ -889,6 +889,7 @@ def test_a_model_for_each_client_opens_nothing():
     holds(lied_to(4, **OTHER_MODEL), attempt(0), 5000)
 
 
+@pytest.mark.slow
 def test_two_rounds_are_two_sums_and_no_more():
     """With the same updates in both, whose difference says something about one site: that is what noise is for."""
     groups, found = holds(lied_to(4, **TWO_ROUNDS, together=True), ONE_BY_ONE, 5000, sums=2).widest
@@ -900,7 +901,7 @@ def test_two_rounds_are_two_sums_and_no_more():
 
 
 def test_a_burned_round_is_not_run_again():
-    holds(lied_to(4, **TWO_ROUNDS, together=True), BURNED, 500)
+    holds(lied_to(4, **TWO_ROUNDS, together=True), BURNED, 2600)
 
 
 @pytest.mark.slow
