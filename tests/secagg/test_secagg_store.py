@@ -190,32 +190,25 @@ def test_another_run_on_the_same_model_exposes_even_where_it_was_replayed(store,
 
 def test_a_claim_of_another_session_exposes_who_added_to_its_round_an_update_that_was_not_private(store):
     theirs = claim_of(slot(4, 1, session=OTHER_SESSION), OTHER_MODEL)  # of another attempt at the same round number
-
-    def binds(number: int) -> bool:
+    for number, private in ((2, False), (3, True), (4, False)):
         does(store, "join", slot(number), MODEL, False)
-        try:
-            does(store, "contribute", slot(number), "event", (theirs,), False)
-        except ExposureError as error:
-            assert (error.check, error.round_ids) == ("C-26", (theirs.round_id,))
-            return True
-        return False
-
-    assert not binds(1)
-    for number, private, expected in ((2, False, False), (3, True, False), (4, False, True)):
+        does(store, "contribute", slot(number), "event", (theirs,), False)  # not in that round itself so far
         does(store, "join", slot(number, session=OTHER_SESSION), MODEL, private)
         does(store, "contribute", slot(number, session=OTHER_SESSION), "event", (), private)
-        assert binds(number) is expected
-    does(store, "join", slot(4, run=OTHER_RUN), MODEL, False)
-    refused("C-26", store, "contribute", slot(4, run=OTHER_RUN), "event", (theirs,), False)
+    for at in (slot(5), slot(5, run=OTHER_RUN)):
+        does(store, "join", at, MODEL, False)
+        assert refused("C-26", store, "contribute", at, "event", (theirs,), False).round_ids == (theirs.round_id,)
     accept(store, theirs.round_id)
-    does(store, "contribute", slot(4, run=OTHER_RUN), "event", (theirs,), False)
+    does(store, "contribute", slot(5, run=OTHER_RUN), "event", (theirs,), False)
     does(store, "replay", theirs.slot, theirs.round_id)
-    assert not binds(5)
+    does(store, "join", slot(6), MODEL, False)
+    does(store, "contribute", slot(6), "event", (theirs,), False)
 
 
-def test_a_claim_of_another_session_of_a_round_that_this_data_set_added_to_privately_exposes_nothing(store):
-    theirs = claim_of(slot(1, session=OTHER_SESSION))
-    does(store, "join", theirs.slot, MODEL, True)
+@pytest.mark.parametrize("model", [MODEL, OTHER_MODEL])
+def test_a_claim_of_another_session_of_a_round_that_this_data_set_added_to_privately_exposes_nothing(store, model):
+    theirs = claim_of(slot(1, session=OTHER_SESSION), model)
+    does(store, "join", theirs.slot, model, True)
     does(store, "contribute", theirs.slot, "event", (), True)
     does(store, "join", slot(1), MODEL, False)
     does(store, "contribute", slot(1), "event", (theirs,), False)
