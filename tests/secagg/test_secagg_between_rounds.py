@@ -535,20 +535,62 @@ def test_without_the_proof_one_liar_stops_everybody(monkeypatch):
     nothing_learned(play, "C-26")
 
 
-@pytest.mark.parametrize("endorsers", [1, 2])
-def test_a_claim_of_another_session_concerns_this_cohort_where_more_than_c_of_it_attested(endorsers):
+@pytest.mark.parametrize(("endorsers", "added", "private"), [(1, 1, 0), (2, 0, 0), (2, 1, 1), (2, 1, 0)])
+def test_a_claim_of_another_session_stops_who_added_to_that_round_where_more_than_c_attested(endorsers, added, private):
+    """Who is not in that sum, or was charged for it, has nothing to fear of it: it is asked for no acceptance."""
     study = Study()
-    claim = invented(study, session=b"o" * 32)
+    other = Study(project="brain", stores=study.stores)
+    other.private = set(study.ids) if private else set()
+    if added:
+        other.play(other.start(), study.ids[1:], until=CONSISTENCY)  # contributed, and nobody released
+    claim = invented(study, session=other.session)
     signed = {
         who: secagg.messages.Attestation(claim.attested, who).sign(study.keys[who]).signature
         for who in study.ids[-endorsers:]
     }
     play = lying(study, study.start(), replace(claim, attestations={**claim.attestations, **signed}))
-    if endorsers > study.c:
-        nothing_learned(play, "C-26")
+    if endorsers > study.c and added and not private:
+        assert play.checks == dict.fromkeys(study.ids[1:4], "C-26")
+        assert play.total is None
+        for error in play.errors.values():
+            assert error.round_ids == (claim.round_id,)
+            assert "claimed by site-e: another site of this cohort says that it sent" in str(error)
     else:
         assert not play.errors
         assert np.array_equal(play.total, study.quantised(study.ids))
+
+
+def liar_of_two_projects(monkeypatch) -> tuple[Study, Round]:
+    """A private project of the same sites goes on honestly; one of them shows its true quorums in the other one."""
+    claims, release = {}, Marks.release
+
+    def kept(marks, slot, claim, private):
+        claims[claim.round_id] = claim
+        release(marks, slot, claim, private)
+
+    monkeypatch.setattr(Marks, "release", kept)
+    study = Study()
+    charged = Study(project="charged", stores=dict(study.stores))
+    charged.private = set(study.ids)
+    head, missed = GENESIS, []
+    for number in (1, 2):
+        done = charged.play(charged.start(number, head=head, missed=missed, model=bytes([number]) * 32))
+        head, missed = done.server.head, [*missed, done.server.receipt]
+    assert len(claims) == 2
+    assert all(len(claim.attestations) >= study.policy.threshold for claim in claims.values())
+    study.stores["site-e"] = MemoryStore()
+    return study, lying(study, study.start(), *claims.values())
+
+
+def test_a_liar_with_true_quorums_of_a_private_project_stops_nobody(monkeypatch):
+    study, play = liar_of_two_projects(monkeypatch)
+    assert not play.errors
+    assert np.array_equal(play.total, study.quantised(study.ids))
+
+
+def test_where_every_claim_of_another_session_binds_that_liar_stops_everybody(monkeypatch):
+    monkeypatch.setattr(Marks, "_added_to", lambda *_: True)
+    nothing_learned(liar_of_two_projects(monkeypatch)[1], "C-26")
 
 
 def completed_once() -> tuple[Study, Round, ReleaseClaim]:

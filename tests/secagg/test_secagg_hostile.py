@@ -503,11 +503,23 @@ def test_a_claim_of_this_session_needs_a_quorum(signers):
     assert liar.exact
 
 
-@pytest.mark.parametrize(("signers", "binds"), [((), False), (("site-d",), False), (("site-c", "site-d"), True)])
-def test_a_claim_of_another_session_binds_where_more_than_c_of_these_clients_attested_it(signers, binds):
+@pytest.mark.parametrize(
+    ("signers", "added", "binds"),
+    [
+        ((), True, False),
+        (("site-d",), True, False),
+        (("site-c", "site-d"), False, False),
+        (("site-c", "site-d"), True, True),
+    ],
+)
+def test_a_claim_of_another_session_binds_who_added_to_it_where_more_than_c_attested_it(signers, added, binds):
     """c = 1: one liar, who alone pins other policies with itself, stops nobody; two need an honest one."""
     cohort = Cohort(5)
     claim = invented(cohort, OTHER_HASH, signers)
+    for store in cohort.stores.values() if added else ():
+        with store.transaction() as marks:
+            marks.join(claim.slot, bytes(32), private=False)
+            marks.contribute(claim.slot, "event", (), private=False)
     play = cohort.play(up=alone(KEYS, COLLUDER, lambda m: replace(m, exposing=(claim,)).sign(_KEYS[COLLUDER])))
     if binds:
         stopped = {who: error.check for who, error in play.errors.items() if who != COLLUDER}

@@ -177,6 +177,8 @@ def test_a_replay_that_comes_again_changes_nothing(store):
 @pytest.mark.parametrize("elsewhere", [{"run": OTHER_RUN}, {"session": OTHER_SESSION}])
 def test_another_run_on_the_same_model_exposes_even_where_it_was_replayed(store, elsewhere):
     theirs = claim_of(slot(1, **elsewhere))
+    does(store, "join", theirs.slot, MODEL, False)
+    does(store, "contribute", theirs.slot, "event", (), False)
     does(store, "replay", theirs.slot, theirs.round_id)
     for at, model, fires in ((slot(1), MODEL, True), (slot(2), OTHER_MODEL, False), (slot(3), MODEL, True)):
         does(store, "join", at, model, False)
@@ -184,6 +186,32 @@ def test_another_run_on_the_same_model_exposes_even_where_it_was_replayed(store,
             refused("C-26", store, "contribute", at, "event", (theirs,), False)
             accept(store, theirs.round_id)
         does(store, "contribute", at, "event", (theirs,), False)
+
+
+def test_a_claim_of_another_session_exposes_who_added_to_its_round_an_update_that_was_not_private(store):
+    theirs = claim_of(slot(4, 1, session=OTHER_SESSION), OTHER_MODEL)  # of another attempt at the same round number
+    for number, private in ((2, False), (3, True), (4, False)):
+        does(store, "join", slot(number), MODEL, False)
+        does(store, "contribute", slot(number), "event", (theirs,), False)  # not in that round itself so far
+        does(store, "join", slot(number, session=OTHER_SESSION), MODEL, private)
+        does(store, "contribute", slot(number, session=OTHER_SESSION), "event", (), private)
+    for at in (slot(5), slot(5, run=OTHER_RUN)):
+        does(store, "join", at, MODEL, False)
+        assert refused("C-26", store, "contribute", at, "event", (theirs,), False).round_ids == (theirs.round_id,)
+    accept(store, theirs.round_id)
+    does(store, "contribute", slot(5, run=OTHER_RUN), "event", (theirs,), False)
+    does(store, "replay", theirs.slot, theirs.round_id)
+    does(store, "join", slot(6), MODEL, False)
+    does(store, "contribute", slot(6), "event", (theirs,), False)
+
+
+@pytest.mark.parametrize("model", [MODEL, OTHER_MODEL])
+def test_a_claim_of_another_session_of_a_round_that_this_data_set_added_to_privately_exposes_nothing(store, model):
+    theirs = claim_of(slot(1, session=OTHER_SESSION), model)
+    does(store, "join", theirs.slot, model, True)
+    does(store, "contribute", theirs.slot, "event", (), True)
+    does(store, "join", slot(1), MODEL, False)
+    does(store, "contribute", slot(1), "event", (theirs,), False)
 
 
 def test_a_private_contribution_asks_for_no_acceptance_and_uses_none(store):
@@ -265,8 +293,22 @@ def test_a_release_that_was_accepted_is_superseded_by_the_next_one(store):
     does(store, "release", slot(2), claim_of(slot(2)), False)
     assert known(store, "open_release").round_id == claim_of(slot(2)).round_id
     second = claim_of(slot(2)).round_id
-    assert refused("C-05", store, "join", slot(3), OTHER_MODEL, False).round_ids == (second,)
-    assert refused("C-05", store, "join", slot(3), MODEL, False).round_ids == (first, second)  # the very same updates
+    for model in (OTHER_MODEL, MODEL):  # neither was replayed, so nothing says that the model has moved on
+        assert refused("C-05", store, "join", slot(3), model, False).round_ids == (first, second)
+
+
+def test_a_release_of_another_run_is_passed_over_on_another_model_once_it_was_superseded(store):
+    first = go(store, slot(1, run=OTHER_RUN))
+    accept(store, first)
+    second = go(store, slot(1), model=OTHER_MODEL)
+    assert refused("C-05", store, "join", slot(2), OTHER_MODEL, False).round_ids == (second,)
+    assert refused("C-05", store, "join", slot(2), MODEL, False).round_ids == (first, second)
+    does(store, "replay", slot(1), second)
+    assert does(store, "join", slot(2), OTHER_MODEL, False) == ()
+    # What its acceptance served was another run: in its own one it is not accounted for, whatever the model.
+    assert refused("C-05", store, "join", slot(2, run=OTHER_RUN), b"3" * 32, False).round_ids == (first,)
+    does(store, "replay", slot(1, run=OTHER_RUN), first)
+    assert does(store, "join", slot(2, run=OTHER_RUN), b"3" * 32, False) == ()
 
 
 def test_an_acceptance_counts_for_one_contribution_and_can_be_given_again(store):
@@ -683,6 +725,11 @@ class Of(NamedTuple):
     def claim(self) -> ReleaseClaim:
         return claim_of(self.slot, self.model)
 
+    @property
+    def number(self) -> tuple[bytes, str, int]:
+        """What a data set adds to once, whatever the attempt."""
+        return self.slot.session, self.slot.training_run, self.slot.round_number
+
     def same_run(self, at: Slot) -> bool:
         return (self.slot.session, self.slot.training_run) == (at.session, at.training_run)
 
@@ -696,12 +743,14 @@ class Reference:
     """The same machine, written as the specification says it, in sets: each step returns what it gives, or who refuses.
 
     A round exposes an attempt unless it was replayed before the attempt was joined, and anyhow where it was another run
-    on the attempt's model. An own release on another model is passed over once a later one has superseded it.
+    on the attempt's model. An own release of another run on another model is passed over once a later one has
+    superseded it, and a claim of another session where this data set added nothing to its round that was not private.
     """
 
     joins: int = 0
     joined: dict = field(default_factory=dict)
     contributed: dict = field(default_factory=dict)
+    added: set = field(default_factory=set)
     last: dict = field(default_factory=dict)
     live: tuple | None = None
     pending: Slot | None = None
@@ -716,8 +765,9 @@ class Reference:
         run = (at.session, at.training_run)
         if (at.round_number, at.attempt) <= self.joined.get(run, (0, 0)):
             return "C-03"
-        again = [r for r in self.released if r.model == model and (r not in self.replayed or not r.same_run(at))]
-        own = list(dict.fromkeys([*again, *([self.open] if self.open else [])]))
+        elsewhere = [r for r in self.released if r.elsewhere(at, model)]
+        waiting = [r for r in self.released if r.same_run(at) and r not in self.replayed]
+        own = list(dict.fromkeys([*elsewhere, *waiting, *([self.open] if self.open else [])]))
         if not private and not self.accepted.issuperset(own):
             return "C-05"
         self.joins += 1
@@ -732,13 +782,15 @@ class Reference:
         run = (at.session, at.training_run)
         if at.round_number <= self.contributed.get(run, 0):
             return "C-14"
-        exposing = {r for r in theirs if self.replayed.get(r, since) >= since or r.elsewhere(at, model)}
+        bind = [r for r in theirs if r.slot.session == at.session or r.number in self.added]
+        exposing = {r for r in bind if self.replayed.get(r, since) >= since or r.elsewhere(at, model)}
         for check, rounds in (("C-05", own), ("C-26", exposing)):
             if not private and not rounds <= self.accepted:
                 return check
         if not private:
             self.used[at] = own | exposing
             self.accepted -= self.used[at]
+            self.added.add((*run, at.round_number))
         self.contributed[run] = at.round_number
         self.pending = at
         return None
@@ -783,7 +835,9 @@ class OneMachine(RuleBasedStateMachine):
         self.reference, self.memory = Reference(), MemoryStore()
         self.open_file()
         self.rounds = [
-            Of(slot(1, run=run, session=b"t" * 32), model) for run in (RUN, "x") for model in (MODEL, b"z" * 32)
+            Of(slot(1, run=run, session=session), model)
+            for session, run in ((SESSION, RUN), (OTHER_SESSION, RUN), (b"t" * 32, "x"))
+            for model in (MODEL, b"z" * 32)
         ]
         self.at, self.model, self.private = slot(), MODEL, False
 

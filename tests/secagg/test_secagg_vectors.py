@@ -835,10 +835,12 @@ class Machine:
     def __init__(self) -> None:
         self.joined: dict[tuple[str, str], tuple[int, int]] = {}
         self.contributed: dict[tuple[str, str], int] = {}
+        self.added: set[tuple[str, str, int]] = set()
         self.live: Json = {"slot": b""}
         self.contribution, self.joins = b"", 0
         self.open: Json | None = None
         self.on_model: dict[str, list[Json]] = {}
+        self.waiting: dict[tuple[str, str], dict[bytes, Json]] = {}
         self.replayed: dict[bytes, int] = {}
         self.accepted: set[bytes] = set()
         self.used: dict[bytes, dict[bytes, bool]] = {}
@@ -853,12 +855,15 @@ class Machine:
         return {"success": True} | ({} if exposing is None else {"exposing": [r.hex() for r in exposing]})
 
     def exposing(self, slot: Json, model: str) -> dict[bytes, Json]:
-        again = [
-            claim
-            for claim in self.on_model.get(model, [])
-            if round_of(claim) not in self.replayed or run_of(claim) != run_of(slot)
-        ]
-        return {round_of(claim): claim for claim in (*again, self.open) if claim is not None}
+        elsewhere = [claim for claim in self.on_model.get(model, []) if run_of(claim) != run_of(slot)]
+        own = (*elsewhere, *self.waiting.get(run_of(slot), {}).values(), self.open)
+        return {round_of(claim): claim for claim in own if claim is not None}
+
+    def binds(self, slot: Json, claim: Json) -> bool:
+        exposes = self.replayed.get(round_of(claim), self.live["join"]) >= self.live["join"] or (
+            claim["model_hash"] == self.live["model"] and run_of(claim) != run_of(slot)
+        )
+        return exposes and (claim["session"] == slot["session"] or number_of(claim) in self.added)
 
     def refuse(self, check: str, rounds: Iterable[bytes]) -> None:
         if refused := [round_id.hex() for round_id in rounds if round_id not in self.accepted]:
@@ -888,16 +893,12 @@ class Machine:
             raise RefusedError({"check": "C-14"})
         if not operation["private"]:
             self.refuse("C-05", self.live["exposing"])
-            claimed = {
-                round_of(claim): claim
-                for claim in operation["claims"]
-                if self.replayed.get(round_of(claim), self.live["join"]) >= self.live["join"]
-                or (claim["model_hash"] == self.live["model"] and run_of(claim) != run_of(slot))
-            }
+            claimed = {round_of(claim): claim for claim in operation["claims"] if self.binds(slot, claim)}
             self.refuse("C-26", claimed)
             used = self.live["exposing"] | claimed
             self.used[slot_of(slot)] = {done: run_of(claim) == run_of(slot) for done, claim in used.items()}
             self.accepted -= used.keys()
+            self.added.add(number_of(slot))
         self.contributed[run_of(slot)] = slot["round_number"]
         self.contribution = slot_of(slot)
 
@@ -913,12 +914,15 @@ class Machine:
                 raise RefusedError({"check": "C-05", "rounds": [earlier.hex()]})
             self.on_model.setdefault(claim["model_hash"], []).append(claim)
             self.open = None if round_of(claim) in self.replayed else claim
+            if self.open is not None:
+                self.waiting.setdefault(run_of(claim), {})[round_of(claim)] = claim
 
     def replay(self, operation: Json) -> None:
         settled = [done for done, same in self.used.get(slot_of(operation["slot"]), {}).items() if same]
         cleared = [bytes.fromhex(operation["round"]), *settled]
         for done in cleared:
             self.replayed.setdefault(done, self.joins)
+            self.waiting.get(run_of(operation["slot"]), {}).pop(done, None)
         if self.open is not None and round_of(self.open) in cleared:
             self.open = None
 
@@ -932,6 +936,10 @@ class RefusedError(Exception):
 
 def run_of(given: Json) -> tuple[str, str]:
     return given["session"], given["training_run"]
+
+
+def number_of(given: Json) -> tuple[str, str, int]:
+    return *run_of(given), given["round_number"]
 
 
 def slot_given(given: Json) -> Slot:

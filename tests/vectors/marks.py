@@ -91,9 +91,11 @@ def sequences() -> list[Json]:
     one, two, three = slot(1), slot(2), slot(3)
     elsewhere, project = slot(1, run="run-2"), slot(1, session=OTHER_SESSION)
     theirs = claim_of(one, label=" of another site")
+    far = [claim_of(slot(number, 1, session=OTHER_SESSION), NEW, " of another site") for number in (1, 2)]
+    third, fourth = drawn("model 3", 32), drawn("model 4", 32)
     told = [
         Sequence("Rounds that are replayed one after the other expose nothing.")
-        .round(one).replay(one).round(two, NEW).replay(two, NEW).join(three, drawn("model 3", 32)),
+        .round(one).replay(one).round(two, NEW).replay(two, NEW).join(three, third),
         Sequence("Numbers increase: round number, then attempt, in each session and run.")
         .join(one).join(one).join(slot(1, 1)).join(one).join(three).join(two).join(elsewhere).join(project),
         Sequence("One contribution to a round number, whatever the attempt.")
@@ -125,5 +127,14 @@ def sequences() -> list[Json]:
         Sequence("A private attempt is not stopped and claims what exposes it; what it released is not open.")
         .round(one).join(two, NEW, private=True).contribute(two, theirs, private=True)
         .release(two, claim_of(two, NEW), private=True).join(three, NEW),
+        Sequence("An acceptance that served another run settles nothing in the own one, on whatever model.")
+        .round(one).accept(claim_of(one)).round(elsewhere, NEW).replay(elsewhere, NEW).join(slot(1, run="run-3"), third)
+        .join(two, third).accept(claim_of(one)).round(two, third).join(three, fourth).replay(two, third)
+        .join(three, fourth),
+        Sequence("The claim of another session binds who contributed, not privately, to that round number of it.")
+        .join(one).contribute(one, *far).join(project, private=True).contribute(project, private=True)
+        .join(slot(2, session=OTHER_SESSION)).contribute(slot(2, session=OTHER_SESSION))
+        .join(two).contribute(two, *far).accept(far[1]).contribute(two, *far)
+        .join(three).contribute(three, *far).replay(far[1].slot, NEW),
     ]  # fmt: skip
     return [sequence.written for sequence in told]
