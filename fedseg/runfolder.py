@@ -115,7 +115,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, listener: Listener | None = None) -> Self:
-        """A folder whose run was interrupted, as it was after the last whole round.
+        """A folder whose run was interrupted, as it was after the last whole round; `listener` hears all up to there.
 
         Raises:
             ConfigError: there is nothing to go on with, or it is of an earlier version.
@@ -130,6 +130,9 @@ class RunFolder:
         folder._before, folder.started = state["seconds"], state["started"]
         with (path / "events.jsonl").open("rb+") as events:  # what came after the last whole round will happen again
             events.truncate(state["events"])
+        for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():  # a listener starts from nothing
+            folder._tell(json.loads(line))
+        folder.emit("resumed", round=folder.tally.last_round)
         return folder
 
     def __enter__(self) -> Self:

@@ -93,6 +93,11 @@ class Screen:
                 self._note_dice(event)
             case "end_round":
                 self._finish_round(event)
+            case "resumed":
+                done = event["round"]
+                self.say(
+                    f"all above was before the interruption; going on after {f'round {done}' if done else 'the start'}"
+                )
             case "note":
                 self.say(event["text"])
 
