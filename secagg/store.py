@@ -251,6 +251,13 @@ class Marks:
         kept = self._get("open", None)
         return None if kept is None else _release_of(kept)
 
+    @property
+    def releases(self) -> dict[bytes, Release]:
+        """Every round whose shares were sent with an update that was not private on its own, by its id, 32 bytes."""
+        on_models = [json.loads(self._entries[key]) for key in self._entries if key.startswith("model/")]
+        every = [*(_release_of(kept) for of_model in on_models for kept in of_model), self.open_release]
+        return {release.round_id: release for release in every if release is not None}
+
     def released(self, session: bytes) -> bytes:
         """The last round of a session whose shares were sent: 32 bytes, `NEVER` where there is none."""
         return bytes.fromhex(self._get(_key("released", session), NEVER.hex()))

@@ -36,24 +36,35 @@ def show(store: StoreFile) -> None:
 
 
 def _lines(marked: Marks) -> Iterator[str]:
-    if (release := marked.open_release) is None:
-        yield "No round is open: shares that were sent are accounted for."
-    else:
-        accepted = "; its operator accepted that, once" if marked.accepted(release.round_id) else ""
-        yield f"Open: shares were sent for {release.name}, and its transcript was not replayed{accepted}."
-        yield f"  round id {release.round_id.hex()}"
+    release, replayed = marked.open_release, 0
+    if release is None:
+        yield "No round is open."
+    for round_id, sent in marked.releases.items():
+        if marked.replayed(round_id):
+            replayed += 1
+            continue
+        accepted = "; its operator accepted that, once" if marked.accepted(round_id) else ""
+        if release is not None and round_id == release.round_id:
+            yield f"Open: shares were sent for {sent.name}, and its transcript was not replayed{accepted}."
+        else:
+            told = "and only rounds on its model still wait for its transcript"
+            yield f"Passed over: shares were sent for {sent.name}, {told}{accepted}."
+        yield f"  round id {round_id.hex()}"
+    if replayed:
+        rounds = "1 round" if replayed == 1 else f"{replayed} rounds"
+        yield f"Replayed: {rounds}; only another run on the very model of such a round needs it accepted by name."
     for session, run in marked.runs:
         (number, attempt), (finished, head) = marked.joined(session, run), marked.head(session, run)
         joined = f"joined last: round {number}, attempt {attempt}" if number else "never joined"
         logged = f"log up to round {finished}, head {head.hex()}" if finished else "no finished round in the log"
-        yield f"Run {run} of session {session.hex()[:16]}: {joined}; {logged}."
+        yield f"Run {run} of session {session.hex()}: {joined}; {logged}."
     for round_id, unused in marked.acceptances.items():
         yield f"Accepted: round {round_id.hex()}, {'not used yet' if unused else 'used'}."
 
 
 @marks.command()
 def replay(store: StoreFile, files: Files, roster: OwnRoster, policy: OwnPolicy) -> None:
-    """Verify transcripts and mark the rounds that hold as replayed: their shares are accounted for."""
+    """Verify transcripts and mark the rounds that hold as replayed: later attempts of their run need not wait."""
     with sentences():
         with SqliteStore.existing(store) as opened:
             accepted = accept(verified(files, roster, policy, quiet=False), opened)
@@ -75,7 +86,7 @@ def accept_one(
     other: Annotated[bool, typer.Option("--other", help="It is a round of which another site says this.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Accept the exposure of one round whose transcript cannot be replayed; counts for one contribution."""
+    """Accept the exposure of one round that no replay clears; counts for one contribution."""
     with sentences():
         accepted = _round_id(round_id)
         name, signing_key = read_secret(key)
@@ -83,19 +94,22 @@ def accept_one(
             raise ConfigError(f"{key} is the key of {name}, not of {client}; use this site's own")
         with SqliteStore.existing(store) as opened:
             with opened.transaction() as marked:
-                release = marked.open_release
-            if release is not None and release.round_id == accepted:
-                what = f"This site sent unmasking shares for {release.name}"
+                sent, replayed = marked.releases.get(accepted), marked.replayed(accepted)
+            if sent is not None:
+                what = f"This site sent unmasking shares for {sent.name}"
             elif other:
                 what = f"Another site sent unmasking shares for round {accepted.hex()}"
-            elif release is None:
-                raise ConfigError("no round of this data set is open; give --other for a round of another site")
             else:
-                raise ConfigError(f"what is open is {release.name}, round id {release.round_id.hex()}; accept that one")
-            say(f"{what}, and nobody has shown that its sum was not kept.")
+                raise ConfigError(
+                    "this data set sent no shares for that round; `secagg marks show` names what is open, and --other "
+                    "is for a round of another site"
+                )
+            known = "its sum is in a transcript" if replayed else "nobody has shown that its sum was not kept"
+            say(f"{what}, and {known}.")
+            instead = "" if replayed else " Where there is a transcript, replay it first."
             say(
-                "Whoever keeps it can subtract the sum of a rerun that lacks one site, and read what that site sent, "
-                "if enough other operators accept as well. Where there is a transcript, replay it instead."
+                "Whoever has it can subtract from it the sum of a rerun that lacks one site, and read what that site "
+                f"sent, if enough other operators accept as well.{instead}"
             )
             digits = accepted.hex()[:_TYPED_DIGITS]
             if not yes and typer.prompt(f"Type the first {_TYPED_DIGITS} digits of the round id to accept") != digits:

@@ -7,7 +7,6 @@ the protocol, and not a line with the server. Must never: need a secret that the
 docs/spec.md, section "Transcripts"; the ids are the rows of its table.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +23,6 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
-from secagg.policy import Policy
 from secagg.prg import apply_masks
 from secagg.transcript.reading import Round, ViolationError
 from secagg.transcript.record import Record, name_of, sender_of
@@ -284,7 +282,7 @@ def t13_sum(round: Round) -> int | None:
     apply_masks(round.remainder, add, subtract)
     round.remainder &= round.remainder.dtype.type((1 << round.policy.bits) - 1)
     if wrong := int(np.count_nonzero(round.remainder)):
-        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} values")
+        raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} of its values")
     return len(round.inputs)
 
 
@@ -294,16 +292,10 @@ def t14_range(round: Round) -> int | None:
     expected = [int(value) * len(round.inputs) % (1 << policy.bits) for value in slot_values(policy, round.round_id)]
     if round.slots != expected:
         raise round.wrong("T-14", round.result, "the constant slots do not add up")
-    largest = sum(_largest(policy, client_id) for client_id in round.inputs)
+    largest = sum(map(policy.bound, round.inputs))
     if not -largest <= round.lowest <= round.highest <= largest:
         raise round.wrong("T-14", round.result, "a value of the sum is larger than clipped inputs can add up to")
     return policy.length + policy.slots
-
-
-def _largest(policy: Policy, client_id: str) -> int:
-    """Magnitude of the largest value that this client can have quantised; the scale is that of `quantize`."""
-    scale = policy.largest_value * policy.weight(client_id) / policy.largest_weight / policy.clip_range
-    return math.ceil(policy.clip_range * scale)
 
 
 def t19_rounds(round: Round) -> int | None:
@@ -349,7 +341,7 @@ WHAT = {
     "T-19": "records and rounds follow one another",
     "T-20": "every record has its one encoding",
     "T-21": "the files are all rounds of which sites say that they released shares",
-    "T-22": "whoever says so shows that a quorum attested that round",
+    "T-22": "a site that names an earlier release shows that a quorum attested it",
 }
 """What each check says, for people."""
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from secagg.errors import UnexpectedMessageError
-from secagg.messages import Receipt
+from secagg.messages import Receipt, ReleaseClaim
 from secagg.policy import PinnedRoster, Policy
 from secagg.state import Slot
 from secagg.store import NEVER, Store
@@ -245,7 +245,7 @@ def verify(
         OSError: a file cannot be read.
     """
     reader, past, reports, notes = Reader(policy, roster), Past(), list[RoundReport](), list[str]()
-    session, counts, unchecked, named = reader.session, dict[str, int](), set[str](), dict[bytes, str]()
+    session, counts, unchecked, claimed = reader.session, dict[str, int](), set[str](), list[tuple[str, ReleaseClaim]]()
     violation = None
     for path in map(Path, paths):
         try:
@@ -259,13 +259,13 @@ def verify(
         report = RoundReport.of(path, round, sorted(left))
         reports.append(report)
         past.last[report.training_run] = round.context, report.next_head
-        for advertised in round.advertisements.values():
-            named |= {claim.round_id: str(claim.slot) for claim in advertised.exposing}
+        own = ((u, claim) for u, entry in round.advertisements.items() for claim in entry.exposing)
+        claimed += [(client_id, claim) for client_id, claim in own if claim.session == session]
         notes += [f"{path}: {note}" for note in _notes(round, report)]
     for i, report in enumerate(reports):
         if not report.finished:
             reports[i] = replace(report, denied_by=_denied_by(report.training_run, report.place, reports, policy))
-    missing = tuple(_missing(reports, named))
+    missing = tuple(_missing(reports, claimed))
     if any(report.finished for report in reports) and not missing and violation is None:
         counts["T-21"] = sum(len(report.released) for report in reports)
     items = {check: counts[check] for check in WHAT if check in counts and check not in unchecked}
@@ -306,16 +306,18 @@ def _notes(round: Round, report: RoundReport) -> Iterator[str]:
     for client_id, advertised in round.advertisements.items():
         for claim in advertised.exposing:
             if claim.session != round.reader.session:
-                yield f"{client_id} released shares in another session ({claim.slot}) and did not replay that round"
+                told = "and says that its sum may be of the same updates"
+                yield f"{client_id} released shares in another session ({claim.slot}), {told}"
 
 
 def _participation(reports: Sequence[RoundReport], max_corrupt: int) -> Iterator[str]:
     finished = [report for report in reports if report.finished]
+    several = len({report.training_run for report in finished}) > 1
+    names = [f"round {r.round_number}" + (f" of run {r.training_run}" if several else "") for r in finished]
     isolation = isolated([report.included for report in finished], max_corrupt)
     for client_id, way in isolation.found.items():
         sums = " ".join(
-            f"{'-' if times < 0 else '+'} {abs(times)} x round {finished[i].round_number}"
-            for i, times in sorted(way.rounds.items())
+            f"{'-' if times < 0 else '+'} {abs(times)} x {names[i]}" for i, times in sorted(way.rounds.items())
         )
         told = f" with what {', '.join(way.coalition)} would tell" if way.coalition else ""
         yield f"the sums isolate {client_id}{told} ({sums}); where updates change slowly that is close to its own"
@@ -327,10 +329,12 @@ def _participation(reports: Sequence[RoundReport], max_corrupt: int) -> Iterator
 # --- What the set as a whole shows --------------------------------------------------------------------------------
 
 
-def _missing(reports: Sequence[RoundReport], named: Mapping[bytes, str]) -> Iterator[Missing]:
-    """T-21: rounds in which a site says that it released shares last, and that are not among the files."""
+def _missing(reports: Sequence[RoundReport], claimed: Sequence[tuple[str, ReleaseClaim]]) -> Iterator[Missing]:
+    """T-21: rounds in which a site says that it released shares, last or ever, and that are not among the files."""
     known = {report.round_id for report in reports} | {NEVER}
-    said = sorted({(round_id, client_id) for report in reports for client_id, round_id in report.released.items()})
+    named = {claim.round_id: str(claim.slot) for _, claim in claimed}
+    last = {(round_id, client_id) for report in reports for client_id, round_id in report.released.items()}
+    said = sorted(last | {(claim.round_id, client_id) for client_id, claim in claimed})
     for round_id in dict.fromkeys(round_id for round_id, _ in said if round_id not in known):
         yield Missing(round_id, tuple(u for other, u in said if other == round_id), named.get(round_id, ""))
 
@@ -384,8 +388,9 @@ def _not_shown(reports: Sequence[RoundReport], missing: Sequence[Missing], polic
 def accept(verdict: Verdict, store: Store) -> tuple[RoundReport, ...]:
     """Mark rounds as replayed: those of the verdict that have a sum and in which everything was checked.
 
-    So a site may take part again after it released shares for one of them, or for one that another site names. A client
-    that fell silent before a result learns it here: rounds that continue its log are appended to it. All or nothing.
+    So a site may take part again after it released shares for one of them, or for one that another site names: in
+    attempts of the same run that it joins from here on. A client that fell silent before a result learns it here:
+    rounds that continue its log are appended to it. All or nothing.
 
     Args:
         verdict: under the site's own policy and roster.

@@ -31,7 +31,7 @@ import numpy as np
 
 import secagg.client
 from secagg.keys import MaskKey
-from secagg.masking import envelope_info, self_commitment, slot_values
+from secagg.masking import envelope_info, masked_slots, pair_slot_mask, self_commitment, self_slot_mask, slot_values
 from secagg.policy import Suite
 from secagg.prg import apply_masks
 from secagg.quantize import unpack
@@ -164,6 +164,7 @@ def masked(state, roster, headers, peers, message, value: int, *, name: Hashable
     policy, me, held = state.own.policy, state.own.me, state.held
     own_seed = secagg.client.self_mask_seed(roster.hash, message.round_id, me, held.self_seed)
     add, subtract = [own_seed], []
+    plus, minus = [self_slot_mask(roster.hash, message.round_id, me, held.self_seed)], []
     masks = {own_seed: (1, frozenset([PUBLIC if own_seed == NO_SEED else seed_of(headers[me])]))}
     for peer in peers:
         if peer == me:
@@ -176,14 +177,17 @@ def masked(state, roster, headers, peers, message, value: int, *, name: Hashable
         if quantum:
             openers.add(Secret("r", "", message.round_id, secret) if secret else PUBLIC)
         (add if me < peer else subtract).append(seed)
+        slot_mask = pair_slot_mask(roster.hash, message.round_id, (me, peer), exchanged, secret)
+        (plus if me < peer else minus).append(slot_mask)
         assert seed not in masks
         masks[seed] = (1 if me < peer else -1, frozenset(openers))
     y = unpack(message.y, policy.length + policy.slots, policy.bits)
-    bare = y.copy()
+    bare = y[: policy.length].copy()
     apply_masks(bare, subtract, add)
-    expected = np.concatenate([np.array([value], bare.dtype), slot_values(policy, message.round_id)])
+    slots = masked_slots(policy, y[policy.length :], minus, plus)
     low_bits = bare.dtype.type((1 << policy.bits) - 1)
-    assert np.array_equal(bare & low_bits, expected & low_bits)
+    assert [int(word) for word in bare & low_bits] == [value % (1 << policy.bits)]
+    assert np.array_equal(slots & low_bits, slot_values(policy, message.round_id) & low_bits)
     return View((Equation(name, int(y[0]), masks),))
 
 

@@ -80,13 +80,15 @@ class Cohort:
     def context(self, number: int = 1, attempt: int = 0, model: bytes = bytes(32), head: bytes = bytes(32)):
         return RoundContext(RUN, number, attempt, model, bytes(32), head)
 
-    def client(self, client_id: str, context: RoundContext | None = None, policy: Policy | None = None):
+    def client(
+        self, client_id: str, context: RoundContext | None = None, policy: Policy | None = None, private: bool = False
+    ):
         return ClientSession(
             policy or self.policy,
             client_id,
             self.keys[client_id],
             self.roster,
-            unchecked_round(context or self.context(), self.private),
+            unchecked_round(context or self.context(), private or self.private),
             self.stores[client_id],
         )
 

@@ -548,15 +548,26 @@ def one_client_did_not_mask(folder):
     return put(folder, forge(Cohort(5), y=only("site-b", lambda y: bytes(len(y)))))
 
 
-@lie("T-13", alone=True)
-def a_slot_mask_does_not_cancel(folder):
-    return put(folder, forge(Cohort(5), slot_mask=only("site-b>site-c", lambda mask: bytes(32))))
+def without_slot_masks(cohort: Cohort) -> Callable:
+    """A twist: the masks of site-b are on its values, and not on its constant slots."""
+
+    def bare(y):
+        words = unpack(y, cohort.length + cohort.policy.slots, cohort.bits).copy()
+        words[cohort.length :] = 0
+        return pack(words, cohort.bits)
+
+    return only("site-b", bare)
 
 
 @lie("T-13", alone=True)
-def a_slot_mask_of_a_dropped_client_stays(folder):
+def the_masks_of_the_slots_do_not_cancel(folder):
+    return put(folder, forge(Cohort(5), y=without_slot_masks(Cohort(5))))
+
+
+@lie("T-13", alone=True)
+def the_mask_of_a_dropped_client_stays_in_the_slots(folder):
     cohort = Cohort(5, suite=Suite.MLKEM768_X25519)
-    return put(folder, forge(cohort, {"site-e": MASKED}, slot_mask=only("site-b>site-e", lambda _: bytes(32)))), cohort
+    return put(folder, forge(cohort, {"site-e": MASKED}, y=without_slot_masks(cohort))), cohort
 
 
 @lie("T-14", alone=True)
@@ -761,7 +772,7 @@ def claiming(cohort: Cohort, attesters: list[str]) -> Callable:
     session, some = session_id(cohort.policy, cohort.roster), bytes([5]) * 32
     claim = ReleaseClaim(session, "run-1", 7, 0, some, some, some, some, some, some, {"site-b": bytes(64)})
     signatures = {u: Attestation(claim.attested, u).sign(cohort.keys[u]).signature for u in attesters}
-    return only("site-b", lambda a: replace(a, unreplayed=(replace(claim, attestations=signatures),)))
+    return only("site-b", lambda a: replace(a, exposing=(replace(claim, attestations=signatures),)))
 
 
 @lie("T-22", alone=True)
@@ -773,7 +784,7 @@ def a_release_is_claimed_that_no_quorum_attested(folder):
 def a_release_is_claimed_with_signatures_of_another_round(folder):
     def other(sender, advertised):
         claimed = claiming(cohort, cohort.ids[:4])(sender, advertised)
-        return replace(claimed, unreplayed=tuple(replace(c, round_number=8) for c in claimed.unreplayed))
+        return replace(claimed, exposing=tuple(replace(c, round_number=8) for c in claimed.exposing))
 
     cohort = Cohort(5)
     return put(folder, forge(cohort, advertisement=other))

@@ -29,6 +29,7 @@ from secagg import (
     SecAggError,
     ServerSession,
     Suite,
+    accept_exposure,
     open_round,
 )
 from secagg import client as secagg_client
@@ -539,6 +540,7 @@ def test_whom_the_sums_isolate_for_a_coalition_is_a_note_too(tmp_path):
     """Seven clients, c = 2, sets that differ by one honest and two corrupt clients."""
     cohort = Cohort(7, c=2, private=True)
     head = recorded(tmp_path / "a", cohort, {"site-f": MASKED}).server.head
+    accept(verify([tmp_path / "a"], cohort.policy, cohort.roster), cohort.stores["site-f"])  # which missed the result
     recorded(tmp_path / "b", cohort, {"site-b": MASKED, "site-g": MASKED}, number=2, head=head)
     verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.policy, cohort.roster)
     assert verdict.status == "holds"
@@ -555,7 +557,7 @@ def test_isolation_over_files_of_two_runs_is_seen_as_well(tmp_path):
     recorded(tmp_path / "b", cohort, {"site-b": MASKED}, run="run-2")
     verdict = verify([tmp_path / "a", tmp_path / "b"], cohort.policy, cohort.roster)
     assert verdict.status == "holds"
-    assert any("isolate site-b" in note for note in verdict.notes)
+    assert any("isolate site-b (+ 1 x round 1 of run run-1 - 1 x round 1 of run run-2)" in n for n in verdict.notes)
 
 
 # --- What a set of files shows, and what it does not -------------------------------------------------------------
@@ -616,6 +618,16 @@ def test_a_missing_round_is_named_where_a_site_tells_which_it_is(tmp_path):
     (missing,) = verdict.missing
     assert (missing.said_by, missing.name) == (("site-b",), "round 7, attempt 0 of run run-1")
     assert verdict.items["T-22"] == 1
+
+
+def test_a_round_that_a_site_released_before_its_last_one_is_missing_as_well(tmp_path):
+    """An operator accepted it by name, and the site released again since: it is not the last one any more."""
+    cohort = Cohort(5)
+    claim = claiming(cohort, cohort.ids[:4])
+    verdict = verify([put(tmp_path, forge(cohort, advertisement=claim))], cohort.policy, cohort.roster)
+    (missing,) = verdict.missing
+    assert (missing.said_by, missing.name) == (("site-b",), "round 7, attempt 0 of run run-1")
+    assert verdict.status == "incomplete"
 
 
 def test_a_release_in_another_session_is_a_note(tmp_path):
@@ -906,11 +918,8 @@ def test_the_transcript_of_another_project_or_run_clears_nothing(tmp_path, monke
         path = tmp_path / "brain"
         brain.play(brain.start(1), brain.cohort.ids, path)
     if undefended:  # whatever is open is cleared by whatever was replayed, as where marks hold names of runs
-
-        def replay(marks, round_id):
-            marks._entries.pop("open", None)
-
-        monkeypatch.setattr(Marks, "replay", replay)
+        replay = Marks.replay
+        monkeypatch.setattr(Marks, "replay", lambda marks, slot, _: replay(marks, slot, marks.open_release.round_id))
     reader = brain if fooled else liver
     verdict = verify([path], reader.cohort.policy, reader.cohort.roster)
     if other == "project" and not fooled:
@@ -941,6 +950,28 @@ def test_the_transcript_of_the_very_round_clears_it(tmp_path):
     second = liver.play(liver.start(2, first.head, (first.receipt,)), liver.cohort.ids[1:], tmp_path / "2")
     assert second.result is not None
     assert verify([path, tmp_path / "2"], liver.cohort.policy, liver.cohort.roster).status == "holds"
+
+
+@pytest.mark.parametrize("undefended", [False, True])
+def test_a_run_that_starts_over_on_the_same_model_needs_an_acceptance_though_all_was_replayed(
+    tmp_path, monkeypatch, undefended
+):
+    """The first sum is public; the same updates without one site, in another run, would be the difference."""
+    liver, path = Federation("liver"), tmp_path / "1"
+    first = liver.play(liver.start(1), liver.cohort.ids, path)
+    verdict, four = verify([path], liver.cohort.policy, liver.cohort.roster), liver.cohort.ids[1:]
+    for u in four:
+        accept(verdict, liver.cohort.stores[u])
+    if undefended:  # a replay clears the round for every run
+        monkeypatch.setattr("secagg.store._same_run", lambda claim, slot: True)
+    else:
+        with pytest.raises(ExposureError) as refused:
+            liver.play(liver.start(1, run="run-2"), four)
+        assert refused.value.round_ids == (first.receipt.round_id,)
+        for u in four:
+            accept_exposure(liver.cohort.stores[u], liver.cohort.keys[u], u, first.receipt.round_id)
+    again = liver.play(liver.start(1, run="run-2"), four)
+    assert np.array_equal(first.result - again.result, liver.cohort.plain_sum(["site-a"]))
 
 
 def test_a_verdict_is_plain_for_machines(tmp_path):

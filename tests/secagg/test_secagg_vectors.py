@@ -4,6 +4,7 @@ The first half is what somebody who ports the protocol writes: every hash, seed,
 once more from docs/spec.md, in plain Python. Nothing here knows how the files were made.
 """
 
+import copy
 import hashlib
 import hmac
 import json
@@ -33,15 +34,18 @@ import secagg.client
 from secagg import (
     AbortedError,
     ClientSession,
+    ExposureError,
     MalformedMessageError,
     MemoryStore,
     PinnedRoster,
     Policy,
+    ProtocolError,
     RoundContext,
     SecAggError,
     ServerSession,
     SigningKey,
     Suite,
+    accept_exposure,
     encoding,
     keys,
     masking,
@@ -50,10 +54,13 @@ from secagg import (
     prg,
     quantize,
     shamir,
+    unchecked_round,
     wire,
 )
 from secagg.complaints import leave_out
 from secagg.messages import Roster, RoundStart, Signed
+from secagg.policy import session_id
+from secagg.state import Slot
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"
@@ -86,7 +93,7 @@ def field_bytes(value: Any) -> bytes:
 
 
 def encode(purpose: str, *values: Any) -> bytes:
-    return b"".join(map(field_bytes, (f"secagg/1 {purpose}", *values)))
+    return b"".join(map(field_bytes, (f"secagg/2 {purpose}", *values)))
 
 
 def H(purpose: str, *values: Any) -> bytes:
@@ -194,6 +201,7 @@ LABELS = {
     "Attestation": "attestation",
     "UnmaskingShares": "unmasking",
     "Confirmation": "confirmation",
+    "SlotMasks": "slot-masks",
 }
 
 
@@ -206,11 +214,22 @@ def statement(message: Any) -> bytes:
             value = H("masked-vector", value)
         elif item.name == "missed":
             value = [statement(receipt) for receipt in value]
+        elif item.name == "exposing":
+            value = [claim_fields(claim) for claim in value]
         elif isinstance(value, Mapping):
             value = [[client_id, share] for client_id, share in value.items()]
         if item.name != "signature":
             values.append(value)
     return encode(LABELS[type(message).__name__], *values)
+
+
+CLAIM = ("session", "training_run", "round_number", "attempt", "model_hash", "task_hash", "previous_head", "roster2")
+CLAIM += ("sharers_hash", "inputs_hash")
+
+
+def claim_fields(claim: Any) -> list[Any]:
+    signed_by = [[client_id, signature] for client_id, signature in sorted(claim.attestations.items())]
+    return [*(getattr(claim, name) for name in CLAIM), signed_by]
 
 
 def signed_parts(message: Any) -> Iterator[Any]:
@@ -311,6 +330,12 @@ class Port:
             digests += H("bundle", *envelopes, promised["s"], promised["b"], bundle.pair_commitment)
         assert header.digests == digests
 
+    def behind(self, seed: bytes) -> bytes:
+        """The words of a keystream behind the values: what masks the constant slots."""
+        bits, length = self.policy["bits"], self.policy["length"]
+        size = 4 if bits <= 32 else 8
+        return keystream(seed, length * size, math.ceil(64 / bits) * size)
+
     def recomputed(self) -> Json:
         """What the file calls intermediate."""
         policy, bits, context = self.policy, self.policy["bits"], self.context
@@ -352,7 +377,8 @@ class Port:
             assert bytes(inputs[i].y) == packed(y[i], bits)
         total = [sum(column) % 2**bits for column in zip(*(integers[i] + slots for i in included), strict=True)]
         y_hashes = [H("masked-vector", packed(y[i], bits)) for i in included]
-        attested = H("attested", round_id, self.roster1, roster2, sharers_hash, included, y_hashes)
+        inputs_hash = H("inputs", included, y_hashes)
+        attested = H("attested", round_id, inputs_hash)
         total_hash, dropped = H("total", packed(total, bits)), sorted(set(sharers) - set(included))
         for i, message in said["UnmaskingShares"].items():
             assert message.self_seed == self.draw(i, "self_seed")
@@ -369,6 +395,7 @@ class Port:
             "round": round_id.hex(),
             "included": included,
             "dropped": dropped,
+            "inputs_hash": inputs_hash.hex(),
             "attested": attested.hex(),
             "pair_secrets": {
                 f"{u} {v}": {"dealer": self.dealer(u, v), "secret": self.pair_secret(u, v).hex()}
@@ -376,6 +403,7 @@ class Port:
                 if self.hybrid
             },
             "pair_mask_seeds": {f"{u} {v}": seed.hex() for (u, v), seed in pairs.items()},
+            "pair_slot_masks": {f"{u} {v}": self.behind(seed).hex() for (u, v), seed in pairs.items()},
             "self_mask_seeds": {i: seed.hex() for i, seed in selves.items()},
             "slots": slots,
             "quantised": integers,
@@ -396,7 +424,9 @@ SENDS = {
     "attest": "Attestation",
     "unmask": "UnmaskingShares",
     "conclude": "Confirmation",
+    "show_slot_masks": "SlotMasks",
 }
+OUTCOME = ("success", "error", "check", "culprits", "complaints", "rounds")
 DRAWS = ("channel_key_seed", "mask_key", "nonce", "self_seed", "mask_key_coefficients", "self_seed_coefficients")
 
 
@@ -455,7 +485,10 @@ class Player:
             outcome["output"] = handler(operation, party, attempt)
         except SecAggError as error:
             outcome = {"success": False, "error": type(error).__name__}
-            if isinstance(error, AbortedError):
+            if isinstance(error, ExposureError):
+                outcome |= {"check": error.check, "culprits": []}
+                outcome["rounds"] = [round_id.hex() for round_id in error.round_ids]
+            elif isinstance(error, AbortedError):
                 complaints = getattr(error, "complaints", ())
                 outcome |= {"complaints": [list(pair) for pair in complaints]} if complaints else {}
             else:
@@ -465,7 +498,7 @@ class Player:
             complaint = wire.decode_from_client(outcome["output"]).complaint  # type: ignore[union-attr]
             if complaint:
                 outcome |= {"success": False, "error": "ShareError", "check": "C-12", "culprits": [complaint]}
-        expected = {k: operation[k] for k in ("success", "error", "check", "culprits", "complaints") if k in operation}
+        expected = {k: operation[k] for k in OUTCOME if k in operation}
         if "output" in operation or operation["success"]:
             expected["output"] = self.expected_output(operation)
         assert outcome == expected, operation
@@ -489,21 +522,28 @@ class Player:
     def do_open_round(self, operation: Json, party: str, attempt: int) -> Json:
         start = self.heard(operation)
         assert isinstance(start, RoundStart)
-        run = self.base["parameters"]["training_run"]
-        context = open_round(self.policy, run, start, self.stores[party])
+        given = self.base["parameters"]
+        own = {name: bytes.fromhex(given[name]) for name in ("model_hash", "task_hash")}
+        store, run = self.stores[party], given["training_run"]
+        context = open_round(self.policy, self.roster, run, start, store, **own).context
         values = {item.name: getattr(context, item.name) for item in fields(context)}
         return {name: value.hex() if isinstance(value, bytes) else value for name, value in values.items()}
 
     def do_mark_replayed(self, operation: Json, party: str, attempt: int) -> None:
-        self.stores[party].replay(self.base["parameters"]["training_run"], operation["round_number"])
+        slot = self.context(self.attempts[attempt]).at(session_id(self.policy, self.roster))
+        with self.stores[party].transaction() as marks:
+            marks.replay(slot, bytes.fromhex(operation["round"]))
+
+    def do_accept_exposure(self, operation: Json, party: str, attempt: int) -> None:
+        accept_exposure(self.stores[party], self.keys[party], party, bytes.fromhex(operation["round"]))
 
     def do_leave_out(self, operation: Json, party: str, attempt: int) -> list[str]:
         complaints = [tuple(pair) for pair in operation["pairs"]]
         return sorted(leave_out(complaints, self.policy.max_corrupt, choose=lambda _: 0).clients)
 
     def do_advertise_keys(self, operation: Json, party: str, attempt: int) -> bytes:
-        context = self.context(self.attempts[attempt])
-        client = ClientSession(self.policy, party, self.keys[party], self.roster, context, self.stores[party])
+        opened = unchecked_round(self.context(self.attempts[attempt]))
+        client = ClientSession(self.policy, party, self.keys[party], self.roster, opened, self.stores[party])
         given = self.attempts[attempt]["inputs"][party]
         client.provide(np.array(given["update"]), "event", prg.Stream(bytes.fromhex(given["rounding_key"])))
         self.clients[attempt, party] = client
@@ -523,7 +563,7 @@ class Player:
     def answer(self, operation: Json, party: str, attempt: int) -> bytes:
         return self.said(operation, self.clients[attempt, party].receive(self.heard(operation)))
 
-    do_report = do_mask_input = do_attest = do_unmask = do_conclude = answer
+    do_report = do_mask_input = do_attest = do_unmask = do_conclude = do_show_slot_masks = answer
 
     def said(self, operation: Json, reply: Any) -> bytes:
         assert type(reply).__name__ == SENDS[operation["operation"]]
@@ -755,6 +795,175 @@ def check_slots(case: Json) -> None:
     assert slots == case["output"]
 
 
+def check_slot_mask(case: Json) -> None:
+    (seed,), bits, length = unhex(case, "seed"), case["bits"], case["length"]
+    policy = Policy(project="vectors", clients=3, length=length, bits=bits, value_bits=2, clip_range=1.0)
+    size = 4 if bits <= 32 else 8
+    expected = keystream(seed, length * size, math.ceil(64 / bits) * size)
+    assert masking.slot_mask(seed, policy).hex() == expected.hex() == case["output"]
+
+
+def claim_from(given: Json) -> messages.ReleaseClaim:
+    values = {name: given[name] for name in ("training_run", "round_number", "attempt")}
+    hashes = {name: bytes.fromhex(given[name]) for name in CLAIM if name not in values}
+    signatures = {client_id: bytes.fromhex(signature) for client_id, signature in given["attestations"].items()}
+    return messages.ReleaseClaim(**values, **hashes, attestations=signatures)
+
+
+def slot_of(given: Json) -> bytes:
+    session = bytes.fromhex(given["session"])
+    return H("slot", session, given["training_run"], given["round_number"], given["attempt"])
+
+
+def round_of(given: Json) -> bytes:
+    names_ = ("roster2", "sharers_hash", "model_hash", "task_hash", "previous_head")
+    return H("round", slot_of(given), *(bytes.fromhex(given[name]) for name in names_))
+
+
+def check_release_claim(case: Json) -> None:
+    claim = claim_from(case)
+    assert claim.round_id.hex() == round_of(case).hex() == case["round"]
+    attested = H("attested", round_of(case), bytes.fromhex(case["inputs_hash"]))
+    assert claim.attested.hex() == attested.hex() == case["attested"]
+    assert encoding.encode("example", claim.fields()).hex() == case["encoded"]
+    assert encode("example", claim_fields(claim)).hex() == case["encoded"]
+
+
+class Machine:
+    """The marks of one data set once more, from the specification alone: what a port of the protocol writes."""
+
+    def __init__(self) -> None:
+        self.joined: dict[tuple[str, str], tuple[int, int]] = {}
+        self.contributed: dict[tuple[str, str], int] = {}
+        self.live: Json = {"slot": b""}
+        self.contribution, self.joins = b"", 0
+        self.open: Json | None = None
+        self.on_model: dict[str, list[Json]] = {}
+        self.replayed: dict[bytes, int] = {}
+        self.accepted: set[bytes] = set()
+        self.used: dict[bytes, dict[bytes, bool]] = {}
+
+    def perform(self, operation: Json) -> Json:
+        before = copy.deepcopy(vars(self))
+        try:
+            exposing = getattr(self, operation["operation"])(operation)
+        except RefusedError as refused:
+            vars(self).update(before)
+            return {"success": False, **refused.args[0]}
+        return {"success": True} | ({} if exposing is None else {"exposing": [r.hex() for r in exposing]})
+
+    def exposing(self, slot: Json, model: str) -> dict[bytes, Json]:
+        again = [
+            claim
+            for claim in self.on_model.get(model, [])
+            if round_of(claim) not in self.replayed or run_of(claim) != run_of(slot)
+        ]
+        return {round_of(claim): claim for claim in (*again, self.open) if claim is not None}
+
+    def refuse(self, check: str, rounds: Iterable[bytes]) -> None:
+        if refused := [round_id.hex() for round_id in rounds if round_id not in self.accepted]:
+            raise RefusedError({"check": check, "rounds": refused})
+
+    def join(self, operation: Json) -> list[bytes]:
+        slot, model = operation["slot"], operation["model"]
+        number = (slot["round_number"], slot["attempt"])
+        if number <= self.joined.get(run_of(slot), (0, 0)):
+            raise RefusedError({"check": "C-03"})
+        exposing = self.exposing(slot, model)
+        if not operation["private"]:
+            self.refuse("C-05", exposing)
+        self.joins += 1
+        self.joined[run_of(slot)] = number
+        self.live = {"slot": slot_of(slot), "model": model, "join": self.joins, "exposing": exposing}
+        return list(exposing)
+
+    def require_live(self, slot: Json) -> None:
+        if self.live["slot"] != slot_of(slot):
+            raise RefusedError({"check": "C-24"})
+
+    def contribute(self, operation: Json) -> None:
+        slot = operation["slot"]
+        self.require_live(slot)
+        if slot["round_number"] <= self.contributed.get(run_of(slot), 0):
+            raise RefusedError({"check": "C-14"})
+        if not operation["private"]:
+            self.refuse("C-05", self.live["exposing"])
+            claimed = {
+                round_of(claim): claim
+                for claim in operation["claims"]
+                if self.replayed.get(round_of(claim), self.live["join"]) >= self.live["join"]
+                or (claim["model_hash"] == self.live["model"] and run_of(claim) != run_of(slot))
+            }
+            self.refuse("C-26", claimed)
+            used = self.live["exposing"] | claimed
+            self.used[slot_of(slot)] = {done: run_of(claim) == run_of(slot) for done, claim in used.items()}
+            self.accepted -= used.keys()
+        self.contributed[run_of(slot)] = slot["round_number"]
+        self.contribution = slot_of(slot)
+
+    def release(self, operation: Json) -> None:
+        slot, claim = operation["slot"], operation["claim"]
+        self.require_live(slot)
+        if self.contribution != slot_of(slot):
+            raise RefusedError({"check": "C-24"})
+        self.contribution = b""
+        if not operation["private"]:
+            earlier = self.open and round_of(self.open)
+            if earlier and earlier not in self.used.get(slot_of(slot), {}):
+                raise RefusedError({"check": "C-05", "rounds": [earlier.hex()]})
+            self.on_model.setdefault(claim["model_hash"], []).append(claim)
+            self.open = None if round_of(claim) in self.replayed else claim
+
+    def replay(self, operation: Json) -> None:
+        settled = [done for done, same in self.used.get(slot_of(operation["slot"]), {}).items() if same]
+        cleared = [bytes.fromhex(operation["round"]), *settled]
+        for done in cleared:
+            self.replayed.setdefault(done, self.joins)
+        if self.open is not None and round_of(self.open) in cleared:
+            self.open = None
+
+    def accept_exposure(self, operation: Json) -> None:
+        self.accepted.add(bytes.fromhex(operation["round"]))
+
+
+class RefusedError(Exception):
+    """A transition that the machine refuses, with what the file says of it."""
+
+
+def run_of(given: Json) -> tuple[str, str]:
+    return given["session"], given["training_run"]
+
+
+def slot_given(given: Json) -> Slot:
+    return Slot(bytes.fromhex(given["session"]), given["training_run"], given["round_number"], given["attempt"])
+
+
+def in_store(store: MemoryStore, operation: Json) -> Json:
+    """The same transition in the code."""
+    slot = slot_given(operation["slot"]) if "slot" in operation else None
+    private = operation.get("private", False)
+    try:
+        with store.transaction() as marks:
+            match operation["operation"]:
+                case "join":
+                    exposing = marks.join(slot, bytes.fromhex(operation["model"]), private)
+                    return {"success": True, "exposing": [claim.round_id.hex() for claim in exposing]}
+                case "contribute":
+                    marks.contribute(slot, "event", [claim_from(claim) for claim in operation["claims"]], private)
+                case "release":
+                    marks.release(slot, claim_from(operation["claim"]), private)
+                case "replay":
+                    marks.replay(slot, bytes.fromhex(operation["round"]))
+                case "accept_exposure":
+                    marks.accept_exposure(bytes.fromhex(operation["round"]), bytes(64))
+                case unknown:
+                    raise AssertionError(unknown)
+    except (ProtocolError, ExposureError) as error:
+        rounds = [round_id.hex() for round_id in getattr(error, "round_ids", ())]
+        return {"success": False, "check": error.check} | ({"rounds": rounds} if rounds else {})
+    return {"success": True}
+
+
 def check_decode(case: Json) -> None:
     decode = {"client": wire.decode_from_client, "server": wire.decode_from_server}[case["from"]]
     with pytest.raises(MalformedMessageError) as caught:
@@ -771,7 +980,27 @@ def test_primitives(name):
         globals()["check_" + case["operation"]](case)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if not name.startswith("primitive_")])
+@pytest.mark.parametrize("sequence", load("store_sequences")["sequences"], ids=lambda sequence: sequence["comment"])
+def test_a_store_goes_through_every_sequence_as_the_specification_says(sequence):
+    """In the code, and in a machine written from the text alone."""
+    store, machine = MemoryStore(), Machine()
+    for operation in sequence["operations"]:
+        expected = {k: operation[k] for k in ("success", "check", "rounds", "exposing") if k in operation}
+        assert in_store(store, operation) == expected, operation
+        assert machine.perform(operation) == expected, operation
+
+
+def test_the_sequences_of_a_store_refuse_for_every_reason():
+    refused = {
+        operation["check"]
+        for sequence in load("store_sequences")["sequences"]
+        for operation in sequence["operations"]
+        if not operation["success"]
+    }
+    assert refused == {"C-03", "C-05", "C-14", "C-24", "C-26"}
+
+
+@pytest.mark.parametrize("name", [name for name in names() if not name.startswith(("primitive_", "store_"))])
 def test_replay(name):
     player = Player(name)
     player.all()
