@@ -26,6 +26,7 @@ from fedseg.controls import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
+from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.federate import (
     Scores,
@@ -134,7 +135,7 @@ class Site:
             RoundFailedError: the coordinator broke the protocol.
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
-        self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
+        self.folder.emit(study_event(self.study, self.policy.length, secure=True))
         (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
@@ -148,7 +149,7 @@ class Site:
                 raise
             finally:
                 self._end_round()
-        self.folder.emit("note", text=reason)
+        self.folder.emit(Note(text=reason))
         return self._finish()
 
     async def _next(self) -> str | None:
@@ -215,11 +216,8 @@ class Site:
             waits = "This site waits for its operator"
             if any(fresh.values()):
                 waits = "This site waits for that transcript, which the coordinator or another site may have"
-            self.folder.emit(
-                "note",
-                text=f"{said}. {waits}. An operator who accepts that risk once has to run beside this process: "
-                f"{command} {accept}",
-            )
+            asks = "An operator who accepts that risk once has to run beside this process"
+            self.folder.emit(Note(text=f"{said}. {waits}. {asks}: {command} {accept}"))
         await self._ready()
 
     async def _after_waiting(self) -> None:
@@ -233,7 +231,7 @@ class Site:
                 if not marks.accepted(round_id) and not (would_help and marks.replayed(round_id))
             }
         if not self.waiting:
-            self.folder.emit("note", text="what kept this site out is settled; it takes part in the next round")
+            self.folder.emit(Note(text="what kept this site out is settled; it takes part in the next round"))
             await self._ready()
 
     def _replay(self, transcript: bytes) -> None:
@@ -243,9 +241,7 @@ class Site:
         try:
             receipt = replay(self.store, self.policy, self.federation.roster, came)
         except SecAggError as error:
-            self.folder.emit(
-                "note", text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"
-            )
+            self.folder.emit(Note(text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"))
             return
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
@@ -282,7 +278,8 @@ class Site:
         except BudgetExceededError as error:
             await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
             return
-        self.folder.emit("round", round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+        begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+        self.folder.emit(begins)
         session = ClientSession(self.policy, self.me, self.key, self.federation.roster, opened, self.store)
         try:
             first = session.start()
@@ -290,7 +287,7 @@ class Site:
             await self._wait(str(error), error.round_ids)
             return
         except ProtocolError as error:  # what the own marks say, such as that it was joined before a restart
-            self.folder.emit("note", text=str(error))
+            self.folder.emit(Note(text=str(error)))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
         self.round = _Round(session, start.round_number, start.attempt)
@@ -316,7 +313,7 @@ class Site:
             """Ends the training of a round that is over; tells log and coordinator how far it is."""
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
-            self.folder.emit("train", round=number, site=self.me, step=step, steps=steps)
+            self.folder.emit(Trained(round=number, site=self.me, step=step, steps=steps))
             if step and self.study.private:  # how long a step takes tells how many patients were drawn
                 return
             progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
@@ -404,14 +401,14 @@ class Site:
             self._burned(current, "the constant slots of the sum do not add up; this site showed what masked its own")
 
     def _burned(self, current: "_Round", reason: str) -> None:
-        self.folder.emit("burned", round=current.number, attempt=current.attempt, reason=reason)
+        self.folder.emit(Burned(round=current.number, attempt=current.attempt, reason=reason))
         self._end_round()
 
     async def _send(self, current: "_Round", message: FromClient) -> None:
         data = wire.encode(message)
         await self.mailbox.send(controls.PROTOCOL, data)
         current.bytes_up += len(data)
-        self.folder.emit("step", round=current.number, site=self.me, step=current.session.step, bytes=len(data))
+        self.folder.emit(StepAccepted(round=current.number, site=self.me, step=current.session.step, bytes=len(data)))
 
     def _end_round(self) -> None:
         if self.round is not None:
@@ -437,8 +434,7 @@ class Site:
         included = current.session.included
         dropped = sorted(current.sharers - set(included))
         for site in dropped:
-            self.folder.emit("dropped", round=current.number, site=site, after=SHARE_REPORT)
-        self.folder.tally.dropouts += [{"round": current.number, "site": site} for site in dropped]
+            self.folder.emit(Dropped(round=current.number, site=site, after=SHARE_REPORT))
         head = current.session.head or b""
         outcome = Outcome(
             np.zeros(0),
@@ -451,24 +447,10 @@ class Site:
             current.bytes_down,
             seconds,
         )
-        self.folder.tally.add(outcome)
         if self.study.private:
             epsilon = spent(self.ledger, self.study)
-            self.folder.emit("epsilon", round=current.number, site=self.me, spent=epsilon)
-        self.folder.end_round(
-            self.model,
-            None,
-            round=current.number,
-            attempt=current.attempt,
-            included=included,
-            dropped=dropped,
-            exact=None,
-            head=head.hex(),
-            clip_rate=outcome.clip_rate,
-            bytes_up=current.bytes_up,
-            bytes_down=current.bytes_down,
-            seconds=seconds,
-        )
+            self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=epsilon))
+        self.folder.end_round(self.model, None, outcome.ended(current.number, current.attempt))
 
     async def _evaluated(self) -> None:
         """Wait for the evaluation of the last model, which runs beside training; its errors are this site's."""
@@ -481,7 +463,7 @@ class Site:
         scores = await asyncio.to_thread(evaluate, model, {self.me: self.data}, self.study)
         values = scores.values[self.me]
         means = structure_means(values, self.study)
-        self.folder.emit("dice", round=completed, site=self.me, values=means, n=len(values))
+        self.folder.emit(Scored(round=completed, site=self.me, values=means, n=len(values)))
         epsilon = spent(self.ledger, self.study) if self.study.private else None
         entry = {"round": completed, "dice": means, "mean": overall_mean(values), "epsilon": epsilon}
         if completed:
@@ -495,7 +477,7 @@ class Site:
         scores: Scores = evaluate(self.model, {self.me: self.data}, self.study)
         table = dice_table(scores, {self.me: len(self.data.patients)}, self.study)
         per_site = {self.me: spent(self.ledger, self.study)}
-        self.folder.emit("end", seconds=self.folder.seconds)
+        self.folder.emit(Ended(seconds=self.folder.seconds))
         self.folder.checkpoint(self.model, None)
         metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site)
         return self.folder.complete(metrics, ranked(scores))

@@ -15,9 +15,10 @@ import jinja2
 from markupsafe import Markup
 
 from fedseg.errors import ConfigError
+from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.report import claims, figures
 from fedseg.report.folder import Run, of_kind, read_run
-from fedseg.report.records import Dropped, Interval, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.report.records import Interval
 
 __all__ = ["write_report"]
 

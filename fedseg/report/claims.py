@@ -4,10 +4,11 @@ It must never claim more than the run gave: no privacy sentence for a seeded run
 updates for a plain sum. It never calls data anonymous or anything compliant.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from fedseg.events import Dropped, RoundEnded
 from fedseg.report.folder import Run, came_back, of_kind
-from fedseg.report.records import Dropped, Privacy, RoundEnded
+from fedseg.report.records import Privacy
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -17,7 +18,7 @@ def _count(number: int, noun: str) -> str:
     return f"{_WORDS[number] if number < len(_WORDS) else f'{number:,}'} {plural}"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

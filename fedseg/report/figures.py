@@ -19,17 +19,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
+from fedseg.events import Dropped, EpsilonSpent, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.report.folder import Run, came_back, of_kind
-from fedseg.report.records import (
-    Dropped,
-    EpsilonSpent,
-    Example,
-    RoundEnded,
-    RoundStarted,
-    StepAccepted,
-    StepClosed,
-    Trained,
-)
+from fedseg.report.records import Example
 
 STEPS = {
     "AdvertiseKeys": "fresh public keys",

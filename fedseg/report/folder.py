@@ -18,20 +18,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from fedseg.errors import EARLIER, ConfigError
-from fedseg.report.records import (
-    EVENT,
-    KINDS,
+from fedseg.events import (
     Audited,
     Dropped,
     Event,
-    Example,
-    Metrics,
+    Listening,
     Rejoined,
     RoundEnded,
     StepAccepted,
     StudyStarted,
+    event_of,
     finite,
 )
+from fedseg.report.records import Example, Metrics
 
 RANKS = ("best", "median", "worst")
 
@@ -90,14 +89,15 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder}: {EARLIER}")
     path = folder / "events.jsonl"
     events = _audited(tuple(_events(path)))
-    if not events or not isinstance(events[0], StudyStarted):
+    study = next((event for event in events if not isinstance(event, Listening)), None)
+    if not isinstance(study, StudyStarted):
         raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
-    if metrics.privacy is None and events[0].mechanism != "none":
+    if metrics.privacy is None and study.mechanism != "none":
         raise ConfigError(
-            f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {events[0].mechanism!r}; "
+            f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {study.mechanism!r}; "
             "run the study again"
         )
-    run = Run(events[0], events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
+    run = Run(study, events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
     if run.study.study_hash != metrics.study_hash:
         raise ConfigError(f"{path} and metrics.json have different study hashes: the folder mixes two runs")
     finished = len({event.round for event in of_kind(run, RoundEnded)})
@@ -131,16 +131,15 @@ def _events(path: Path) -> Iterator[Event]:
     shift = last = 0.0
     for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
-            fields = json.loads(line)
-            if fields.get("kind") not in KINDS:
-                continue
-            event: Event = EVENT.validate_python(fields)
+            event = event_of(json.loads(line))
         except (json.JSONDecodeError, AttributeError) as error:
             raise ConfigError(
                 f"{path}: line {number} is cut off or not a JSON object; finish the run with --resume or run it again"
             ) from error
         except ValidationError as error:
             raise ConfigError(f"{path}: line {number}, {_first(error)}") from error
+        if event is None:
+            continue
         if isinstance(event, StudyStarted) and event.t + shift < last:
             shift = last - event.t  # a resumed run counts its seconds from zero again
         last = event.t + shift

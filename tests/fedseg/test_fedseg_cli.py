@@ -371,7 +371,7 @@ def test_resume_through_the_command_with_its_own_screen(tmp_path, capsys, monkey
 
     def stop(screen, event) -> None:
         listen(screen, event)
-        if (event["kind"], event.get("round")) == (kind, number):
+        if (event.kind, getattr(event, "round", None)) == (kind, number):
             shutil.copytree(runs, kept)
             raise how
 
