@@ -68,7 +68,7 @@ class Outcome:
     bytes_down: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
-    def ended(self, number: int, attempt: int) -> RoundEnded:
+    def ended(self, number: int, attempt: int | None) -> RoundEnded:
         """What the log has of it."""
         return RoundEnded(
             round=number,

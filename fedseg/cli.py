@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.errors import ConfigError, FedSegError
+from fedseg.errors import ConfigError, FedSegError, RoundFailedError
 from fedseg.screen import plain
-from secagg.errors import SecAggError
+from secagg.errors import ProtocolError, SecAggError
 
 if TYPE_CHECKING:
     from fedseg.study import Study
@@ -148,13 +148,17 @@ def _interrupted(runs: Path, study: "Study") -> Path:
 
 
 def _conclude(run: Path, credentials: Path | None = None) -> None:
-    """Write the report and show the figures of a complete run, and how to replay its rounds."""
+    """Write the report and show the figures of a run, and how to replay its rounds.
+
+    Raises:
+        RoundFailedError: the study is not complete, which is no success of the command.
+    """
     import json
 
     from fedseg.report import write_report
 
     report = write_report(run)
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     say(f"model {run / 'model.safetensors'}")
     say(f"report {report}")
@@ -162,12 +166,20 @@ def _conclude(run: Path, credentials: Path | None = None) -> None:
         own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
         command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
         say(f"replay every round without the coordinator: {command}")
+    if metrics["unfinished"]:
+        done, planned = metrics["protocol"]["rounds_completed"], metrics["rounds"]
+        raise RoundFailedError(
+            f"the study did not finish, {done} of {planned} rounds have a sum: {metrics['unfinished']}"
+        )
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
     dice = metrics["dice"]
     columns = {"all sites": {"mean": dice["mean"], "structures": dice["overall"]}, **dice["sites"]}
+    columns = {name: column for name, column in columns.items() if column["mean"] is not None}
+    if len(columns) == 2:  # one site's own figures are all that there is
+        del columns["all sites"]
     title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("")
@@ -176,7 +188,8 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     for name in dice["overall"]:
         table.add_row(plain(name, console=out), *(_cell(column["structures"][name]) for column in columns.values()))
     table.add_row("mean", *(_cell(column["mean"]) for column in columns.values()), style="bold")
-    out.print(table)
+    if columns:
+        out.print(table)
     for name, found in metrics["baselines"].items():
         say(f"{name}: mean Dice {_cell(found, ' ')}")
     say(privacy_sentence(metrics))
@@ -264,7 +277,12 @@ def coordinator(
         command=_command(),
     )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
-        run = coordinate(folder, options)
+        try:
+            run = coordinate(folder, options)
+        except (RoundFailedError, ProtocolError):
+            if not folder.finished:
+                raise
+            run = folder.path  # what came before is told, and the failure with it
     _conclude(run, credentials)
 
 

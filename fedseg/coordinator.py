@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
+from fedseg.account import Account
 from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
@@ -54,7 +55,7 @@ from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.files import policy_text
-from secagg.messages import Receipt
+from secagg.messages import IncludedSet, Receipt, Reports
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
@@ -121,16 +122,19 @@ class Coordinator:
         self.epsilon: dict[str, float | None] = {}
         self.shared: dict[int, dict[str, NDArray[np.float64]]] = {}
         self.dropped_before: set[str] = set()
+        self.accounts: dict[int, Account] = {}
+        self.seen: dict[str, set[int]] = {}  # rounds whose result a site's process has confirmed
         self.attempt: _Attempt | None = None
 
     async def run(self) -> Path:
         """Serve until the study is complete or too few sites are left.
 
         Returns:
-            The complete run folder.
+            The complete run folder; its metrics say where the study is not complete.
 
         Raises:
-            RoundFailedError: the sites did not come, or rounds failed again and again.
+            RoundFailedError: the sites did not come, or rounds failed again and again. The run folder is complete all
+                the same where a round was.
             ProtocolError: S-20, more than max_corrupt sites are corrupt.
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
@@ -146,14 +150,23 @@ class Coordinator:
                 reason = await self._rounds()
                 await self._last_metrics()
             except (RoundFailedError, ProtocolError) as error:  # S-20 ends a run too
-                self._dismiss(f"the coordinator gave up: {error}")
+                reason = f"the coordinator gave up: {error}"
+                self._dismiss(reason)
                 await self.mailbox.stop()
+                if self.folder.tally.completed:
+                    self._finish(reason)
                 raise
             self._dismiss(reason)
-        return self._finish()
+        return self._finish(reason)
 
     def _dismiss(self, reason: str) -> None:
+        """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
+        closing = controls.pack_round(self.book.start(model_hash(self.vector)), self.vector)
         for site in self.study.site_ids:
+            self.mailbox.send(site, controls.CLOSING, closing)
+            for number, account in self.accounts.items():
+                if number not in self.seen.get(site, ()):
+                    self.mailbox.send(site, controls.ACCOUNT, account.packed())
             self.mailbox.send(site, controls.FINISHED, Said(reason=reason[:SENTENCE]).packed())
 
     async def _rounds(self) -> str:
@@ -173,7 +186,6 @@ class Coordinator:
                 failures = 0
             except RoundFailedError as error:
                 failures += 1
-                tally.burned += 1
                 self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
                 for site in sorted(self.book.convicted - convicted):
                     self.folder.emit(Note(text=f"{site} is left out of every later round: {error}"))
@@ -218,6 +230,7 @@ class Coordinator:
                 self.ready.discard(site)
                 self.lost[site] = time.monotonic()
                 if kind == HELLO:  # a new process
+                    self.seen.pop(site, None)
                     self.waiting.pop(site, None)
                     self.shown.pop(site, None)
                     self._out_of_attempt(site)
@@ -308,6 +321,9 @@ class Coordinator:
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
+        self.accounts[number] = attempt.account()
+        for site in server.confirmations:
+            self.seen.setdefault(site, set()).add(number)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, attempted, outcome)
@@ -389,9 +405,10 @@ class Coordinator:
         while time.monotonic() < deadline and (awaited & self.ready) - self.shared.get(done, {}).keys():
             await self._hear(0.25)
 
-    def _finish(self) -> Path:
+    def _finish(self, reason: str) -> Path:
         width = len(self.study.structures)
         tally = self.folder.tally
+        tally.burned = self.book.number - 1 - tally.completed
         for entry in tally.history:
             known = list(self.shared.get(entry["completed"], {}).values()) or [np.empty((0, width))]
             pooled = np.concatenate(known)
@@ -407,7 +424,7 @@ class Coordinator:
         examples = evaluate(self.model, public, self.study)
         tally.baselines["this model on public phantom cases"] = mean_interval(examples.pooled())
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(examples))
 
 
@@ -438,6 +455,8 @@ class _Attempt:
         self._up = self._down = 0
         self._seconds: dict[str, float] = {}
         self._since = time.monotonic()
+        self._reports: Reports | None = None
+        self._included: IncludedSet | None = None
 
     def take(self, site: str, data: bytes) -> None:
         """Give a site's message to the session; one that is refused leaves no trace but a note."""
@@ -459,13 +478,25 @@ class _Attempt:
             if site in self.asked:
                 self.folder.emit(Dropped(round=self.number, site=site, after=self._last.get(site, "")))
                 self.silent.add(site)
-        replies = wire.encode_each(self.server.close_round())
+        messages = self.server.close_round()
+        for message in messages.values():
+            if isinstance(message, Reports):
+                self._reports = message
+            if isinstance(message, IncludedSet):
+                self._included = message
+        replies = wire.encode_each(messages)
         now = time.monotonic()
         self._seconds[step], self._since = now - self._since, now
         sent = sum(map(len, replies.values()))
         self._down += sent
         self.folder.emit(StepClosed(round=self.number, step=step, seconds=self._seconds[step], bytes_down=sent))
         return replies
+
+    def account(self) -> Account:
+        """Of the finished session: who shared keys and who is in the sum, signed by each."""
+        if self._reports is None or self._included is None:
+            raise RoundFailedError("the round has no result yet")
+        return Account(self._reports, self._included)
 
     def outcome(self, total: NDArray[np.float64]) -> Outcome:
         """What the finished session gives; whether it is exact only the sites could say."""

@@ -170,6 +170,7 @@ class RoundEnded(Event):
         included: U3, the sites in the sum.
         dropped: U2 without U3, the sites that shared their keys and are not in it.
         exact: whether the sum is, bit for bit, that of the included updates; None where not known.
+        attempt: None where only the account of the round is known.
         head: of the round, 32 bytes in hexadecimal.
         clip_rate: fraction of clipped values by site.
         bytes_up, bytes_down: wire bytes of the protocol, over all sites or of this one.
@@ -178,7 +179,7 @@ class RoundEnded(Event):
 
     kind: Literal["end_round"] = "end_round"
     round: int
-    attempt: int
+    attempt: int | None
     included: tuple[Words, ...]
     dropped: tuple[Words, ...]
     exact: bool | None

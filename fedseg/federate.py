@@ -207,8 +207,9 @@ def metrics_of(
     command: str,
     table: Mapping[str, Any],
     per_site: Mapping[str, float],
+    reason: str,
 ) -> dict[str, Any]:
-    """Everything that `metrics.json` holds."""
+    """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
     return {
         "format": FORMAT,
@@ -217,6 +218,8 @@ def metrics_of(
         "seed": study.study.seed,
         "seeded_no_privacy_claim": study.study.seed is not None,
         "command": command,
+        "rounds": study.study.rounds,
+        "unfinished": reason if tally.completed < study.study.rounds else "",
         "started_utc": folder.started,
         "seconds": folder.seconds,
         "parameters": parameters,

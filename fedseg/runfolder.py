@@ -64,7 +64,7 @@ class Tally:
     def add(self, ended: RoundEnded) -> None:
         """Count a completed round."""
         self.completed += 1
-        self.last_round = ended.round
+        self.last_round = max(self.last_round, ended.round)
         self.bytes_up += ended.bytes_up
         self.bytes_down += ended.bytes_down
         self.dropouts += [{"round": ended.round, "site": site} for site in ended.dropped]
@@ -138,8 +138,13 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """A run that failed before its first whole round leaves nothing behind."""
-        if error is not None and not self.tally.completed and self.path.name.endswith(PARTIAL):
+        if error is not None and not self.tally.completed and not self.finished:
             _remove(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has its final name, with all that a report needs."""
+        return not self.path.name.endswith(PARTIAL)
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint."""

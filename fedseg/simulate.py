@@ -134,12 +134,13 @@ class _Simulation:
 
     def run(self) -> Path:
         """Rounds until the study is complete or too few sites have budget left."""
-        failed = 0
+        failed, reason = 0, "the study is complete"
         if self.folder.tally.last_round and not self._scored():
             self._score()
         while self.folder.tally.completed < self.study.study.rounds:
             sites = self._charged()
             if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
+                reason = "too few sites have budget left for another round"
                 break
             number, attempt = self.aggregator.number, self.book.attempt
             try:
@@ -147,12 +148,11 @@ class _Simulation:
                 failed = 0
             except (RoundFailedError, ProtocolError) as error:
                 failed += 1
-                self.folder.tally.burned += 1
                 self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
                 self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
                 if failed == ATTEMPTS or isinstance(error, ProtocolError):  # S-20
                     raise
-        return self._finish()
+        return self._finish(reason)
 
     def _charged(self) -> list[str]:
         """Charge the next whole round at every site; a site whose budget it would pass has left."""
@@ -228,13 +228,14 @@ class _Simulation:
         )
         folder.checkpoint(self.model, self.book)
 
-    def _finish(self) -> Path:
+    def _finish(self, reason: str) -> Path:
+        self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
         scores = evaluate(self.model, self.cohort, self.study)
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table = dice_table(scores, trained, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(scores))
 
 

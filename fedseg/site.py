@@ -7,6 +7,7 @@ dropout and joins the next round.
 """
 
 import asyncio
+import contextlib
 import copy
 import secrets
 import threading
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
+from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
@@ -57,7 +59,7 @@ from secagg import (
     wire,
 )
 from secagg.files import policy_text
-from secagg.messages import FromClient, Reports, Result, RoundStart, SlotMasks
+from secagg.messages import FromClient, Receipt, Reports, Result, RoundStart, SlotMasks
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
@@ -67,6 +69,9 @@ from secagg.state import SHARE_REPORT
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
+
+FAREWELL_SECONDS = 5.0
+"""How long a site that failed tries to say so."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +127,15 @@ class Site:
         self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
+        self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
+        self.receipts: tuple[Receipt, ...] = ()
         self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
 
     async def run(self) -> Path:
         """Take part until the coordinator says that the study is over.
 
         Returns:
-            The site's own complete run folder, with its local figures.
+            The site's own complete run folder, with its local figures; its metrics say where the study is not complete.
 
         Raises:
             ConfigError, AbortedError: the coordinator refuses this site or is not there.
@@ -144,13 +151,19 @@ class Site:
                 while (reason := await self._next()) is None:
                     pass
             except FedSegError as error:
-                public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
-                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
+                await self._failed(error)
                 raise
             finally:
                 self._end_round()
         self.folder.emit(Note(text=reason))
-        return self._finish()
+        return self._finish(reason)
+
+    async def _failed(self, error: FedSegError) -> None:
+        """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""
+        public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
+        with contextlib.suppress(AbortedError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
@@ -169,12 +182,13 @@ class Site:
                 await self._after_waiting()
             case controls.METRICS:
                 await self._evaluated()
-                start, vector = unpack_round(received.payload)
-                start.verify(self.federation.server_key, "C-01")
-                if start.model_hash != model_hash(vector):
-                    raise RoundFailedError("the coordinator sent another model than its signed round start names")
-                self._adopt(start, vector)
+                self._take_model(*unpack_round(received.payload))
                 await self._evaluate(copy.deepcopy(self.model), self.completed)
+            case controls.CLOSING:
+                await self._evaluated()
+                self._close(*unpack_round(received.payload))
+            case controls.ACCOUNT:
+                self._catch_up(Account.unpacked(received.payload))
             case controls.FINISHED:
                 await self._evaluated()
                 return unpacked(Said, received.payload, "the coordinator").reason
@@ -305,6 +319,13 @@ class Site:
         assign(self.model, vector)
         self.completed = len(start.missed)
 
+    def _take_model(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """A model that is signed like any other, outside a round."""
+        start.verify(self.federation.server_key, "C-01")
+        if start.model_hash != model_hash(vector):
+            raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        self._adopt(start, vector)
+
     async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
         loop, number = asyncio.get_running_loop(), current.number
         epsilon = spent(self.ledger, self.study) if self.study.private else None
@@ -372,6 +393,7 @@ class Site:
                 flatten(self.model), dequantize(total, self.policy), current.session.included, self.policy
             )
             self.next_model = (current.session.head, model_hash(following))
+            assign(self.model, following)
             self._audit(current.number, "total", total)
             self._record(current)
             self.round = None
@@ -450,6 +472,7 @@ class Site:
         if self.study.private:
             epsilon = spent(self.ledger, self.study)
             self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=epsilon))
+        self.seen[current.number] = head
         self.folder.end_round(self.model, None, outcome.ended(current.number, current.attempt))
 
     async def _evaluated(self) -> None:
@@ -473,13 +496,30 @@ class Site:
             rows = sorted([None if np.isnan(v) else float(v) for v in row] for row in values)
             await self.mailbox.send(controls.METRICS, Metrics(round=completed, rows=rows).packed())
 
-    def _finish(self) -> Path:
+    def _close(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """The end of the run: the last model, and every receipt."""
+        self._end_round()
+        self._take_model(start, vector)
+        self.receipts = chained(start.missed, self.seen)
+        self.folder.tally.burned = start.round_number - 1 - len(self.receipts)
+
+    def _catch_up(self, account: Account) -> None:
+        """Write down a round that this process did not see to its end."""
+        receipt = account.proved(self.receipts, self.federation.roster)
+        if receipt.round_number in self.seen:
+            return
+        self.seen[receipt.round_number] = receipt.head
+        included = tuple(account.included.by_id)
+        outcome = Outcome(np.zeros(0), included, account.dropped, receipt.head, None, {})
+        self.folder.end_round(self.model, None, outcome.ended(receipt.round_number, None))
+
+    def _finish(self, reason: str) -> Path:
         scores: Scores = evaluate(self.model, {self.me: self.data}, self.study)
         table = dice_table(scores, {self.me: len(self.data.patients)}, self.study)
         per_site = {self.me: spent(self.ledger, self.study)}
         self.folder.emit(Ended(seconds=self.folder.seconds))
         self.folder.checkpoint(self.model, None)
-        metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site)
+        metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(scores))
 
 

@@ -20,13 +20,12 @@ from pydantic import ValidationError
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import (
     Audited,
-    Dropped,
     Event,
     Listening,
-    Rejoined,
     RoundEnded,
     StepAccepted,
     StudyStarted,
+    Trained,
     event_of,
     finite,
 )
@@ -65,10 +64,34 @@ def of_kind(run: Run, kind: type[E], round_number: int | None = None) -> list[E]
     return [event for event in events if isinstance(event, kind)]
 
 
-def came_back(run: Run, drop: Dropped) -> Rejoined | StepAccepted | None:
-    """The first sign of a site in a round after the one that it dropped from, None if it stayed away."""
-    signs = (event for event in run.events if isinstance(event, Rejoined | StepAccepted) and event.round > drop.round)
-    return next((sign for sign in signs if sign.site == drop.site), None)
+def ended(run: Run) -> list[RoundEnded]:
+    """The completed rounds by their numbers; a site may have learned of one later."""
+    return sorted(of_kind(run, RoundEnded), key=lambda end: end.round)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A site that shared its keys in a completed round and is not in the sum; `back`, where it is in one again."""
+
+    round: int
+    site: str
+    back: int | None
+
+
+def dropouts(run: Run) -> list[Dropout]:
+    """All dropouts, the same at every party: they follow from what sites signed, not from what one party saw."""
+    ends = ended(run)
+    return [
+        Dropout(end.round, site, next((o.round for o in ends if o.round > end.round and site in o.included), None))
+        for end in ends
+        for site in end.dropped
+    ]
+
+
+def seen(run: Run) -> list[str]:
+    """Sites of whose work this party saw something: all for a coordinator, itself for a site."""
+    active = {event.site for event in run.events if isinstance(event, StepAccepted | Trained)}
+    return [site for site in run.study.sites if site in active] or list(run.study.sites)
 
 
 def read_run(folder: Path) -> Run:

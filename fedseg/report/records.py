@@ -97,6 +97,7 @@ class Metrics(Record):
     study: str
     study_hash: str
     seeded_no_privacy_claim: bool = False
+    unfinished: str = ""
     command: str = ""
     started_utc: str = ""
     seconds: float

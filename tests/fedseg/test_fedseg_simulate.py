@@ -102,7 +102,8 @@ def test_too_few_survivors_burn_the_round_and_stay_charged(tmp_path):
         events = verify(run / "ledger" / f"{site}.jsonl")
         assert [event.round_number for event in events.values()] == [1, 2]
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["protocol"]["rounds_completed"] == 1
+    assert (metrics["protocol"]["rounds_completed"], metrics["protocol"]["burned"]) == (1, 1)
+    assert metrics["unfinished"] == "too few sites have budget left for another round"
     assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.01)
 
 
