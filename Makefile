@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model clean
+.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model docs walks clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -16,6 +16,7 @@ help:
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
+	@echo "make docs    the site of docs/ in build/site, strictly; make walks: lines of the code that docs/ names"
 	@echo "make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
@@ -74,6 +75,14 @@ chromium:
 model:
 	@command -v spin gcc >/dev/null || { apt-get update -qq && apt-get install -y -qq spin gcc; }
 	@$(PYTHON) audits/model/check.py
+
+docs: $(STAMP) walks
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+walks:
+	@$(PYTHON) docs/tools/lines.py
 
 clean:
 	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

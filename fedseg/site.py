@@ -9,6 +9,7 @@ dropout and joins the next round.
 import asyncio
 import contextlib
 import copy
+import json
 import secrets
 import threading
 import time
@@ -60,6 +61,7 @@ from secagg import (
 )
 from secagg.files import policy_text
 from secagg.messages import FromClient, Receipt, Reports, Result, RoundStart, SlotMasks
+from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize, unpack
 from secagg.rpc.client import MailboxClient
@@ -72,6 +74,10 @@ OWN_MARKS = ("C-03", "C-14", "C-24")
 
 FAREWELL_SECONDS = 5.0
 """How long a site that failed tries to say so."""
+
+
+NEXT_MODELS = "next-models.json"
+"""In the state folder: which model follows the last round of each run."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,9 @@ class Site:
         self.completed = 0
         self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
         self.receipts: tuple[Receipt, ...] = ()
-        self.next_model = (b"", b"")  # head of the last round that this site saw to its end, hash of the model it gives
+        self.session = session_id(self.policy, self.federation.roster)
+        self.run_key = f"{self.session.hex()}/{self.federation.training_run}"
+        self.next_model = self._next_models().get(self.run_key, ["", ""])
 
     async def run(self) -> Path:
         """Take part until the coordinator says that the study is over.
@@ -286,6 +294,12 @@ class Site:
         except ProtocolError as error:
             told = "; is the study file the same at every party?" if error.check == "C-23" else ""
             raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
+        if (last := self._unshown()) is not None:
+            said = (
+                f"nothing shows this site that round {last.round_number}, the last finished one, was one of its cohort"
+            )
+            await self._wait(said, [last.round_id])
+            return
         self._adopt(start, vector)
         try:
             charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
@@ -304,7 +318,7 @@ class Site:
             self.folder.emit(Note(text=str(error)))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
-        self.round = _Round(session, start.round_number, start.attempt)
+        self.round = _Round(session, start.round_number, start.attempt, flatten(self.model))
         self.round.training = asyncio.create_task(self._train(self.round, model))
         await self._send(self.round, first)
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
@@ -314,7 +328,7 @@ class Site:
         if vector.shape != (self.policy.length,):
             raise RoundFailedError("the coordinator sent a model of another length than the study's")
         head, expected = self.next_model
-        if start.previous_head == head and start.model_hash != expected:
+        if start.previous_head.hex() == head and start.model_hash.hex() != expected:
             raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
         assign(self.model, vector)
         self.completed = len(start.missed)
@@ -325,6 +339,30 @@ class Site:
         if start.model_hash != model_hash(vector):
             raise RoundFailedError("the coordinator sent another model than its signed round start names")
         self._adopt(start, vector)
+
+    def _unshown(self) -> Receipt | None:
+        """The last finished round, where only the coordinator says that it was; its transcript shows a quorum.
+
+        On a round that it invented a coordinator could build any model, and sum the same updates again.
+        """
+        run = self.federation.training_run
+        with self.store.transaction() as marks:
+            last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
+            known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
+        return None if known or self.study.private else last
+
+    def _next_models(self) -> dict[str, list[str]]:
+        """By run: the head of the last round that this site saw to its end, and the hash of the model that it gives."""
+        kept = self.options.state / NEXT_MODELS
+        return dict(json.loads(kept.read_text(encoding="utf-8"))) if kept.is_file() else {}
+
+    def _expect(self, head: bytes, following: bytes) -> None:
+        """Only this model follows, also after a restart: another could give the last round's updates again."""
+        self.next_model = [head.hex(), following.hex()]
+        kept = self.options.state / NEXT_MODELS
+        beside = kept.with_suffix(".part")
+        beside.write_text(json.dumps({**self._next_models(), self.run_key: self.next_model}), "utf-8")
+        beside.replace(kept)
 
     async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
         loop, number = asyncio.get_running_loop(), current.number
@@ -390,9 +428,9 @@ class Site:
             length = self.policy.length
             total = unpack(message.total, length + self.policy.slots, self.policy.bits)[:length]
             following = fed_avg(
-                flatten(self.model), dequantize(total, self.policy), current.session.included, self.policy
+                current.opened_on, dequantize(total, self.policy), current.session.included, self.policy
             )
-            self.next_model = (current.session.head, model_hash(following))
+            self._expect(current.session.head, model_hash(following))
             assign(self.model, following)
             self._audit(current.number, "total", total)
             self._record(current)
@@ -524,10 +562,11 @@ class Site:
 
 
 class _Round:
-    """A round that this site takes part in; `over` stops its training at the next step."""
+    """A round that this site takes part in, on the model that it was opened on; `over` stops its training."""
 
-    def __init__(self, session: ClientSession, number: int, attempt: int) -> None:
+    def __init__(self, session: ClientSession, number: int, attempt: int, opened_on: NDArray[np.float32]) -> None:
         self.session, self.number, self.attempt = session, number, attempt
+        self.opened_on = opened_on  # the site's model may be another by the end: one to be evaluated comes at any time
         self.training: asyncio.Task[NoisedUpdate] | None = None
         self.over = threading.Event()
         self.provided = False

@@ -15,6 +15,7 @@ from secagg.errors import (
     AbortedError,
     AuthenticationError,
     ConfigError,
+    ExposureError,
     InconsistentViewError,
     MalformedMessageError,
     ShareError,
@@ -302,7 +303,10 @@ class Advertised(State):
         claims = verify_claims(own, roster)
         if not own.round.private:
             with own.store.transaction() as marks:
-                marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
+                try:
+                    marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
+                except ExposureError as error:
+                    raise error.said_by(claimants(roster, error.round_ids)) from None
         self_seed = secrets.token_bytes(32)
         others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
@@ -370,6 +374,11 @@ def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
             if same or endorsers > policy.max_corrupt:
                 concerning[claim.round_id] = claim
     return tuple(concerning.values())
+
+
+def claimants(roster: Roster, round_ids: Collection[bytes]) -> list[str]:
+    """Who claims a release of one of these rounds."""
+    return [u for u, entry in roster.by_id.items() if any(claim.round_id in round_ids for claim in entry.exposing)]
 
 
 # --- Round 1b: ShareReport ---------------------------------------------------------------------------------------

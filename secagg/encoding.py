@@ -15,15 +15,17 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 """Bytes, maybe somebody else's: vectors are passed on without being copied."""
 
 _SIZES = [size.to_bytes(4, "big") for size in range(256)]
+"""The length prefixes of short fields, made once: a round encodes thousands of hashes, keys and ids."""
 
 Field: TypeAlias = "Buffer | str | int | Sequence[Field]"
 
 
 def encode(purpose: str, *fields: Field) -> bytes:
-    """The label of `purpose` under this protocol version, then every field, each length-prefixed: injective.
+    """The bytes that are signed, hashed or sealed for a purpose; other purposes or fields never give the same bytes.
 
-    A field is u32 big-endian length and bytes; text is ASCII, an integer is u64 big-endian, a sequence is its u32
-    count and then its encoded items.
+    First comes the label, which names this protocol version and the purpose, then every field. A field is its length
+    (u32 big-endian) and its bytes: text as ASCII, an integer as u64 big-endian, a sequence as its count (u32) followed
+    by its items, each encoded as a field.
 
     Raises:
         ValueError: text outside ASCII, or an integer outside 0..2^64-1 (our mistake; peers' input is checked before).

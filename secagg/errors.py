@@ -77,6 +77,11 @@ class ExposureError(AbortedError):
         self.check = check
         self.round_ids = tuple(round_ids)
 
+    def said_by(self, client_ids: Iterable[str]) -> "ExposureError":
+        """The same, with who claims it: its operator is whom to ask."""
+        message = f"claimed by {', '.join(client_ids)}: " + str(self).removeprefix(f"[{self.check}] ")
+        return ExposureError(self.check, self.round, message, self.round_ids)
+
 
 class ComplaintError(AbortedError):
     """Two clients contradict each other; the next attempt leaves out one end of each complaint.

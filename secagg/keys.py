@@ -161,11 +161,11 @@ class MaskKey(Secret):
         return bytes(self._seed)
 
     def pair_secret(self, peer: str) -> bytes:
-        """r_uv for the peer v with u < v: 32 bytes; empty in the X25519 suite, which has none."""
+        """r_uv for a peer v in whose pair this client is the dealer: 32 bytes; empty in the X25519 suite."""
         return self._derive("pair", peer) if self.kem_public else b""
 
     def open_pair(self, info: bytes, envelope: bytes) -> bytes:
-        """r_vu that the peer v sealed to `kem_public`. ValueError if it does not open, or without such a key."""
+        """r_vu that the dealer v sealed to `kem_public`. ValueError if it does not open, or without such a key."""
         if not self.kem_public:
             raise ValueError("the X25519 suite has no sealed pair secrets")
         return _open(self._suite, self._kem, info, envelope)

@@ -137,7 +137,10 @@ class Policy:
 
     @property
     def threshold(self) -> int:
-        """T = q = floor((n + c) / 2) + 1: shares that open a secret, and attestations that open a round."""
+        """Shares that open a secret, and attestations that open a round: t = q = floor((n + c) / 2) + 1.
+
+        Two sets of t clients have more than c in common, hence an honest one, and an honest client signs one set.
+        """
         return (self.clients + self.max_corrupt) // 2 + 1
 
     @property
@@ -147,7 +150,10 @@ class Policy:
 
     @property
     def bits_needed(self) -> int:
-        """Smallest modulus width at which n honest values cannot wrap, constant slots included."""
+        """Smallest modulus width at which the sum of n honest values cannot wrap.
+
+        The sum lies between -n and n times `largest_value`, so 2^b has to be larger than 2 n times it.
+        """
         return (2 * self.clients * self.largest_value).bit_length()
 
     @property
@@ -162,11 +168,11 @@ class Policy:
 
     @property
     def largest_weight(self) -> float:
-        """The weight that maps to full scale: the largest given, at least 1 unless every client has a smaller one."""
+        """The weight at which `clip_range` becomes `largest_value`: the largest; a client without one counts as 1."""
         return max([*self.weights.values(), *([1.0] if len(self.weights) < self.clients else [])])
 
     def bound(self, client_id: str) -> int:
-        """Magnitude of the largest quantised value of this client, exact: `largest_value` scaled by its weight."""
+        """Magnitude of the largest integer that this client's values become: `largest_value` scaled by its weight."""
         share = Fraction(float(self.weight(client_id))) / Fraction(float(self.largest_weight))
         return math.ceil(self.largest_value * share)
 

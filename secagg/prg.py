@@ -201,7 +201,7 @@ class Stream:
         """(n,) uniform in 0..below-1, without bias. ValueError unless 1 <= below <= 2^63."""
         if not 1 <= below <= 2**63:
             raise ValueError("below must be 1 to 2^63")
-        last = np.uint64(2**64 - 2**64 % below - 1)
+        last = np.uint64(2**64 - 2**64 % below - 1)  # words above it would make small remainders more likely
         kept: NDArray[np.uint64] = np.empty(0, np.uint64)
         while len(kept) < n:
             fresh = self.words64(n - len(kept))
@@ -210,7 +210,7 @@ class Stream:
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """(n,) uniform random order of 0..n-1: the order of n distinct random keys."""
-        while True:
+        while True:  # again only where two keys are equal, which would prefer one order
             keys = self.words64(n)
             order = np.argsort(keys)
             if (np.diff(keys[order]) != 0).all():

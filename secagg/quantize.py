@@ -26,12 +26,16 @@ except ImportError:  # installed without a compiler
 KERNEL = _kernel is not None
 """Whether the compiled kernel is in use: the same bytes in less time (docs/performance.md)."""
 
-BLOCK = 1 << 16  # values
+BLOCK = 1 << 16
+"""Values that are packed together: the wire format's blocks, and few enough for the cache."""
+
 _WIDTHS = (64, 32, 16, 8, 4, 2, 1)
 _LANE_MASKS = {4: 0x0F0F, 2: 0x03030303}
 _QUANTIZE_CHUNK = 1 << 16  # values: few enough for the cache, enough to outweigh the calls
 _STEP = 2.0**32  # one integer, in units of the last random bit
-# A float64 whose last mantissa bit is worth one integer, and stays so with up to 2^51 of them added or taken away.
+# A float64 has 52 bits behind the leading one. From 2^52 to 2^53 (times _STEP) the last of them is worth one integer:
+# adding this number rounds the fraction away, and the low bits of the sum are the integer in two's complement. It lies
+# in the middle (1.5), so that up to 2^51 integers can be added or taken away without leaving that range.
 _MAGIC = 1.5 * 2.0**52 * _STEP
 _MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
 
@@ -111,9 +115,9 @@ class Quantised:
             self._round(out[start : start + _QUANTIZE_CHUNK])
 
     def _round(self, out: NDArray[Any]) -> None:
-        """Adds a signed uniform word below the point, then a number so large that nothing below the point is left.
+        """Rounds the next values stochastically into `out`: adds a random fraction, then lets `_MAGIC` round.
 
-        The low bits of that sum's mantissa are the rounded integer in two's complement.
+        All values here are in units of 2^-32 of an integer, so that a random 32-bit word is a random fraction.
         """
         part = self._update[self._read : self._read + len(out)]
         self._read += len(out)
@@ -216,9 +220,14 @@ def pack(vector: NDArray[Any], bits: int) -> bytes:
     return out.tobytes()
 
 
+def _as_words(vector: NDArray[Any], bits: int) -> bool:
+    """Whether the kernel, which sees bytes only, would read this vector as it is meant."""
+    return vector.dtype == dtype_for(bits) and vector.flags.c_contiguous
+
+
 def pack_into(vector: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
     """`pack` into an array of `packed_size(d, bits)` bytes."""
-    if _kernel is not None and vector.flags.c_contiguous and out.flags.c_contiguous:
+    if _kernel is not None and _as_words(vector, bits) and out.flags.c_contiguous:
         _kernel.pack_into(vector, out, bits)
         return
     for where, octets in _blocks(len(vector), bits, out):
@@ -237,7 +246,7 @@ def accumulate(total: NDArray[Any], data: Buffer, bits: int) -> None:
         ValueError: another length than d values take, or padding bits that are not zero; `total` is then unchanged.
     """
     packed = _checked(data, len(total), bits)
-    if _kernel is not None and total.flags.c_contiguous:
+    if _kernel is not None and _as_words(total, bits):
         _kernel.add_packed(total, packed, bits)
         return
     for where, values in unpacked(data, len(total), bits):

@@ -17,6 +17,8 @@ SECRET_BYTES = 32
 SHARE_BYTES = 33
 MAX_POSITION = 256
 _MULTIPLE = 2 ** (8 * SHARE_BYTES) // PRIME * PRIME
+"""The largest multiple of p that 33 bytes can hold. Below it every remainder modulo p is equally likely; a draw at or
+above it is thrown away, because it would make small remainders a little more likely."""
 
 
 def split(secret: bytes, threshold: int, positions: Sequence[int]) -> list[bytes]:
@@ -74,7 +76,7 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 
 
 def _uniform(count: int) -> list[int]:
-    """Field elements without bias: 33 random bytes modulo p, drawn again where they lie above the last multiple of p.
+    """Field elements without bias: 33 random bytes modulo p, drawn again where they are not below `_MULTIPLE`.
 
     `secrets.randbelow(PRIME)` would throw every second draw away and ask the operating system for each alone.
     """

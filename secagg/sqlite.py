@@ -1,9 +1,9 @@
 """Durable marks of one data set, in one SQLite file shared by all processes that train on it.
 
 What is marked, and what it stops, is in `secagg.store`; this is where it lies. Must never: forget a mark, return before
-it is on the disk, or let two processes look at once. Restoring an old copy of the file brings old marks back: never do
-that. Write-ahead logging needs a local disk, not a network share. Specification: docs/spec.md, section "Between the
-rounds".
+it is on the disk, or let two processes look at once. After each transaction all of it is in this one file, which may be
+moved, also after its process was killed. Restoring an old copy of it brings old marks back: never do that. It needs a
+local disk, whose locks work, not a network share. Specification: docs/spec.md, section "Between the rounds".
 """
 
 import json
@@ -97,8 +97,8 @@ class SqliteStore:
 
     def _open(self, data_set: str) -> None:
         with self._described_errors():
-            self._switch_to_write_ahead_log()
-            self._database.execute("PRAGMA synchronous = FULL")
+            self._switch_to_rollback_journal()
+            self._database.execute("PRAGMA synchronous = EXTRA")
         with self._exclusive():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -135,12 +135,13 @@ class SqliteStore:
                 self._database.execute(f"ALTER TABLE {table} RENAME TO version_1_{table}")
         self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
-    def _switch_to_write_ahead_log(self) -> None:
-        # SQLite ignores the lock timeout here when several processes open a new file at once.
+    def _switch_to_rollback_journal(self) -> None:
+        # A write-ahead log holds marks in a second file: whoever moves the first one alone would lose them. To leave it
+        # (as earlier versions made it), no other process may have the file open; SQLite ignores the lock timeout here.
         give_up = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA journal_mode = DELETE")
                 return
             except sqlite3.OperationalError:
                 if time.monotonic() > give_up:

@@ -116,7 +116,7 @@ class Marks:
                 self._put(accepted, {**self._get(accepted, {}), "used_by": slot.hash.hex()})
             self._put(_key("used", slot.hash), used)
         self._put(highest, slot.round_number)
-        self._put(f"{highest}/{slot.round_number}", {"attempt": slot.attempt, "event": event_id})
+        self._put(f"{highest}/{slot.round_number}", {"attempt": slot.attempt, "event": event_id, "private": private})
         self._put("contribution", slot.hash.hex())
 
     def release(self, slot: Slot, claim: ReleaseClaim, private: bool) -> None:
@@ -142,7 +142,12 @@ class Marks:
             release = {"round_id": claim.round_id.hex(), "name": str(slot), "claim": _claim_fields(claim)}
             on_model = f"model/{claim.model_hash.hex()}"
             self._put(on_model, [*self._get(on_model, []), release])
-            self._put("open", None if self.replayed(claim.round_id) else release)
+            if not self.replayed(claim.round_id):
+                waiting = _key("waiting", slot.session, slot.training_run)
+                self._put(waiting, {**self._get(waiting, {}), claim.round_id.hex(): release})
+                self._put("open", release)
+            else:
+                self._put("open", None)
 
     def finish(self, session: bytes, training_run: str, receipts: Sequence[Receipt]) -> None:
         """Append finished rounds to the hash-chained log of a run: all of them, or none.
@@ -181,6 +186,10 @@ class Marks:
         cleared = [round_id.hex(), *(done for done, same in self._used(slot).items() if same)]
         for done in cleared:  # the first time counts: one that comes again would expose attempts joined in between
             self._entries.setdefault(f"replayed/{done}", json.dumps(self._get("joins", 0)))
+        key = _key("waiting", slot.session, slot.training_run)
+        waiting = self._get(key, {})
+        if waiting.keys() & set(cleared):
+            self._put(key, {done: release for done, release in waiting.items() if done not in cleared})
         if (release := self.open_release) is not None and release.round_id.hex() in cleared:
             self._put("open", None)
 
@@ -224,24 +233,38 @@ class Marks:
         return used
 
     def _exposed_by(self, slot: Slot, claims: Collection[ReleaseClaim]) -> list[ReleaseClaim]:
-        """The claims that expose the live attempt."""
+        """The claims that expose the live attempt.
+
+        One of another session does so only where this data set added to that round, with an update that was not
+        private: who is not in that sum stays in every difference with it, and nobody can stop others with rounds of
+        theirs.
+        """
         live = self._require_live(slot)
         return [
             claim
             for claim in claims
-            if self._get(f"replayed/{claim.round_id.hex()}", live["join"]) >= live["join"]
-            or (claim.model_hash.hex() == live["model"] and not _same_run(claim, slot))
+            if (claim.session == slot.session or self._added_to(claim))
+            and (
+                self._get(f"replayed/{claim.round_id.hex()}", live["join"]) >= live["join"]
+                or (claim.model_hash.hex() == live["model"] and not _same_run(claim, slot))
+            )
         ]
 
+    def _added_to(self, claim: ReleaseClaim) -> bool:
+        contribution = f"{_key('contributed', claim.session, claim.training_run)}/{claim.round_number}"
+        return not self._get(contribution, {"private": True})["private"]
+
     def _exposing(self, slot: Slot, model_hash: bytes) -> list[Release]:
-        """The own releases that expose an attempt, the open one last."""
+        """The own releases that expose an attempt, the open one last.
+
+        Of the same run whatever is not accounted for, also on another model: an acceptance for a round of another run
+        has settled nothing here. Of other runs what was on this very model.
+        """
+        waiting = self._get(_key("waiting", slot.session, slot.training_run), {}).values()
         on_model = [_release_of(kept) for kept in self._get(f"model/{model_hash.hex()}", [])]
-        again = [
-            release
-            for release in on_model
-            if not self.replayed(release.round_id) or (release.claim and not _same_run(release.claim, slot))
-        ]
-        return list({r.round_id: r for r in (*again, self.open_release) if r is not None}.values())
+        elsewhere = [release for release in on_model if release.claim and not _same_run(release.claim, slot)]
+        own = [*elsewhere, *map(_release_of, waiting), self.open_release]
+        return list({release.round_id: release for release in own if release is not None}.values())
 
     # --- What is known ------------------------------------------------------------------------------------------------
 
@@ -365,12 +388,12 @@ class MemoryStore:
 
 
 def _exposed(check: str, step: str, rounds: Mapping[bytes, str]) -> ExposureError:
-    who = "this site" if check == "C-05" else "another site of this cohort"
+    who = "this site did send" if check == "C-05" else "another site of this cohort says that it sent"
     named = "; ".join(f"{name} ({round_id.hex()})" for round_id, name in rounds.items())
     return ExposureError(
         check,
         step,
-        f"{who} did send unmasking shares for {named}, and this attempt may be about the same updates: the server "
+        f"{who} unmasking shares for {named}, and this attempt may be about the same updates: the server "
         "could hold that sum, and its difference to another one without some site is what that site sent. Replay the "
         "transcript of that round; where there is none, or it was on this very model, let the operator accept its "
         "exposure by name",

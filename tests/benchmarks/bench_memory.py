@@ -102,7 +102,9 @@ class Client(Party):
         super().__init__(setting)
         policy, roster, context = setting.round()
         self.index = setting.names.index(name)
-        self.session = secagg.ClientSession(policy, name, setting.key(name), roster, context, secagg.MemoryStore())
+        self.session = secagg.ClientSession(
+            policy, name, setting.key(name), roster, secagg.unchecked_round(context), secagg.MemoryStore()
+        )
 
     def begin(self) -> None:
         with self.meter.of("own"):

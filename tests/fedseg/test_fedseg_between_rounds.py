@@ -11,21 +11,24 @@ import pytest
 from federation import ASKED, COORDINATOR, Federation
 from tiny import tiny_study
 
-from fedseg import exposure
+from fedseg import controls, exposure
 from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data import load_site
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.federate import fed_avg
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
-from fedseg.update import LocalUpdate, NoisedUpdate
-from secagg import Policy, RoundBook, SigningKey, dequantize, masking
+from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
+from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
+from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
+from secagg.state import next_head
 from secagg.store import Marks
 from secagg.transcript import verify
 
@@ -499,5 +502,103 @@ def test_with_differential_privacy_a_burned_round_keeps_nobody_out(tmp_path):
             await federation.finished()
         assert [event["round"] for event in federation.of(COORDINATOR, "end_round")] == [2]
         assert not any(ASKED in federation.said(site) for site in FIVE)
+
+    asyncio.run(scenario())
+
+
+# --- The next model: what the last one and the sum give, whatever the coordinator sends in between ------------------
+
+
+class Rewinding(Coordinator):
+    """Sends a model to evaluate just before the result, such that with the sum it gives the old model again."""
+
+    async def run(self) -> Path:
+        honest = self.mailbox.send
+
+        def send(site: str, kind: str, payload: bytes) -> None:
+            if kind == controls.PROTOCOL and isinstance(wire.decode_from_server(payload), Result):
+                server = self.attempt.server
+                forward = fed_avg(self.vector, dequantize(server.result, self.policy), server.included, self.policy)
+                self.back = (2 * self.vector - forward).astype(np.float32)
+                start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
+                honest(site, controls.METRICS, controls.pack_round(start.sign(self.book.signing_key), self.back))
+            honest(site, kind, payload)
+
+        self.mailbox.send = send
+        return await super().run()
+
+    def _record(self, number, attempt, outcome) -> None:
+        super()._record(number, attempt, outcome)
+        self.vector = fed_avg(self.back, outcome.total, outcome.included, self.policy)
+
+
+def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):
+    """Otherwise round 2 would be about the updates of round 1 again, and every site could be left out of it."""
+
+    async def scenario() -> None:
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Rewinding) as federation:
+            federation.start()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
+class Repeating(Coordinator):
+    """Opens every round on the model of the first, once the sites were started again."""
+
+    again = asyncio.Event()
+
+    async def _gather(self) -> list[str]:
+        while self.book.number > 1 and not self.again.is_set():
+            await self._hear(0.05)
+        return await super()._gather()
+
+    def _record(self, number, attempt, outcome) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
+        super()._record(number, attempt, outcome)
+        self.vector = before
+
+
+def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path):
+    async def scenario() -> None:
+        Repeating.again = asyncio.Event()
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Repeating) as federation:
+            federation.start()
+            await federation.until(lambda: all(list(tmp_path.glob(f"{site}/*/transcripts/*")) for site in FIVE[:3]))
+            federation.kill(*FIVE[:3])
+            await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+            federation.start()
+            Repeating.again.set()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
+class Inventing(Coordinator):
+    """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
+
+    def _record(self, number, attempt, outcome) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
+        super()._record(number, attempt, outcome)
+        run, head, hashes = self.book.training_run, self.book.head, (b"r" * 32, b"a" * 32, b"t" * 32)
+        self.book.completed(Receipt(run, 2, *hashes, head, next_head(head, *hashes)).sign(self.book.signing_key))
+        self.vector = before
+
+
+def test_a_round_that_nobody_took_part_in_moves_no_site_to_another_model(tmp_path):
+    async def scenario() -> None:
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Inventing) as federation:
+            federation.start()
+            await federation.until(lambda: all(federation.asked(site) for site in FIVE[:3]))
+            assert len(federation.of(COORDINATOR, "end_round")) == 1
+            assert {event["round"] for event in federation.of(COORDINATOR, "step")} == {1}
+        for site in FIVE[:3]:
+            assert "round 2, the last finished one, was one of its cohort" in federation.said(site)
+            assert (b"r" * 32).hex() in federation.asked(site)[-1]
 
     asyncio.run(scenario())

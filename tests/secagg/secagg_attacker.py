@@ -4,37 +4,42 @@ Knowledge model. The attacker is the server, everybody who listens, and at most 
 key. It has
 
 - every masked input y that an honest client ever produced, delivered or not: one equation over Z/2^b,
-  y_u = x_u + mask of b_u + sum of +- masks of the pairs of u, in which x_u and every mask are unknowns. A mask is named
-  by the bytes of its *real* seed, taken from the real state of the client: equal seeds are one unknown, different seeds
-  are independent ones. So a seed that is reused, shared by two clients or not bound to its round shows by itself;
+  y_u = x_u + mask of b_u + sum of +- masks of the pairs of u, in which x_u and every mask are unknowns. A mask is a
+  word: the bytes of its *real* seed, taken from the real state of the client, and its place in that seed's keystream.
+  Equal words are one unknown, different ones are independent. So a seed that is reused, shared by two clients or not
+  bound to its round shows by itself;
 - every Shamir share that a corrupt client can open with its real channel key, and every share that an honest client
   released: one equation over GF(p) in the secret and the other coefficients of its dealer's polynomial;
-- every secret that was released or belongs to a corrupt client.
+- every secret that was released or belongs to a corrupt client;
+- every word of a keystream that an honest client shows in Blame, found by its bytes wherever in the keystream it lies:
+  a server that lies asks everybody who released for them.
 
 A secret is known when the shares determine it: a matter of rank over GF(p), after which it is computed and held against
 its public key or commitment. A known s_u opens every pair mask of u, a known b_u its self mask. What is left of the
 equations is eliminated over Z/2^b, and every combination of inputs that is free of unknown masks is found, with its
 value, which is held against the real inputs: a model that is not the code fails right there.
 
-Limits. Generator, key agreement, envelopes and hashes are symbols: an unknown seed says nothing about its mask, an
-envelope nothing about its content, and nobody forges a signature. `quantum` gives away every X25519 secret of recorded
-traffic. Time, sizes and traffic are not modelled. d = 1: coordinates are masked by different words of the same
-keystreams, so that more of them repeat the same equations in other unknowns. What the allowed sum itself says about an
-input is not a question for this file.
+Limits. Generator, key agreement, envelopes and hashes are symbols: an unknown seed says nothing about its words, a word
+nothing about the others, an envelope nothing about its content, and nobody forges a signature. `quantum` gives away
+every X25519 secret of recorded traffic. Time, sizes and traffic are not modelled. d = 1: coordinates are masked by
+different words of the same keystreams, so that more of them repeat the same equations in other unknowns; so do the
+constant slots, in which nothing else is unknown. What the allowed sum itself says about an input is not a question for
+this file.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 import secagg.client
 from secagg.keys import MaskKey
-from secagg.masking import envelope_info, masked_slots, pair_slot_mask, self_commitment, self_slot_mask, slot_values
-from secagg.policy import Suite
-from secagg.prg import apply_masks
-from secagg.quantize import unpack
+from secagg.masking import envelope_info, self_commitment, slot_values
+from secagg.policy import Policy, Suite
+from secagg.prg import apply_masks, keystream
+from secagg.quantize import dtype_for, unpack
 from secagg.shamir import PRIME, SECRET_BYTES, SHARE_BYTES
 
 # --- Linear algebra over Z/p^k -----------------------------------------------------------------------------------
@@ -115,6 +120,13 @@ NO_SEED = bytes(32)
 """A seed that stands for none: everybody knows its mask."""
 
 
+class Word(NamedTuple):
+    """One word of one keystream, which masks the value or the slot at that place of a vector."""
+
+    seed: bytes
+    place: int
+
+
 def key_of(advertisement) -> Secret:
     return Secret("s", advertisement.client_id, advertisement.slot, advertisement.mask_dh_pk)
 
@@ -125,11 +137,11 @@ def seed_of(header) -> Secret:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """Value = input + sum of sign * mask modulo 2^bits; a mask is named by its seed, and any opener gives it away."""
+    """Value = input + sum of sign * word modulo 2^bits; any opener of a word's seed gives it away."""
 
     input: Hashable
     value: int
-    masks: Mapping[bytes, tuple[int, frozenset[Secret]]]
+    masks: Mapping[Word, tuple[int, frozenset[Secret]]]
 
 
 @dataclass(frozen=True)
@@ -139,10 +151,12 @@ class View:
     equations: tuple[Equation, ...] = ()
     shares: frozenset[Share] = frozenset()
     secrets: frozenset[Secret] = frozenset()
+    words: frozenset[Word] = frozenset()
 
     def __add__(self, other: "View") -> "View":
         heard = dict.fromkeys((*self.equations, *other.equations))
-        return View(tuple(heard), self.shares | other.shares, self.secrets | other.secrets)
+        known = (self.shares | other.shares, self.secrets | other.secrets, self.words | other.words)
+        return View(tuple(heard), *known)
 
 
 def masked(state, roster, headers, peers, message, value: int, *, name: Hashable, quantum: bool = False) -> View:
@@ -164,8 +178,7 @@ def masked(state, roster, headers, peers, message, value: int, *, name: Hashable
     policy, me, held = state.own.policy, state.own.me, state.held
     own_seed = secagg.client.self_mask_seed(roster.hash, message.round_id, me, held.self_seed)
     add, subtract = [own_seed], []
-    plus, minus = [self_slot_mask(roster.hash, message.round_id, me, held.self_seed)], []
-    masks = {own_seed: (1, frozenset([PUBLIC if own_seed == NO_SEED else seed_of(headers[me])]))}
+    masks = {Word(own_seed, 0): (1, frozenset([PUBLIC if own_seed == NO_SEED else seed_of(headers[me])]))}
     for peer in peers:
         if peer == me:
             continue
@@ -177,17 +190,13 @@ def masked(state, roster, headers, peers, message, value: int, *, name: Hashable
         if quantum:
             openers.add(Secret("r", "", message.round_id, secret) if secret else PUBLIC)
         (add if me < peer else subtract).append(seed)
-        slot_mask = pair_slot_mask(roster.hash, message.round_id, (me, peer), exchanged, secret)
-        (plus if me < peer else minus).append(slot_mask)
-        assert seed not in masks
-        masks[seed] = (1 if me < peer else -1, frozenset(openers))
+        assert Word(seed, 0) not in masks
+        masks[Word(seed, 0)] = (1 if me < peer else -1, frozenset(openers))
     y = unpack(message.y, policy.length + policy.slots, policy.bits)
-    bare = y[: policy.length].copy()
+    bare = y.copy()
     apply_masks(bare, subtract, add)
-    slots = masked_slots(policy, y[policy.length :], minus, plus)
-    low_bits = bare.dtype.type((1 << policy.bits) - 1)
-    assert [int(word) for word in bare & low_bits] == [value % (1 << policy.bits)]
-    assert np.array_equal(slots & low_bits, slot_values(policy, message.round_id) & low_bits)
+    bare &= bare.dtype.type((1 << policy.bits) - 1)
+    assert bare.tolist() == [value % (1 << policy.bits), *slot_values(policy, message.round_id).tolist()]
     return View((Equation(name, int(y[0]), masks),))
 
 
@@ -212,6 +221,28 @@ def released(message, roster, headers) -> View:
         view += _shares([key_of(roster.by_id[peer])], headers[peer], x, [share])
     pairs = frozenset(Secret("r", "", message.round_id, secret) for secret in message.pair_secrets.values())
     return view + View(secrets=pairs)
+
+
+def shown(message, equations: Iterable[Equation], policy: Policy) -> View:
+    """The words that a `SlotMasks` says, of the keystreams in its sender's equations; a seed in it says all of them.
+
+    Raises:
+        AssertionError: a mask that is in none of these keystreams: the model is not the code.
+    """
+    seeds, words = {word.seed for equation in equations for word in equation.masks}, set[Word]()
+    size, width = policy.length + policy.slots, dtype_for(policy.bits).itemsize
+    for mask in message.masks.values():
+        found = {word for seed in seeds for word in _found(mask, seed, size, width)}
+        assert found, "what is shown in Blame is no word of a mask"
+        words |= found
+    return View(words=frozenset(words))
+
+
+@cache
+def _found(mask: bytes, seed: bytes, size: int, width: int) -> frozenset[Word]:
+    stream = keystream(seed, 0, size * width)
+    first, mask = (0, stream) if mask == seed else (stream.find(mask), mask)
+    return frozenset(Word(seed, first // width + i) for i in range(len(mask) // width) if first >= 0)
 
 
 def _shares(secrets, header, x: int, shares) -> View:
@@ -281,31 +312,34 @@ class Attacker:
             return []
         known = self.secrets(view)
         relevant = known & {s for e in view.equations for _, openers in e.masks.values() for s in openers}
-        key = (view.equations, relevant)
+        words = view.words & {word for e in view.equations for word in e.masks}
+        key = (view.equations, relevant, words)
         if key not in self._found:
-            self._found[key] = self._eliminate(view.equations, relevant)
+            self._found[key] = self._eliminate(view.equations, relevant, words)
         return self._found[key]
 
-    def _eliminate(self, equations: Sequence[Equation], known: frozenset[Secret]) -> list[dict[Hashable, int]]:
+    def _eliminate(
+        self, equations: Sequence[Equation], known: frozenset[Secret], words: frozenset[Word]
+    ) -> list[dict[Hashable, int]]:
         names = sorted({equation.input for equation in equations})
-        opened: dict[bytes, int] = {}
-        unknown: dict[bytes, int] = {}
+        opened: dict[Word, int] = {}
+        unknown: dict[Word, int] = {}
         for equation in equations:
-            for seed, (_, openers) in equation.masks.items():
-                if openers & known:
-                    opened[seed] = _first_word(seed, self.bits)
+            for word, (_, openers) in equation.masks.items():
+                if openers & known or word in words:
+                    opened[word] = _value(word, self.bits)
                 else:
-                    unknown.setdefault(seed, len(unknown))
+                    unknown.setdefault(word, len(unknown))
         rows = []
         for equation in equations:
             row = [0] * (len(unknown) + len(names) + 1)
             row[len(unknown) + names.index(equation.input)] = 1
             row[-1] = equation.value
-            for seed, (sign, _) in equation.masks.items():
-                if seed in unknown:
-                    row[unknown[seed]] = sign
+            for word, (sign, _) in equation.masks.items():
+                if word in unknown:
+                    row[unknown[word]] = sign
                 else:
-                    row[-1] -= sign * opened[seed]
+                    row[-1] -= sign * opened[word]
             rows.append(row)
         found = [row[len(unknown) :] for row in eliminate(rows, len(unknown), 2, self.bits)]
         for *combination, value in found:
@@ -316,10 +350,10 @@ class Attacker:
         return [{n: c for n, c in zip(names, row, strict=False) if c} for row in found if any(row)]
 
 
-def _first_word(seed: bytes, bits: int) -> int:
-    word = np.zeros(1, np.uint32 if bits <= 32 else np.uint64)
-    apply_masks(word, [seed], [])
-    return int(word[0]) % (1 << bits)
+def _value(word: Word, bits: int) -> int:
+    mask = np.zeros(word.place + 1, dtype_for(bits))
+    apply_masks(mask, [word.seed], [])
+    return int(mask[-1]) % (1 << bits)
 
 
 def within(found: Sequence[Mapping[Hashable, int]], allowed: Sequence[Iterable[Hashable]], bits: int) -> bool:

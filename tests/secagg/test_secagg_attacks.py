@@ -25,8 +25,8 @@ that nobody notices, or an honest site that is blamed. The table follows docs/sp
 | Rounds, ConsistencyCheck | another U3 for each | signed U3 (C-17); states once; no two kinds | each |
 | Rounds, ConsistencyCheck | one attestation, q times | distinct signers (M-01, C-17) | distinctness |
 | Rounds, Unmasking | exactly t live cannot finish | everybody sends its own b_u | own b_u |
-| Rounds, Unmasking | secrets that differ by accident | constant slots (S-19) | the slots |
-| Rounds, Blame | a poisoned slot | slots have masks of their own (S-19) | test_secagg_blame |
+| Rounds, Unmasking | secrets or keystreams that differ by accident | constant slots (S-19) | the slots |
+| Rounds, Blame | a poisoned slot | what masked it is shown (S-19) | test_secagg_blame |
 | Between the rounds | second attempt | mark (C-14) | the mark |
 | Between the rounds | other run, claimed burn | run pinned (C-02), C-05 | each; all else: test_secagg_between_rounds |
 | Parameters | sybils | identities pinned (C-06) | the server's roster |
@@ -114,8 +114,9 @@ from secagg import (
     unchecked_round,
     wire,
 )
-from secagg.client import Attested, Shared
+from secagg.client import Attested, Reported, Shared
 from secagg.complaints import leave_out as meet
+from secagg.encoding import digest
 from secagg.keys import MaskKey
 from secagg.masking import envelope_info, pair_mask_seed, self_mask_seed, share_commitment
 from secagg.messages import (
@@ -129,6 +130,7 @@ from secagg.messages import (
     UnmaskingShares,
 )
 from secagg.policy import session_id
+from secagg.prg import Masks, keystream
 from secagg.server import Collecting, Unmasking
 from secagg.shamir import PRIME, combine
 from secagg.state import Slot, State
@@ -841,25 +843,36 @@ def test_without_their_own_self_seeds_exactly_t_clients_cannot(monkeypatch):
     assert set(play.failure.culprits) <= set(play.cohort.ids)
 
 
-def one_mask_too_few(monkeypatch, *derived: str) -> None:
+def one_mask_too_few(monkeypatch) -> None:
     """Two honest clients disagree about what is derived from the secrets of their pair."""
+    seen = []
 
-    def slip(honest: Callable) -> Callable:
-        seen = []
+    def wrong_once(roster1, round_id, ids, *secrets):
+        seen.append(sorted(ids))
+        slips = sorted(ids) == [VICTIM, "site-b"] and seen.count(sorted(ids)) == 1
+        return OTHER_HASH if slips else pair_mask_seed(roster1, round_id, ids, *secrets)
 
-        def wrong_once(roster1, round_id, ids, *secrets):
-            seen.append(sorted(ids))
-            slips = sorted(ids) == [VICTIM, "site-b"] and seen.count(sorted(ids)) == 1
-            return OTHER_HASH if slips else honest(roster1, round_id, ids, *secrets)
+    monkeypatch.setattr(secagg.client, "pair_mask_seed", wrong_once)
 
-        return wrong_once
 
-    for name in derived:
-        monkeypatch.setattr(secagg.client, name, slip(getattr(secagg.masking, name)))
+def one_wrong_machine(monkeypatch, everywhere: bool = False) -> None:
+    """An honest client's machine takes keystreams for others: where it masks, or also where it says what masked."""
+    mask_input = Reported.mask_input
+    other = lambda seeds: [digest("another", seed) for seed in seeds]  # noqa: E731
+
+    def slip(self, *arguments):
+        with monkeypatch.context() as machine:
+            if self.own.me == VICTIM:
+                machine.setattr(secagg.masking, "Masks", lambda *seeds: Masks(*map(other, seeds)))
+                if everywhere:
+                    machine.setattr(secagg.masking, "keystream", lambda seed, *at: keystream(*other([seed]), *at))
+            return mask_input(self, *arguments)
+
+    monkeypatch.setattr(Reported, "mask_input", slip)
 
 
 def test_a_mask_that_was_forgotten_shows_in_the_constant_slots_and_the_pair_is_named(monkeypatch):
-    one_mask_too_few(monkeypatch, "pair_mask_seed", "pair_slot_mask")
+    one_mask_too_few(monkeypatch)
     play = Cohort(5).play()
     assert isinstance(play.failure, ComplaintError)
     assert play.failure.complaints == ((VICTIM, "site-b"),)
@@ -867,11 +880,23 @@ def test_a_mask_that_was_forgotten_shows_in_the_constant_slots_and_the_pair_is_n
     assert play.server.burned
 
 
-@pytest.mark.parametrize("slots", [0, 2])
-def test_without_the_slots_or_with_a_slip_that_they_do_not_see_it_is_a_wrong_sum(monkeypatch, slots):
-    """The slots see secrets that differ; a keystream that differs under one seed they do not."""
-    one_mask_too_few(monkeypatch, "pair_mask_seed")
-    monkeypatch.setattr(Policy, "slots", slots)
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_machine_that_expands_a_keystream_wrongly_shows_in_the_constant_slots_and_its_owner_is_named(
+    monkeypatch, everywhere
+):
+    """Every secret is the right one: the slots lie in the keystreams of the values, so that they see this too."""
+    one_wrong_machine(monkeypatch, everywhere)
+    play = Cohort(5).play()
+    assert isinstance(play.failure, ShareError)
+    assert (play.failure.check, play.failure.culprits) == ("S-19", (VICTIM,))
+    assert play.server.result is None
+    assert play.server.burned
+
+
+@pytest.mark.parametrize("slip", [one_mask_too_few, one_wrong_machine])
+def test_without_the_slots_it_is_a_wrong_sum(monkeypatch, slip):
+    slip(monkeypatch)
+    monkeypatch.setattr(Policy, "slots", 0)
     play = Cohort(5).play()
     assert play.failure is None
     assert not play.exact

@@ -324,15 +324,7 @@ def test_an_unreplayed_release_stops_the_next_contribution_wherever_it_is_asked_
 
 @pytest.mark.parametrize("elsewhere", ELSEWHERE.values(), ids=ELSEWHERE)
 def test_without_c_05_a_new_name_gives_one_site(tmp_path, monkeypatch, elsewhere):
-    monkeypatch.setattr(Marks, "refuse_exposure", lambda *_: [])
-    monkeypatch.setattr(Marks, "refuse_claims", lambda *_: None)
-    honest = Marks.release
-
-    def forget(marks, *arguments):
-        marks._put("open", None)
-        honest(marks, *arguments)
-
-    monkeypatch.setattr(Marks, "release", forget)
+    monkeypatch.setattr(Marks, "_refuse", lambda *_: None)
     assert exact(*started_over(tmp_path, elsewhere))
 
 
@@ -351,7 +343,9 @@ def test_a_run_that_starts_over_on_the_same_model_is_exposed_by_the_first(elsewh
 
 
 def test_where_only_what_was_not_replayed_counts_a_run_that_starts_over_gives_one_site(monkeypatch):
-    monkeypatch.setattr(Marks, "_releases_on", lambda *_: [])
+    exposing = Marks._exposing
+    fresh = lambda marks, *of: [release for release in exposing(marks, *of) if not marks.replayed(release.round_id)]  # noqa: E731
+    monkeypatch.setattr(Marks, "_exposing", fresh)
     assert exact(*completed_and_over({"run": "main-2"}))
 
 
@@ -819,3 +813,20 @@ def test_where_any_replay_clears_another_projects_transcript_gives_one_site(monk
         )
 
     assert exact(*other_projects_transcript(any_round))
+
+
+def elsewhere_and_back(model: bytes) -> tuple[Study, Round, Round]:
+    """Round 1 is taken and 'burned'; its acceptance serves a round of another run; then the first run goes on."""
+    study = Study()
+    other = Study(run="other", stores=study.stores)
+    first = burned_but_taken(study)
+    study.accept(study.ids, first.round_id)
+    between = other.play(other.start(model=b"o" * 32))
+    assert between.total is not None
+    other.replay(study.ids, between)
+    return study, first, study.play(study.start(2, model=model), study.ids[1:])
+
+
+@pytest.mark.parametrize("model", [MODEL, NEXT_MODEL])
+def test_an_acceptance_that_served_another_run_does_not_serve_the_own_one_too(model):
+    nothing_learned(elsewhere_and_back(model)[2], "C-05")

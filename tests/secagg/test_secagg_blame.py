@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,12 @@ from secagg_cohort import Cohort, Play
 from secagg_hostile import ATTEST, COLLUDER, MASKED, OTHER_HASH, UNMASK, VICTIM, poisoned
 
 import secagg.client
-import secagg.server
 from secagg import ComplaintError, IllegalTransitionError, InconsistentViewError, ProtocolError, ShareError, Suite, wire
 from secagg.client import Released
-from secagg.masking import pair_mask_seed, pair_slot_mask, self_mask_seed, self_slot_mask
-from secagg.messages import SlotMasks, SlotsFailed
-from secagg.prg import apply_masks
-from secagg.quantize import unpack
+from secagg.masking import pair_mask_seed, self_mask_seed
+from secagg.messages import MaskedInput, SlotMasks, SlotsFailed, UnmaskingShares
+from secagg.prg import apply_masks, keystream
+from secagg.quantize import dtype_for, unpack
 from secagg.state import BLAME
 
 SHAPES = [(n, c, suite) for n, c in ((4, 1), (5, 1), (7, 2)) for suite in Suite]
@@ -233,67 +233,80 @@ def test_a_client_that_concluded_shows_nothing():
 # --- it touches no data ----------------------------------------------------------------------------------------------
 
 
+def asked(cohort: Cohort) -> tuple[Play, MaskedInput, UnmaskingShares, SlotMasks]:
+    """A round that a corrupt client burned, up to what the victim shows, and what it said before."""
+    said: dict[str, Any] = {}
+
+    def up(step: str, who: str, message):
+        if (step, who) == (MASKED, COLLUDER):
+            message = poison(cohort)(message)
+            play.clients[who]._state.mine = message.acceptance()
+        if who == VICTIM:
+            said[step] = message
+        return message
+
+    play = Play(cohort)
+    play.up = up
+    play.until(BLAME)
+    return play, said[MASKED], said[UNMASK], play.out[VICTIM]
+
+
 def read_by_slot_masks(cohort: Cohort) -> bool:
     """Whether the server reads the victim's values, from its y, its self seed and the masks that it shows in Blame.
 
     It takes each mask for the seed of the pair's keystream, and for the start of it.
     """
-    said: dict[str, dict] = {}
-
-    def up(step: str, who: str, message):
-        message = poison(cohort)(message) if (step, who) == (MASKED, COLLUDER) else message
-        if (step, who) == (MASKED, COLLUDER):
-            play.clients[who]._state.mine = message.acceptance()
-        said.setdefault(who, {})[step] = message
-        return message
-
-    play = Play(cohort)
-    play.up = up
-    play.to_the_end()
-    assert play.failure.culprits == (COLLUDER,)
-    y, own, shown = (said[VICTIM][step] for step in (MASKED, UNMASK, BLAME))
-    seed = self_mask_seed(y.roster1, y.round_id, VICTIM, own.self_seed)
-    bare = np.array(unpack(y.y, cohort.length + cohort.policy.slots, cohort.bits))[: cohort.length]
-    apply_masks(bare, [], [seed])
+    _, y, own, shown = asked(cohort)
+    bare = unpack(y.y, cohort.length + cohort.policy.slots, cohort.bits)[: cohort.length].copy()
+    apply_masks(bare, [], [self_mask_seed(y.roster1, y.round_id, VICTIM, own.self_seed)])
     by_seed, by_words = bare.copy(), bare.copy()
     for peer, mask in shown.masks.items():
-        signs = ([], [mask]) if peer > VICTIM else ([mask], [])
-        apply_masks(by_seed, *signs)
         words = np.frombuffer(mask, "<u4")[: cohort.length]
         by_words += -words if peer > VICTIM else words
+        if len(mask) == 32:
+            apply_masks(by_seed, *(([], [mask]) if peer > VICTIM else ([mask], [])))
     plain = cohort.plain_sum([VICTIM])
     return np.array_equal(by_seed, plain) or np.array_equal(by_words, plain)
 
 
 @pytest.mark.parametrize("suite", list(Suite))
 def test_what_is_shown_opens_no_values(suite):
-    assert not read_by_slot_masks(Cohort(4, suite=suite))
+    assert not read_by_slot_masks(Cohort(4, suite=suite, length=2))
 
 
-def keystream(*material) -> bytes:
-    """Slot masks as in version 1: words of the pair's own keystream."""
-    words = np.zeros(8, np.uint32)
-    apply_masks(words, [pair_mask_seed(*material)], [])
-    return words.tobytes()
+@pytest.mark.parametrize(
+    "mutant", [lambda seed, _: seed, lambda seed, policy: keystream(seed, 0, 4 * policy.slots)], ids=["seed", "values"]
+)
+def test_slot_masks_that_are_words_of_the_values_or_their_seed_open_one_site_exactly(monkeypatch, mutant):
+    monkeypatch.setattr(secagg.client, "slot_mask", mutant)
+    cohort = Cohort(4, length=2)
+    assert cohort.policy.slots == cohort.length
+    assert read_by_slot_masks(cohort)
 
 
-@pytest.mark.parametrize("mutant", [keystream, pair_mask_seed])
-def test_slot_masks_that_come_from_the_values_keystream_open_one_site_exactly(monkeypatch, mutant):
-    for module in (secagg.client, secagg.server):
-        monkeypatch.setattr(module, "pair_slot_mask", mutant)
-    assert read_by_slot_masks(Cohort(4))
+@pytest.mark.parametrize(("suite", "bits"), [(Suite.X25519, 24), (Suite.MLKEM768_X25519, 32), (Suite.X25519, 40)])
+def test_what_is_shown_are_the_words_behind_the_values_and_no_word_of_theirs(monkeypatch, suite, bits):
+    seeds: dict[str, bytes] = {}
 
+    def noted(roster1, round_id, ids, *secrets):
+        seed = pair_mask_seed(roster1, round_id, ids, *secrets)
+        if VICTIM in ids:
+            seeds.update({peer: seed for peer in ids if peer != VICTIM})
+        return seed
 
-def test_slot_masks_come_from_the_secrets_of_the_pair_under_labels_of_their_own():
-    arguments = (b"1" * 32, b"2" * 32, ("site-a", "site-b"), b"3" * 32, b"4" * 32)
-    mine = (b"1" * 32, b"2" * 32, "site-a", b"3" * 32)
-    outputs = [pair_mask_seed(*arguments), pair_slot_mask(*arguments), self_mask_seed(*mine), self_slot_mask(*mine)]
-    assert len(set(outputs)) == 4
-    assert pair_slot_mask(*arguments[:2], ("site-b", "site-a"), *arguments[3:]) == outputs[1]
-    for place in range(5):
-        other = list(arguments)
-        other[place] = ("site-a", "site-c") if place == 2 else bytes([9]) * 32
-        assert pair_slot_mask(*other) != outputs[1]
+    monkeypatch.setattr(secagg.client, "pair_mask_seed", noted)
+    cohort = Cohort(5, suite=suite, bits=bits)
+    play, _, _, shown = asked(cohort)
+    dtype = dtype_for(bits)
+    values: set[int] = set()
+    for peer, mask in shown.masks.items():
+        stream = np.frombuffer(keystream(seeds[peer], 0, dtype.itemsize * (cohort.length + cohort.policy.slots)), dtype)
+        assert np.frombuffer(mask, dtype).tolist() == stream[cohort.length :].tolist()
+        values |= set(stream[: cohort.length].tolist())
+    assert list(shown.masks) == [peer for peer in cohort.ids if peer != VICTIM]
+    assert len(values) == cohort.length * (cohort.n - 1)
+    assert values.isdisjoint(word for mask in shown.masks.values() for word in np.frombuffer(mask, dtype).tolist())
+    assert play.to_the_end().failure.culprits == (COLLUDER,)
 
 
 def test_nothing_but_slot_masks_is_left_of_a_client_that_released():

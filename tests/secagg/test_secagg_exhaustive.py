@@ -32,6 +32,7 @@ from secagg_attacker import (
     rank,
     released,
     seed_of,
+    shown,
     spans,
     within,
 )
@@ -60,19 +61,21 @@ from secagg.messages import (
     IncludedSet,
     MaskedInput,
     Receipt,
-    ReleaseClaim,
     Reports,
     Result,
     Roster,
     RoundStart,
     ShareInbox,
     ShareReport,
+    SlotsFailed,
+    UnmaskingShares,
 )
 from secagg.policy import session_id
+from secagg.prg import keystream
 from secagg.quantize import Quantised
 from secagg.shamir import PRIME, split
 from secagg.state import GENESIS, State, next_head
-from secagg.store import Marks, Release
+from secagg.store import Marks
 
 # The policy's own points: n with c = 1. t and min_survivors are repeated here, so that a variant of the policy with
 # smaller ones is still held against these.
@@ -213,6 +216,7 @@ def overhear(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = Fal
             if step == "Unmasking":
                 overheard.unmasked.add(who)
                 overheard.said[who] = view + released(message, roster, headers)
+                overheard.said[who] += asked_for_words(play.clients[who], message, view, cohort.policy)
             else:
                 state, peers, value = play.clients[who]._state, heard[who, Reports].by_id, cohort.inputs[who]
                 overheard.said[who] = view + masked(
@@ -221,6 +225,12 @@ def overhear(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = Fal
     if not play.server.finished:
         play.to_the_end()
     return overheard
+
+
+def asked_for_words(session: ClientSession, shares: UnmaskingShares, view: View, policy: Policy) -> View:
+    """What a client that released says in Blame, for which a server may always ask. The session itself goes on."""
+    answer = fork(session, MemoryStore()).receive(SlotsFailed(shares.round_id, shares.attested))
+    return shown(answer, view.equations, policy)
 
 
 def judge_silence(cohort: SmallCohort, silent: Mapping[str, str], quantum: bool = False) -> list[dict]:
@@ -355,16 +365,9 @@ def context_of(start: RoundStart) -> RoundContext:
     return RoundContext(start.training_run, start.round_number, start.attempt, *hashes)
 
 
-def open_release(store: MemoryStore) -> Release | None:
+def releases_of(store: MemoryStore) -> Collection[bytes]:
     with store.transaction() as marks:
-        return marks.open_release
-
-
-def claims_of(site: "Site") -> Iterator[ReleaseClaim]:
-    """What a site released on the models of its attempts, replayed or not."""
-    for start in site.starts.values():
-        with site.store.transaction() as marks:
-            yield from (release.claim for release in marks._releases_on(start.model_hash) if release.claim)
+        return marks.releases.keys()
 
 
 def fork_store(store: MemoryStore) -> MemoryStore:
@@ -426,6 +429,7 @@ class Liar:
             client holds for completed it adds the same with that round's receipt.
         stories: how many different things the corrupt client signs where it may sign different things.
         together: tell all clients that are told anything the same, for runs that are long rather than wide.
+        mixed: with `together`, also clients whose pasts differ: some released in the round before, some did not.
         replay: offer what was said in other attempts too.
         quantum: the attacker reads every X25519 secret.
         crafted: models made so that the attacker knows every update to them.
@@ -442,6 +446,7 @@ class Liar:
     starts: tuple[tuple[RoundStart, ...], ...] = ()
     stories: int = 2
     together: bool = False
+    mixed: bool = False
     replay: bool = False
     symmetric: bool = True
     quantum: bool = False
@@ -579,8 +584,7 @@ class Liar:
         """The site as it is, and after every message that its real session accepts."""
         place, kind = phase
         if kind == START:
-            exposing = {release.round_id for other in node if (release := open_release(other.store)) is not None}
-            exposing |= {claim.round_id for other in node for claim in claims_of(other)}
+            exposing = {round_id for other in node for round_id in releases_of(other.store)}
             starts = self._starts(node, place)
             return [site, *filter(None, (self._join(site, place, *which, exposing) for which in starts))]
         if (place, BEFORE[kind]) not in site.said:
@@ -704,6 +708,7 @@ class Liar:
             view = masked(state, roster, headers, message.by_id, reply, value, name=name, quantum=self.quantum)
         elif kind == ATTESTED:
             view = released(reply, roster, site.heard[place, INBOX].by_dealer)
+            view += asked_for_words(site.sessions[place], reply, site.view, self.cohort.policy)
             opened |= {(place, site.starts[place], frozenset(site.heard[place, INCLUDED].by_id))}
         return replace(site, view=site.view + view, opened=opened)
 
@@ -719,7 +724,14 @@ class Liar:
                 for successor in product(*(self.futures(node, site, phase) for site in node)):
                     if (
                         self.together
-                        and len({s.past for s, old in zip(successor, node, strict=True) if s is not old}) > 1
+                        and len(
+                            {
+                                s.past[-1 if self.mixed else 0 :]
+                                for s, old in zip(successor, node, strict=True)
+                                if s is not old
+                            }
+                        )
+                        > 1
                     ):
                         continue
                     self._judge(successor)
@@ -899,7 +911,7 @@ def test_two_rounds_are_two_sums_and_no_more():
 )
 def test_a_burned_round_is_not_run_again_where_fewer_than_t_minus_c_operators_accept(starts, acceptor):
     """Some may have heard the attestations, some not: whoever released says so to all."""
-    holds(lied_to(4, **starts, together=True, acceptors=frozenset(filter(None, [acceptor]))), BURNED, 2000)
+    holds(lied_to(4, **starts, together=True, mixed=True, acceptors=frozenset(filter(None, [acceptor]))), BURNED, 2000)
 
 
 def test_a_run_that_starts_over_learns_nothing_more():
@@ -989,6 +1001,24 @@ def test_without_a_self_mask_an_input_that_came_too_late_is_read(monkeypatch):
         judge_silence(SmallCohort(4), {"site-a": "MaskedInputCollection"})
 
 
+@pytest.mark.parametrize(
+    "shows", [lambda seed, _: seed, lambda seed, policy: keystream(seed, 0, 4 * policy.slots)], ids=["seed", "values"]
+)
+def test_where_blame_shows_words_of_the_values_every_input_is_read(monkeypatch, shows):
+    monkeypatch.setattr(secagg.client, "slot_mask", shows)
+    for corrupt in ("site-d", None):
+        liar = lied_to(4, corrupt=corrupt).explore(attempt(0), until_leak=True)
+        assert any(len(row) == 1 for _, found in liar.leaks for row in found)
+    with pytest.raises(AssertionError, match="site-a"):
+        judge_silence(SmallCohort(4), {})
+
+
+def test_what_blame_shows_is_words_of_the_masks(monkeypatch):
+    monkeypatch.setattr(secagg.client, "slot_mask", lambda seed, policy: digest("another", seed)[: 4 * policy.slots])
+    with pytest.raises(AssertionError, match="no word of a mask"):
+        judge_silence(SmallCohort(4), {})
+
+
 def test_without_marks_two_attempts_differ_by_one_input(monkeypatch):
     for mark in ("contribute", "release", "refuse_claims"):
         monkeypatch.setattr(Marks, mark, lambda *_: None)
@@ -1002,7 +1032,7 @@ def test_without_the_mark_of_releases_a_burned_round_is_run_again(monkeypatch):
 
 def test_where_claims_are_not_looked_at_one_acceptance_of_another_site_exposes_one(monkeypatch):
     monkeypatch.setattr(Marks, "refuse_claims", lambda *_: None)
-    leaks(lied_to(4, **TWO_ROUNDS, together=True, acceptors=frozenset(["site-b"])), BURNED)
+    leaks(lied_to(4, **TWO_ROUNDS, together=True, mixed=True, acceptors=frozenset(["site-b"])), BURNED)
 
 
 def test_where_all_honest_members_of_the_second_sum_accept_it_is_theirs_to_say():

@@ -76,6 +76,16 @@ def test_a_vector_that_does_not_lie_in_one_piece_is_left_to_numpy(in_numpy):
     assert np.array_equal(quantize(update, policy, "a", Stream.seeded(1))[0], reference)
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(">u4", 32), (">u8", 40), (np.uint64, 16), (np.uint16, 8)])
+def test_words_of_another_kind_are_left_to_numpy(in_numpy, dtype, bits):
+    """The kernel sees bytes only: of a big-endian vector it would make another one, silently."""
+    vector, total = np.arange(11).astype(dtype), np.arange(11).astype(dtype)
+    reference = in_numpy(lambda: pack(vector, bits))
+    assert pack(vector, bits) == reference
+    accumulate(total, reference, bits)
+    assert np.array_equal(total, 2 * np.arange(11))
+
+
 @pytest.mark.parametrize("bits", [7, 65, -8, 0])
 def test_refuses_widths_that_are_none(bits):
     with pytest.raises(ValueError, match="same number of values"):

@@ -237,7 +237,7 @@ def test_moving_a_boundary_changes_the_encoding(first, second):
 
 def test_the_bytes_of_the_encoding_are_those_of_the_specification():
     assert encode("x", b"ab", 1, "c", [b"d"]) == bytes.fromhex(
-        "0000000a" + b"secagg/1 x".hex() + "000000026162" + "000000080000000000000001" + "0000000163"
+        "0000000a" + b"secagg/2 x".hex() + "000000026162" + "000000080000000000000001" + "0000000163"
         "00000009" + "00000001" + "0000000164"
     )
     assert digest("x") != digest("y")

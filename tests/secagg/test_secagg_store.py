@@ -21,7 +21,7 @@ import secagg
 from secagg import ConfigError, ExposureError, UnexpectedMessageError
 from secagg.encoding import encode
 from secagg.keys import verify
-from secagg.messages import Receipt, ReleaseClaim
+from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, LARGEST_NUMBER, Slot
 from secagg.store import NEVER, MemoryStore, Store
@@ -149,7 +149,7 @@ def test_one_contribution_to_a_round_number_whatever_the_attempt_and_the_event(s
 
 
 def test_what_others_released_must_be_replayed_before_the_join_or_accepted_by_name(store):
-    theirs, more = claim_of(slot(7)), claim_of(slot(8))
+    theirs, more = claim_of(slot(7), OTHER_MODEL), claim_of(slot(8), OTHER_MODEL)
     does(store, "join", slot(9), MODEL, False)
     assert refused("C-26", store, "refuse_claims", slot(9), (theirs,), "ShareKeys").round_ids == (theirs.round_id,)
     error = refused("C-26", store, "contribute", slot(9), "event", (theirs, more), False)
@@ -165,7 +165,7 @@ def test_what_others_released_must_be_replayed_before_the_join_or_accepted_by_na
 
 
 def test_a_replay_that_comes_again_changes_nothing(store):
-    theirs = claim_of(slot(7))
+    theirs = claim_of(slot(7), OTHER_MODEL)
     does(store, "replay", slot(7), theirs.round_id)
     does(store, "join", slot(9), MODEL, False)
     before = everything(store)
@@ -190,7 +190,7 @@ def test_a_private_contribution_asks_for_no_acceptance_and_uses_none(store):
     own = go(store, slot(1))
     accept(store, own)
     theirs = claim_of(slot(7))
-    assert does(store, "join", slot(8), MODEL, True) == ()
+    assert does(store, "join", slot(8), MODEL, True) == (claim_of(slot(1)),)  # another member may not be private
     does(store, "contribute", slot(8), "event", (theirs,), True)
     does(store, "release", slot(8), claim_of(slot(8)), True)
     assert does(store, "accepted", own)
@@ -243,14 +243,16 @@ def test_an_open_release_stops_every_later_attempt_until_it_is_replayed(store, e
 def test_a_run_that_starts_over_on_the_same_model_needs_acceptance_of_every_round_on_it(store, elsewhere):
     first = go(store, slot(1))
     does(store, "replay", slot(1), first)
-    second = go(store, slot(2))
-    does(store, "replay", slot(2), second)
+    accept(store, first)
+    again = slot(1, run="run-2")
+    second = go(store, again)
+    does(store, "replay", again, second)
     over = slot(1, **elsewhere)
     assert refused("C-05", store, "join", over, MODEL, False).round_ids == (first, second)
     accept(store, first)
     assert refused("C-05", store, "join", over, MODEL, False).round_ids == (second,)
     accept(store, second)
-    assert does(store, "join", over, MODEL, False) == (claim_of(slot(1)), claim_of(slot(2)))
+    assert does(store, "join", over, MODEL, False) == (claim_of(slot(1)), claim_of(again))
     does(store, "contribute", over, "event", (), False)
     assert not does(store, "accepted", first) | does(store, "accepted", second)
 
@@ -262,7 +264,9 @@ def test_a_release_that_was_accepted_is_superseded_by_the_next_one(store):
     does(store, "contribute", slot(2), "event", (), False)
     does(store, "release", slot(2), claim_of(slot(2)), False)
     assert known(store, "open_release").round_id == claim_of(slot(2)).round_id
-    assert refused("C-05", store, "join", slot(3), MODEL, False).round_ids == (claim_of(slot(2)).round_id,)
+    second = claim_of(slot(2)).round_id
+    assert refused("C-05", store, "join", slot(3), OTHER_MODEL, False).round_ids == (second,)
+    assert refused("C-05", store, "join", slot(3), MODEL, False).round_ids == (first, second)  # the very same updates
 
 
 def test_an_acceptance_counts_for_one_contribution_and_can_be_given_again(store):
@@ -294,7 +298,7 @@ def test_a_replay_after_the_join_does_not_free_what_was_announced(store):
     does(store, "replay", slot(1), first)
     does(store, "contribute", slot(2), "event", (), False)
     assert not does(store, "accepted", first)
-    does(store, "join", slot(3), MODEL, False)
+    does(store, "join", slot(3), OTHER_MODEL, False)
 
 
 def test_a_round_that_was_replayed_before_its_own_release_is_not_opened(store):
@@ -308,13 +312,15 @@ def test_a_round_that_was_replayed_before_its_own_release_is_not_opened(store):
 
 def test_the_replay_of_a_round_settles_what_was_accepted_for_it(store):
     """A liar that shows the true claim of an old burned round again asks for one acceptance, not for one a round."""
-    burned, theirs = go(store, slot(1)), claim_of(slot(1, run=OTHER_RUN), OTHER_MODEL)
-    accept(store, burned)
-    accept(store, theirs.round_id)
-    done = go(store, slot(2), claims=(theirs,))
+    burned, theirs, elsewhere = go(store, slot(1)), claim_of(slot(1, 1)), claim_of(slot(1, run=OTHER_RUN))
+    for round_id in (burned, theirs.round_id, elsewhere.round_id):
+        accept(store, round_id)
+    done = go(store, slot(2), claims=(theirs, elsewhere))
     does(store, "replay", slot(2), done)
     assert does(store, "replayed", burned) & does(store, "replayed", theirs.round_id)
-    does(store, "join", slot(3), MODEL, False)
+    does(store, "join", slot(3), OTHER_MODEL, False)
+    error = refused("C-26", store, "contribute", slot(3), "event", (claim_of(slot(1)), theirs, elsewhere), False)
+    assert error.round_ids == (elsewhere.round_id,)  # the model of another run did not move on with this one
     does(store, "contribute", slot(3), "event", (claim_of(slot(1)), theirs), False)
 
 
@@ -325,7 +331,7 @@ def test_a_settled_round_is_closed_also_where_this_site_released_nothing_in_the_
     does(store, "contribute", slot(2), "event", (), False)  # then its line broke; the others finished the round
     does(store, "replay", slot(2), claim_of(slot(2)).round_id)
     assert known(store, "open_release") is None
-    assert does(store, "join", slot(3), MODEL, False) == ()
+    assert does(store, "join", slot(3), OTHER_MODEL, False) == ()
 
 
 def test_an_operator_signs_what_is_accepted(store):
@@ -407,8 +413,8 @@ def test_what_raises_in_a_transaction_leaves_nothing(store):
 
 def test_every_commit_is_flushed_and_the_file_is_private(path):
     with SqliteStore(path, "d") as store:
-        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-        assert store._database.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert store._database.execute("PRAGMA synchronous").fetchone() == (3,)
         assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -616,6 +622,24 @@ def test_killed_in_a_transaction_or_after_it(path, moment):
             does(store, "contribute", slot(7), "event", (), False)
 
 
+def test_a_store_that_is_moved_after_its_process_was_killed_knows_everything(path, tmp_path):
+    """A write-ahead log would stay behind with the marks, and the site would give its update twice."""
+    process = child(
+        "store = SqliteStore(Path(sys.argv[1]), 'd')\n"
+        "does(store, 'join', slot(7), MODEL, False)\n"
+        "does(store, 'contribute', slot(7), 'event', (), False)\n"
+        "print('ok'); input()\n",
+        path,
+    )
+    assert process.stdout.readline() == "ok\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    (tmp_path / "disk").mkdir()
+    with SqliteStore(path.rename(tmp_path / "disk" / path.name), "d") as moved:
+        refused("C-03", moved, "join", slot(7), MODEL, False)
+        refused("C-14", moved, "contribute", slot(7), "event", (), False)
+
+
 def test_racing_processes_win_each_mark_once(path):
     """Three processes open a new file at once, and race to contribute and to release in the same fifteen rounds."""
     program = (
@@ -659,9 +683,12 @@ class Of(NamedTuple):
     def claim(self) -> ReleaseClaim:
         return claim_of(self.slot, self.model)
 
+    def same_run(self, at: Slot) -> bool:
+        return (self.slot.session, self.slot.training_run) == (at.session, at.training_run)
+
     def elsewhere(self, at: Slot, model: bytes) -> bool:
         """Whether it was another run on this very model."""
-        return self.model == model and (self.slot.session, self.slot.training_run) != (at.session, at.training_run)
+        return self.model == model and not self.same_run(at)
 
 
 @dataclass
@@ -669,7 +696,7 @@ class Reference:
     """The same machine, written as the specification says it, in sets: each step returns what it gives, or who refuses.
 
     A round exposes an attempt unless it was replayed before the attempt was joined, and anyhow where it was another run
-    on the attempt's model.
+    on the attempt's model. An own release on another model is passed over once a later one has superseded it.
     """
 
     joins: int = 0
@@ -689,14 +716,14 @@ class Reference:
         run = (at.session, at.training_run)
         if (at.round_number, at.attempt) <= self.joined.get(run, (0, 0)):
             return "C-03"
-        own = {r for r in self.released if r.elsewhere(at, model)} | {self.open} - {None}
-        own = set() if private else own
-        if not own <= self.accepted:
+        again = [r for r in self.released if r.model == model and (r not in self.replayed or not r.same_run(at))]
+        own = list(dict.fromkeys([*again, *([self.open] if self.open else [])]))
+        if not private and not self.accepted.issuperset(own):
             return "C-05"
         self.joins += 1
         self.joined[run] = (at.round_number, at.attempt)
-        self.live = (at, model, self.joins, own)
-        return own
+        self.live = (at, model, self.joins, set(own))
+        return tuple(own[-LARGEST_CLAIMS:])
 
     def contribute(self, at, theirs, private):
         if self.live is None or self.live[0] != at:
@@ -729,7 +756,7 @@ class Reference:
         return None
 
     def replay(self, this):
-        cleared = {this, *self.used.get(this.slot, ())}
+        cleared = {this, *(r for r in self.used.get(this.slot, ()) if r.same_run(this.slot))}
         for each in cleared:
             self.replayed.setdefault(each, self.joins)
         self.open = None if self.open in cleared else self.open
@@ -772,7 +799,7 @@ class OneMachine(RuleBasedStateMachine):
             except BROKEN as error:
                 got = error.check
             if isinstance(got, tuple):
-                got = {Of(claim.slot, claim.model_hash) for claim in got}
+                got = tuple(Of(claim.slot, claim.model_hash) for claim in got)
             assert got == expected, (step, got, expected)
 
     def some(self, places) -> list[Of]:
