@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,7 @@ class GivingUp(Coordinator):
         return found[: 2 if self.folder.tally.completed else None]
 
 
-def test_an_unfinished_study_is_no_success_of_any_command_and_its_reports_say_so_first(tmp_path):
+def test_an_unfinished_study_is_no_success_of_any_command_and_its_reports_say_so_first(tmp_path, monkeypatch):
     study = tiny_study(rounds=2)
 
     async def scenario() -> tuple:
@@ -105,6 +106,19 @@ def test_an_unfinished_study_is_no_success_of_any_command_and_its_reports_say_so
         assert metrics_of(run)["protocol"]["rounds_completed"] == 1
         with pytest.raises(RoundFailedError, match="did not finish"):
             cli._conclude(run)
+
+    def give_up(fresh, options):
+        shutil.rmtree(fresh.path)
+        fresh.path = Path(shutil.copytree(folder.path, tmp_path / "commanded"))
+        raise RoundFailedError("2 of 3 sites are there")
+
+    (folder.path / "report.html").unlink()
+    monkeypatch.setattr("fedseg.coordinator.coordinate", give_up)
+    given = ["--credentials", str(tmp_path / "credentials"), "--out", str(tmp_path / "other")]
+    result = CliRunner().invoke(cli.app, ["coordinator", str(tmp_path / "run.toml"), *given])
+    assert result.exit_code == 1
+    assert "did not finish, 1 of 2 rounds have a sum" in str(result.exception)
+    assert (tmp_path / "commanded" / "report.html").is_file()
 
 
 class Lying(Coordinator):
