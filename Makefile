@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
-	@echo "make test    every test"
+	@echo "make test    every test but the slow ones"
 	@echo "make check   what CI runs: lint, types, floors, tests"
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
@@ -23,7 +23,7 @@ help:
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed; run: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Setting up $(VENV): pinned versions, about 1.3 GB on the CPU build of torch and two minutes."
+	@echo "Setting up $(VENV): pinned versions, two minutes; 1.3 GB with a CPU build of torch, 5.2 GB with CUDA."
 	@echo "Where pip would bring CUDA with torch, point it at a CPU index first: PIP_EXTRA_INDEX_URL."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -1,40 +1,35 @@
 """The `fedseg` command. Every mistake of a person ends in one sentence and exit code 1, never in a traceback.
 
-Heavy libraries are loaded by the commands that need them, so that `--help` answers at once. What is printed may hold
-text of others, from files or peers: it is shown as it stands and never read as markup or escape sequences.
+Heavy libraries are loaded by the commands that need them, so that `--help` answers at once, without them, too. How
+things are said and shown is `secagg.terminal`, for both commands.
 """
 
 import shlex
 import sys
 import tomllib
 import warnings
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedseg.errors import ConfigError, FedSegError, RoundFailedError
-from fedseg.screen import plain
 from secagg.errors import ProtocolError, SecAggError
+from secagg.terminal import App, AsJson, any_code_page, errors, out, plain, say, say_json, sentences, versioned
 
 if TYPE_CHECKING:
     from fedseg.study import Study
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Federated training of medical image segmentation, differentially private, through secure aggregation.",
-)
-data_app = typer.Typer(no_args_is_help=True, help="Look at a site's images before a study begins.")
-ledger_app = typer.Typer(no_args_is_help=True, help="What a site's patients have paid.")
+app = App("Federated training of medical image segmentation, differentially private, through secure aggregation.")
+versioned(app, "fedseg")
+data_app = App("Look at a site's images before a study begins.")
+ledger_app = App("What a site's patients have paid.")
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
-out = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)]
 DataFolder = Annotated[
@@ -53,18 +48,10 @@ class Transcripts(Enum):
 
 def main() -> None:
     """Run the command and turn every error that is meant for a person into one sentence."""
+    any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
-    try:
+    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
         app()
-    except (FedSegError, SecAggError) as error:
-        say(plain("fedseg: ", "bold red", console=errors), str(error), console=errors)
-        sys.exit(1)
-
-
-def say(*parts: str | Text, console: Console = out) -> None:
-    """Print one line, whatever the terminal's width."""
-    shown = [plain(part, console=console) if isinstance(part, str) else part for part in parts]
-    console.print(Text.assemble(*shown), soft_wrap=True)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
@@ -78,7 +65,7 @@ def simulate(
     study: StudyFile,
     data: DataFolder = None,
     runs: Runs = Path("runs"),
-    plain: Annotated[bool, typer.Option("--plain", help="A plain sum in place of secure aggregation.")] = False,
+    plainly: Annotated[bool, typer.Option("--plain", help="A plain sum in place of secure aggregation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Reproducible run; no privacy claim.", show_default=False)] = None,
     changes: Annotated[
         list[str] | None,
@@ -94,14 +81,19 @@ def simulate(
     from fedseg.screen import Screen
     from fedseg.simulate import Options
     from fedseg.simulate import simulate as train
+    from fedseg.start import starting_model
     from fedseg.study import load_study
 
     seeded = [] if seed is None else [f"study.seed={seed}"]
     loaded = load_study(study).replace(**_changes([*(changes or []), *seeded]))
+    if alone and alone not in loaded.site_ids:
+        raise ConfigError(f"--alone {alone}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
     noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
     cohort = load_cohort(data, loaded)
     with Screen(out) as screen:
-        options = Options(plain=plain, alone=alone, command=_command())
+        if not resume:
+            starting_model(loaded, screen.starting)  # from here on it is kept
+        options = Options(plain=plainly, alone=alone, command=_command())
         again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
         with again or RunFolder.create(runs, loaded, screen) as folder:
             try:
@@ -184,9 +176,9 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for name in columns:
-        table.add_column(plain(name, console=out))
+        table.add_column(plain(name))
     for name in dice["overall"]:
-        table.add_row(plain(name, console=out), *(_cell(column["structures"][name]) for column in columns.values()))
+        table.add_row(plain(name), *(_cell(column["structures"][name]) for column in columns.values()))
     table.add_row("mean", *(_cell(column["mean"]) for column in columns.values()), style="bold")
     if columns:
         out.print(table)
@@ -217,7 +209,7 @@ def privacy_sentence(metrics: dict[str, Any]) -> Text:
 
 
 def _stressed(first: str, rest: str = "") -> Text:
-    return Text.assemble(plain(first, "bold", console=out), plain(rest, console=out))
+    return Text.assemble(plain(first, "bold"), plain(rest))
 
 
 def _cell(found: dict[str, Any] | None, separator: str = "\n") -> str:
@@ -263,6 +255,7 @@ def coordinator(
     from fedseg.coordinator import Options, coordinate
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
+    from fedseg.start import starting_model
     from fedseg.study import load_study
 
     loaded = load_study(study)
@@ -277,6 +270,7 @@ def coordinator(
         command=_command(),
     )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        starting_model(loaded, screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):
@@ -320,20 +314,28 @@ def site(
     ] = None,
 ) -> None:
     """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
+    from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data import load_site
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.site import Options, take_part
+    from fedseg.start import starting_model
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if name not in loaded.site_ids:
+        raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
     kept = state or runs / f"{name}-state"
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
+    federation = load_federation(credentials, loaded)  # what is wrong with them is told before images are read
+    signing_key(credentials, name)
+    site_tls(credentials, name, federation)
     found = load_site(data, name, loaded)
     options = Options(name, address, credentials, kept, patience, audit, _command())
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        starting_model(loaded, screen.starting)
         run = take_part(folder, found, options)
     _conclude(run, credentials)
 
@@ -348,13 +350,13 @@ def _settle(
     from fedseg.update import flatten
 
     for round_id in accepted:
-        out.print(accept_round(study, credentials, state, site, round_id), soft_wrap=True)
+        say(accept_round(study, credentials, state, site, round_id))
     federation = load_federation(credentials, study)
     for path in transcripts:
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
             receipt = replay(store, policy, federation.roster, path)
-        out.print(f"replayed, and it holds: round {receipt.round_id.hex()}", soft_wrap=True)
+        say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 
 @app.command()
@@ -365,10 +367,12 @@ def demo(
     """One coordinator and five sites as real processes on this machine; one site is killed in the middle of a round."""
     from fedseg.demo import Demo
     from fedseg.screen import Screen
+    from fedseg.start import starting_model
     from fedseg.study import load_study
 
     loaded = load_study(study or Path(__file__).parent / "demo.toml")
     with Screen(out) as screen:
+        starting_model(loaded, screen.starting)  # once, for all six processes
         demonstration = Demo(runs, loaded, screen)
         run = demonstration.run()
     _conclude(run, demonstration.folder / "credentials")
@@ -378,6 +382,7 @@ def demo(
 def epsilon(
     study: StudyFile,
     data: DataFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
     from fedseg.data import load_cohort
@@ -387,6 +392,10 @@ def epsilon(
     loaded = load_study(study)
     cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
     plan = explain(loaded, cohort)
+    if as_json:
+        claim = asdict(plan) if loaded.private else {"epsilon": None, "sentence": plan.sentence}
+        say_json(claim)
+        return
     if not loaded.private:
         say(_stressed(plan.sentence))
         return
@@ -442,19 +451,22 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
 
 
 @data_app.command("check")
-def data_check(study: StudyFile, data: DataFolder = None) -> None:
+def data_check(study: StudyFile, data: DataFolder = None, as_json: AsJson = False) -> None:
     """Check every image and label map that a study would train on; exit code 1 where training would stop."""
     from fedseg.data import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)
-    failed = False
+    found = []
     for site in loaded.site_ids:
         for finding in check_site(data / site if data else None, site, loaded):
-            colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
-            say(plain(finding.severity, colour, console=out), f" {finding.where}: {finding.message}")
-            failed |= finding.severity == "error"
-    if failed:
+            found.append(finding)
+            if not as_json:
+                colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
+                say(plain(finding.severity, colour), f" {finding.where}: {finding.message}")
+    if as_json:
+        say_json({"findings": [asdict(finding) for finding in found]})
+    if any(finding.severity == "error" for finding in found):
         raise typer.Exit(1)
 
 
@@ -462,6 +474,7 @@ def data_check(study: StudyFile, data: DataFolder = None) -> None:
 def ledger_verify(
     ledger: Annotated[Path, typer.Argument(help="A site's ledger (.jsonl).", show_default=False)],
     delta: Annotated[float, typer.Option(help="Delta at which epsilon is recomputed.", show_default=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Verify a ledger's chain and recompute epsilon from its events with two accountants."""
     from fedseg.ledger import verify
@@ -471,6 +484,9 @@ def ledger_verify(
         raise ConfigError(f"{ledger}: no such ledger")
     events = list(verify(ledger).values())
     pld, prv = cross_check(events, delta)
+    if as_json:
+        say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
+        return
     say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.errors import ConfigError
+from fedseg.files import read_text
 from fedseg.study import Study
 from secagg.errors import ConfigError as SecAggConfigError
 from secagg.keys import SigningKey
@@ -42,13 +43,12 @@ def load_federation(folder: Path, study: Study) -> Federation:
         ConfigError: missing or malformed, or its sites are not the study's; names the file and the remedy.
     """
     path = folder / FEDERATION
+    text = read_text(path, "ask the coordinator for it, or give --credentials")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(text)
         roster = PinnedRoster({site: bytes.fromhex(key) for site, key in content["clients"].items()})
         federation = Federation(str(content["training_run"]), bytes.fromhex(content["server_key"]), roster)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; ask the coordinator for it, or give --credentials") from error
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, SecAggConfigError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, SecAggConfigError) as error:
         raise ConfigError(f"{path}: not a federation file ({error}); ask the coordinator for it again") from error
     if set(roster) != set(study.site_ids):
         raise ConfigError(
@@ -66,12 +66,11 @@ def signing_key(folder: Path, name: str) -> SigningKey:
     path = folder / f"{name}.signing"
     if path.exists() and path.stat().st_mode & 0o077:
         raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
+    text = read_text(path, f"make it with `secagg keygen {name}`")
     try:
-        content = tomllib.loads(path.read_text(encoding="ascii"))
+        content = tomllib.loads(text)
         key = SigningKey.from_bytes(bytes.fromhex(content["signing_key"]))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} is missing; make it with `secagg keygen {name}`") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a signing key; make one with `secagg keygen {name}`") from error
     if content.get("id") != name:
         raise ConfigError(f"{path}: is the key of {content.get('id')!r}, not of {name}; use its own")

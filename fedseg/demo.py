@@ -21,6 +21,7 @@ import numpy as np
 from fedseg.credentials import make_credentials
 from fedseg.errors import RoundFailedError
 from fedseg.events import AnyEvent, Audience, Audited, Listener, Listening, Note, RoundEnded, StepAccepted, event_of
+from fedseg.files import PRIVATE_FOLDER
 from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
 from secagg.quantize import dtype_for
@@ -63,7 +64,7 @@ class Demo:
         Raises:
             RoundFailedError: a process ended that should not have; says where its log is.
         """
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(PRIVATE_FOLDER, parents=True)
         study_file = self.folder / "study.toml"
         study_file.write_text(self.study.toml(), encoding="utf-8")
         make_credentials(self.folder / "credentials", self.study, f"demo-{self.folder.name}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.data import MetaTensor
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case, evaluation_slices, working_case
 from fedseg.data.layouts import read_image
 from fedseg.errors import ConfigError
+from fedseg.files import private
 from fedseg.study import Study
 
 SLICES_AT_ONCE = 16
@@ -61,7 +62,8 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
     ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
     overlay = output.with_name(output.name.removesuffix(ending) + ".png")
     _write(output, ending, _label_map(_on_grid(scores, case, values.shape[1:], affine), image).to_filename)
-    _write(overlay, ".png", _picture(case, scores.argmax(axis=0), study).savefig)
+    with rc_context({"text.parse_math": False}):  # a structure's name may hold "$"
+        _write(overlay, ".png", _picture(case, scores.argmax(axis=0), study).savefig)
     return overlay
 
 
@@ -122,9 +124,11 @@ def _picture(case: Case, labels: NDArray[np.int64], study: Study) -> Figure:
 
 
 def _write(target: Path, ending: str, write: Callable[[Path], object]) -> None:
-    """Write beside `target`, then rename."""
+    """Write beside `target`, readable by its owner only, then rename."""
     beside = target.with_name(f".{os.getpid()}.{target.name.removesuffix(ending)}{ending}")
     try:
+        with open(beside, "wb", opener=private):  # writers keep the mode of a file that is there
+            pass
         write(beside)
         beside.replace(target)
     finally:

@@ -17,6 +17,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedseg.errors import EARLIER, LedgerError
+from fedseg.files import PRIVATE_FOLDER
 from secagg.encoding import digest
 
 FILE = "ledger.jsonl"
@@ -107,7 +108,7 @@ class Ledger:
             LedgerError: the file does not verify or cannot be written, or the round was charged for something else.
         """
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from monai.networks.nets import SegResNet, UNet
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -114,9 +114,9 @@ def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) 
     """Write a safetensors file beside `path`, then rename it: the file is whole or absent."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        values = {name: value.contiguous() for name, value in model.state_dict().items()}
+        values = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         # One entry, because safetensors writes several in no fixed order, and equal models shall be equal files.
-        save_file(values, beside, {METADATA: json.dumps(metadata, sort_keys=True)})
+        beside.write_bytes(save(values, {METADATA: json.dumps(metadata, sort_keys=True)}))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
+from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 from secagg import RoundBook
@@ -102,8 +103,9 @@ class RunFolder:
                 if not (path.exists() or path.with_suffix("").exists()):
                     break
                 path = runs / f"{name}-{number}{PARTIAL}"
-            path.mkdir(parents=True)
-            (path / "study.toml").write_text(study.toml(), encoding="utf-8")
+            path.mkdir(PRIVATE_FOLDER, parents=True)
+            with open(path / "study.toml", "w", encoding="utf-8", opener=private) as file:
+                file.write(study.toml())
         except OSError as error:
             raise ConfigError(f"{runs}: no run folder can be made there ({error.strerror}); give --out") from error
         return cls(path, study, *listeners)
@@ -170,7 +172,7 @@ class RunFolder:
 
     def _append(self, event: AnyEvent) -> AnyEvent:
         event = event.model_copy(update={"t": round(self.seconds, 4)})
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as events:
+        with open(self.path / "events.jsonl", "a", encoding="utf-8", opener=private) as events:
             events.write(event.model_dump_json() + "\n")
         return event
 
@@ -216,7 +218,7 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> None:
         beside = self.path / f".{name}"
-        with beside.open("w", encoding="utf-8") as file:
+        with open(beside, "w", encoding="utf-8", opener=private) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -257,4 +259,5 @@ def _save_examples(path: Path, examples: Sequence[Picture]) -> None:
         arrays[f"truth_{i}"] = np.rot90(truth[shown])
         arrays[f"prediction_{i}"] = np.rot90(np.moveaxis(prediction, case.slice_axis, 0)[shown])
         meta.append({"rank": rank, "site": case.site, "case": case.name, "dice": score})
-    np.savez_compressed(path, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)
+    with open(path, "wb", opener=private) as file:
+        np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)

@@ -5,7 +5,9 @@ Events hold text of others: it is shown as it stands and never read as markup, e
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -31,23 +33,27 @@ from fedseg.events import (
     StudyStarted,
     Trained,
 )
-from secagg.printable import printable
 from secagg.state import STEPS
+from secagg.terminal import plain
 
 SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))
 MESSAGES = 6
 
 
-def plain(text: object, style: str = "", *, console: Console) -> Text:
-    """Text, perhaps of others, for a console: shown as it stands, in one line."""
-    return Text(printable(text, console.encoding), style)
-
-
 class Screen:
-    """A `Listener` that draws; use it as a context manager."""
+    """A `Listener` that draws; use it as a context manager.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+    Args:
+        console: where; one that is no terminal, or a dumb one, gets lines with the time instead of a table.
+        now: the time of day, for the lines.
+    """
+
+    def __init__(self, console: Console | None = None, now: Callable[[], datetime] = datetime.now) -> None:
+        self._console = console or Console(markup=False, emoji=False, highlight=False)
+        self._now = now
+        self._drawn = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._marks = ("●", "✗", "·") if self._console.encoding.startswith("utf") else ("+", "x", ".")
+        self._start: tuple[int, int] | None = None
         self._study: StudyStarted | None = None
         self._round = 0
         self._done = 0
@@ -56,7 +62,7 @@ class Screen:
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._draw)
 
     def __enter__(self) -> "Screen":
-        if self._console.is_terminal:
+        if self._drawn:
             self._live.start()
         return self
 
@@ -66,11 +72,19 @@ class Screen:
         self._live.stop()
 
     def say(self, message: str) -> None:
-        """A line for the person, above the table or in the log."""
-        shown = self._plain(message)
+        """A line for the person, with the time: above the table or in the log."""
+        shown = self._plain(f"{self._now():%Y-%m-%d %H:%M:%S} {message}")
         self._said.append(shown)
-        if not self._console.is_terminal:
+        if not self._drawn:
             self._console.print(shown, soft_wrap=True)
+
+    def starting(self, step: int, steps: int) -> None:
+        """A step of the training of the public start; in a log each tenth is a line."""
+        self._start = (step, steps) if step < steps else None
+        if step == 1 or step * 10 // steps > (step - 1) * 10 // steps:
+            text = f"training the public start on made patients, kept for the next time: step {step} of {steps}"
+            if not self._drawn:
+                self.say(text)
 
     def __call__(self, event: AnyEvent) -> None:
         """Take one event of the run."""
@@ -145,11 +159,16 @@ class Screen:
         dice = [site.dice for site in self._sites.values() if site.dice is not None]
         if dice:
             parts.append(f"Dice {sum(dice) / len(dice):.2f} in the round before")
-        if event.dropped or not self._console.is_terminal:
+        if event.dropped or not self._drawn:
             self.say("; ".join(parts))
 
     def _draw(self) -> RenderableType:
         study = self._study
+        if study is None and self._start:
+            step, steps = self._start
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row("training the public start on made patients", ProgressBar(steps, step, 40), f"{step}/{steps}")
+            return grid
         if study is None:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -166,9 +185,8 @@ class Screen:
     def _row(self, name: str, site: "_Site") -> list[RenderableType]:
         gone = site.state in ("dropped", "out")
         bar: RenderableType = ProgressBar(total=site.steps, completed=site.step, width=12) if site.step else Text("")
-        marks = [Text("●" if step in site.done else "✗" if gone else "·") for step in SHORT]
-        for mark in marks:
-            mark.stylize("green" if mark.plain == "●" else "red" if gone else "dim")
+        done, lost, open_ = Text(self._marks[0], "green"), Text(self._marks[1], "red"), Text(self._marks[2], "dim")
+        marks = [done if step in site.done else lost if gone else open_ for step in SHORT]
         return [
             self._plain(name, "red" if gone else ""),
             bar,

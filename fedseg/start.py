@@ -5,6 +5,7 @@ privacy. Every process on a machine gets the same weights; they are kept in the 
 shapes them, the code of the phantoms included. Must never: see a site's images, or take weights that are not whole.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,13 +17,13 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
-from safetensors import SafetensorError
 
 from fedseg import augment
 from fedseg.augment import augmented
 from fedseg.data import anatomy, lesions, phantom
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
+from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.study import Study
 from secagg.encoding import digest
@@ -42,6 +43,8 @@ RATE = 0.01
 POOL = {2: 160, 3: 12}  # patients, by dims
 STEPS = {2: 480, 3: 200}
 BATCH = {2: 16, 3: 1}  # slices or volumes of a step
+
+_unkept: dict[str, torch.nn.Module] = {}  # starts of this process, by file name, where there is no cache to keep them
 
 
 def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.Module:
@@ -102,13 +105,20 @@ def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
             "or give a .safetensors file"
         )
     study = study.replace(study={"name": "phantom", "seed": None})  # the same start whatever a study's name and seed
-    path = _cache_folder() / f"phantom-{_content_hash(study)}.safetensors"
-    with suppress(ConfigError):  # absent or damaged
-        return load_model(path, study)
+    name, folder = f"phantom-{_content_hash(study)}.safetensors", _cache_folder()
+    if name in _unkept:
+        return copy.deepcopy(_unkept[name])
+    if folder is not None:
+        with suppress(ConfigError):  # absent or damaged
+            return load_model(folder / name, study)
     model = _pretrained(study, _cases(maker, "pretraining", POOL[study.data.dims]), progress)
-    with suppress(OSError, SafetensorError):  # a cache that cannot be written costs time only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, path, metadata_of(study))
+    try:
+        if folder is None:
+            raise FileNotFoundError
+        folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        save_model(model, folder / name, metadata_of(study))
+    except OSError:  # a cache that cannot be written costs time only
+        _unkept[name] = copy.deepcopy(model)
     return model
 
 
@@ -164,6 +174,10 @@ def _content_hash(study: Study) -> str:
     return digest("phantom start", json.dumps(shape, sort_keys=True), *code).hex()[:32]
 
 
-def _cache_folder() -> Path:
-    """Where the user's caches are, by the XDG convention."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedseg"
+def _cache_folder() -> Path | None:
+    """Where the user's caches are, by the XDG convention; None for a user without a home."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given) / "fedseg" if given else Path.home() / ".cache" / "fedseg"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return None

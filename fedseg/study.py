@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
+from fedseg.files import read_text
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
@@ -158,6 +159,12 @@ class Study(_Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        delta, patients = self.privacy.delta, self.expected_patients
+        if self.private and delta is not None and delta * patients >= 1:
+            raise ValueError(
+                f"[privacy] delta = {delta:g} is no protection: with about {patients} patients it would allow "
+                f"publishing one of them whole; choose a tenth of one over the patients, {0.1 / patients:.1g}"
+            )
         self.policy(1)
         return self
 
@@ -175,6 +182,12 @@ class Study(_Section):
     def in_channels(self) -> int:
         """Image channels: one per modality."""
         return len(self.data.modality)
+
+    @property
+    def expected_patients(self) -> int:
+        """How many patients train at all sites together, as far as the study itself knows: of its public constants."""
+        made = sum(site.patients or 0 for site in self.sites)
+        return made or len(self.sites) * max(1, round(self.privacy.denominator / self.privacy.sample_rate))
 
     @property
     def private(self) -> bool:
@@ -245,13 +258,7 @@ def load_study(path: Path) -> Study:
         ConfigError: missing or malformed file, unknown or missing field, unsafe policy: one sentence with the
             file, the field and the remedy.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a study file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not text; give the path of a study file in TOML") from error
-    return parse_study(text, str(path))
+    return parse_study(read_text(path, "give the path of a study file"), str(path))
 
 
 def parse_study(text: str, where: str) -> Study:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.text import read_text
 
 _Read = TypeVar("_Read")
 
@@ -29,8 +30,9 @@ def write_new(path: Path, text: str, mode: int = 0o644) -> None:
 
 def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
     """What `build` makes of a file; ConfigError with `what` where it holds something else."""
+    text = read_text(path)
     try:
-        return build(tomllib.loads(path.read_text(encoding="utf-8")))
+        return build(tomllib.loads(text))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{path}: {error}") from None

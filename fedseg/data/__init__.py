@@ -34,6 +34,9 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
     Raises:
         ConfigError, CaseError: as `load_site`.
     """
+    for site in study.site_ids:  # before the first, which may take minutes
+        if data_dir is not None and study.data.layout != "phantom" and not (data_dir / site).is_dir():
+            raise ConfigError(f"{data_dir / site}: there is no such folder; --data has one subfolder per site")
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
     if study.private and study.privacy.delta is not None and study.privacy.delta * patients >= 1:

@@ -4,19 +4,24 @@ Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a 
 on its image is refused, not resampled.
 """
 
+import gzip
 import json
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, working_case
 from fedseg.errors import CaseError, ConfigError
+from fedseg.files import read_text
 from fedseg.study import Study
+from secagg.text import kind_of
 
 SAME_GRID_MM = 1e-3
 
@@ -102,14 +107,44 @@ def _read_label(entry: Entry, shape: tuple[int, ...], affine: NDArray[np.float64
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     if not path.exists():
-        raise CaseError(str(path), "is missing; add it or remove the patient from the list")
+        foreign = any("\udc80" <= letter <= "\udcff" for letter in str(path))
+        why = "; its name is not UTF-8: is the list, or the folder, in an old code page?" if foreign else ""
+        raise CaseError(str(path), f"is missing; add it or remove the patient from the list{why}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
     except Exception as error:  # readers raise anything on damaged bytes
-        raise CaseError(str(path), "cannot be read as NIfTI (truncated or damaged?); copy it again") from error
+        raise CaseError(str(path), f"cannot be read as NIfTI: {_what_is_wrong(path)}") from error
     return np.asarray(image.numpy(), np.float32), np.asarray(image.affine, np.float64)
+
+
+def _what_is_wrong(path: Path) -> str:
+    """Why a file is not read as NIfTI, and what to do: MONAI's own errors do not say."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+        packed, named = start.startswith(b"\x1f\x8b"), path.name.endswith(".gz")
+        if not start:
+            return "it is empty; copy it again"
+        if not packed and (what := kind_of(start)):
+            return f"it is {what}; give the image itself"
+        if packed != named:
+            state, name = ("compressed", ".nii.gz") if packed else ("not compressed", ".nii")
+            return f"it is {state}, so its name must end in {name}; rename it"
+        image = nibabel.load(path)
+        np.asanyarray(image.dataobj)
+    except EOFError:
+        return "it ends too early; copy it again"
+    except (gzip.BadGzipFile, zlib.error):
+        return "its compression is damaged; copy it again"
+    except MemoryError:
+        return "this machine has not enough memory for it"
+    except OSError as error:
+        return f"{error.strerror}; correct that" if error.strerror else f"{error}; copy it again"
+    except Exception as error:
+        return f"{error}; export it again"
+    return "its header is not what MONAI expects; export it again"
 
 
 def _feta(folder: Path, study: Study) -> Iterator[Entry]:
@@ -117,14 +152,15 @@ def _feta(folder: Path, study: Study) -> Iterator[Entry]:
     ending = f"_{study.data.modality[0]}.nii.gz"
     index = folder / "participants.tsv"
     if index.exists():
-        rows = [line.split("\t") for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = read_text(index, "correct it", names=True).split("\n")
+        rows = [line.split("\t") for line in lines if line.strip()]
         if not rows or rows[0][0] != "participant_id":
             raise ConfigError(f"{index}: its first column must be participant_id; correct the header line")
         patients = [row[0] for row in rows[1:]]
     else:
         patients = [path.name for path in folder.glob("sub-*") if path.is_dir()]
     for patient in patients:
-        images = sorted((folder / patient / "anat").glob(f"*{ending}"))
+        images = sorted((folder / patient / "anat").glob(f"[!.]*{ending}"))  # "._..." is macOS's, beside each file
         for image in images or [folder / patient / "anat" / f"{patient}{ending}"]:
             yield Entry(patient, image, image.with_name(image.name.removesuffix(ending) + "_dseg.nii.gz"))
 
@@ -132,12 +168,13 @@ def _feta(folder: Path, study: Study) -> Iterator[Entry]:
 def _decathlon(folder: Path, study: Study) -> Iterator[Entry]:
     """`dataset.json` lists the image and label of every patient."""
     index = folder / "dataset.json"
+    text = read_text(index, "a Decathlon folder has one, or set [data] layout", names=True)
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["training"]
+        listed = json.loads(text)["training"]
         pairs = [(folder / item["image"], folder / item["label"]) for item in listed]
-    except OSError as error:
-        raise ConfigError(f"{index}: is missing; a Decathlon folder has one, or set [data] layout") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{index}: not valid JSON ({error}); correct that line") from error
+    except (KeyError, TypeError) as error:
         raise ConfigError(f"{index}: 'training' must list image and label of every patient; correct it") from error
     for image, label in pairs:
         yield Entry(image.name.removesuffix(".gz").removesuffix(".nii"), image, label)

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.files import private
 from fedseg.report import claims, figures
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.records import Interval
@@ -41,7 +42,8 @@ def write_report(run: Path) -> Path:
     beside = run / "report.html.part"
     html = _render(read_run(run))
     try:
-        beside.write_text(html, encoding="utf-8")
+        with open(beside, "w", encoding="utf-8", opener=private) as file:
+            file.write(html)
         os.replace(beside, target)
     except OSError as error:
         beside.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from secagg import wire
 from secagg.cli.explain import Clients, Corrupt, Length, Suites
-from secagg.cli.terminal import app, out, plain, say, sentences
+from secagg.cli.terminal import app, sentences
 from secagg.client import open_round
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
@@ -26,6 +26,7 @@ from secagg.quantize import quantize
 from secagg.session import ClientSession, ServerSession
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, RoundContext
 from secagg.store import MemoryStore
+from secagg.terminal import out, plain, say
 from secagg.transcript import Recorder
 
 RUN = "demo"

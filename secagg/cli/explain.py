@@ -11,7 +11,7 @@ from rich.table import Table
 
 from secagg import wire
 from secagg.cli.cost import Cost
-from secagg.cli.terminal import app, out, sentences
+from secagg.cli.terminal import app, sentences
 from secagg.encoding import HASH_BYTES
 from secagg.keys import MLKEM_PUBLIC_BYTES, envelope_length
 from secagg.masking import PAIR_PLAINTEXT_BYTES, SHARES_PLAINTEXT_BYTES
@@ -40,6 +40,7 @@ from secagg.messages import (
 from secagg.policy import Policy, Suite
 from secagg.quantize import packed_size
 from secagg.shamir import SHARE_BYTES
+from secagg.terminal import AsJson, out, say_json
 
 Clients = Annotated[int, typer.Option(help="n, the pinned cohort.")]
 Corrupt = Annotated[int, typer.Option(help="c, clients that may collude with the server.")]
@@ -56,6 +57,7 @@ def policy(
     bits: Annotated[int, typer.Option(help="Width of the modulus.")] = 32,
     value_bits: Annotated[int, typer.Option(help="Width of one quantised value.")] = 16,
     suite: Suites = Suite.MLKEM768_X25519,
+    as_json: AsJson = False,
 ) -> None:
     """Explain a policy: who must collude, how many may drop out, and what it costs."""
     with sentences():
@@ -70,8 +72,12 @@ def policy(
             bits=bits,
             value_bits=value_bits,
         )
+        rows = dict((*explanation(chosen), *seconds(chosen)))
+        if as_json:
+            say_json(rows)
+            return
         table = Table(title=f"{clients} clients, {suite.value}", show_header=False)
-        for what, value in (*explanation(chosen), *seconds(chosen)):
+        for what, value in rows.items():
             table.add_row(what, value)
         out.print(table)
 

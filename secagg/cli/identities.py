@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from secagg.cli.terminal import app, say, sentences
+from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
 from secagg.files import public_text, read_public, roster_text, secret_text, write_new
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
+from secagg.terminal import say
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from secagg.cli.terminal import app, say, sentences
+from secagg.cli.terminal import app, sentences
 from secagg.cli.transcripts import Files, OwnPolicy, OwnRoster, verified
 from secagg.client import accept_exposure
 from secagg.encoding import HASH_BYTES
@@ -14,11 +14,12 @@ from secagg.errors import ConfigError
 from secagg.files import read_secret
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
+from secagg.terminal import App, say
 from secagg.transcript import accept
 
 _TYPED_DIGITS = 8
 
-marks = typer.Typer(no_args_is_help=True, help="Look at the marks of a data set, replay a round, accept an exposure.")
+marks = App("Look at the marks of a data set, replay a round, accept an exposure.")
 app.add_typer(marks, name="marks")
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store of the data set; it must exist.")]

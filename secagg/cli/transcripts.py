@@ -1,16 +1,17 @@
 """`secagg verify-transcript`: whether a published round was what it claims, without asking the server."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand
 
-from secagg.cli.terminal import app, errors, out, say, sentences
+from secagg.cli.terminal import app, sentences
 from secagg.files import read_policy, read_roster
+from secagg.terminal import AsJson, errors, out, say, say_json
 from secagg.transcript import RoundReport, Verdict, verify
 from secagg.transcript.checks import WHAT
 
@@ -41,7 +42,7 @@ def verify_transcript(
     files: Files,
     roster: OwnRoster,
     policy: OwnPolicy,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Verify the public transcripts of rounds, without the server.
 
@@ -53,7 +54,7 @@ def verify_transcript(
     with sentences(_COULD_NOT_RUN):
         verdict = verified(files, roster, policy, quiet=as_json)
     if as_json:
-        typer.echo(json.dumps(verdict.as_dict(), indent=2))
+        say_json(verdict.as_dict())
     else:
         _show(verdict)
     raise typer.Exit(verdict.exit_code)
@@ -77,7 +78,7 @@ def _show(verdict: Verdict) -> None:
     for check, what in WHAT.items():
         state = verdict.state(check)
         looked_at = f"{verdict.items[check]:,}" if check in verdict.items else ""
-        table.add_row(check, what, f"[{_COLOURS[state]}]{state}[/]", looked_at)
+        table.add_row(check, what, Text(state, _COLOURS[state]), looked_at)
     out.print(table)
     lines = [
         f"Your project {verdict.policy.project}, policy {verdict.policy.hash().hex()}, "

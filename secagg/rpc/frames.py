@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from secagg.messages import LARGEST_CLAIMS
 from secagg.policy import Policy
 from secagg.rpc.transport_pb2 import Frame
 
@@ -31,6 +32,8 @@ NEWS = frozenset({HELLO, GONE, BACK})
 
 _KIND = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 _KEYS_AND_SHARES = 16 << 20
+_CLAIM = 768  # a name of 256 characters and seven hashes
+_ATTESTATION = 144  # an id of 64 characters and a signature
 _SLOWEST_BYTES_PER_SECOND = 64 << 10
 
 
@@ -124,8 +127,9 @@ def check_kind(kind: str) -> None:
 
 
 def message_limit(policy: Policy) -> int:
-    """Bytes of the largest message that a round of this policy needs: a vector, or everybody's keys and shares."""
-    return 8 * (policy.length + policy.slots) + _KEYS_AND_SHARES
+    """Bytes of the largest message that a round of this policy needs: a vector, or keys, claims and shares of all."""
+    claims = policy.clients * LARGEST_CLAIMS * (_CLAIM + policy.threshold * _ATTESTATION)
+    return 8 * (policy.length + policy.slots) + _KEYS_AND_SHARES + claims
 
 
 def transfer_seconds(size: int) -> float:

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
+from secagg.text import byte_order_mark
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
@@ -295,11 +296,14 @@ def _answers(host: str, port: int, tls: ClientTls) -> bool:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        pem = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{what} file {path} cannot be read ({error.strerror}); check the path, or make certificates first"
         ) from None
+    if byte_order_mark(pem):  # gRPC and OpenSSL, which read these files themselves, find no certificate behind one
+        raise ConfigError(f"{what} file {path} begins with a byte-order mark; save it again as ASCII, without one")
+    return pem
 
 
 def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:

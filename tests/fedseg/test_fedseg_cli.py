@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import sys
@@ -391,8 +392,7 @@ def test_resume_through_the_command_with_its_own_screen(tmp_path, capsys, monkey
     code, said, error = run(capsys, monkeypatch, "simulate", study, "--resume", "--out", runs)
     assert code == 0, error
     assert f"going on after {f'round {done}' if done else 'the start'}" in said
-    rounds = [line for line in said.splitlines() if ": sum of 3 of 3 sites" in line]
-    assert [line.split(":")[0] for line in rounds] == ["round 1", "round 2"]
+    assert re.findall(r"round (\d): sum of 3 of 3 sites", said) == ["1", "2"]
     (complete,) = runs.iterdir()
     assert (complete / "report.html").is_file()
 

@@ -96,9 +96,9 @@ def test_decathlon_layout_takes_channels_and_float_labels(tmp_path: Path, lgg: S
 
 def test_a_cohort_has_a_folder_per_site_and_a_large_delta_is_told(tmp_path: Path, feta: Study) -> None:
     for site in feta.site_ids:
-        write_feta(tmp_path / site, patients=2)
-    private = feta.replace(privacy={"mechanism": "local", "delta": 0.2})
-    with pytest.warns(UserWarning, match=r"delta = 0.2 is not below 1/6"):
+        write_feta(tmp_path / site, patients=7)
+    private = feta.replace(privacy={"mechanism": "local", "delta": 0.05})
+    with pytest.warns(UserWarning, match=r"delta = 0.05 is not below 1/21"):
         assert list(load_cohort(tmp_path, private)) == feta.site_ids
     with pytest.raises(ConfigError, match=r"layout = 'feta' needs images.*--data"):
         load_cohort(None, feta)
@@ -294,7 +294,7 @@ BAD_FILES = {
                      "sub-002_T2w.nii.gz: has 2 channels and [data] modality lists 1; correct either"),
     "flat image": (change("T2w", lambda values: values[..., 0]), "sub-002_T2w.nii.gz: has 2 spatial axes; a volume"),
     "constant image": (change("T2w", np.zeros_like), "sub-002_T2w.nii.gz: channel 0 is the same everywhere; export"),
-    "truncated file": (truncate, "sub-002_T2w.nii.gz: cannot be read as NIfTI (truncated or damaged?); copy it again"),
+    "truncated file": (truncate, "sub-002_T2w.nii.gz: cannot be read as NIfTI: it ends too early; copy it again"),
     "text for an image": (lambda folder: (folder / "sub-002/anat/sub-002_T2w.nii.gz").write_text("hello"),
                           "sub-002_T2w.nii.gz: cannot be read as NIfTI"),
 }  # fmt: skip
@@ -329,9 +329,9 @@ def test_a_folder_without_patients_is_named(tmp_path: Path, feta: Study, lgg: St
         (tmp_path / "empty", feta, "no patients in layout 'feta'; correct the folder or the layout"),
         (tmp_path / "listed", feta, "no patients in layout 'feta'"),
         (tmp_path / "header", feta, "participants.tsv: its first column must be participant_id"),
-        (tmp_path / "empty", lgg, "dataset.json: is missing; a Decathlon folder has one"),
+        (tmp_path / "empty", lgg, "dataset.json is missing; a Decathlon folder has one"),
         (tmp_path / "index", lgg, "dataset.json: 'training' must list image and label"),
-        (tmp_path / "json", lgg, "dataset.json: 'training' must list image and label"),
+        (tmp_path / "json", lgg, "dataset.json: not valid JSON"),
         (tmp_path / "nobody", public, "no patients in layout 'decathlon'"),
     ]
     for name in ("empty", "listed", "header", "index", "json", "nobody"):

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import random
+from datetime import datetime
 
 import pytest
 from rich.console import Console
@@ -30,6 +31,8 @@ HOSTILE = {
     "surrogate": "\ud800 half",
     "everything": "[/]\x1b[31m\n\ud800\u202e[",
 }
+NOON = datetime(2026, 11, 29, 12)
+STAMP = "2026-11-29 12:00:00 "
 STUDY = study_event(tiny_study(mechanism="none"), 3, secure=True).model_copy(
     update={"name": "[/x]\x1b[1mstudy", "sites": ("a", "[/b]\x1b")}
 )
@@ -38,7 +41,7 @@ STUDY = study_event(tiny_study(mechanism="none"), 3, secure=True).model_copy(
 def screen_of(terminal: bool, encoding: str = "utf-8") -> tuple[Screen, io.TextIOWrapper]:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
     console = Console(file=file, force_terminal=terminal, color_system=None, width=120, legacy_windows=False)
-    return Screen(console), file
+    return Screen(console, now=lambda: NOON), file
 
 
 def shown_on(file: io.TextIOWrapper) -> str:
@@ -70,7 +73,8 @@ def test_a_log_has_one_line_for_each_event_as_it_stands(kind, encoding):
     lines = shown_on(file).split("\n")
     assert len(lines) == 2 + 5 + 1
     assert all(line.isprintable() for line in lines)
-    assert lines[3] == printable(HOSTILE[kind], encoding)
+    assert all(line.startswith(STAMP) for line in lines[:-1])
+    assert lines[3] == STAMP + printable(HOSTILE[kind], encoding)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -136,7 +140,7 @@ def test_half_a_character_is_refused_where_it_arrives(tmp_path, credentials):
         await coordinator._hear(0)
 
     asyncio.run(scenario())
-    assert shown_on(file) == "site-a sent a malformed Said message; it was ignored\n"
+    assert shown_on(file) == f"{STAMP}site-a sent a malformed Said message; it was ignored\n"
 
 
 def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, credentials):

@@ -108,7 +108,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "fc9876644599fd0cd129db65b4768eb7a29ff5f362c5a0fd97695e9b291f1c10"
+    assert parse_study(text, "s").hash().hex() == "57d748c0f620516c1e1d6ab6bb32dda6e6189acdc0480e51168703a6191ef3bb"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

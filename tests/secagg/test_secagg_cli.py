@@ -244,7 +244,7 @@ def test_a_set_that_is_not_complete(tmp_path, cohort):
         (["t", "--roster", "roster.toml"], "Missing option"),
         (["--roster", "roster.toml", "--policy", "policy.toml"], "Missing argument"),
         (["t", "--roster", "roster.toml", "--policy", "policy.toml", "--fast"], "No such option"),
-        (["t", "--roster", "t", "--policy", "policy.toml"], "is not a roster"),
+        (["t", "--roster", "t", "--policy", "policy.toml"], "t is not text"),
         (["t", "--roster", "roster.toml", "--policy", "roster.toml"], "is not a policy"),
         (["t", "--roster", "six.toml", "--policy", "policy.toml"], "the roster lists 6 clients"),
         (["t", "--roster", "nowhere", "--policy", "policy.toml"], "No such file"),

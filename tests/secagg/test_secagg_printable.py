@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from secagg.cli.terminal import app, plain, say
+from secagg.cli.terminal import app
 from secagg.errors import ConfigError
 from secagg.printable import printable
+from secagg.terminal import plain, say
 
 HOSTILE = {
     "escape": "\x1b[2J\x1b]0;title\x07",

@@ -1,0 +1,157 @@
+"""What the commands `secagg` and `fedseg` share: how they are called, where they print, and how they end.
+
+What is said may hold text of others. It is shown as it stands, in one line, and is never read as markup, escape
+sequences or several lines; a letter that the terminal lacks is written as an escape. Must never: show a traceback where
+a sentence will do.
+"""
+
+import errno
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.metadata import version
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand
+
+from secagg.errors import SecAggError
+from secagg.printable import printable
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# Neither markup nor emoji: a table's cell "[core]" or ":x:" is data, too.
+out = Console(highlight=False, markup=False, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but errors: the exit status tells the rest.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences and tables.")]
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "no file may be so large here: see `ulimit -f`",
+    errno.EROFS: "write to another folder: this one is read-only",
+    errno.EACCES: "you have no right to it: ask its owner, or use another place",
+    errno.EPERM: "you have no right to it: ask its owner, or use another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+}
+
+
+class App(typer.Typer):
+    """An application, or a group of commands in one: `-h`, completion and `--quiet` alike everywhere.
+
+    Help is plain text, which reads at any width, in any code page and on a dumb terminal, and eats no "[brackets]".
+    """
+
+    def __init__(self, about: str) -> None:
+        super().__init__(
+            help=about,
+            no_args_is_help=True,
+            pretty_exceptions_enable=False,
+            rich_markup_mode=None,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+
+    def command(  # type: ignore[override]
+        self, name: str | None = None, *, cls: type[TyperCommand] | None = None
+    ) -> Callable[[_Function], _Function]:
+        """Adds a command, and `--quiet` to it; see `typer.Typer.command`."""
+
+        def add(function: _Function) -> _Function:
+            @wraps(function)
+            def hushed(*given: Any, quiet: bool, **named: Any) -> Any:
+                out.quiet = quiet
+                return function(*given, **named)
+
+            own = inspect.signature(function)
+            quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Quiet)
+            hushed.__signature__ = own.replace(parameters=[*own.parameters.values(), quiet])  # type: ignore[attr-defined]
+            hushed.__annotations__ = {**function.__annotations__, "quiet": _Quiet}
+            super(App, self).command(name, cls=cls)(hushed)
+            return function
+
+        return add
+
+
+def versioned(app: App, command: str, more: Callable[[], str] = str) -> None:
+    """Gives an application `--version`: the command, its version, and `more` in brackets."""
+
+    def tell(wanted: bool) -> None:
+        if wanted:
+            say(f"{command} {version('secagg')}{more()}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        show: Annotated[
+            bool, typer.Option("--version", callback=tell, is_eager=True, help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        """Options of every command."""
+
+
+def plain(text: object, style: str = "", *, console: Console = out) -> Text:
+    """Text, perhaps of others, for a console: shown as it stands, in one line."""
+    return Text(printable(text, console.encoding), style)
+
+
+def say(*parts: str | Text, console: Console = out) -> None:
+    """Print one line, whatever the terminal's width."""
+    shown = [plain(part, console=console) if isinstance(part, str) else part for part in parts]
+    console.print(Text.assemble(*shown), soft_wrap=True)
+
+
+def say_json(content: object) -> None:
+    """Print one JSON object, in ASCII: programs read it, whatever the code page and `--quiet`."""
+    typer.echo(json.dumps(content, indent=2))
+
+
+@contextmanager
+def sentences(
+    command: str, status: int = 1, expected: tuple[type[Exception], ...] = (SecAggError,), extra: str = ""
+) -> Iterator[None]:
+    """Ends the process with one sentence and this status where something expected went wrong.
+
+    Args:
+        command: begins the sentence.
+        status: of the exit.
+        expected: errors whose text is for people; those of files and of packages that are not there are in any case.
+        extra: what `pip install 'secagg[...]'` is to bring where a package is missing.
+    """
+    try:
+        yield
+    except expected as error:
+        told = str(error)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").partition(".")[0] in ("secagg", "fedseg"):
+            raise
+        told = f"needs {error.name}, which is not installed; run: pip install 'secagg[{extra}]'"
+    except OSError as error:
+        if error.errno is None:
+            raise
+        told = about_file(error)
+    else:
+        return
+    say(plain(f"{command}: ", "bold red", console=errors), told, console=errors)
+    raise SystemExit(status)
+
+
+def about_file(error: OSError) -> str:
+    """One sentence on a file that could not be read or written."""
+    remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+    return f"{error.filename or 'a file could not be written'}: {error.strerror}{remedy}"
+
+
+def any_code_page() -> None:
+    """From now on what a stream's code page lacks is written as an escape, never the end of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
