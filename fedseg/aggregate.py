@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.errors import RoundFailedError
+from fedseg.events import AnyEvent, Dropped, Note, RoundEnded, StepAccepted, StepClosed
 from fedseg.update import NoisedUpdate
 from secagg import (
     AbortedError,
@@ -38,7 +39,7 @@ from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import Recorder, accept, verify
 
-Emit = Callable[..., None]
+Emit = Callable[[AnyEvent], None]
 Train = Callable[[str], NoisedUpdate]
 Rounding = Callable[[str, int], Stream]
 
@@ -66,6 +67,21 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def ended(self, number: int, attempt: int | None) -> RoundEnded:
+        """What the log has of it."""
+        return RoundEnded(
+            round=number,
+            attempt=attempt,
+            included=self.included,
+            dropped=self.dropped,
+            exact=self.exact,
+            head=self.head.hex(),
+            clip_rate=self.clip_rate,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            seconds=self.seconds,
+        )
 
 
 class PlainSum:
@@ -139,7 +155,7 @@ class SecureSum:
             model_hash: of the global model that `train` starts from; every site holds the same.
             sites: who takes part.
             train: makes a site's update; called after ShareReport, once per site.
-            emit: takes the events "step", "close", "dropped" and "note".
+            emit: takes `StepAccepted`, `StepClosed`, `Dropped` and `Note`.
             silent: sites that stop before sending their message of the named step, as if killed there.
 
         Raises:
@@ -149,7 +165,7 @@ class SecureSum:
         if not self._private:
             recorder = Recorder(self._transcript, self._policy, self._roster, context, signing_key=book.signing_key)
         server = ServerSession(self._policy, self._roster, context, book.signing_key, book.leave_out, recorder)
-        exchange = _Exchange(server, emit, silent)
+        exchange = _Exchange(server, context.round_number, emit, silent)
         start = wire.encode(book.start(model_hash))
         plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         values: dict[str, NDArray[Any]] = {}
@@ -168,7 +184,7 @@ class SecureSum:
                             exchange.send(site, reply)
         except (ProtocolError, AbortedError) as error:
             for text in book.failed(error, server.burned):
-                emit("note", text=text)
+                emit(Note(text=text))
             raise RoundFailedError(str(error)) from error
         for site in server.included:
             plain += values[site]
@@ -220,8 +236,8 @@ class SecureSum:
 class _Exchange:
     """One attempt: every message goes as wire bytes, is counted, timed and told."""
 
-    def __init__(self, server: ServerSession, emit: Emit, silent: Mapping[str, str]) -> None:
-        self._server, self._emit, self._silent = server, emit, silent
+    def __init__(self, server: ServerSession, number: int, emit: Emit, silent: Mapping[str, str]) -> None:
+        self._server, self._number, self._emit, self._silent = server, number, emit, silent
         self._last: dict[str, str] = {}
         self._gone: set[str] = set()
         self._up = self._down = 0
@@ -233,14 +249,14 @@ class _Exchange:
         step = self._server.step
         if site in self._gone or self._silent.get(site) == step:
             if site not in self._gone:
-                self._emit("dropped", site=site, after=self._last.get(site, ""))
+                self._emit(Dropped(round=self._number, site=site, after=self._last.get(site, "")))
             self._gone.add(site)
             return
         data = wire.encode(message)
         self._server.receive(site, wire.decode_from_client(data))
         self._up += len(data)
         self._last[site] = step
-        self._emit("step", site=site, step=step, bytes=len(data))
+        self._emit(StepAccepted(round=self._number, site=site, step=step, bytes=len(data)))
 
     def close(self) -> list[tuple[str, FromServer]]:
         """Close the step; the server's replies to the sites that are still there."""
@@ -250,7 +266,7 @@ class _Exchange:
         self._down += sent
         now = time.perf_counter()
         self._seconds[step], self._since = now - self._since, now
-        self._emit("close", step=step, seconds=self._seconds[step], bytes_down=sent)
+        self._emit(StepClosed(round=self._number, step=step, seconds=self._seconds[step], bytes_down=sent))
         return [(site, wire.decode_from_server(data)) for site, data in replies.items() if site not in self._gone]
 
     @property

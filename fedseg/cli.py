@@ -17,8 +17,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedseg.errors import ConfigError, FedSegError
-from secagg.errors import SecAggError
+from fedseg.errors import ConfigError, FedSegError, RoundFailedError
+from secagg.errors import ProtocolError, SecAggError
 from secagg.terminal import App, AsJson, any_code_page, errors, out, plain, say, say_json, sentences, versioned
 
 if TYPE_CHECKING:
@@ -140,13 +140,17 @@ def _interrupted(runs: Path, study: "Study") -> Path:
 
 
 def _conclude(run: Path, credentials: Path | None = None) -> None:
-    """Write the report and show the figures of a complete run, and how to replay its rounds."""
+    """Write the report and show the figures of a run, and how to replay its rounds.
+
+    Raises:
+        RoundFailedError: the study is not complete, which is no success of the command.
+    """
     import json
 
     from fedseg.report import write_report
 
     report = write_report(run)
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     say(f"model {run / 'model.safetensors'}")
     say(f"report {report}")
@@ -154,12 +158,20 @@ def _conclude(run: Path, credentials: Path | None = None) -> None:
         own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
         command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
         say(f"replay every round without the coordinator: {command}")
+    if metrics["unfinished"]:
+        done, planned = metrics["protocol"]["rounds_completed"], metrics["rounds"]
+        raise RoundFailedError(
+            f"the study did not finish, {done} of {planned} rounds have a sum: {metrics['unfinished']}"
+        )
 
 
 def show_metrics(metrics: dict[str, Any]) -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
     dice = metrics["dice"]
     columns = {"all sites": {"mean": dice["mean"], "structures": dice["overall"]}, **dice["sites"]}
+    columns = {name: column for name, column in columns.items() if column["mean"] is not None}
+    if len(columns) == 2:  # one site's own figures are all that there is
+        del columns["all sites"]
     title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
     table = Table(title=title, box=None, padding=(0, 2, 0, 0))
     table.add_column("")
@@ -168,7 +180,8 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     for name in dice["overall"]:
         table.add_row(plain(name), *(_cell(column["structures"][name]) for column in columns.values()))
     table.add_row("mean", *(_cell(column["mean"]) for column in columns.values()), style="bold")
-    out.print(table)
+    if columns:
+        out.print(table)
     for name, found in metrics["baselines"].items():
         say(f"{name}: mean Dice {_cell(found, ' ')}")
     say(privacy_sentence(metrics))
@@ -258,7 +271,12 @@ def coordinator(
     )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         starting_model(loaded, screen.starting)
-        run = coordinate(folder, options)
+        try:
+            run = coordinate(folder, options)
+        except (RoundFailedError, ProtocolError):
+            if not folder.finished:
+                raise
+            run = folder.path  # what came before is told, and the failure with it
     _conclude(run, credentials)
 
 

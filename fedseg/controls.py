@@ -2,7 +2,8 @@
 
 A round is opened with the signed round start and the model; a site tells that its training begins, without differential
 privacy how far it is, and, where the study says so, its validation Dice. Everything that came over the wire is
-validated; nothing is unpickled.
+validated; nothing is unpickled. At the end every site gets the last model, every receipt, and the account (see
+`fedseg.account`) of each round that it did not see to its end.
 """
 
 from typing import Annotated, TypeVar
@@ -22,6 +23,8 @@ PROGRESS = "progress"
 METRICS = "metrics"
 LEAVING = "leaving"
 FAILED = "failed"
+CLOSING = "closing"
+ACCOUNT = "account"
 FINISHED = "finished"
 TRANSCRIPT = "transcript"
 

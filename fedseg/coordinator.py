@@ -16,10 +16,26 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
+from fedseg.account import Account
 from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.events import (
+    Burned,
+    Dropped,
+    Ended,
+    EpsilonSpent,
+    Left,
+    Listening,
+    Note,
+    Rejoined,
+    RoundStarted,
+    Scored,
+    StepAccepted,
+    StepClosed,
+    Trained,
+)
 from fedseg.federate import (
     Scores,
     before_training,
@@ -39,7 +55,7 @@ from fedseg.start import public_cases, starting_model
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.files import policy_text
-from secagg.messages import Receipt
+from secagg.messages import IncludedSet, Receipt, Reports
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
@@ -106,39 +122,51 @@ class Coordinator:
         self.epsilon: dict[str, float | None] = {}
         self.shared: dict[int, dict[str, NDArray[np.float64]]] = {}
         self.dropped_before: set[str] = set()
+        self.accounts: dict[int, Account] = {}
+        self.seen: dict[str, set[int]] = {}  # rounds whose result a site's process has confirmed
         self.attempt: _Attempt | None = None
 
     async def run(self) -> Path:
         """Serve until the study is complete or too few sites are left.
 
         Returns:
-            The complete run folder.
+            The complete run folder; its metrics say where the study is not complete.
 
         Raises:
-            RoundFailedError: the sites did not come, or rounds failed again and again.
+            RoundFailedError: the sites did not come, or rounds failed again and again. The run folder is complete all
+                the same where a round was.
             ProtocolError: S-20, more than max_corrupt sites are corrupt.
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
-        self.folder.emit("listening", host=self.options.host, port=port)
-        self.folder.emit("study", **study_event(self.study, len(self.vector), secure=True))
+        self.folder.emit(Listening(host=self.options.host, port=port))
+        self.folder.emit(study_event(self.study, len(self.vector), secure=True))
         (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         async with self.mailbox:
             if self.study.model.start == "phantom":
-                self.folder.emit("note", text="the start is trained on a public phantom, or taken from the cache")
+                self.folder.emit(Note(text="the start is trained on a public phantom, or taken from the cache"))
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.vector = flatten(self.model)
             try:
                 reason = await self._rounds()
                 await self._last_metrics()
             except (RoundFailedError, ProtocolError) as error:  # S-20 ends a run too
-                self._dismiss(f"the coordinator gave up: {error}")
+                reason = f"the coordinator gave up: {error}"
+                self._dismiss(reason)
                 await self.mailbox.stop()
+                if self.folder.tally.completed:
+                    self._finish(reason)
                 raise
             self._dismiss(reason)
-        return self._finish()
+        return self._finish(reason)
 
     def _dismiss(self, reason: str) -> None:
+        """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
+        closing = controls.pack_round(self.book.start(model_hash(self.vector)), self.vector)
         for site in self.study.site_ids:
+            self.mailbox.send(site, controls.CLOSING, closing)
+            for number, account in self.accounts.items():
+                if number not in self.seen.get(site, ()):
+                    self.mailbox.send(site, controls.ACCOUNT, account.packed())
             self.mailbox.send(site, controls.FINISHED, Said(reason=reason[:SENTENCE]).packed())
 
     async def _rounds(self) -> str:
@@ -158,10 +186,9 @@ class Coordinator:
                 failures = 0
             except RoundFailedError as error:
                 failures += 1
-                tally.burned += 1
-                self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
+                self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
                 for site in sorted(self.book.convicted - convicted):
-                    self.folder.emit("note", text=f"{site} is left out of every later round: {error}")
+                    self.folder.emit(Note(text=f"{site} is left out of every later round: {error}"))
                 if failures == 5:
                     raise
         return "the study is complete"
@@ -194,7 +221,7 @@ class Coordinator:
             try:
                 self._take(received)
             except RoundFailedError as error:
-                self.folder.emit("note", text=str(error))
+                self.folder.emit(Note(text=str(error)))
 
     def _take(self, received: Received) -> None:
         site = received.sender
@@ -203,6 +230,7 @@ class Coordinator:
                 self.ready.discard(site)
                 self.lost[site] = time.monotonic()
                 if kind == HELLO:  # a new process
+                    self.seen.pop(site, None)
                     self.waiting.pop(site, None)
                     self.shown.pop(site, None)
                     self._out_of_attempt(site)
@@ -216,18 +244,18 @@ class Coordinator:
             case controls.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
-                self.folder.emit("train", round=progress.round, site=site, step=progress.step, steps=progress.steps)
+                self.folder.emit(Trained(round=progress.round, site=site, step=progress.step, steps=progress.steps))
             case controls.METRICS if self.study.report.share_metrics:
                 self._take_metrics(site, unpacked(Metrics, received.payload, site))
             case controls.LEAVING:
                 self.left.add(site)
-                self.folder.emit("left", site=site, reason=unpacked(Said, received.payload, site).reason)
+                self.folder.emit(Left(site=site, reason=unpacked(Said, received.payload, site).reason))
             case controls.FAILED:
                 self.ready.discard(site)
                 self.waiting.pop(site, None)
                 self._out_of_attempt(site)
                 reason = unpacked(Said, received.payload, site).reason
-                self.folder.emit("note", text=f"{site} stopped: {reason}")
+                self.folder.emit(Note(text=f"{site} stopped: {reason}"))
             case controls.PROTOCOL if self.attempt is not None:
                 self.attempt.take(site, received.payload)
 
@@ -249,7 +277,7 @@ class Coordinator:
         if not told:
             there = "which it gets" if len(here) == len(unreplayed) else "which is not here: its operator decides"
             named = ", ".join(unreplayed)
-            self.folder.emit("note", text=f"{site} waits for the transcript of round {named}, {there}")
+            self.folder.emit(Note(text=f"{site} waits for the transcript of round {named}, {there}"))
 
     def _take_metrics(self, site: str, metrics: Metrics) -> None:
         width = len(self.study.structures)
@@ -258,7 +286,7 @@ class Coordinator:
         values = _rows(metrics, width)
         self.shared.setdefault(metrics.round, {})[site] = values
         means = structure_means(values, self.study)
-        self.folder.emit("dice", round=metrics.round, site=site, values=means, n=len(values))
+        self.folder.emit(Scored(round=metrics.round, site=site, values=means, n=len(values)))
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
@@ -269,9 +297,9 @@ class Coordinator:
         key, leave_out = book.signing_key, book.leave_out
         context, recorder = book.context(started), self._recorder(book.context(started))
         server = ServerSession(self.policy, self.federation.roster, context, key, leave_out, recorder)
-        self.folder.emit("round", round=number, attempt=attempted, model_hash=started.hex())
+        self.folder.emit(RoundStarted(round=number, attempt=attempted, model_hash=started.hex()))
         for site in sorted(self.dropped_before & set(sites)):
-            self.folder.emit("rejoined", round=number, site=site)
+            self.folder.emit(Rejoined(round=number, site=site))
         self.dropped_before -= set(sites)
         opening = controls.pack_round(book.start(started), self.vector)
         for site in sites:
@@ -283,7 +311,7 @@ class Coordinator:
             await self._confirmations(self.attempt)
         except (ProtocolError, AbortedError) as error:
             for text in book.failed(error, server.burned):
-                self.folder.emit("note", text=text)
+                self.folder.emit(Note(text=text))
             raise RoundFailedError(str(error)) from error
         finally:
             attempt, self.attempt = self.attempt, None
@@ -293,6 +321,9 @@ class Coordinator:
         outcome = attempt.outcome(dequantize(_result(server), self.policy))
         if server.receipt is not None:
             book.completed(server.receipt)
+        self.accounts[number] = attempt.account()
+        for site in server.confirmations:
+            self.seen.setdefault(site, set()).add(number)
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, attempted, outcome)
@@ -313,7 +344,7 @@ class Coordinator:
             if path is not None and receipt is not None:  # found by its identifier, by a coordinator of a later run too
                 path.replace(path.with_stem(f"{path.stem}-{_short(receipt.round_id.hex())}"))
         except OSError as error:  # the sum is there all the same
-            self.folder.emit("note", text=f"the transcript of this round could not be written: {error}")
+            self.folder.emit(Note(text=f"the transcript of this round could not be written: {error}"))
 
     def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
         """To sites that without differential privacy go on only once they replayed this very round; once a connection.
@@ -352,27 +383,12 @@ class Coordinator:
 
     def _record(self, number: int, attempt: int, outcome: Outcome) -> None:
         tally = self.folder.tally
-        tally.add(outcome)
-        tally.dropouts += [{"round": number, "site": site} for site in outcome.dropped]
         for site, spent in self.epsilon.items():
             if spent is not None:
-                self.folder.emit("epsilon", round=number, site=site, spent=spent)
+                self.folder.emit(EpsilonSpent(round=number, site=site, spent=spent))
         known = [spent for spent in self.epsilon.values() if spent is not None]
-        tally.history.append({"round": number, "completed": tally.completed, "epsilon": max(known, default=None)})
-        self.folder.end_round(
-            self.model,
-            self.book,
-            round=number,
-            attempt=attempt,
-            included=outcome.included,
-            dropped=outcome.dropped,
-            exact=None,
-            head=outcome.head.hex(),
-            clip_rate=outcome.clip_rate,
-            bytes_up=outcome.bytes_up,
-            bytes_down=outcome.bytes_down,
-            seconds=outcome.seconds,
-        )
+        tally.history.append({"round": number, "completed": tally.completed + 1, "epsilon": max(known, default=None)})
+        self.folder.end_round(self.model, self.book, outcome.ended(number, attempt))
 
     # --- The end -----------------------------------------------------------------------------------------------------
 
@@ -389,9 +405,10 @@ class Coordinator:
         while time.monotonic() < deadline and (awaited & self.ready) - self.shared.get(done, {}).keys():
             await self._hear(0.25)
 
-    def _finish(self) -> Path:
+    def _finish(self, reason: str) -> Path:
         width = len(self.study.structures)
         tally = self.folder.tally
+        tally.burned = self.book.number - 1 - tally.completed
         for entry in tally.history:
             known = list(self.shared.get(entry["completed"], {}).values()) or [np.empty((0, width))]
             pooled = np.concatenate(known)
@@ -406,8 +423,8 @@ class Coordinator:
         public = {"public phantom": public_cases(self.study)}
         examples = evaluate(self.model, public, self.study)
         tally.baselines["this model on public phantom cases"] = mean_interval(examples.pooled())
-        self.folder.emit("end", seconds=self.folder.seconds)
-        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        self.folder.emit(Ended(seconds=self.folder.seconds))
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(examples))
 
 
@@ -438,6 +455,8 @@ class _Attempt:
         self._up = self._down = 0
         self._seconds: dict[str, float] = {}
         self._since = time.monotonic()
+        self._reports: Reports | None = None
+        self._included: IncludedSet | None = None
 
     def take(self, site: str, data: bytes) -> None:
         """Give a site's message to the session; one that is refused leaves no trace but a note."""
@@ -446,26 +465,38 @@ class _Attempt:
             self.server.receive(site, wire.decode_from_client(data))
         except ProtocolError as error:
             if error.culprits or isinstance(error, MalformedMessageError):
-                self.folder.emit("note", text=f"round {self.number}: a message of {site} was refused: {error}")
+                self.folder.emit(Note(text=f"round {self.number}: a message of {site} was refused: {error}"))
             return
         self._up += len(data)
         self._last[site] = step
-        self.folder.emit("step", round=self.number, site=site, step=step, bytes=len(data))
+        self.folder.emit(StepAccepted(round=self.number, site=site, step=step, bytes=len(data)))
 
     def close(self) -> Mapping[str, bytes]:
         """Close the step; who was expected and silent has dropped."""
         step = self.server.step
         for site in sorted(set(self.server.missing) - self.silent):
             if site in self.asked:
-                self.folder.emit("dropped", round=self.number, site=site, after=self._last.get(site, ""))
+                self.folder.emit(Dropped(round=self.number, site=site, after=self._last.get(site, "")))
                 self.silent.add(site)
-        replies = wire.encode_each(self.server.close_round())
+        messages = self.server.close_round()
+        for message in messages.values():
+            if isinstance(message, Reports):
+                self._reports = message
+            if isinstance(message, IncludedSet):
+                self._included = message
+        replies = wire.encode_each(messages)
         now = time.monotonic()
         self._seconds[step], self._since = now - self._since, now
         sent = sum(map(len, replies.values()))
         self._down += sent
-        self.folder.emit("close", round=self.number, step=step, seconds=self._seconds[step], bytes_down=sent)
+        self.folder.emit(StepClosed(round=self.number, step=step, seconds=self._seconds[step], bytes_down=sent))
         return replies
+
+    def account(self) -> Account:
+        """Of the finished session: who shared keys and who is in the sum, signed by each."""
+        if self._reports is None or self._included is None:
+            raise RoundFailedError("the round has no result yet")
+        return Account(self._reports, self._included)
 
     def outcome(self, total: NDArray[np.float64]) -> Outcome:
         """What the finished session gives; whether it is exact only the sites could say."""

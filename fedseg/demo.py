@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
 from fedseg.credentials import make_credentials
 from fedseg.errors import RoundFailedError
+from fedseg.events import AnyEvent, Audience, Audited, Listener, Listening, Note, RoundEnded, StepAccepted, event_of
 from fedseg.files import PRIVATE_FOLDER
-from fedseg.runfolder import PARTIAL, Listener
+from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
 from secagg.quantize import dtype_for
 from secagg.state import SHARE_REPORT
@@ -48,7 +49,7 @@ class Demo:
     def __init__(self, folder: Path, study: Study, listener: Listener, kills: Kills | None = None) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         self.folder = (folder / f"{stamp}-{os.getpid()}").resolve()
-        self.study, self._tell = study, listener
+        self.study, self._audience = study, Audience(listener)
         self._kills = kills or {(KILLED_IN_ROUND, study.site_ids[1]): SHARE_REPORT}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._address = ""
@@ -107,7 +108,7 @@ class Demo:
         try:
             self._children[name].wait(timeout=60)
         except subprocess.TimeoutExpired:
-            self._tell({"kind": "note", "text": f"{name} did not end by itself; its log: {self._log(name)}"})
+            self._tell(Note(text=f"{name} did not end by itself; its log: {self._log(name)}"))
 
     def _stop(self) -> None:
         for child in self._children.values():
@@ -131,7 +132,7 @@ class Demo:
 
     # --- What happens ------------------------------------------------------------------------------------------------
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def _events(self) -> Iterator[AnyEvent]:
         """The coordinator's events as they are written, until its process has ended well."""
         coordinator = self._children["coordinator"]
         while not (found := list(self._runs("coordinator").glob(f"*{PARTIAL}/events.jsonl"))):
@@ -147,17 +148,22 @@ class Demo:
                 self._check_children()
                 time.sleep(POLL_SECONDS)
 
-    def _react(self, event: dict[str, Any]) -> None:
-        match event["kind"]:
-            case "listening":
-                self._address = f"{event['host']}:{event['port']}"
+    def _react(self, event: AnyEvent) -> None:
+        match event:
+            case Listening():
+                self._address = f"{event.host}:{event.port}"
                 for site in self.study.site_ids:
                     self._start_site(site)
-            case "step" if self._kills.get((event["round"], event["site"])) == event["step"]:
-                self._kill(event["round"], event["site"], event["step"])
-            case "end_round":
-                event["exact"] = self._exact[event["round"]] = self._audited(event)
+            case StepAccepted() if self._kills.get((event.round, event.site)) == event.step:
+                self._kill(event.round, event.site, event.step)
+            case RoundEnded():
+                exact = self._exact[event.round] = self._audited(event)
+                event = event.model_copy(update={"exact": exact})
         self._tell(event)
+
+    def _tell(self, event: AnyEvent) -> None:
+        for note in self._audience.tell(event):
+            self._tell(note)
 
     def _kill(self, number: int, site: str, step: str) -> None:
         """Kill a site, and start it again as an operator would."""
@@ -165,12 +171,12 @@ class Demo:
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         text = f"round {number}: {site} was killed (SIGKILL) after {step}, with its keys already shared"
-        self._tell({"kind": "note", "text": text})
+        self._tell(Note(text=text))
         self._start_site(site)
 
-    def _audited(self, event: Mapping[str, Any]) -> bool | None:
+    def _audited(self, event: RoundEnded) -> bool | None:
         """Whether the total that a site received is the sum of what the included sites quantised, bit for bit."""
-        number, included = event["round"], event["included"]
+        number, included = event.round, event.included
         audit = self.folder / "audit"
         updates = [audit / f"{number:04d}-{site}-update.npy" for site in included]
         alive = [site for site in included if (number, site) not in self._kills]
@@ -190,17 +196,18 @@ class Demo:
         run = next(path for path in self._runs("coordinator").iterdir() if not path.name.endswith(PARTIAL))
         with (run / "events.jsonl").open("a", encoding="utf-8") as events:
             for number, exact in self._exact.items():
-                events.write(json.dumps({"t": 0.0, "kind": "audit", "round": number, "exact": exact}) + "\n")
+                events.write(Audited(round=number, exact=exact).model_dump_json() + "\n")
         return run
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[dict[str, Any]]:
+def _whole_lines(file: BinaryIO) -> Iterator[AnyEvent]:
     while True:
         position, line = file.tell(), file.readline()
         if not line.endswith(b"\n"):
             file.seek(position)
             return
-        yield json.loads(line)
+        if event := event_of(json.loads(line)):
+            yield event
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> bool:

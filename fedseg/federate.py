@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
+from fedseg.events import StudyStarted
 from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
 from fedseg.privacy.budget import TRUST, explain, noise_multiplier
@@ -128,34 +129,34 @@ def ranked(scores: Scores) -> list[Picture]:
 # --- What a run says about itself --------------------------------------------------------------------------------
 
 
-def study_event(study: Study, parameters: int, *, secure: bool) -> dict[str, Any]:
-    """Fields of the first event: what the study fixed."""
+def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
+    """The first event: what the study fixed."""
     policy, privacy = study.policy(parameters), study.privacy
-    return {
-        "name": study.study.name,
-        "study_hash": study.hash().hex(),
-        "sites": study.site_ids,
-        "structures": study.structures,
-        "rounds": study.study.rounds,
-        "local_steps": study.study.local_steps,
-        "parameters": parameters,
-        "mechanism": privacy.mechanism,
-        "unit": privacy.unit,
-        "delta": privacy.delta if study.private else None,
-        "budget": privacy.epsilon if study.private else None,
-        "sample_rate": privacy.sample_rate,
-        "clip_norm": privacy.clip_norm if study.private else None,
-        "noise_multiplier": noise_multiplier(study),
-        "suite": policy.suite.value,
-        "n": policy.clients,
-        "threshold": policy.threshold,
-        "max_corrupt": policy.max_corrupt,
-        "min_survivors": policy.min_survivors,
-        "bits": policy.bits,
-        "seed": study.study.seed,
-        "secure": secure,
-        "start": study.model.start,
-    }
+    return StudyStarted(
+        name=study.study.name,
+        study_hash=study.hash().hex(),
+        sites=tuple(study.site_ids),
+        structures=tuple(study.structures),
+        rounds=study.study.rounds,
+        local_steps=study.study.local_steps,
+        parameters=parameters,
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        delta=privacy.delta if study.private else None,
+        budget=privacy.epsilon if study.private else None,
+        sample_rate=privacy.sample_rate,
+        clip_norm=privacy.clip_norm if study.private else None,
+        noise_multiplier=noise_multiplier(study),
+        suite=policy.suite.value,
+        n=policy.clients,
+        threshold=policy.threshold,
+        max_corrupt=policy.max_corrupt,
+        min_survivors=policy.min_survivors,
+        bits=policy.bits,
+        seed=study.study.seed,
+        secure=secure,
+        start=study.model.start,
+    )
 
 
 def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
@@ -206,8 +207,9 @@ def metrics_of(
     command: str,
     table: Mapping[str, Any],
     per_site: Mapping[str, float],
+    reason: str,
 ) -> dict[str, Any]:
-    """Everything that `metrics.json` holds."""
+    """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
     return {
         "format": FORMAT,
@@ -216,6 +218,8 @@ def metrics_of(
         "seed": study.study.seed,
         "seeded_no_privacy_claim": study.study.seed is not None,
         "command": command,
+        "rounds": study.study.rounds,
+        "unfinished": reason if tally.completed < study.study.rounds else "",
         "started_utc": folder.started,
         "seconds": folder.seconds,
         "parameters": parameters,

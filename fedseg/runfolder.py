@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.aggregate import Outcome
 from fedseg.data.cases import Case
 from fedseg.errors import EARLIER, ConfigError
+from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
 from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
@@ -47,13 +47,6 @@ Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 """Rank, case, prediction and Dice of a case to be shown."""
 
 
-class Listener(Protocol):
-    """Takes every event as it happens; the screen is one."""
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show or store one event; must not block."""
-
-
 @dataclass
 class Tally:
     """What a run has added up so far; all of it survives an interruption."""
@@ -69,12 +62,14 @@ class Tally:
     history: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, ended: RoundEnded) -> None:
         """Count a completed round."""
         self.completed += 1
-        self.bytes_up += outcome.bytes_up
-        self.bytes_down += outcome.bytes_down
-        for step, seconds in outcome.seconds.items():
+        self.last_round = max(self.last_round, ended.round)
+        self.bytes_up += ended.bytes_up
+        self.bytes_down += ended.bytes_down
+        self.dropouts += [{"round": ended.round, "site": site} for site in ended.dropped]
+        for step, seconds in ended.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
 
@@ -86,16 +81,16 @@ class RunFolder:
         tally: what has been added up.
     """
 
-    def __init__(self, path: Path, study: Study, listener: Listener | None = None) -> None:
+    def __init__(self, path: Path, study: Study, *listeners: Listener) -> None:
         self.path, self.study, self.tally = path, study, Tally()
-        self._listener = listener
+        self._audience = Audience(*listeners)
         self._lock = Lock()
         self._before = 0.0
         self._since = time.monotonic()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
     @classmethod
-    def create(cls, runs: Path, study: Study, listener: Listener | None = None) -> Self:
+    def create(cls, runs: Path, study: Study, *listeners: Listener) -> Self:
         """A new folder under `runs`.
 
         Raises:
@@ -113,11 +108,11 @@ class RunFolder:
                 file.write(study.toml())
         except OSError as error:
             raise ConfigError(f"{runs}: no run folder can be made there ({error.strerror}); give --out") from error
-        return cls(path, study, listener)
+        return cls(path, study, *listeners)
 
     @classmethod
-    def reopen(cls, path: Path, listener: Listener | None = None) -> Self:
-        """A folder whose run was interrupted, as it was after the last whole round.
+    def reopen(cls, path: Path, *listeners: Listener) -> Self:
+        """A folder whose run was interrupted, as it was after the last whole round; `listeners` hear all up to there.
 
         Raises:
             ConfigError: there is nothing to go on with, or it is of an earlier version.
@@ -126,12 +121,16 @@ class RunFolder:
             raise ConfigError(f"{path}: holds no interrupted run; name a folder that ends in '{PARTIAL}'")
         read_state(path)
         study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
-        folder = cls(path, study, listener)
+        folder = cls(path, study, *listeners)
         state = folder.state()
         folder.tally = Tally(**state["tally"])
         folder._before, folder.started = state["seconds"], state["started"]
         with (path / "events.jsonl").open("rb+") as events:  # what came after the last whole round will happen again
             events.truncate(state["events"])
+        for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+            if event := event_of(json.loads(line)):
+                folder._tell(event)  # a screen that starts from nothing shows the whole run
+        folder.emit(Resumed(round=folder.tally.last_round))
         return folder
 
     def __enter__(self) -> Self:
@@ -141,8 +140,13 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """A run that failed before its first whole round leaves nothing behind."""
-        if error is not None and not self.tally.completed and self.path.name.endswith(PARTIAL):
+        if error is not None and not self.tally.completed and not self.finished:
             _remove(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has its final name, with all that a report needs."""
+        return not self.path.name.endswith(PARTIAL)
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint."""
@@ -153,28 +157,28 @@ class RunFolder:
         """Since the start of the run, interruptions left out."""
         return self._before + time.monotonic() - self._since
 
-    def emit(self, kind: str, **fields: Any) -> None:
-        """Append an event to `events.jsonl` and tell the listener."""
+    def emit(self, event: AnyEvent) -> None:
+        """Append an event to `events.jsonl` and tell the listeners."""
         with self._lock:  # sites train in threads
-            self._tell(self._append(kind, fields))
+            self._tell(self._append(event))
 
-    def end_round(self, model: torch.nn.Module, book: RoundBook | None, **fields: Any) -> None:
-        """Append the event "end_round" and make the round durable, before anybody is told."""
+    def end_round(self, model: torch.nn.Module, book: RoundBook | None, ended: RoundEnded) -> None:
+        """Count and append a completed round and make it durable, before anybody is told."""
         with self._lock:
-            event = self._append("end_round", fields)
-            self.tally.last_round = fields["round"]
+            event = self._append(ended)
+            self.tally.add(ended)
             self.checkpoint(model, book)
             self._tell(event)
 
-    def _append(self, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        event = {"t": round(self.seconds, 4), "kind": kind, **fields}
+    def _append(self, event: AnyEvent) -> AnyEvent:
+        event = event.model_copy(update={"t": round(self.seconds, 4)})
         with open(self.path / "events.jsonl", "a", encoding="utf-8", opener=private) as events:
-            events.write(json.dumps(event, separators=(",", ":")) + "\n")
+            events.write(event.model_dump_json() + "\n")
         return event
 
-    def _tell(self, event: Mapping[str, Any]) -> None:
-        if self._listener is not None:
-            self._listener(event)
+    def _tell(self, event: AnyEvent) -> None:
+        for note in self._audience.tell(event):
+            self._tell(self._append(note))
 
     def checkpoint(self, model: torch.nn.Module, book: RoundBook | None) -> None:
         """Make the last whole round durable: the model first, then the state that names it."""

@@ -5,10 +5,10 @@ Events hold text of others: it is shown as it stands and never read as markup, e
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +17,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedseg.events import (
+    AnyEvent,
+    Burned,
+    Dropped,
+    EpsilonSpent,
+    Left,
+    Note,
+    Rejoined,
+    Resumed,
+    RoundEnded,
+    RoundStarted,
+    Scored,
+    StepAccepted,
+    StudyStarted,
+    Trained,
+)
 from secagg.state import STEPS
 from secagg.terminal import plain
 
@@ -38,11 +54,10 @@ class Screen:
         self._drawn = self._console.is_terminal and not self._console.is_dumb_terminal
         self._marks = ("●", "✗", "·") if self._console.encoding.startswith("utf") else ("+", "x", ".")
         self._start: tuple[int, int] | None = None
-        self._study: Mapping[str, Any] = {}
+        self._study: StudyStarted | None = None
         self._round = 0
         self._done = 0
-        self._sites: dict[str, dict[str, Any]] = {}
-        self._dice: dict[str, float] = {}
+        self._sites: dict[str, _Site] = {}
         self._said: deque[Text] = deque(maxlen=MESSAGES)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._draw)
 
@@ -71,115 +86,128 @@ class Screen:
             if not self._drawn:
                 self.say(text)
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: AnyEvent) -> None:
         """Take one event of the run."""
-        site = self._sites.get(event.get("site", ""), {})
-        match event["kind"]:
-            case "study":
+        match event:
+            case StudyStarted():
                 self._study = event
-                self._sites = {name: {"state": "waiting", "done": set()} for name in event["sites"]}
+                self._sites = {name: _Site() for name in event.sites}
                 self._introduce(event)
-            case "round":
-                self._round = event["round"]
-                for state in self._sites.values():
-                    state.update(done=set(), train=None, state="out" if state["state"] == "out" else "joining")
-            case "train":
-                site.update(train=(event["step"], event["steps"]))
-            case "step":
-                site["done"].add(event["step"])
-                site["state"] = "in"
-            case "dropped":
-                site["state"] = "dropped"
-                after = event["after"] or "joining"
-                self.say(f"round {event['round']}: {event['site']} dropped after {after}; the round goes on without it")
-            case "rejoined":
-                site["state"] = "in"
-                self.say(f"round {event['round']}: {event['site']} is back")
-            case "left":
-                site["state"] = "out"
-                self.say(event["reason"])
-            case "burned":
-                self.say(f"round {event['round']} ended without a sum: {event['reason']}")
-            case "epsilon":
-                site["epsilon"] = event["spent"]
-            case "dice":
-                self._note_dice(event)
-            case "end_round":
+            case Resumed():
+                done = f"round {event.round}" if event.round else "the start"
+                self.say(f"all above was before the interruption; going on after {done}")
+            case RoundStarted():
+                self._round = event.round
+                for site in self._sites.values():
+                    site.begin()
+            case Trained():
+                site = self._of(event.site)
+                site.step, site.steps = event.step, event.steps
+            case StepAccepted():
+                site = self._of(event.site)
+                site.done.add(event.step)
+                site.state = "in"
+            case Dropped():
+                self._of(event.site).state = "dropped"
+                self.say(f"round {event.round}: {event.site} fell silent after {event.after or 'joining'}")
+            case Rejoined():
+                self._of(event.site).state = "in"
+                self.say(f"round {event.round}: {event.site} is back")
+            case Left():
+                self._of(event.site).state = "out"
+                self.say(event.reason)
+            case Burned():
+                self.say(f"round {event.round} ended without a sum: {event.reason}")
+            case EpsilonSpent():
+                self._of(event.site).epsilon = event.spent
+            case Scored():
+                known = [value for value in event.values.values() if value is not None]
+                if known:
+                    self._of(event.site).dice = sum(known) / len(known)
+            case RoundEnded():
                 self._finish_round(event)
-            case "note":
-                self.say(event["text"])
+            case Note():
+                self.say(event.text)
+
+    def _of(self, site: str) -> "_Site":
+        return self._sites.get(site) or _Site()
 
     def _plain(self, text: object, style: str = "") -> Text:
         return plain(text, style, console=self._console)
 
-    def _introduce(self, event: Mapping[str, Any]) -> None:
+    def _introduce(self, event: StudyStarted) -> None:
         privacy = "mechanism = 'none': NO DIFFERENTIAL PRIVACY"
-        if event["mechanism"] != "none":
-            privacy = (
-                f"epsilon at most {event['budget']:g} per {event['unit']}, delta {event['delta']:g}, trusting nobody"
-            )
-            if event["seed"] is not None:
-                privacy += f"; seed {event['seed']}: reproducible, no privacy claim"
-        masks = f"secure aggregation {event['suite']}, {event['threshold']} of {event['n']} open a sum"
-        if not event["secure"]:
+        if event.mechanism != "none":
+            privacy = f"epsilon at most {event.budget:g} per {event.unit}, delta {event.delta:g}, trusting nobody"
+            if event.seed is not None:
+                privacy += f"; seed {event.seed}: reproducible, no privacy claim"
+        masks = f"secure aggregation {event.suite}, {event.threshold} of {event.n} open a sum"
+        if not event.secure:
             masks = "PLAIN SUM: no secure aggregation"
-        self.say(
-            f"{event['name']}: {len(event['sites'])} sites, {event['parameters']} parameters, {event['rounds']} rounds"
-        )
+        self.say(f"{event.name}: {len(event.sites)} sites, {event.parameters} parameters, {event.rounds} rounds")
         self.say(f"{privacy}; {masks}")
 
-    def _note_dice(self, event: Mapping[str, Any]) -> None:
-        known = [value for value in event["values"].values() if value is not None]
-        if known:
-            self._dice[event["site"]] = sum(known) / len(known)
-
-    def _finish_round(self, event: Mapping[str, Any]) -> None:
+    def _finish_round(self, event: RoundEnded) -> None:
         self._done += 1
-        parts = [f"round {event['round']}: sum of {len(event['included'])} of {self._study['n']} sites"]
-        if event["dropped"]:
-            without = f"without {', '.join(event['dropped'])}"
-            parts.append(f"{without}, the exact sum of the survivors" if event["exact"] else without)
-        spent = [state["epsilon"] for state in self._sites.values() if state.get("epsilon") is not None]
-        if spent:
-            parts.append(f"epsilon {max(spent):.2f} of {self._study['budget']:g}")
-        if self._dice:
-            parts.append(f"Dice {sum(self._dice.values()) / len(self._dice):.2f} in the round before")
-        if event["dropped"] or not self._drawn:
+        parts = [f"round {event.round}: sum of {len(event.included)} of {len(self._sites)} sites"]
+        if event.dropped:
+            without = f"without {', '.join(event.dropped)}"
+            parts.append(f"{without}, the exact sum of the survivors" if event.exact else without)
+        spent = [site.epsilon for site in self._sites.values() if site.epsilon is not None]
+        if spent and self._study is not None and self._study.budget is not None:
+            parts.append(f"epsilon {max(spent):.2f} of {self._study.budget:g}")
+        dice = [site.dice for site in self._sites.values() if site.dice is not None]
+        if dice:
+            parts.append(f"Dice {sum(dice) / len(dice):.2f} in the round before")
+        if event.dropped or not self._drawn:
             self.say("; ".join(parts))
 
     def _draw(self) -> RenderableType:
-        if not self._study and self._start:
+        study = self._study
+        if study is None and self._start:
             step, steps = self._start
-            bar = Table.grid(padding=(0, 1))
-            bar.add_row("training the public start on made patients", ProgressBar(steps, step, 40), f"{step}/{steps}")
-            return bar
-        if not self._study:
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row("training the public start on made patients", ProgressBar(steps, step, 40), f"{step}/{steps}")
+            return grid
+        if study is None:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("site", "training", *SHORT.values(), f"epsilon of {self._study['budget'] or '-'}", "Dice"):
+        for heading in ("site", "training", *SHORT.values(), f"epsilon of {study.budget or '-'}", "Dice"):
             table.add_column(self._plain(heading))
-        for name, state in self._sites.items():
-            table.add_row(*self._row(name, state))
-        rounds = self._study["rounds"]
+        for name, site in self._sites.items():
+            table.add_row(*self._row(name, site))
         head = Table.grid(padding=(0, 1))
-        head.add_row(f"round {self._round} of {rounds}", ProgressBar(total=rounds, completed=self._done, width=40))
+        bar = ProgressBar(total=study.rounds, completed=self._done, width=40)
+        head.add_row(f"round {self._round} of {study.rounds}", bar)
         said = Text("\n", style="dim", overflow="fold").join(self._said)
-        return Panel(Group(head, table, said), title=self._plain(self._study["name"]), border_style="blue")
+        return Panel(Group(head, table, said), title=self._plain(study.name), border_style="blue")
 
-    def _row(self, name: str, state: Mapping[str, Any]) -> list[RenderableType]:
-        gone = state["state"] in ("dropped", "out")
-        train = state.get("train")
-        bar: RenderableType = (
-            ProgressBar(total=train[1], completed=train[0], width=12) if train and train[0] else Text("")
-        )
+    def _row(self, name: str, site: "_Site") -> list[RenderableType]:
+        gone = site.state in ("dropped", "out")
+        bar: RenderableType = ProgressBar(total=site.steps, completed=site.step, width=12) if site.step else Text("")
         done, lost, open_ = Text(self._marks[0], "green"), Text(self._marks[1], "red"), Text(self._marks[2], "dim")
-        marks = [done if step in state["done"] else lost if gone else open_ for step in SHORT]
-        epsilon = state.get("epsilon")
-        dice = self._dice.get(name)
+        marks = [done if step in site.done else lost if gone else open_ for step in SHORT]
         return [
             self._plain(name, "red" if gone else ""),
             bar,
             *marks,
-            "" if epsilon is None else f"{epsilon:.2f}",
-            "" if dice is None else f"{dice:.2f}",
+            "" if site.epsilon is None else f"{site.epsilon:.2f}",
+            "" if site.dice is None else f"{site.dice:.2f}",
         ]
+
+
+@dataclass
+class _Site:
+    """What is shown of a site."""
+
+    state: str = "waiting"
+    done: set[str] = field(default_factory=set)
+    step: int = 0
+    steps: int = 0
+    epsilon: float | None = None
+    dice: float | None = None
+
+    def begin(self) -> None:
+        """A round begins, or another attempt at it; what was spent and scored stays."""
+        self.state, self.step = "out" if self.state == "out" else "joining", 0
+        self.done.clear()

@@ -8,17 +8,17 @@ to be exercised and measured, and `plain` replaces it by a plain sum with the bi
 import copy
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
 from fedseg.federate import (
     before_training,
     dice_table,
@@ -127,19 +127,20 @@ class _Simulation:
 
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
-        self.folder.emit("study", **study_event(self.study, len(self.vector), secure=secure))
+        self.folder.emit(study_event(self.study, len(self.vector), secure=secure))
         scores = evaluate(self.model, self.cohort, self.study)
         self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
         self.folder.checkpoint(self.model, self.book)
 
     def run(self) -> Path:
         """Rounds until the study is complete or too few sites have budget left."""
-        failed = 0
+        failed, reason = 0, "the study is complete"
         if self.folder.tally.last_round and not self._scored():
             self._score()
         while self.folder.tally.completed < self.study.study.rounds:
             sites = self._charged()
             if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
+                reason = "too few sites have budget left for another round"
                 break
             number, attempt = self.aggregator.number, self.book.attempt
             try:
@@ -147,12 +148,11 @@ class _Simulation:
                 failed = 0
             except (RoundFailedError, ProtocolError) as error:
                 failed += 1
-                self.folder.tally.burned += 1
                 self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
-                self.folder.emit("burned", round=number, attempt=attempt, reason=str(error))
+                self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
                 if failed == ATTEMPTS or isinstance(error, ProtocolError):  # S-20
                     raise
-        return self._finish()
+        return self._finish(reason)
 
     def _charged(self) -> list[str]:
         """Charge the next whole round at every site; a site whose budget it would pass has left."""
@@ -161,18 +161,18 @@ class _Simulation:
             try:
                 charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:
-                self.folder.emit("left", site=site, reason=str(error))
+                self.folder.emit(Left(site=site, reason=str(error)))
                 continue
             staying.append(site)
         return staying
 
     def _round(self, sites: list[str]) -> None:
-        number, attempt, emit = self.aggregator.number, self.book.attempt, self._emitter()
+        number, attempt, emit = self.aggregator.number, self.book.attempt, self.folder.emit
         started = model_hash(self.vector)
-        emit("round", attempt=attempt, model_hash=started.hex())
+        emit(RoundStarted(round=number, attempt=attempt, model_hash=started.hex()))
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with ThreadPoolExecutor(self.study.run.workers) as pool:
-            updates = {site: pool.submit(self._train, site, number, emit) for site in sites}
+            updates = {site: pool.submit(self._train, site, number) for site in sites}
             try:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
@@ -181,9 +181,9 @@ class _Simulation:
         assign(self.model, self.vector)
         self._record(number, attempt, sites, outcome)
 
-    def _train(self, site: str, number: int, emit: Callable[..., None]) -> NoisedUpdate:
+    def _train(self, site: str, number: int) -> NoisedUpdate:
         def on_step(step: int, steps: int) -> None:
-            emit("train", site=site, step=step, steps=steps)
+            self.folder.emit(Trained(round=number, site=site, step=step, steps=steps))
 
         on_step(0, self.study.study.local_steps)
         model = copy.deepcopy(self.model)
@@ -199,27 +199,10 @@ class _Simulation:
         )
 
     def _record(self, number: int, attempt: int, sites: list[str], outcome: Outcome) -> None:
-        folder, tally = self.folder, self.folder.tally
-        tally.add(outcome)
-        after = {site: {"round": number, "site": site} for site in outcome.dropped}
-        tally.dropouts += after.values()
-        epsilon = {site: spent(self.ledgers[site], self.study) for site in sites}
-        for site, value in epsilon.items():
-            folder.emit("epsilon", round=number, site=site, spent=value if self.study.private else None)
-        folder.end_round(
-            self.model,
-            self.book,
-            round=number,
-            attempt=attempt,
-            included=outcome.included,
-            dropped=outcome.dropped,
-            exact=outcome.exact,
-            head=outcome.head.hex(),
-            clip_rate=outcome.clip_rate,
-            bytes_up=outcome.bytes_up,
-            bytes_down=outcome.bytes_down,
-            seconds=outcome.seconds,
-        )
+        for site in sites:
+            epsilon = spent(self.ledgers[site], self.study) if self.study.private else None
+            self.folder.emit(EpsilonSpent(round=number, site=site, spent=epsilon))
+        self.folder.end_round(self.model, self.book, outcome.ended(number, attempt))
         self._score()
 
     def _scored(self) -> bool:
@@ -231,7 +214,8 @@ class _Simulation:
         folder, tally, number = self.folder, self.folder.tally, self.folder.tally.last_round
         scores = evaluate(self.model, self.cohort, self.study)
         for site, values in scores.values.items():
-            folder.emit("dice", round=number, site=site, values=structure_means(values, self.study), n=len(values))
+            means = structure_means(values, self.study)
+            folder.emit(Scored(round=number, site=site, values=means, n=len(values)))
         pooled = scores.pooled()
         epsilon = max(spent(ledger, self.study) for ledger in self.ledgers.values())
         tally.history.append(
@@ -244,22 +228,15 @@ class _Simulation:
         )
         folder.checkpoint(self.model, self.book)
 
-    def _finish(self) -> Path:
+    def _finish(self, reason: str) -> Path:
+        self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
         scores = evaluate(self.model, self.cohort, self.study)
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table = dice_table(scores, trained, self.study)
-        self.folder.emit("end", seconds=self.folder.seconds)
-        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site)
+        self.folder.emit(Ended(seconds=self.folder.seconds))
+        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(scores))
-
-    def _emitter(self) -> Callable[..., None]:
-        number, folder = self.aggregator.number, self.folder
-
-        def emit(kind: str, **fields: Any) -> None:
-            folder.emit(kind, round=number, **fields)
-
-        return emit
 
 
 def _cancel(updates: Mapping[str, Future[NoisedUpdate]]) -> None:

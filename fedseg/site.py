@@ -7,6 +7,7 @@ dropout and joins the next round.
 """
 
 import asyncio
+import contextlib
 import copy
 import json
 import secrets
@@ -22,11 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg import controls
+from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
 from fedseg.controls import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
+from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.federate import (
     Scores,
@@ -68,6 +71,9 @@ from secagg.state import SHARE_REPORT
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
+
+FAREWELL_SECONDS = 5.0
+"""How long a site that failed tries to say so."""
 
 
 NEXT_MODELS = "next-models.json"
@@ -127,6 +133,8 @@ class Site:
         self.again: set[bytes] = set()  # rounds that kept this site out of one attempt although they were replayed
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
+        self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
+        self.receipts: tuple[Receipt, ...] = ()
         self.session = session_id(self.policy, self.federation.roster)
         self.run_key = f"{self.session.hex()}/{self.federation.training_run}"
         self.next_model = self._next_models().get(self.run_key, ["", ""])
@@ -135,14 +143,14 @@ class Site:
         """Take part until the coordinator says that the study is over.
 
         Returns:
-            The site's own complete run folder, with its local figures.
+            The site's own complete run folder, with its local figures; its metrics say where the study is not complete.
 
         Raises:
             ConfigError, AbortedError: the coordinator refuses this site or is not there.
             RoundFailedError: the coordinator broke the protocol.
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
-        self.folder.emit("study", **study_event(self.study, self.policy.length, secure=True))
+        self.folder.emit(study_event(self.study, self.policy.length, secure=True))
         (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
@@ -151,13 +159,19 @@ class Site:
                 while (reason := await self._next()) is None:
                     pass
             except FedSegError as error:
-                public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
-                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
+                await self._failed(error)
                 raise
             finally:
                 self._end_round()
-        self.folder.emit("note", text=reason)
-        return self._finish()
+        self.folder.emit(Note(text=reason))
+        return self._finish(reason)
+
+    async def _failed(self, error: FedSegError) -> None:
+        """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""
+        public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
+        with contextlib.suppress(AbortedError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
@@ -176,12 +190,13 @@ class Site:
                 await self._after_waiting()
             case controls.METRICS:
                 await self._evaluated()
-                start, vector = unpack_round(received.payload)
-                start.verify(self.federation.server_key, "C-01")
-                if start.model_hash != model_hash(vector):
-                    raise RoundFailedError("the coordinator sent another model than its signed round start names")
-                self._adopt(start, vector)
+                self._take_model(*unpack_round(received.payload))
                 await self._evaluate(copy.deepcopy(self.model), self.completed)
+            case controls.CLOSING:
+                await self._evaluated()
+                self._close(*unpack_round(received.payload))
+            case controls.ACCOUNT:
+                self._catch_up(Account.unpacked(received.payload))
             case controls.FINISHED:
                 await self._evaluated()
                 return unpacked(Said, received.payload, "the coordinator").reason
@@ -223,11 +238,8 @@ class Site:
             waits = "This site waits for its operator"
             if any(fresh.values()):
                 waits = "This site waits for that transcript, which the coordinator or another site may have"
-            self.folder.emit(
-                "note",
-                text=f"{said}. {waits}. An operator who accepts that risk once has to run beside this process: "
-                f"{command} {accept}",
-            )
+            asks = "An operator who accepts that risk once has to run beside this process"
+            self.folder.emit(Note(text=f"{said}. {waits}. {asks}: {command} {accept}"))
         await self._ready()
 
     async def _after_waiting(self) -> None:
@@ -241,7 +253,7 @@ class Site:
                 if not marks.accepted(round_id) and not (would_help and marks.replayed(round_id))
             }
         if not self.waiting:
-            self.folder.emit("note", text="what kept this site out is settled; it takes part in the next round")
+            self.folder.emit(Note(text="what kept this site out is settled; it takes part in the next round"))
             await self._ready()
 
     def _replay(self, transcript: bytes) -> None:
@@ -251,9 +263,7 @@ class Site:
         try:
             receipt = replay(self.store, self.policy, self.federation.roster, came)
         except SecAggError as error:
-            self.folder.emit(
-                "note", text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"
-            )
+            self.folder.emit(Note(text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"))
             return
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
@@ -296,7 +306,8 @@ class Site:
         except BudgetExceededError as error:
             await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
             return
-        self.folder.emit("round", round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+        begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+        self.folder.emit(begins)
         session = ClientSession(self.policy, self.me, self.key, self.federation.roster, opened, self.store)
         try:
             first = session.start()
@@ -304,7 +315,7 @@ class Site:
             await self._wait(str(error), error.round_ids)
             return
         except ProtocolError as error:  # what the own marks say, such as that it was joined before a restart
-            self.folder.emit("note", text=str(error))
+            self.folder.emit(Note(text=str(error)))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
         self.round = _Round(session, start.round_number, start.attempt, flatten(self.model))
@@ -321,6 +332,13 @@ class Site:
             raise RoundFailedError("the coordinator's model is not the last one plus the last sum; compare with others")
         assign(self.model, vector)
         self.completed = len(start.missed)
+
+    def _take_model(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """A model that is signed like any other, outside a round."""
+        start.verify(self.federation.server_key, "C-01")
+        if start.model_hash != model_hash(vector):
+            raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        self._adopt(start, vector)
 
     def _unshown(self) -> Receipt | None:
         """The last finished round, where only the coordinator says that it was; its transcript shows a quorum.
@@ -354,7 +372,7 @@ class Site:
             """Ends the training of a round that is over; tells log and coordinator how far it is."""
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
-            self.folder.emit("train", round=number, site=self.me, step=step, steps=steps)
+            self.folder.emit(Trained(round=number, site=self.me, step=step, steps=steps))
             if step and self.study.private:  # how long a step takes tells how many patients were drawn
                 return
             progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
@@ -413,6 +431,7 @@ class Site:
                 current.opened_on, dequantize(total, self.policy), current.session.included, self.policy
             )
             self._expect(current.session.head, model_hash(following))
+            assign(self.model, following)
             self._audit(current.number, "total", total)
             self._record(current)
             self.round = None
@@ -442,14 +461,14 @@ class Site:
             self._burned(current, "the constant slots of the sum do not add up; this site showed what masked its own")
 
     def _burned(self, current: "_Round", reason: str) -> None:
-        self.folder.emit("burned", round=current.number, attempt=current.attempt, reason=reason)
+        self.folder.emit(Burned(round=current.number, attempt=current.attempt, reason=reason))
         self._end_round()
 
     async def _send(self, current: "_Round", message: FromClient) -> None:
         data = wire.encode(message)
         await self.mailbox.send(controls.PROTOCOL, data)
         current.bytes_up += len(data)
-        self.folder.emit("step", round=current.number, site=self.me, step=current.session.step, bytes=len(data))
+        self.folder.emit(StepAccepted(round=current.number, site=self.me, step=current.session.step, bytes=len(data)))
 
     def _end_round(self) -> None:
         if self.round is not None:
@@ -475,8 +494,7 @@ class Site:
         included = current.session.included
         dropped = sorted(current.sharers - set(included))
         for site in dropped:
-            self.folder.emit("dropped", round=current.number, site=site, after=SHARE_REPORT)
-        self.folder.tally.dropouts += [{"round": current.number, "site": site} for site in dropped]
+            self.folder.emit(Dropped(round=current.number, site=site, after=SHARE_REPORT))
         head = current.session.head or b""
         outcome = Outcome(
             np.zeros(0),
@@ -489,24 +507,11 @@ class Site:
             current.bytes_down,
             seconds,
         )
-        self.folder.tally.add(outcome)
         if self.study.private:
             epsilon = spent(self.ledger, self.study)
-            self.folder.emit("epsilon", round=current.number, site=self.me, spent=epsilon)
-        self.folder.end_round(
-            self.model,
-            None,
-            round=current.number,
-            attempt=current.attempt,
-            included=included,
-            dropped=dropped,
-            exact=None,
-            head=head.hex(),
-            clip_rate=outcome.clip_rate,
-            bytes_up=current.bytes_up,
-            bytes_down=current.bytes_down,
-            seconds=seconds,
-        )
+            self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=epsilon))
+        self.seen[current.number] = head
+        self.folder.end_round(self.model, None, outcome.ended(current.number, current.attempt))
 
     async def _evaluated(self) -> None:
         """Wait for the evaluation of the last model, which runs beside training; its errors are this site's."""
@@ -519,7 +524,7 @@ class Site:
         scores = await asyncio.to_thread(evaluate, model, {self.me: self.data}, self.study)
         values = scores.values[self.me]
         means = structure_means(values, self.study)
-        self.folder.emit("dice", round=completed, site=self.me, values=means, n=len(values))
+        self.folder.emit(Scored(round=completed, site=self.me, values=means, n=len(values)))
         epsilon = spent(self.ledger, self.study) if self.study.private else None
         entry = {"round": completed, "dice": means, "mean": overall_mean(values), "epsilon": epsilon}
         if completed:
@@ -529,13 +534,30 @@ class Site:
             rows = sorted([None if np.isnan(v) else float(v) for v in row] for row in values)
             await self.mailbox.send(controls.METRICS, Metrics(round=completed, rows=rows).packed())
 
-    def _finish(self) -> Path:
+    def _close(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """The end of the run: the last model, and every receipt."""
+        self._end_round()
+        self._take_model(start, vector)
+        self.receipts = chained(start.missed, self.seen)
+        self.folder.tally.burned = start.round_number - 1 - len(self.receipts)
+
+    def _catch_up(self, account: Account) -> None:
+        """Write down a round that this process did not see to its end."""
+        receipt = account.proved(self.receipts, self.federation.roster)
+        if receipt.round_number in self.seen:
+            return
+        self.seen[receipt.round_number] = receipt.head
+        included = tuple(account.included.by_id)
+        outcome = Outcome(np.zeros(0), included, account.dropped, receipt.head, None, {})
+        self.folder.end_round(self.model, None, outcome.ended(receipt.round_number, None))
+
+    def _finish(self, reason: str) -> Path:
         scores: Scores = evaluate(self.model, {self.me: self.data}, self.study)
         table = dice_table(scores, {self.me: len(self.data.patients)}, self.study)
         per_site = {self.me: spent(self.ledger, self.study)}
-        self.folder.emit("end", seconds=self.folder.seconds)
+        self.folder.emit(Ended(seconds=self.folder.seconds))
         self.folder.checkpoint(self.model, None)
-        metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site)
+        metrics = metrics_of(self.folder, self.policy.length, self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(scores))
 
 

@@ -15,10 +15,11 @@ import jinja2
 from markupsafe import Markup
 
 from fedseg.errors import ConfigError
+from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.files import private
 from fedseg.report import claims, figures
-from fedseg.report.folder import Run, of_kind, read_run
-from fedseg.report.records import Dropped, Interval, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
+from fedseg.report.records import Interval
 
 __all__ = ["write_report"]
 
@@ -62,7 +63,7 @@ def _render(run: Run) -> str:
     )
     environment.filters.update(size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text)
     zoomed = _zoomed_round(run)
-    ends = of_kind(run, RoundEnded)
+    ends = ended(run)
     return environment.get_template("template.html").render(
         run=run,
         study=run.study,
@@ -76,9 +77,8 @@ def _render(run: Run) -> str:
         warnings=list(claims.warnings(run)),
         summary=claims.summary(run),
         guarantees=list(claims.guarantees(run)),
-        dropouts=list(claims.dropouts(run)),
-        dropped=of_kind(run, Dropped),
-        survived=_survived(run),
+        sentences=list(claims.dropout_sentences(run)),
+        dropped=dropouts(run),
         convergence=figures.convergence(run),
         budget=figures.budget(run),
         overview=figures.overview(run),
@@ -96,17 +96,12 @@ def _render(run: Run) -> str:
     )
 
 
-def _survived(run: Run) -> int:
-    """Dropouts in rounds that completed all the same."""
-    completed = {end.round for end in of_kind(run, RoundEnded)}
-    return sum(drop.round in completed for drop in of_kind(run, Dropped))
-
-
 def _zoomed_round(run: Run) -> int | None:
-    """The first completed round with a dropout, else the last completed round."""
-    completed = [end.round for end in of_kind(run, RoundEnded)]
-    dropped = [drop.round for drop in of_kind(run, Dropped) if drop.round in completed]
-    return min(dropped) if dropped else max(completed, default=None)
+    """Of the completed rounds that this party saw, the first in which somebody fell silent, else the last."""
+    begun = {begun.round for begun in of_kind(run, RoundStarted)}
+    completed = [end.round for end in ended(run) if end.round in begun]
+    silent = {drop.round for drop in dropouts(run)} | {drop.round for drop in of_kind(run, Dropped)}
+    return min(silent.intersection(completed), default=max(completed, default=None))
 
 
 def _structures(run: Run) -> list[tuple[str, Interval | None]]:

@@ -4,10 +4,11 @@ It must never claim more than the run gave: no privacy sentence for a seeded run
 updates for a plain sum. It never calls data anonymous or anything compliant.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from fedseg.report.folder import Run, came_back, of_kind
-from fedseg.report.records import Dropped, Privacy, RoundEnded
+from fedseg.events import Dropped, RoundEnded
+from fedseg.report.folder import Run, dropouts, ended, of_kind
+from fedseg.report.records import Privacy
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -17,7 +18,7 @@ def _count(number: int, noun: str) -> str:
     return f"{_WORDS[number] if number < len(_WORDS) else f'{number:,}'} {plural}"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return " and ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -62,6 +63,9 @@ def guarantee(found: Privacy) -> str:
 def warnings(run: Run) -> Iterator[str]:
     """What a reader must know before any number, most important first."""
     study, found = run.study, privacy(run)
+    if run.metrics.unfinished:
+        done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
+        yield f"the study did not finish: {done}; {run.metrics.unfinished}"
     if study.mechanism == "none":
         yield "no privacy claim: the study ran with mechanism = 'none', so updates carry no noise"
     if seeded(run):
@@ -88,7 +92,7 @@ def warnings(run: Run) -> Iterator[str]:
 def summary(run: Run) -> str:
     """The whole study in one sentence."""
     study, protocol, found = run.study, run.metrics.protocol, claimed(run)
-    sites, drops = _count(len(study.sites), "site").capitalize(), len(of_kind(run, Dropped))
+    sites, drops = _count(len(study.sites), "site").capitalize(), len(dropouts(run))
     parts = [
         f"{sites} trained one model to outline {_count(len(study.structures), 'structure')} in "
         f"{_count(protocol.rounds_completed, 'round')}{'' if simulated(run) else ', and no image left its site'}"
@@ -98,9 +102,11 @@ def summary(run: Run) -> str:
     if study.secure:
         parts.append(f"the coordinator could open only sums of at least {_count(study.min_survivors, 'update')}")
     if drops:
-        came = "one site dropped out of a round" if drops == 1 else f"sites dropped out {drops} times"
-        burned = protocol.burned
-        parts.append(f"{came}, and {_count(burned, 'round') + ' burned' if burned else 'every round completed'}")
+        parts.append("one site dropped out of a round" if drops == 1 else f"sites dropped out {drops} times")
+    if protocol.burned:
+        parts.append(f"{_count(protocol.burned, 'round')} burned, without a sum")
+    elif drops and not run.metrics.unfinished:
+        parts[-1] += ", and every round completed"
     return "; ".join(parts) + "."
 
 
@@ -155,20 +161,27 @@ def _about_patients(run: Run) -> tuple[str, str]:
     )
 
 
-def dropouts(run: Run) -> Iterator[str]:
-    """What each dropout meant for its round's sum."""
-    ended = {event.round: event for event in of_kind(run, RoundEnded)}
-    for drop in of_kind(run, Dropped):
-        after = f"after {drop.after}" if drop.after else "before its first message"
-        end = ended.get(drop.round)
-        if end is None:
-            yield f"Round {drop.round}: {drop.site} dropped {after}, and the round did not complete."
-            continue
-        is_in = drop.site in end.included
-        back = came_back(run, drop)
+def dropout_sentences(run: Run) -> Iterator[str]:
+    """What each dropout meant for its round's sum; and what else this party heard, or did not hear any more."""
+    ends = {end.round: end for end in ended(run)}
+    found = dropouts(run)
+    for drop in found:
+        end = ends[drop.round]
         exact = ", checked value by value" if end.exact else ""
         yield (
-            f"Round {drop.round}: {drop.site} dropped {after}. Its update is {'in' if is_in else 'not in'} the sum, "
-            f"which is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}."
-            + (f" It was back in round {back.round}." if back else " It was not back before the end.")
+            f"Round {drop.round}: {drop.site} dropped after it had shared its keys. Its update is not in the sum, "
+            f"which is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}. "
+            + (f"It is in the sum of round {drop.back} again." if drop.back else "It is in no later sum.")
         )
+    told = {(drop.round, drop.site) for drop in found}
+    for silent in of_kind(run, Dropped):
+        if (silent.round, silent.site) in told:
+            continue
+        after = f"after {silent.after}" if silent.after else "before its first message"
+        if silent.round not in ends:
+            what = "and the round did not complete"
+        elif silent.site in ends[silent.round].included:
+            what = "when its update was already in the sum"
+        else:
+            what = "and took no part"
+        yield f"Round {silent.round}: {silent.site} fell silent {after}, {what}."

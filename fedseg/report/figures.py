@@ -19,17 +19,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from numpy.typing import NDArray
 
-from fedseg.report.folder import Run, came_back, of_kind
-from fedseg.report.records import (
-    Dropped,
-    EpsilonSpent,
-    Example,
-    RoundEnded,
-    RoundStarted,
-    StepAccepted,
-    StepClosed,
-    Trained,
-)
+from fedseg.events import Dropped, EpsilonSpent, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.report.folder import Run, dropouts, of_kind, seen
+from fedseg.report.records import Example
 
 STEPS = {
     "AdvertiseKeys": "fresh public keys",
@@ -203,7 +195,7 @@ def _bars(axes: Any, boxes: Sequence[tuple[float, float, float, float]], colour:
 
 def _lanes(axes: Any, run: Run) -> dict[str, int]:
     """One row per site, the first on top; returns each site's row."""
-    sites = run.study.sites
+    sites = seen(run)
     axes.set(ylim=(len(sites) - 0.5, -0.5), yticks=range(len(sites)))
     axes.set_yticklabels([_short(site, 14) for site in sites], color=_colour("ink"))
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -265,7 +257,7 @@ def overview(run: Run) -> Markup:
     rounds = of_kind(run, RoundStarted)
     if not rounds:
         return Markup()
-    height = 58 + 30 * len(run.study.sites)
+    height = 58 + 30 * len(seen(run))
     whole = len(rounds) > _WHOLE_ROUNDS_ABOVE
     last = max(event.t for event in run.events)
     boxes: dict[str, list[tuple[float, float, float, float]]] = {"train": [], **{step: [] for step in STEPS}}
@@ -293,8 +285,9 @@ def overview(run: Run) -> Markup:
                     *of_kind(run, Trained, drop.round),
                 ]
                 heard = max((event.t for event in alive if event.site == drop.site), default=drop.t)
-                back = came_back(run, drop)
-                _silence(axes, rows[drop.site], heard, back.t if back else last, "")
+                later = (event for event in of_kind(run, StepAccepted) if event.round > drop.round)
+                back = min((event.t for event in later if event.site == drop.site), default=last)
+                _silence(axes, rows[drop.site], heard, back, "")
         return _svg(figure, "overview", "Training and protocol steps of every site over the whole run")
 
 
@@ -311,7 +304,7 @@ def zoom(run: Run, number: int) -> Markup:
         heard[step] = [event.t for event in accepted if event.step == step]
         times.append(max(times[-1], closed.get(step, max(heard[step], default=times[-1]))))
         edges.append(edges[-1] + (1.8 if step == "MaskedInputCollection" else 1.0))
-    sites = run.study.sites
+    sites = seen(run)
     pixels = edges[-1] / 956
 
     def place(t: float) -> float:
@@ -340,12 +333,13 @@ def zoom(run: Run, number: int) -> Markup:
             axes.plot([right, edges[i + 1]], [row - 0.04] * 2, color=_colour(f"step{i}"), lw=1, alpha=0.5)
             left = min(max(place(start), edges[i]), right - 5 * pixels)
             _bars(axes, [(left, right, row - 0.26, row + 0.18)], _colour(f"step{i}"))
+        again = {drop.site: drop.back for drop in dropouts(run) if drop.round == number}
         for drop in of_kind(run, Dropped, number):
             if drop.site in rows:
                 last = max((place(event.t) for event in accepted if event.site == drop.site), default=0.0)
                 text = f"dropped after {drop.after}" if drop.after else "absent from this round"
-                back = came_back(run, drop)
-                text += f"; back in round {back.round}" if back else ""
+                back = again.get(drop.site)
+                text += f"; back in round {back}" if back else ""
                 _silence(axes, rows[drop.site], last, edges[-1], text)
         return _svg(figure, "zoom", f"Round {number}, protocol step by protocol step")
 

@@ -18,20 +18,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from fedseg.errors import EARLIER, ConfigError
-from fedseg.report.records import (
-    EVENT,
-    KINDS,
+from fedseg.events import (
     Audited,
-    Dropped,
     Event,
-    Example,
-    Metrics,
-    Rejoined,
+    Listening,
     RoundEnded,
     StepAccepted,
     StudyStarted,
+    Trained,
+    event_of,
     finite,
 )
+from fedseg.report.records import Example, Metrics
 
 RANKS = ("best", "median", "worst")
 
@@ -66,10 +64,34 @@ def of_kind(run: Run, kind: type[E], round_number: int | None = None) -> list[E]
     return [event for event in events if isinstance(event, kind)]
 
 
-def came_back(run: Run, drop: Dropped) -> Rejoined | StepAccepted | None:
-    """The first sign of a site in a round after the one that it dropped from, None if it stayed away."""
-    signs = (event for event in run.events if isinstance(event, Rejoined | StepAccepted) and event.round > drop.round)
-    return next((sign for sign in signs if sign.site == drop.site), None)
+def ended(run: Run) -> list[RoundEnded]:
+    """The completed rounds by their numbers; a site may have learned of one later."""
+    return sorted(of_kind(run, RoundEnded), key=lambda end: end.round)
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """A site that shared its keys in a completed round and is not in the sum; `back`, where it is in one again."""
+
+    round: int
+    site: str
+    back: int | None
+
+
+def dropouts(run: Run) -> list[Dropout]:
+    """All dropouts, the same at every party: they follow from what sites signed, not from what one party saw."""
+    ends = ended(run)
+    return [
+        Dropout(end.round, site, next((o.round for o in ends if o.round > end.round and site in o.included), None))
+        for end in ends
+        for site in end.dropped
+    ]
+
+
+def seen(run: Run) -> list[str]:
+    """Sites of whose work this party saw something: all for a coordinator, itself for a site."""
+    active = {event.site for event in run.events if isinstance(event, StepAccepted | Trained)}
+    return [site for site in run.study.sites if site in active] or list(run.study.sites)
 
 
 def read_run(folder: Path) -> Run:
@@ -90,14 +112,15 @@ def read_run(folder: Path) -> Run:
         raise ConfigError(f"{folder}: {EARLIER}")
     path = folder / "events.jsonl"
     events = _audited(tuple(_events(path)))
-    if not events or not isinstance(events[0], StudyStarted):
+    study = next((event for event in events if not isinstance(event, Listening)), None)
+    if not isinstance(study, StudyStarted):
         raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
-    if metrics.privacy is None and events[0].mechanism != "none":
+    if metrics.privacy is None and study.mechanism != "none":
         raise ConfigError(
-            f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {events[0].mechanism!r}; "
+            f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {study.mechanism!r}; "
             "run the study again"
         )
-    run = Run(events[0], events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
+    run = Run(study, events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
     if run.study.study_hash != metrics.study_hash:
         raise ConfigError(f"{path} and metrics.json have different study hashes: the folder mixes two runs")
     finished = len({event.round for event in of_kind(run, RoundEnded)})
@@ -131,16 +154,15 @@ def _events(path: Path) -> Iterator[Event]:
     shift = last = 0.0
     for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
-            fields = json.loads(line)
-            if fields.get("kind") not in KINDS:
-                continue
-            event: Event = EVENT.validate_python(fields)
+            event = event_of(json.loads(line))
         except (json.JSONDecodeError, AttributeError) as error:
             raise ConfigError(
                 f"{path}: line {number} is cut off or not a JSON object; finish the run with --resume or run it again"
             ) from error
         except ValidationError as error:
             raise ConfigError(f"{path}: line {number}, {_first(error)}") from error
+        if event is None:
+            continue
         if isinstance(event, StudyStarted) and event.t + shift < last:
             shift = last - event.t  # a resumed run counts its seconds from zero again
         last = event.t + shift

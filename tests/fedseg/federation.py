@@ -105,8 +105,8 @@ class Federation:
         found = self.events.setdefault(who, [])
 
         def listen(event) -> None:
-            found.append(dict(event))
-            self.on(who, dict(event))
+            found.append(event.model_dump())
+            self.on(who, event.model_dump())
 
         return listen
 

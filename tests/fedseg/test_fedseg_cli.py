@@ -1,9 +1,13 @@
 """Every mistake of a person ends in one sentence that names what and where, exit code 1, and nothing half-written."""
 
 import asyncio
+import json
+import re
+import shutil
 import socket
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
@@ -15,6 +19,7 @@ from fedseg import cli
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.phantom import PROFILES, phantom_case, write_feta
 from fedseg.models import build_model, check_model
+from fedseg.screen import Screen
 from fedseg.study import load_study
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
@@ -342,6 +347,54 @@ def test_changes_of_a_study_are_what_is_trained(tmp_path, capsys, monkeypatch):
         3,
     )
     assert "no differential privacy" in said
+
+
+class Killed(BaseException):
+    """Takes the process away where it stands."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "how"),
+    [
+        ("round", 1, Killed),
+        ("end_round", 1, KeyboardInterrupt),
+        ("dice", 1, KeyboardInterrupt),
+        ("step", 2, KeyboardInterrupt),
+        ("close", 2, Killed),
+        ("end_round", 2, KeyboardInterrupt),
+    ],
+)
+def test_resume_through_the_command_with_its_own_screen(tmp_path, capsys, monkeypatch, kind, number, how):
+    """Version 0.3 always ended in `KeyError: 'done'`: the screen had never heard which sites there are."""
+    study, runs, kept = tmp_path / "study.toml", tmp_path / "runs", tmp_path / "kept"
+    study.write_text(tiny_study(rounds=2, mechanism="none").toml())
+    listen = Screen.__call__
+
+    def stop(screen, event) -> None:
+        listen(screen, event)
+        if (event.kind, getattr(event, "round", None)) == (kind, number):
+            shutil.copytree(runs, kept)
+            raise how
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Screen, "__call__", stop)
+        with pytest.raises(Killed) if how is Killed else nullcontext():
+            code, _, error = run(capsys, patched, "simulate", study, "--out", runs)
+    capsys.readouterr()
+    if how is Killed:  # nothing was tidied up
+        shutil.rmtree(runs)
+        kept.rename(runs)
+    else:
+        assert code == 1
+        assert "go on with --resume" in error
+    (cut,) = runs.iterdir()
+    done = json.loads((cut / "state.json").read_text())["tally"]["last_round"]
+    code, said, error = run(capsys, monkeypatch, "simulate", study, "--resume", "--out", runs)
+    assert code == 0, error
+    assert f"going on after {f'round {done}' if done else 'the start'}" in said
+    assert re.findall(r"round (\d): sum of 3 of 3 sites", said) == ["1", "2"]
+    (complete,) = runs.iterdir()
+    assert (complete / "report.html").is_file()
 
 
 def test_nothing_to_resume_is_said(tmp_path, capsys, monkeypatch):

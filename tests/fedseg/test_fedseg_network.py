@@ -16,6 +16,7 @@ from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
 from fedseg.data import load_site
 from fedseg.errors import ConfigError, LedgerError, RoundFailedError
+from fedseg.events import Listening
 from fedseg.ledger import verify
 from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
@@ -43,8 +44,8 @@ async def federate(
     listening = asyncio.get_running_loop().create_future()
 
     def listen(event) -> None:
-        if event["kind"] == "listening":
-            listening.set_result(event["port"])
+        if isinstance(event, Listening):
+            listening.set_result(event.port)
 
     options = CoordinatorOptions("127.0.0.1", 0, credentials, patience=5, step_seconds=5, rejoin_seconds=1)
     coordinator = kind(RunFolder.create(folder / "coordinator", study, listen), options)

@@ -22,13 +22,13 @@ def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in
     study = tiny_study(sites=5, rounds=4, seed=None, steps=200, patients=6).replace(report={"share_metrics": True})
     events: list[dict] = []
     kills = {(2, "site-b"): "ShareReport", (3, "site-d"): "MaskedInputCollection"}
-    run = Demo(tmp_path, study, lambda event: events.append(dict(event)), kills).run()
+    run = Demo(tmp_path, study, lambda event: events.append(event.model_dump()), kills).run()
 
     rounds = {event["round"]: event for event in events if event["kind"] == "end_round"}
     assert list(rounds) == [1, 2, 3, 4]
     assert all(event["exact"] is True for event in rounds.values())  # bit for bit, over what the sites kept
     assert set(rounds[2]["included"]) == set(study.site_ids) - {"site-b"}
-    assert rounds[2]["dropped"] == ["site-b"]
+    assert rounds[2]["dropped"] == ("site-b",)
     assert set(rounds[3]["included"]) == set(study.site_ids)  # accepted, hence in; its self mask was reconstructed
     unmasked = {e["site"] for e in events if e["kind"] == "step" and e["round"] == 3 and e["step"] == "Unmasking"}
     assert unmasked == set(study.site_ids) - {"site-d"}

@@ -13,7 +13,7 @@ import pytest
 from run_folder import SITES, STEPS, STRUCTURES, interval, make_run
 
 from fedseg.errors import FedSegError
-from fedseg.report import write_report
+from fedseg.report import claims, write_report
 from fedseg.report.folder import read_run
 
 
@@ -56,7 +56,7 @@ def test_every_number_stands_beside_what_it_needs(demo):
     assert "0.60 0.57 to 0.62 (95 % bootstrap interval), n = 40 patients" in text
     assert "ε 7.94 per patient, of a budget of 8 delta 0.0003 trust model nobody is trusted mechanism local" in text
     assert "20 of 20 0 burned" in text
-    assert "1 of 1 site-d, round 7" in text
+    assert "Dropouts survived 1 site-d, round 7" in text
     assert "20 MB 6.17 MB up, 13.8 MB down" in text
     assert "zero-shot 0.41 0.36 to 0.46 40" in text
     assert "site-a 40 12 0.58" in text
@@ -220,16 +220,78 @@ def test_phantoms_are_not_patients(demo):
 
 def test_a_dropout_is_told_and_drawn(demo):
     page = demo.read_text()
-    told = "Round 7: site-d dropped after ShareKeys. Its update is not in the sum, which is that of 4 of 5 sites"
-    assert f"{told} (site-a, site-b, site-c and site-e), checked value by value. It was back in round 8." in page
+    told = "Round 7: site-d dropped after it had shared its keys. Its update is not in the sum, which is that of 4 of 5"
+    others = "sites (site-a, site-b, site-c and site-e), checked value by value"
+    assert f"{told} {others}. It is in the sum of round 8 again." in page
     assert "Round 7, step by step" in page
     assert "dropped after ShareKeys; back in round 8" in page
 
 
-def test_a_message_in_a_later_round_is_a_return(tmp_path):
+def test_only_a_later_sum_is_a_return(tmp_path):
     folder = make_run(tmp_path / "run", rounds=3, drop_round=2, pictures=False)
     rewrite_events(folder, lambda events: [event for event in events if event["kind"] != "rejoined"])
-    assert "It was back in round 3." in write_report(folder).read_text()
+    assert "It is in the sum of round 3 again." in write_report(folder).read_text()
+
+    def without(events):
+        last = events[-2]
+        assert (last["kind"], last["round"]) == ("end_round", 3)
+        last["included"].remove("site-d")
+        return events
+
+    rewrite_events(folder, without)
+    assert "It is in no later sum." in write_report(folder).read_text()
+
+
+def test_a_party_that_saw_little_gives_the_same_account_and_draws_no_empty_rows(tmp_path):
+    """site-d was killed in round 2: of rounds 1 and 2 it has what others signed, of itself what it sent in round 3."""
+    whole = make_run(tmp_path / "whole", rounds=3, drop_round=2, pictures=False)
+    own = make_run(tmp_path / "own", rounds=3, drop_round=2, pictures=False, command="fedseg site study.toml site-d")
+
+    def seen_by_site_d(events):
+        mine = [
+            e for e in events if e["kind"] == "study" or (e.get("round") == 3 and e.get("site", "site-d") == "site-d")
+        ]
+        caught_up = [e | {"attempt": None, "t": 99.0} for e in events if e["kind"] == "end_round" and e["round"] < 3]
+        return [*(e for e in mine if e["kind"] not in ("close", "rejoined")), *caught_up]
+
+    def figures_of_site_d(metrics):
+        metrics["dice"]["sites"] = {"site-d": {"n_train": 4, "n_test": 0, "mean": None, "structures": {}}}
+        metrics["privacy"]["per_site"] = {"site-d": 7.94}
+
+    rewrite_events(own, seen_by_site_d)
+    rewrite(own / "metrics.json", figures_of_site_d)
+    account = claims.dropout_sentences
+    sentences = [list(account(read_run(folder))) for folder in (whole, own)]
+    assert [text.replace(", checked value by value", "") for text in sentences[0]] == [
+        text.replace(", checked value by value", "") for text in sentences[1]
+    ]
+    assert [claims.summary(read_run(folder)) for folder in (whole, own)][1:] == [claims.summary(read_run(whole))]
+    page = write_report(own).read_text()
+    sites = text_of(page[page.index('<section id="sites">') : page.index('<section id="privacy">')])
+    assert "site-d 4 0 7.94" in sites
+    assert "site-a" not in sites
+    assert "n/a" not in sites
+    protocol = page[page.index('<section id="protocol">') : page.index('<section id="record">')]
+    assert "n/a" not in text_of(protocol)
+    assert "to the sites" not in protocol
+    drawn = protocol[protocol.index("<svg") :]
+    assert "site-d" in drawn
+    assert "site-a" not in drawn
+    assert "14" * 32 not in page
+    assert "03" * 32 in page  # the last round's head, although round 2 was written down later
+
+
+def test_a_study_that_did_not_finish_says_so_first(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, pictures=False)
+    rewrite(folder / "metrics.json", lambda metrics: metrics.update(unfinished="the coordinator gave up: 2 of 5"))
+
+    def longer(events):
+        return [events[0] | {"rounds": 9}, *events[1:]]
+
+    rewrite_events(folder, longer)
+    body = text_of(write_report(folder).read_text()).split("federated segmentation report ", 1)[1]
+    assert body.startswith("the study did not finish: 3 of 9 rounds have a sum; the coordinator gave up: 2 of 5 Feder")
+    assert "every round completed" not in body
 
 
 def test_a_site_lost_after_its_masked_input_is_in_the_sum(tmp_path):
@@ -248,8 +310,8 @@ def test_a_site_lost_after_its_masked_input_is_in_the_sum(tmp_path):
 
     rewrite_events(folder, lose)
     text = text_of(write_report(folder).read_text())
-    assert "site-b dropped after MaskedInputCollection. Its update is in the sum" in text
-    assert "It was not back before the end." in text
+    assert "site-b fell silent after MaskedInputCollection, when its update was already in the sum." in text
+    assert "Dropouts survived 0 every site stayed" in text  # what no other party could know is no dropout
 
 
 def test_a_run_without_dropouts_metrics_or_pictures(tmp_path):
@@ -271,10 +333,9 @@ def test_a_run_that_completed_no_round(tmp_path):
     rewrite(folder / "metrics.json", lambda metrics: metrics["protocol"].update(rounds_completed=0, burned=2))
     rewrite_events(folder, lambda events: [event for event in events if event["kind"] != "end_round"])
     text = text_of(write_report(folder).read_text())
-    assert "one site dropped out of a round, and two rounds burned" in text
+    assert "two rounds burned, without a sum" in text
     assert "0 of 2 2 burned" in text
-    assert "0 of 1 site-d, round 1" in text
-    assert "site-d dropped after ShareKeys, and the round did not complete." in text
+    assert "site-d fell silent after ShareKeys, and the round did not complete." in text
 
 
 def test_a_resumed_run_reads_on_one_clock(tmp_path):

@@ -15,6 +15,8 @@ from fedseg.controls import FAILED, LEAVING, READY, Ready, Said
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
 from fedseg.errors import ConfigError
+from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
+from fedseg.federate import study_event
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from secagg.printable import printable
@@ -31,20 +33,9 @@ HOSTILE = {
 }
 NOON = datetime(2026, 11, 29, 12)
 STAMP = "2026-11-29 12:00:00 "
-STUDY = {
-    "kind": "study",
-    "name": "[/x]\x1b[1mstudy",
-    "sites": ["a", "[/b]\x1b"],
-    "parameters": 3,
-    "rounds": 2,
-    "mechanism": "none",
-    "suite": "x",
-    "threshold": 3,
-    "n": 5,
-    "secure": True,
-    "budget": 8.0,
-    "structures": ["liver"],
-}
+STUDY = study_event(tiny_study(mechanism="none"), 3, secure=True).model_copy(
+    update={"name": "[/x]\x1b[1mstudy", "sites": ("a", "[/b]\x1b")}
+)
 
 
 def screen_of(terminal: bool, encoding: str = "utf-8") -> tuple[Screen, io.TextIOWrapper]:
@@ -58,16 +49,17 @@ def shown_on(file: io.TextIOWrapper) -> str:
     return file.buffer.getvalue().decode(file.encoding)
 
 
-def events(text: str) -> list[dict]:
+def events(text: str) -> list[AnyEvent]:
+    ended = {"attempt": 0, "exact": None, "head": "", "clip_rate": {}, "bytes_up": 0, "bytes_down": 0, "seconds": {}}
     return [
         STUDY,
-        {"kind": "round", "round": 1, "attempt": 0},
-        {"kind": "train", "site": "a", "round": 1, "step": 1, "steps": 2},
-        {"kind": "note", "text": f"a stopped: {text}"},
-        {"kind": "left", "site": "a", "reason": text},
-        {"kind": "burned", "round": 1, "reason": text},
-        {"kind": "dropped", "site": "[/b]\x1b", "round": 1, "after": text},
-        {"kind": "end_round", "round": 1, "included": ["a"], "dropped": [text], "exact": None},
+        RoundStarted(round=1, attempt=0, model_hash=""),
+        Trained(site="a", round=1, step=1, steps=2),
+        Note(text=f"a stopped: {text}"),
+        Left(site="a", reason=text),
+        Burned(round=1, attempt=0, reason=text),
+        Dropped(site="[/b]\x1b", round=1, after=text),
+        RoundEnded(round=1, included=("a",), dropped=(text,), **ended),
     ]
 
 
@@ -157,13 +149,13 @@ def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, creden
     coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options("", 0, credentials))
     transcripts = coordinator.folder.path / "transcripts"
     transcripts.mkdir()
-    (transcripts / "0001-0.transcript").write_bytes(bytes(1000))
+    (transcripts / f"0001-0-{'ab' * 8}.transcript").write_bytes(bytes(1000))
     sent = []
     coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
     for _ in range(2):
         coordinator._take(Received("site-a", HELLO, b""))
         for _ in range(600):
-            coordinator._take(Received("site-a", READY, Ready(unreplayed=1).packed()))
+            coordinator._take(Received("site-a", READY, Ready(unreplayed=["ab" * 32]).packed()))
             coordinator._take(Received("site-a", FAILED, Said(reason="again").packed()))
     assert sent == ["transcript"] * 2
 

@@ -11,6 +11,7 @@ from tiny import tiny_study
 from fedseg import aggregate
 from fedseg.data import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.events import StepAccepted
 from fedseg.ledger import verify
 from fedseg.models import load_model
 from fedseg.report import write_report
@@ -28,8 +29,8 @@ class Log:
         self.stop_at = stop_at
 
     def __call__(self, event) -> None:
-        self.events.append(dict(event))
-        if self.stop_at == (event["kind"], event.get("round")):
+        self.events.append(event.model_dump())
+        if self.stop_at == (event.kind, getattr(event, "round", None)):
             self.stop_at = None
             raise KeyboardInterrupt
 
@@ -38,7 +39,7 @@ class Log:
 
 
 def train(study: Study, runs: Path, options: Options | None = None, log: Log | None = None) -> Path:
-    with RunFolder.create(runs, study, log) as folder:
+    with RunFolder.create(runs, study, *([log] if log else [])) as folder:
         return simulate(folder, load_cohort(None, study), options or Options(command="test"))
 
 
@@ -101,7 +102,8 @@ def test_too_few_survivors_burn_the_round_and_stay_charged(tmp_path):
         events = verify(run / "ledger" / f"{site}.jsonl")
         assert [event.round_number for event in events.values()] == [1, 2]
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["protocol"]["rounds_completed"] == 1
+    assert (metrics["protocol"]["rounds_completed"], metrics["protocol"]["burned"]) == (1, 1)
+    assert metrics["unfinished"] == "too few sites have budget left for another round"
     assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.01)
 
 
@@ -138,7 +140,7 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
 
     def stop(event):
         cut(event)
-        if event["kind"] == "step" and event["step"] == "MaskedInputCollection" and event["round"] == 2:
+        if isinstance(event, StepAccepted) and (event.step, event.round) == ("MaskedInputCollection", 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), RunFolder.create(tmp_path, study, stop) as folder:
@@ -146,7 +148,7 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
     log = Log()
     run = simulate(RunFolder.reopen(folder.path, log), load_cohort(None, study), Options())
     assert "C-14" in log.of("burned")[0]["reason"]
-    assert [end["round"] for end in log.of("end_round")] == [3]  # and then the budget is spent
+    assert [end["round"] for end in log.of("end_round")] == [1, 3]  # and then the budget is spent
     assert len(log.of("left")) == 3
     assert json.loads((run / "metrics.json").read_text())["protocol"]["rounds_completed"] == 2
 
@@ -172,6 +174,7 @@ def test_a_site_that_accuses_the_same_site_again_is_named_with_it_over_an_interr
     liar_in(monkeypatch, folder, "site-d", dict.fromkeys(range(1, 4), "site-a"))
     with pytest.raises(KeyboardInterrupt), folder:
         simulate(folder, load_cohort(None, study), Options())
+    log = Log()  # hears what was before the interruption too
     simulate(RunFolder.reopen(folder.path, log), load_cohort(None, study), Options())
     notes = [event["text"] for event in log.of("note")]
     assert [note.split(":")[0] for note in notes] == [

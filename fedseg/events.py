@@ -1,0 +1,290 @@
+"""What happens in a run, one class per kind of event: written to events.jsonl and read from it by the same classes.
+
+Whoever emits an event is held to its fields by mypy and pydantic; a reader skips kinds and fields that its version does
+not know. An event holds neither an update nor a secret. Strings may be text of others: whoever shows them makes them
+fit for that (`secagg.printable`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for NaN and infinity, which Python writes into JSON."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole(value: Any) -> Any:
+    r"""Half a character, as in names of files, written as ``\\ud800``: JSON has no place for it."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]
+Words = Annotated[str, BeforeValidator(_whole)]
+
+
+class Event(BaseModel):
+    """Something that happened `t` seconds after the start of the run, which whoever writes it down fills in.
+
+    Immutable, unknown fields ignored: an older version reads a newer run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    t: float = 0.0
+
+
+class Listening(Event):
+    """The coordinator can be reached."""
+
+    kind: Literal["listening"] = "listening"
+    host: Words
+    port: int
+
+
+class StudyStarted(Event):
+    """What the study fixed; the report's first line."""
+
+    kind: Literal["study"] = "study"
+    name: Words
+    study_hash: str
+    sites: tuple[Words, ...]
+    structures: tuple[Words, ...]
+    rounds: int
+    local_steps: int
+    parameters: int
+    mechanism: str
+    unit: str
+    delta: Number
+    budget: Number
+    sample_rate: Number
+    clip_norm: Number
+    noise_multiplier: Number
+    suite: str
+    n: int
+    threshold: int
+    max_corrupt: int
+    min_survivors: int
+    bits: int
+    seed: int | None
+    secure: bool
+    start: str
+
+
+class Resumed(Event):
+    """An interrupted run goes on after whole round `round`; 0 where there was none."""
+
+    kind: Literal["resumed"] = "resumed"
+    round: int
+
+
+class RoundStarted(Event):
+    """A round, or another attempt at it, begins."""
+
+    kind: Literal["round"] = "round"
+    round: int
+    attempt: int
+    model_hash: str
+
+
+class Trained(Event):
+    """A site finished local step `step` of `steps`; 0 as it begins, which is all that a coordinator hears with DP."""
+
+    kind: Literal["train"] = "train"
+    round: int
+    site: Words
+    step: int
+    steps: int
+
+
+class StepAccepted(Event):
+    """The server accepted this site's message of a protocol step."""
+
+    kind: Literal["step"] = "step"
+    round: int
+    site: Words
+    step: Words
+    bytes: int
+
+
+class StepClosed(Event):
+    """The server closed a protocol step and answered everybody."""
+
+    kind: Literal["close"] = "close"
+    round: int
+    step: Words
+    seconds: float
+    bytes_down: int
+
+
+class Dropped(Event):
+    """A site fell silent; `after` is the last step that the server accepted from it, empty where none."""
+
+    kind: Literal["dropped"] = "dropped"
+    round: int
+    site: Words
+    after: Words
+
+
+class Rejoined(Event):
+    """A site that had dropped is back."""
+
+    kind: Literal["rejoined"] = "rejoined"
+    round: int
+    site: Words
+
+
+class Left(Event):
+    """A site takes part no more, such as one whose budget is spent."""
+
+    kind: Literal["left"] = "left"
+    site: Words
+    reason: Words
+
+
+class Burned(Event):
+    """An attempt ended without a sum."""
+
+    kind: Literal["burned"] = "burned"
+    round: int
+    attempt: int
+    reason: Words
+
+
+class EpsilonSpent(Event):
+    """What a site has spent once this round is charged."""
+
+    kind: Literal["epsilon"] = "epsilon"
+    round: int
+    site: Words
+    spent: Number
+
+
+class RoundEnded(Event):
+    """A round completed with a sum over `included`.
+
+    Attributes:
+        included: U3, the sites in the sum.
+        dropped: U2 without U3, the sites that shared their keys and are not in it.
+        exact: whether the sum is, bit for bit, that of the included updates; None where not known.
+        attempt: None where only the account of the round is known.
+        head: of the round, 32 bytes in hexadecimal.
+        clip_rate: fraction of clipped values by site.
+        bytes_up, bytes_down: wire bytes of the protocol, over all sites or of this one.
+        seconds: by protocol step.
+    """
+
+    kind: Literal["end_round"] = "end_round"
+    round: int
+    attempt: int | None
+    included: tuple[Words, ...]
+    dropped: tuple[Words, ...]
+    exact: bool | None
+    head: str
+    clip_rate: Mapping[Words, Number]
+    bytes_up: int
+    bytes_down: int
+    seconds: Mapping[Words, float]
+
+
+class Scored(Event):
+    """Mean Dice by structure of the model after round `round` over a site's `n` held-out patients."""
+
+    kind: Literal["dice"] = "dice"
+    round: int
+    site: Words
+    values: Mapping[Words, Number]
+    n: int
+
+
+class Audited(Event):
+    """Whoever owns all sites (the demonstration) compared a round's total with the plain sum of its inputs."""
+
+    kind: Literal["audit"] = "audit"
+    round: int
+    exact: bool | None
+
+
+class Note(Event):
+    """A sentence for the operator."""
+
+    kind: Literal["note"] = "note"
+    text: Words
+
+
+class Ended(Event):
+    """The run is over after `seconds` of work."""
+
+    kind: Literal["end"] = "end"
+    seconds: float
+
+
+AnyEvent: TypeAlias = Annotated[
+    Listening
+    | StudyStarted
+    | Resumed
+    | RoundStarted
+    | Trained
+    | StepAccepted
+    | StepClosed
+    | Dropped
+    | Rejoined
+    | Left
+    | Burned
+    | EpsilonSpent
+    | RoundEnded
+    | Scored
+    | Audited
+    | Note
+    | Ended,
+    Field(discriminator="kind"),
+]
+_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(AnyEvent)
+_KINDS = frozenset(kind.model_fields["kind"].default for kind in Event.__subclasses__())
+
+
+def event_of(fields: Any) -> AnyEvent | None:
+    """The event of a line of events.jsonl, None where it is of a kind that this version does not know.
+
+    Args:
+        fields: the line as `json.loads` gives it.
+
+    Raises:
+        AttributeError: it is no JSON object.
+        pydantic.ValidationError: the event lacks a field, or one is of another kind.
+    """
+    return _EVENT.validate_python(fields) if fields.get("kind") in _KINDS else None
+
+
+class Listener(Protocol):
+    """Takes every event as it happens; the screen is one."""
+
+    def __call__(self, event: AnyEvent, /) -> None:
+        """Show or store one event; must not block."""
+
+
+class Audience:
+    """All listeners of a run. One that fails is dropped and fails nothing: a screen must not cost a round."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def tell(self, event: AnyEvent) -> list[Note]:
+        """Tell everybody who is left.
+
+        Returns:
+            A sentence for the log for each listener that failed; it hears nothing more.
+        """
+        failed: dict[Listener, str] = {}
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception as error:
+                name = getattr(listener, "__qualname__", type(listener).__qualname__)
+                why = f"it failed at '{event.kind}' ({type(error).__name__}: {error})"
+                failed[listener] = f"{name} hears no more events of this run: {why}"
+        self._listeners = tuple(listener for listener in self._listeners if listener not in failed)
+        return [Note(text=text) for text in failed.values()]
