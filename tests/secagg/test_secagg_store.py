@@ -885,6 +885,11 @@ class OneMachine(RuleBasedStateMachine):
         self.contribute(())
         self.release()
 
+    @rule(run=RUNS, model=MODELS, theirs=st.sets(WHICH, max_size=2))
+    def an_attempt_that_ends_unreleased(self, run, model, theirs):
+        self.join(run, model, 1, 0, False)
+        self.contribute(theirs)
+
     @rule(which=WHICH)
     def replay(self, which):
         (this,) = self.some([which])
