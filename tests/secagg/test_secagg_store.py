@@ -877,11 +877,18 @@ class OneMachine(RuleBasedStateMachine):
         claim = claim_of(self.at, self.reference.live[1] if self.reference.live else MODEL)
         self.agree(self.reference.release(self.at, self.private), "release", self.at, claim, self.private)
 
-    @rule(run=RUNS, model=MODELS, private=st.booleans())
-    def a_whole_attempt(self, run, model, private):
+    @rule(run=RUNS, model=MODELS, private=st.booleans(), accepting=st.booleans())
+    def a_whole_attempt(self, run, model, private, accepting):
+        if accepting:
+            self.accept_what_is_open()
         self.join(run, model, 1, 0, private)
         self.contribute(())
         self.release()
+
+    @rule(run=RUNS, model=MODELS, theirs=st.sets(WHICH, max_size=2))
+    def an_attempt_that_ends_unreleased(self, run, model, theirs):
+        self.join(run, model, 1, 0, False)
+        self.contribute(theirs)
 
     @rule(which=WHICH)
     def replay(self, which):
