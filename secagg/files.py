@@ -29,14 +29,17 @@ def write_new(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
-    """What `build` makes of a file; ConfigError with `what` where it holds something else."""
-    text = read_text(path)
+    """What `build` makes of a file; ConfigError with `what` where it holds something else.
+
+    No frame that a crash report could show holds the text, which may be a key: the error is raised anew outside.
+    """
     try:
-        return build(tomllib.loads(text))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{path}: {error}") from None
-        raise ConfigError(f"{path} is not {what}") from None
+        return build(tomllib.loads(read_text(path)))
+    except ConfigError as error:
+        told = str(error)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        told = f"{path} is not {what}"
+    raise ConfigError(told if told.startswith(str(path)) else f"{path}: {told}")
 
 
 # --- Keys ---------------------------------------------------------------------------------------------------------

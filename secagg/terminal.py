@@ -141,7 +141,7 @@ def sentences(
     else:
         return
     say(plain(f"{command}: ", "bold red", console=errors), told, console=errors)
-    raise SystemExit(status)
+    raise SystemExit(status) from None  # a crash report shows no frame of what went wrong
 
 
 def about_file(error: OSError) -> str:

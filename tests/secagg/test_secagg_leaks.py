@@ -373,7 +373,7 @@ def test_nor_does_a_file_of_marks_that_holds_everything_a_store_can_hold(watch, 
     watch.hear(*(path.read_bytes() for path in tmp_path.iterdir()))
 
 
-KEPT = {"joins", "joined", "live", "contributed", "released", "model", "open", "used", "accepted"}
+KEPT = {"joins", "joined", "live", "contributed", "released", "model", "open", "used", "accepted", "waiting"}
 KEPT |= {"replayed", "log", "round", "head"}
 """Every kind of mark."""
 

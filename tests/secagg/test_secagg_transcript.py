@@ -918,8 +918,8 @@ def test_the_transcript_of_another_project_or_run_clears_nothing(tmp_path, monke
         path = tmp_path / "brain"
         brain.play(brain.start(1), brain.cohort.ids, path)
     if undefended:  # whatever is open is cleared by whatever was replayed, as where marks hold names of runs
-        replay = Marks.replay
-        monkeypatch.setattr(Marks, "replay", lambda marks, slot, _: replay(marks, slot, marks.open_release.round_id))
+        replay, told = Marks.replay, lambda marks: (marks.open_release.claim.slot, marks.open_release.round_id)
+        monkeypatch.setattr(Marks, "replay", lambda marks, *_: replay(marks, *told(marks)))
     reader = brain if fooled else liver
     verdict = verify([path], reader.cohort.policy, reader.cohort.roster)
     if other == "project" and not fooled:
