@@ -28,6 +28,7 @@ TINY = {"data": {"size": 32}, "model": {"start": "phantom", "channels": (8, 8, 8
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(start, "_unkept", {})
     monkeypatch.setattr(start, "STEPS", {2: 4, 3: 1})
     monkeypatch.setattr(start, "POOL", {2: 4, 3: 1})
 
@@ -154,7 +155,7 @@ def test_phantom_hospitals_see_patients_that_the_start_has_not_seen() -> None:
     weeks = [case.weeks for case in public_cases(study).test if isinstance(case, PhantomCase)]
     assert len(weeks) == start.PUBLIC
     assert min(weeks) >= start.NEAR_TERM[0]
-    hospital = phantom_site(study.site_ids[0], study, 8, 1)
+    hospital = phantom_site(study.site_ids[0], study, 16, 1)
     assert min(case.weeks for case in hospital.train if isinstance(case, PhantomCase)) < start.NEAR_TERM[0] - 5
 
 
