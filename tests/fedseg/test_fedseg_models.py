@@ -141,11 +141,13 @@ def test_an_interrupted_write_leaves_the_old_model(
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
 
-    def broken(tensors: object, target: Path, metadata: object) -> None:
-        target.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def broken(target: Path, data: bytes) -> None:
+        write(target, data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(models, "save_file", broken)
+    monkeypatch.setattr(Path, "write_bytes", broken)
     with pytest.raises(OSError, match="disk full"):
         save_model(build_model(study), path, {})
     assert path.read_bytes() == b"old"
