@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedseg.errors import ConfigError, FedSegError, RoundFailedError
+from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from secagg.errors import ProtocolError, SecAggError
 from secagg.terminal import App, AsJson, any_code_page, errors, out, plain, say, say_json, sentences, versioned
 
@@ -75,8 +76,8 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
+    from fedseg.budget.plan import noise_multiplier
     from fedseg.data import load_cohort
-    from fedseg.privacy.budget import noise_multiplier
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.simulate import Options
@@ -198,10 +199,10 @@ def privacy_sentence(metrics: dict[str, Any]) -> Text:
     """The claim with unit, delta and trust model; or that there is none."""
     privacy = metrics["privacy"]
     if privacy is None:
-        return _stressed("no differential privacy", ": mechanism = 'none'")
+        return _stressed(no_claim(metrics["mechanism"]))
     claim = (
-        f"epsilon {privacy['epsilon']:.2f} per {privacy['unit']} at delta {privacy['delta']:g} "
-        f"({privacy['neighbouring']}); {privacy['trust']}"
+        f"epsilon {privacy['epsilon']:.2f} per {privacy['unit']} at delta {delta_text(privacy['delta'])} "
+        f"({privacy['neighbouring']}); {trust_in(metrics['mechanism']).sentence}"
     )
     if metrics["seeded_no_privacy_claim"]:
         return _stressed("seeded: no privacy claim", f"; unseeded it would be {claim}")
@@ -385,26 +386,26 @@ def epsilon(
     as_json: AsJson = False,
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
+    from fedseg.budget.explain import explain
     from fedseg.data import load_cohort
-    from fedseg.privacy.budget import explain
     from fedseg.study import load_study
 
     loaded = load_study(study)
     cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
     plan = explain(loaded, cohort)
     if as_json:
-        claim = asdict(plan) if loaded.private else {"epsilon": None, "sentence": plan.sentence}
+        claim = asdict(plan) if loaded.trust.claims_epsilon else {"epsilon": None, "sentence": plan.sentence}
         say_json(claim)
         return
-    if not loaded.private:
+    if not loaded.trust.claims_epsilon:
         say(_stressed(plan.sentence))
         return
     say(
         _stressed(f"epsilon {plan.epsilon:.3f}"),
-        f" of {plan.budget:g} per {plan.unit} at delta {plan.delta:g} after "
+        f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
         f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
     )
-    say(f"who is trusted: {plan.trust}")
+    say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
         f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
@@ -487,7 +488,7 @@ def ledger_verify(
     if as_json:
         say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
         return
-    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
+    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta_text(delta)}")
 
 
 if __name__ == "__main__":

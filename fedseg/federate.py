@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedseg.budget.explain import explain
+from fedseg.budget.plan import noise_multiplier
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.events import StudyStarted
 from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
-from fedseg.privacy.budget import TRUST, explain, noise_multiplier
 from fedseg.runfolder import FORMAT, Picture, RunFolder
 from fedseg.study import Study
 from secagg.policy import Policy
@@ -142,10 +143,10 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
         parameters=parameters,
         mechanism=privacy.mechanism,
         unit=privacy.unit,
-        delta=privacy.delta if study.private else None,
-        budget=privacy.epsilon if study.private else None,
+        delta=privacy.delta if study.trust.claims_epsilon else None,
+        budget=privacy.epsilon if study.trust.claims_epsilon else None,
         sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm if study.private else None,
+        clip_norm=privacy.clip_norm if study.trust.claims_epsilon else None,
         noise_multiplier=noise_multiplier(study),
         suite=policy.suite.value,
         n=policy.clients,
@@ -161,7 +162,7 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
 
 def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
-    if not study.private:
+    if not study.trust.claims_epsilon:
         return None
     plan = explain(study)
     return {
@@ -169,7 +170,7 @@ def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any]
         "delta": plan.delta,
         "unit": plan.unit,
         "neighbouring": plan.neighbouring,
-        "trust": TRUST[plan.mechanism],
+        "trust": study.trust.sentence,
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "clip_norm": plan.clip_norm,

@@ -1,23 +1,16 @@
-"""A study's privacy plan in numbers: how much noise, what a round costs, and the charge before each round.
+"""What a study promises to each patient, said before any training.
 
-The charge is on disk before training starts, so no crash, burned round or restart ever trains uncharged. Nothing here
-reads patients' data; numbers of patients are shown where the data is and never sent.
+Numbers of patients are shown where the data is and never sent.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedseg.errors import BudgetExceededError, LedgerError
-from fedseg.ledger import Event, Ledger
-from fedseg.privacy.accounting import Release, cross_check, epsilon, gaussian_dp, in_words, noise_multiplier_for
+from fedseg.budget.plan import noise_multiplier
+from fedseg.privacy.accounting import Release, cross_check, epsilon, gaussian_dp, in_words
+from fedseg.privacy.trust import no_claim
 from fedseg.study import Study
-
-TRUST = {
-    "local": "nobody is trusted: each site's update is private on its own, against the server and the other sites too",
-    "none": "whoever sees an update or the model is trusted",
-}
-UNPROTECTED = "no privacy is claimed: mechanism = 'none' trains without clipping and without noise"
 
 
 @dataclass(frozen=True)
@@ -89,103 +82,6 @@ class Explanation:
         return self.rounds * self.local_steps
 
 
-def noise_multiplier(study: Study) -> float:
-    """The study's noise multiplier: the smallest that meets its budget over all planned steps, 0 without privacy.
-
-    Raises:
-        ConfigError: no reasonable noise meets the budget.
-    """
-    privacy = study.privacy
-    if not study.private or privacy.epsilon is None or privacy.delta is None:
-        return 0.0
-    steps = study.study.rounds * study.study.local_steps
-    return noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
-
-
-def round_event(study: Study, site: str, training_run: str, round_number: int) -> Event:
-    """What one round of `site` costs, as the ledger's event."""
-    privacy = study.privacy
-    return Event(
-        study_hash=study.hash().hex(),
-        site=site,
-        training_run=training_run,
-        round_number=round_number,
-        mechanism=privacy.mechanism,
-        covered=study.private,
-        unit=privacy.unit,
-        sample_rate=privacy.sample_rate,
-        noise_multiplier=noise_multiplier(study),
-        clip_norm=privacy.clip_norm or 0.0 if study.private else 0.0,
-        denominator=privacy.denominator,
-        steps=study.study.local_steps,
-        generator="os" if study.study.seed is None else "seeded: no privacy claim",
-    )
-
-
-def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
-    """Charge a whole round before it trains, and return its event id; a second attempt of a round costs nothing more.
-
-    The budget holds for everything in the ledger: earlier training runs and other studies on the same patients too.
-
-    Raises:
-        BudgetExceededError: this round would pass the study's epsilon; nothing was charged.
-        LedgerError: the ledger is damaged, another site's or has this training run of another study, or cannot be
-            written.
-    """
-    event = round_event(study, site, training_run, round_number)
-    events = ledger.events()
-    if any(old.site != site for old in events):
-        raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
-    if any(old.training_run == training_run and old.study_hash != event.study_hash for old in events):
-        raise LedgerError(f"{ledger.path}: training run '{training_run}' is of another study; give this one a new name")
-    budget, delta = study.privacy.epsilon, study.privacy.delta
-    if study.private and event not in events and budget is not None:
-        total = _total([*events, event], study)
-        if math.isinf(total):
-            raise BudgetExceededError(
-                f"site {site}: {ledger.path.name} holds rounds without protection, or seeded ones, so that no epsilon "
-                "can be promised to these patients any more; the site leaves"
-            )
-        if total > budget:
-            others = any(old.training_run != training_run for old in events)
-            raise BudgetExceededError(
-                f"site {site}: round {round_number} would bring epsilon to {total:.3g}"
-                f"{' over all training runs' if others else ''}, above the budget of {budget:g} (delta {delta:g}, "
-                f"{event.unit}); the site leaves, and more rounds need a study with a larger budget"
-            )
-    return ledger.append(event)
-
-
-def charge_metrics(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
-    """Enter a release of validation metrics, which epsilon does not cover, and return its event id.
-
-    Raises:
-        LedgerError: the ledger is damaged or cannot be written.
-    """
-    plan = round_event(study, site, training_run, round_number)
-    return ledger.append(plan.model_copy(update={"mechanism": "metrics", "covered": False, "steps": 0}))
-
-
-def spent(ledger: Ledger, study: Study) -> float:
-    """Epsilon that a site's patients have spent so far at the study's delta, over all runs and studies in the ledger.
-
-    Recomputed from the events; infinite after unprotected rounds, and after seeded ones where the study has no seed.
-
-    Raises:
-        LedgerError: the ledger does not verify.
-    """
-    return _total(ledger.events(), study)
-
-
-def _total(events: Sequence[Event], study: Study) -> float:
-    releases = [event for event in events if event.mechanism != "metrics"]
-    seeded = study.study.seed is None and any(event.generator != "os" for event in releases)
-    unprotected = seeded or any(event.mechanism == "none" for event in releases)
-    if unprotected or study.privacy.delta is None:
-        return math.inf if unprotected else 0.0
-    return epsilon(events, study.privacy.delta)
-
-
 def explain(study: Study, cohort: Mapping[str, int] | None = None) -> Explanation:
     """Epsilon of a study before any training.
 
@@ -199,8 +95,8 @@ def explain(study: Study, cohort: Mapping[str, int] | None = None) -> Explanatio
     """
     privacy, rounds, local_steps = study.privacy, study.study.rounds, study.study.local_steps
     sigma = noise_multiplier(study)
-    curve, total, second, mu, sentence = (math.inf,) * rounds, math.inf, math.inf, math.inf, UNPROTECTED
-    if study.private and privacy.delta is not None:
+    curve, total, second, mu, sentence = (math.inf,) * rounds, math.inf, math.inf, math.inf, no_claim(privacy.mechanism)
+    if study.trust.claims_epsilon and privacy.delta is not None:
         releases = [Release(sigma, privacy.sample_rate, done * local_steps) for done in range(1, rounds + 1)]
         curve = tuple(epsilon(release, privacy.delta) for release in releases)
         total, second = cross_check(releases[-1], privacy.delta)
@@ -210,11 +106,11 @@ def explain(study: Study, cohort: Mapping[str, int] | None = None) -> Explanatio
         mechanism=privacy.mechanism,
         unit=privacy.unit,
         neighbouring=f"add or remove one {privacy.unit}",
-        trust=TRUST[privacy.mechanism],
-        budget=privacy.epsilon if study.private else None,
-        delta=privacy.delta if study.private else None,
+        trust=study.trust.sentence,
+        budget=privacy.epsilon if study.trust.claims_epsilon else None,
+        delta=privacy.delta if study.trust.claims_epsilon else None,
         sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm if study.private else None,
+        clip_norm=privacy.clip_norm if study.trust.claims_epsilon else None,
         noise_multiplier=sigma,
         denominator=privacy.denominator,
         rounds=rounds,
@@ -239,11 +135,16 @@ def _notes(study: Study, cohort: Mapping[str, int] | None) -> list[str]:
     everybody = sum((cohort or {}).values())
     if study.study.seed is not None:
         notes.append("the study is seeded: whoever knows the seed can recompute the noise, so no privacy is claimed")
-    if study.private and study.privacy.delta is not None and everybody and study.privacy.delta >= 1 / everybody:
+    if (
+        study.trust.claims_epsilon
+        and study.privacy.delta is not None
+        and everybody
+        and study.privacy.delta >= 1 / everybody
+    ):
         notes.append(
             f"delta {study.privacy.delta:g} is not below 1/{everybody} (one over the number of patients): it allows "
             f"one patient to be revealed whole; choose about {1 / (10 * everybody):.1g}"
         )
-    if study.private:
+    if study.trust.claims_epsilon:
         notes.append("validation metrics, early stopping and tuning on private data are not covered by this epsilon")
     return notes
