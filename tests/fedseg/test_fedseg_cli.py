@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from tiny import STRUCTURES, tiny_study
 
 from fedseg import cli
 from fedseg.credentials import load_federation, make_credentials, signing_key
@@ -23,6 +22,7 @@ from fedseg.screen import Screen
 from fedseg.study import load_study
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
+from tests.support.tiny import STRUCTURES, tiny_study
 
 
 def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:

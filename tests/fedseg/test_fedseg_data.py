@@ -17,7 +17,6 @@ from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study, load_study
 from secagg.prg import Stream
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 SITE = "site-a"
 AFFINE = np.diag([0.8, 0.8, 0.8, 1.0])

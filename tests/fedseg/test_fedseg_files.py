@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from test_fedseg_cli import copied, feta, feta_study, is_one_sentence, run  # noqa: F401 - feta is a fixture
-from tiny import tiny_study
 
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.study import load_study
+from tests.support.tiny import tiny_study
 
 ROOT = Path(__file__).parents[2]
 SAVED = {

@@ -1,0 +1,18 @@
+"""One thread for each process of tests, and every process that a test starts imports this tree."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in processes of tests
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A study sets the number of threads of its whole process, and results depend on it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
