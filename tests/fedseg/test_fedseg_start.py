@@ -14,7 +14,7 @@ from fedseg.data.cases import Case
 from fedseg.data.lesions import PROFILES, lesion_case, lesion_site
 from fedseg.data.phantom import PhantomCase, phantom_site
 from fedseg.errors import ConfigError
-from fedseg.federate import evaluate, overall_mean
+from fedseg.evaluation import evaluate, overall_mean
 from fedseg.models import build_model
 from fedseg.start import public_cases, starting_model
 from fedseg.study import Study, load_study
