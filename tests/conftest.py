@@ -16,3 +16,11 @@ def _one_thread() -> None:
     """A study sets the number of threads of its whole process, and results depend on it."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def feta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hospitals' images in FeTA's layout, to be read; `tests.support.folders.copied` gives one to change."""
+    from tests.support.folders import write_hospitals  # secagg's tests run where fedseg's extra is not installed
+
+    return write_hospitals(tmp_path_factory.mktemp("feta"))
