@@ -19,8 +19,7 @@ from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
-from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
-from fedseg.federate import (
+from fedseg.evaluation import (
     before_training,
     dice_table,
     evaluate,
@@ -32,6 +31,7 @@ from fedseg.federate import (
     structure_means,
     study_event,
 )
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model

@@ -19,8 +19,8 @@ from fedseg.budget.plan import noise_multiplier
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.events import StudyStarted
-from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
+from fedseg.predict import predict
 from fedseg.runfolder import FORMAT, Picture, RunFolder
 from fedseg.study import Study
 from secagg.policy import Policy
