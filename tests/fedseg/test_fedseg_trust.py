@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from fedseg.evaluation import study_event
 from rich.console import Console
 from run_folder import make_run
 from tiny import tiny_study
@@ -18,6 +17,7 @@ from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
 from fedseg.data import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.evaluation import study_event
 from fedseg.privacy.trust import TRUST, Trust, delta_text, no_claim, trust_in
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
