@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_folder import make_run
-from tiny import tiny_study
 
 from fedseg import cli
 from fedseg.aggregate import SecureSum
@@ -27,6 +25,8 @@ from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
 from secagg import ExposureError
 from secagg.store import Marks, Release
+from tests.support.run_folder import make_run
+from tests.support.tiny import tiny_study
 
 SENTENCES = ("the seventh moon", "the noise is in the tide only")
 
