@@ -181,6 +181,7 @@ def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
     metrics = {
         "dice": {"mean": figure, "overall": {text: figure}, "sites": {text: column}},
         "baselines": {text: figure},
+        "mechanism": "none",
         "privacy": None,
         "protocol": {"rounds_completed": 1, "bytes_up": 1, "bytes_down": 1, "seconds": {text: 1.0}},
         "seconds": 1.0,
