@@ -1,29 +1,20 @@
-"""A site's images: found, checked, normalised, split by patient. Nothing here is ever sent.
+"""A site's images, read, normalised and split by patient. Nothing here is ever sent.
 
-`check_site` collects what is wrong for `fedseg data check`. Loading stops at the first error; with differential privacy
-it goes on without that case and says so here, because a site that stays away would tell that such a patient is there.
+Loading stops at the first error; with differential privacy it goes on without that case and says so here, because a site
+that stays away would tell that such a patient is there.
 """
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fedseg.data.cases import Case, SiteData, split
-from fedseg.data.layouts import Entry, entries, load_case
+from fedseg.data.layouts.nifti import Entry, entries, load_case
+from fedseg.data.phantoms.table import phantom_of
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of `fedseg data check`: `severity` is "error" (training would stop), "warning" or "info"."""
-
-    severity: str
-    where: str
-    message: str
+COHORT = 1  # seed of a study's made patients
 
 
 def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
@@ -61,11 +52,10 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     if member is None:
         raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
     if member.patients is not None:
-        from fedseg.data.phantom import COHORT, phantom_site
-
-        data = phantom_site(site, study, member.patients, COHORT)
+        phantom = phantom_of(study, "[data] layout = 'phantom'", "change those or give real images with another layout")
+        data = split(site, phantom.site_cases(site, study, member.patients, COHORT), study)
     else:
-        data = split(site, list(_cases(entries(_given(folder, study), study), site, study)), study)
+        data = split(site, list(_cases(entries(given(folder, study), study), site, study)), study)
     if not data.train:
         warnings.warn(f"[{site}] nobody is in training: this site's updates will hold no patient", stacklevel=2)
     return data
@@ -81,49 +71,12 @@ def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
             warnings.warn(f"[{site}] left out: {error}", stacklevel=2)
 
 
-def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
-    """Everything that is wrong or odd with a site's folder, all cases, errors first."""
-    if study.data.layout == "phantom":
-        return [Finding("info", site, "is made by the package; there is nothing to check")]
-    try:
-        listed = entries(_given(folder, study), study)
-    except ConfigError as error:
-        return [Finding("error", site, str(error))]
-    findings, cases = [], []
-    for entry in listed:
-        try:
-            cases.append(load_case(entry, site, study))
-        except CaseError as error:
-            findings.append(Finding("error", site, str(error)))
-    for case in cases:
-        findings += _odd(case, study)
-    return [*findings, *_overview(site, cases, study)]
+def given(folder: Path | None, study: Study) -> Path:
+    """The site's folder.
 
-
-def _given(folder: Path | None, study: Study) -> Path:
+    Raises:
+        ConfigError: none was given and the layout needs one.
+    """
     if folder is None:
         raise ConfigError(f"[data] layout = '{study.data.layout}' needs images: give their folder with --data")
     return folder
-
-
-def _odd(case: Case, study: Study) -> list[Finding]:
-    present = np.unique(case.label) if case.label is not None else np.array([])
-    absent = [name for value, name in enumerate(study.structures, start=1) if value not in present]
-    if len(absent) == len(study.structures):
-        return [Finding("warning", case.site, f"{case.name}: the label map is empty; is that so?")]
-    return [Finding("warning", case.site, f"{case.name}: has no {name}") for name in absent]
-
-
-def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:
-    if not cases:
-        return []
-    data = split(site, cases, study)
-    spacings = np.array([case.spacing for case in cases])
-    return [
-        Finding(
-            "info",
-            site,
-            f"{len({case.patient for case in cases})} patients, {len(data.train)} cases to train and "
-            f"{len(data.test)} to test; working voxels {spacings.min():.2f} to {spacings.max():.2f} mm",
-        )
-    ]

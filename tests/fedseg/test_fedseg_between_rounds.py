@@ -16,7 +16,7 @@ from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
-from fedseg.data import load_site
+from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.federate import fed_avg
 from fedseg.runfolder import RunFolder

@@ -17,7 +17,7 @@ from tiny import STRUCTURES, tiny_study
 
 from fedseg import cli
 from fedseg.credentials import load_federation, make_credentials, signing_key
-from fedseg.data.phantom import PROFILES, phantom_case, write_feta
+from fedseg.data.phantoms.fetal_scan import PROFILES, phantom_case
 from fedseg.models import build_model, check_model
 from fedseg.screen import Screen
 from fedseg.study import load_study

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from run_folder import make_run
 from tiny import tiny_study
 
-from fedseg.data import load_cohort
+from fedseg.data.loading import load_cohort
 from fedseg.events import Audience, Event, Note, RoundStarted, StepAccepted, event_of
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate

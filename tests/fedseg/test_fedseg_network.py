@@ -14,7 +14,7 @@ from fedseg import controls
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
-from fedseg.data import load_site
+from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, LedgerError, RoundFailedError
 from fedseg.events import Listening
 from fedseg.ledger import verify
@@ -75,7 +75,7 @@ def test_everybody_ends_with_the_same_head_and_a_report_of_their_own(tmp_path):
 
 
 def test_the_network_and_the_simulation_train_the_same_model(tmp_path):
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.simulate import Options, simulate
 
     study = tiny_study(rounds=2)

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_study
 
 from fedseg import aggregate
-from fedseg.data import load_cohort
+from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.events import StepAccepted
 from fedseg.ledger import verify
