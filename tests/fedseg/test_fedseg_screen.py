@@ -11,12 +11,12 @@ from rich.console import Console
 from tiny import tiny_study
 
 from fedseg import cli
-from fedseg.controls import FAILED, LEAVING, READY, Ready, Said
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
+from fedseg.dialogue import FAILED, LEAVING, READY, Ready, Said
 from fedseg.errors import ConfigError
+from fedseg.evaluation import study_event
 from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
-from fedseg.federate import study_event
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from secagg.printable import printable

@@ -14,7 +14,7 @@ from fedseg.data.phantoms import tumour
 from fedseg.data.phantoms.fetal_scan import FETAL, NEAR_TERM, PhantomCase
 from fedseg.data.phantoms.tumour import PROFILES, TUMOUR, lesion_case
 from fedseg.errors import ConfigError
-from fedseg.federate import evaluate, overall_mean
+from fedseg.evaluation import evaluate, overall_mean
 from fedseg.models import build_model
 from fedseg.start import public_cases, starting_model
 from fedseg.study import Study, load_study

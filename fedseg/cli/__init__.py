@@ -370,7 +370,7 @@ def demo(
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
-    loaded = load_study(study or Path(__file__).parent / "demo.toml")
+    loaded = load_study(study or Path(__file__).parents[1] / "demo.toml")
     with Screen(out) as screen:
         starting_model(loaded, screen.starting)  # once, for all six processes
         demonstration = Demo(runs, loaded, screen)
@@ -432,8 +432,8 @@ def predict(
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
     """Segment one NIfTI image: a label map on the image's own grid, and an overlay PNG beside it."""
-    from fedseg.infer import predict_file
     from fedseg.models import load_model, study_of
+    from fedseg.predict import predict_file
     from fedseg.study import load_study
 
     loaded = load_study(study) if study else study_of(model)
@@ -488,7 +488,3 @@ def ledger_verify(
         say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
         return
     say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
-
-
-if __name__ == "__main__":
-    main()
