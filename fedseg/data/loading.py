@@ -1,7 +1,7 @@
 """A site's images, read, normalised and split by patient. Nothing here is ever sent.
 
-Loading stops at the first error; with differential privacy it goes on without that case and says so here, because a site
-that stays away would tell that such a patient is there.
+Loading stops at the first error. With differential privacy it goes on without that case and says so here, because a
+site that stays away would tell that such a patient is there.
 """
 
 import warnings

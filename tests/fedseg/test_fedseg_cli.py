@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from made_feta import write_feta
 from tiny import STRUCTURES, tiny_study
 
 from fedseg import cli

@@ -21,8 +21,8 @@ from test_fedseg_data import write_decathlon, write_feta
 from tiny import tiny_study
 
 from fedseg import train
-from fedseg.data.loading import load_site
 from fedseg.data.cases import SiteData
+from fedseg.data.loading import load_site
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.privacy import dpsgd

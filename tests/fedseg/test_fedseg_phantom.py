@@ -8,9 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from made_feta import write_feta
 
-from fedseg.data.phantoms.fetal_brain import OLDEST, YOUNGEST, draw, surfaces
 from fedseg.data.cases import split
+from fedseg.data.loading import load_site
+from fedseg.data.phantoms.fetal_brain import OLDEST, YOUNGEST, draw, surfaces
 from fedseg.data.phantoms.fetal_scan import COVERING, FETAL, PROFILES, SLICES, phantom_case, scan, tissue_signal
 from fedseg.data.phantoms.phantom import HOSPITALS, rician
 from fedseg.data.phantoms.table import phantom_of
@@ -229,11 +231,10 @@ def test_bad_input_is_one_sentence(study):
             phantom_of(other, "[data] layout = 'phantom'", "change those")
 
 
-def test_written_cohort_is_read_back_as_feta(study, tmp_path):
+def test_written_cohort_is_read_back_as_feta(tmp_path):
     cases = [phantom_case(A, seed, size=32) for seed in (1, 2)]
     write_feta(tmp_path / "site-a", cases)
-    feta = study.replace(data={"layout": "feta"}, model={"start": "scratch"}, privacy={"mechanism": "none"})
-    data = load_site(tmp_path / "site-a", "site-a", feta)
+    data = load_site(tmp_path / "site-a", "site-a", load_study(STUDIES / "fetal.toml"))
     assert [case.patient for case in (*data.train, *data.test)] == ["sub-001", "sub-002"]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedseg.data.findings import check_site
-from fedseg.data.loading import load_site
 from fedseg.data.layouts.nifti import entries, read_image
+from fedseg.data.loading import load_site
 from fedseg.study import load_study
 
 torch.set_num_threads(1)

@@ -33,7 +33,7 @@ SKULL = 0.4  # signal within the mask but outside the brain, relative to white m
 
 
 @dataclass(frozen=True, kw_only=True)
-class FetalProfile(Profile):
+class Scanner(Profile):
     """A hospital's scanner, its habits and its patients.
 
     Attributes:
@@ -52,12 +52,12 @@ class FetalProfile(Profile):
 
 
 PROFILES = by_name(
-    FetalProfile(name="A", field_strength=1.5, voxel_mm=0.8, echo_time=110, snr=22, bias=0.10, mask_mm=0.5),
-    FetalProfile(name="B", field_strength=3.0, voxel_mm=0.5, echo_time=95, snr=30, bias=0.28, mask_mm=0.0),
-    FetalProfile(name="C", field_strength=1.5, voxel_mm=1.1, echo_time=140, snr=15, bias=0.16, mask_mm=1.5, weeks=(23, 36)),
-    FetalProfile(name="D", field_strength=0.55, voxel_mm=1.2, echo_time=120, snr=11, bias=0.05, mask_mm=1.0),
-    FetalProfile(name="E", field_strength=3.0, voxel_mm=0.7, echo_time=125, snr=20, bias=0.35, mask_mm=0.0, weeks=(21, 33)),
-    FetalProfile(name="pretrain", field_strength=1.5, voxel_mm=1.0, echo_time=90, snr=17, bias=0.20, mask_mm=0.5),
+    Scanner(name="A", field_strength=1.5, voxel_mm=0.8, echo_time=110, snr=22, bias=0.10, mask_mm=0.5),
+    Scanner(name="B", field_strength=3.0, voxel_mm=0.5, echo_time=95, snr=30, bias=0.28, mask_mm=0.0),
+    Scanner(name="C", field_strength=1.5, voxel_mm=1.1, echo_time=140, snr=15, bias=0.16, mask_mm=1.5, weeks=(23, 36)),
+    Scanner(name="D", field_strength=0.55, voxel_mm=1.2, echo_time=120, snr=11, bias=0.05, mask_mm=1.0),
+    Scanner(name="E", field_strength=3.0, voxel_mm=0.7, echo_time=125, snr=20, bias=0.35, mask_mm=0.0, weeks=(21, 33)),
+    Scanner(name="pretrain", field_strength=1.5, voxel_mm=1.0, echo_time=90, snr=17, bias=0.20, mask_mm=0.5),
 )
 
 
@@ -69,7 +69,7 @@ class PhantomCase(Case):
 
 
 def phantom_case(
-    profile: FetalProfile, seed: int, gestational_age: float | None = None, size: int = 96, dims: int = 3
+    profile: Scanner, seed: int, gestational_age: float | None = None, size: int = 96, dims: int = 3
 ) -> PhantomCase:
     """One patient of a hospital, normalised as real cases are.
 
@@ -102,7 +102,7 @@ def phantom_case(
     return PhantomCase(profile.name, patient, patient, image, label, affine, spacing, dims, 2, weeks)
 
 
-def scan(profile: FetalProfile, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> tuple[Array, NDArray[np.uint8]]:
+def scan(profile: Scanner, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> tuple[Array, NDArray[np.uint8]]:
     """What the scanner makes of a fetus.
 
     Args:
@@ -129,7 +129,7 @@ def scan(profile: FetalProfile, anatomy: Anatomy, axes: Sequence[Array], stream:
     return np.where(inside, rician(received, 1 / profile.snr, stream), np.float32(0)), label
 
 
-def tissue_signal(profile: FetalProfile, weeks: float) -> list[float]:
+def tissue_signal(profile: Scanner, weeks: float) -> list[float]:
     """T2w signal by label, 0 to 7, white matter 1: water content times T2 decay at the effective echo time.
 
     Fetal T2 is long and shortens as water leaves the brain; it falls with the field about as its fourth root. Values at
@@ -147,12 +147,12 @@ def _fits(study: Study) -> bool:
     return len(study.structures) == len(COVERING) and channels in (["t2w"], ["t2"])
 
 
-def _public(study: Study) -> FetalProfile:
+def _public(study: Study) -> Scanner:
     profile = PROFILES[PUBLIC]
     return replace(profile, weeks=NEAR_TERM) if study.data.layout == "phantom" else profile
 
 
-def _make(profile: FetalProfile, seed: int, study: Study) -> Case:
+def _make(profile: Scanner, seed: int, study: Study) -> Case:
     return phantom_case(profile, seed, size=study.data.size, dims=study.data.dims)
 
 
@@ -167,7 +167,7 @@ FETAL = Phantom(
 )
 
 
-def _axes(profile: FetalProfile, anatomy: Anatomy, size: int, offset: float | None) -> list[Array]:
+def _axes(profile: Scanner, anatomy: Anatomy, size: int, offset: float | None) -> list[Array]:
     """Voxel positions, mm: a volume, or axial slices, moved by up to half their distance (offset 0 to 1)."""
     field = (2.08 * anatomy.half_length + 3) * float(anatomy.proportions.max()) + 2 * anatomy.fluid
     voxel = max(profile.voxel_mm, field / size)
@@ -186,7 +186,7 @@ def _labels(found: Surfaces) -> NDArray[np.uint8]:
     return label
 
 
-def _signal(found: Surfaces, profile: FetalProfile, anatomy: Anatomy, voxel: float) -> Array:
+def _signal(found: Surfaces, profile: Scanner, anatomy: Anatomy, voxel: float) -> Array:
     """Noiseless signal: each voxel mixes the tissues on both sides of a surface by its distance from it."""
     tissue = tissue_signal(profile, anatomy.weeks)
     edge = np.float32(np.hypot(voxel, BLUR * profile.voxel_mm))
@@ -209,7 +209,7 @@ def _white_matter(found: Surfaces, weeks: float) -> Array:
     return layers
 
 
-def _receive_field(profile: FetalProfile, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> Array:
+def _receive_field(profile: Scanner, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> Array:
     """Smooth and positive: the exponential of a quadratic, broadcast over the grid."""
     x, y, z = (axis / np.float32(anatomy.half_length) for axis in axes)
     x, y = x[:, None, None], y[None, :, None]

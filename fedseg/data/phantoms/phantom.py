@@ -1,7 +1,7 @@
 """What every phantom is: a generator of made patients, by hospital and seed, for the studies that it fits.
 
-A hospital is a profile: its scanner and its habits. Five are the sites of studies on phantoms; one more, `PUBLIC`, is no
-site's, so that what it makes may be trained on and shown for free. No result on a phantom is a clinical result.
+A hospital is a profile: its scanner and its habits. Five are the sites of studies on phantoms. One more, `PUBLIC`, is
+no site's, so that what it makes may be trained on and shown for free. No result on a phantom is a clinical result.
 """
 
 from collections.abc import Callable, Mapping
