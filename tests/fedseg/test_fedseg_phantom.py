@@ -8,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from made_feta import write_feta
 
 from fedseg.data.cases import split
 from fedseg.data.loading import load_site
@@ -19,6 +18,7 @@ from fedseg.data.phantoms.table import phantom_of
 from fedseg.errors import ConfigError
 from fedseg.study import load_study
 from secagg.prg import Stream
+from tests.support.folders import write_phantoms
 
 DATA = Path(os.environ.get("FEDSEG_DATA", Path(__file__).parents[3] / "shared" / "data")) / "fetal"
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -233,7 +233,7 @@ def test_bad_input_is_one_sentence(study):
 
 def test_written_cohort_is_read_back_as_feta(tmp_path):
     cases = [phantom_case(A, seed, size=32) for seed in (1, 2)]
-    write_feta(tmp_path / "site-a", cases)
+    write_phantoms(tmp_path / "site-a", cases)
     data = load_site(tmp_path / "site-a", "site-a", load_study(STUDIES / "fetal.toml"))
     assert [case.patient for case in (*data.train, *data.test)] == ["sub-001", "sub-002"]
 

@@ -13,7 +13,6 @@ from fedseg.metrics import bootstrap, by_patient, dice
 from fedseg.predict import predict, predict_file
 from fedseg.study import Study, load_study
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 
 

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fedseg.data.findings import check_site
 from fedseg.data.layouts.nifti import entries, read_image
 from fedseg.data.loading import load_site
 from fedseg.study import load_study
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FEDSEG_DATA", ROOT.parent / "shared" / "data"))
 

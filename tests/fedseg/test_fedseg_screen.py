@@ -8,7 +8,6 @@ from datetime import datetime
 
 import pytest
 from rich.console import Console
-from tiny import tiny_study
 
 from fedseg import cli
 from fedseg.coordinator import Coordinator, Options
@@ -21,6 +20,7 @@ from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from secagg.printable import printable
 from secagg.rpc.frames import HELLO, Received
+from tests.support.tiny import tiny_study
 
 HOSTILE = {
     "markup that was never opened": "no [/such] tag",
