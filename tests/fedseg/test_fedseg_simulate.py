@@ -20,7 +20,7 @@ from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
 from secagg import SigningKey
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 
 
 class Log:

@@ -34,7 +34,7 @@ from secagg.policy import PinnedRoster
 from secagg.prg import apply_masks
 from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES
-from secagg.state import State
+from secagg.steps import State
 
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING
 ROSTER, INBOX, REPORTS, INCLUDED, ATTESTED, RESULT = (*SENDING[1:], "Result")

@@ -19,7 +19,7 @@ from secagg.masking import pair_mask_seed, self_mask_seed
 from secagg.messages import MaskedInput, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.prg import apply_masks, keystream
 from secagg.quantize import dtype_for, unpack
-from secagg.state import BLAME
+from secagg.steps import BLAME
 
 SHAPES = [(n, c, suite) for n, c in ((4, 1), (5, 1), (7, 2)) for suite in Suite]
 

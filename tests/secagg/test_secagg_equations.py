@@ -30,7 +30,7 @@ from secagg.messages import (
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
-from secagg.state import STEPS
+from secagg.steps import STEPS
 
 SPEC = (Path(__file__).parents[2] / "docs/spec.md").read_text()
 BLOCKS = re.findall(r"^```python\n(?:# (pairs|clients of U[35])\n)?(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)
