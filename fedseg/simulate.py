@@ -18,8 +18,7 @@ import torch
 from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
-from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
-from fedseg.federate import (
+from fedseg.evaluation import (
     before_training,
     dice_table,
     evaluate,
@@ -31,6 +30,7 @@ from fedseg.federate import (
     structure_means,
     study_event,
 )
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.privacy.budget import charge, spent
 from fedseg.runfolder import RunFolder

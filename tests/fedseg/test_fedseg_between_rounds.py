@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import ASKED, COORDINATOR, Federation
-from tiny import tiny_study
 
-from fedseg import controls, exposure
+from fedseg import dialogue, exposure
 from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data import load_site
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.federate import fed_avg
+from fedseg.evaluation import fed_avg
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
@@ -31,6 +29,8 @@ from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from secagg.transcript import verify
+from tests.support.federation import ASKED, COORDINATOR, Federation
+from tests.support.tiny import tiny_study
 
 LENGTH = 12
 FIVE = [f"site-{letter}" for letter in "abcde"]
@@ -516,12 +516,12 @@ class Rewinding(Coordinator):
         honest = self.mailbox.send
 
         def send(site: str, kind: str, payload: bytes) -> None:
-            if kind == controls.PROTOCOL and isinstance(wire.decode_from_server(payload), Result):
+            if kind == dialogue.PROTOCOL and isinstance(wire.decode_from_server(payload), Result):
                 server = self.attempt.server
                 forward = fed_avg(self.vector, dequantize(server.result, self.policy), server.included, self.policy)
                 self.back = (2 * self.vector - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
-                honest(site, controls.METRICS, controls.pack_round(start.sign(self.book.signing_key), self.back))
+                honest(site, dialogue.METRICS, dialogue.pack_round(start.sign(self.book.signing_key), self.back))
             honest(site, kind, payload)
 
         self.mailbox.send = send

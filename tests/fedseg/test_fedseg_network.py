@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_study
 
-from fedseg import controls
+from fedseg import dialogue
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
@@ -28,6 +27,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import verify as verify_transcripts
+from tests.support.tiny import tiny_study
 
 
 async def federate(
@@ -156,8 +156,8 @@ def sent_by(site: str, study: Study, folder: Path, monkeypatch) -> tuple[dict[st
 
         async def send(self, kind, payload) -> None:
             if self.watched:
-                sent[kind].append(len(payload) if kind == controls.PROTOCOL else json.loads(payload))
-                if kind == controls.PROTOCOL:
+                sent[kind].append(len(payload) if kind == dialogue.PROTOCOL else json.loads(payload))
+                if kind == dialogue.PROTOCOL:
                     times.append(time.monotonic())
             await super().send(kind, payload)
 
@@ -181,20 +181,20 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         assert (len(data.train), len(data.test)) == (trained, held)
         folder = tmp_path / str(patients)
         sent, _ = sent_by(site, changed, folder, monkeypatch)
-        rows = [message.pop("rows") for message in sent[controls.METRICS]]
+        rows = [message.pop("rows") for message in sent[dialogue.METRICS]]
         assert [len(found) for found in rows] == ([held] * 3 if share else [])  # which is what share_metrics gives away
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         charged.append([event.model_copy(update={"study_hash": "0" * 64}) for event in events])
     assert told[0] == told[1]
     assert charged[0] == charged[1]
-    assert [message["step"] for message in told[0][controls.PROGRESS]] == [0, 0]
+    assert [message["step"] for message in told[0][dialogue.PROGRESS]] == [0, 0]
 
 
 def test_without_privacy_progress_tells_when_each_step_ended(tmp_path, monkeypatch):
     study = tiny_study(rounds=1, steps=2, mechanism="none")
     sent, _ = sent_by("site-b", study, tmp_path, monkeypatch)
-    assert [message["step"] for message in sent[controls.PROGRESS]] == [0, 1, 2]
+    assert [message["step"] for message in sent[dialogue.PROGRESS]] == [0, 1, 2]
 
 
 def test_an_update_may_be_held_so_that_the_time_of_training_does_not_show(tmp_path, monkeypatch):

@@ -8,19 +8,19 @@ from datetime import datetime
 
 import pytest
 from rich.console import Console
-from tiny import tiny_study
 
 from fedseg import cli
-from fedseg.controls import FAILED, LEAVING, READY, Ready, Said
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
+from fedseg.dialogue import FAILED, LEAVING, READY, Ready, Said
 from fedseg.errors import ConfigError
+from fedseg.evaluation import study_event
 from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
-from fedseg.federate import study_event
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from secagg.printable import printable
 from secagg.rpc.frames import HELLO, Received
+from tests.support.tiny import tiny_study
 
 HOSTILE = {
     "markup that was never opened": "no [/such] tag",

@@ -14,7 +14,7 @@ from fedseg.data.cases import Case
 from fedseg.data.lesions import PROFILES, lesion_case, lesion_site
 from fedseg.data.phantom import PhantomCase, phantom_site
 from fedseg.errors import ConfigError
-from fedseg.federate import evaluate, overall_mean
+from fedseg.evaluation import evaluate, overall_mean
 from fedseg.models import build_model
 from fedseg.start import public_cases, starting_model
 from fedseg.study import Study, load_study
@@ -26,7 +26,6 @@ TINY = {"data": {"size": 32}, "model": {"start": "phantom", "channels": (8, 8, 8
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "_unkept", {})
     monkeypatch.setattr(start, "STEPS", {2: 4, 3: 1})

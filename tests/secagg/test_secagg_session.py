@@ -5,7 +5,6 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 
 from secagg import (
     AbortedError,
@@ -40,6 +39,7 @@ from secagg.prg import Stream
 from secagg.quantize import Quantised
 from secagg.steps import RESULT
 from secagg.store import NEVER, MemoryStore
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 
 SUITES = list(Suite)
 

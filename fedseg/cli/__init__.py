@@ -370,7 +370,7 @@ def demo(
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
-    loaded = load_study(study or Path(__file__).parent / "demo.toml")
+    loaded = load_study(study or Path(__file__).parents[1] / "demo.toml")
     with Screen(out) as screen:
         starting_model(loaded, screen.starting)  # once, for all six processes
         demonstration = Demo(runs, loaded, screen)
@@ -432,8 +432,8 @@ def predict(
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
     """Segment one NIfTI image: a label map on the image's own grid, and an overlay PNG beside it."""
-    from fedseg.infer import predict_file
     from fedseg.models import load_model, study_of
+    from fedseg.predict import predict_file
     from fedseg.study import load_study
 
     loaded = load_study(study) if study else study_of(model)
@@ -451,15 +451,23 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
 
 
 @data_app.command("check")
-def data_check(study: StudyFile, data: DataFolder = None, as_json: AsJson = False) -> None:
-    """Check every image and label map that a study would train on; exit code 1 where training would stop."""
+def data_check(
+    study: StudyFile,
+    data: DataFolder = None,
+    only: Annotated[str, typer.Option("--site", help="Check this site only; --data is then its own folder.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
     from fedseg.data import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if only and only not in loaded.site_ids:
+        raise ConfigError(f"--site {only}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
+    folders = {only: data} if only else {site: data / site if data else None for site in loaded.site_ids}
     found = []
-    for site in loaded.site_ids:
-        for finding in check_site(data / site if data else None, site, loaded):
+    for site, folder in folders.items():
+        for finding in check_site(folder, site, loaded):
             found.append(finding)
             if not as_json:
                 colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
@@ -488,7 +496,3 @@ def ledger_verify(
         say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
         return
     say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
-
-
-if __name__ == "__main__":
-    main()

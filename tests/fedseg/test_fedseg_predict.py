@@ -9,11 +9,10 @@ import torch
 
 from fedseg.data.cases import Case, working_case
 from fedseg.errors import CaseError, ConfigError
-from fedseg.infer import predict, predict_file
 from fedseg.metrics import bootstrap, by_patient, dice
+from fedseg.predict import predict, predict_file
 from fedseg.study import Study, load_study
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.events import StudyStarted
-from fedseg.infer import predict
 from fedseg.metrics import bootstrap, by_patient, dice
+from fedseg.predict import predict
 from fedseg.privacy.budget import TRUST, explain, noise_multiplier
 from fedseg.runfolder import FORMAT, Picture, RunFolder
 from fedseg.study import Study

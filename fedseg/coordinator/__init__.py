@@ -15,12 +15,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg import controls
+from fedseg import dialogue
 from fedseg.account import Account
 from fedseg.aggregate import Outcome
-from fedseg.controls import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
+from fedseg.dialogue import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.evaluation import (
+    Scores,
+    before_training,
+    dice_table,
+    evaluate,
+    fed_avg,
+    mean_interval,
+    metrics_of,
+    overall_mean,
+    ranked,
+    structure_means,
+    study_event,
+)
 from fedseg.events import (
     Burned,
     Dropped,
@@ -35,19 +48,6 @@ from fedseg.events import (
     StepAccepted,
     StepClosed,
     Trained,
-)
-from fedseg.federate import (
-    Scores,
-    before_training,
-    dice_table,
-    evaluate,
-    fed_avg,
-    mean_interval,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
 )
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
@@ -162,13 +162,13 @@ class Coordinator:
 
     def _dismiss(self, reason: str) -> None:
         """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
-        closing = controls.pack_round(self.book.start(model_hash(self.vector)), self.vector)
+        closing = dialogue.pack_round(self.book.start(model_hash(self.vector)), self.vector)
         for site in self.study.site_ids:
-            self.mailbox.send(site, controls.CLOSING, closing)
+            self.mailbox.send(site, dialogue.CLOSING, closing)
             for number, account in self.accounts.items():
                 if number not in self.seen.get(site, ()):
-                    self.mailbox.send(site, controls.ACCOUNT, account.packed())
-            self.mailbox.send(site, controls.FINISHED, Said(reason=reason[:SENTENCE]).packed())
+                    self.mailbox.send(site, dialogue.ACCOUNT, account.packed())
+            self.mailbox.send(site, dialogue.FINISHED, Said(reason=reason[:SENTENCE]).packed())
 
     async def _rounds(self) -> str:
         tally, failures = self.folder.tally, 0
@@ -239,25 +239,25 @@ class Coordinator:
                 self.lost.pop(site, None)
                 if site not in self.waiting:
                     self.ready.add(site)
-            case controls.READY:
+            case dialogue.READY:
                 self.lost.pop(site, None)
                 self._take_ready(site, unpacked(Ready, received.payload, site).unreplayed)
-            case controls.PROGRESS:
+            case dialogue.PROGRESS:
                 progress = unpacked(Progress, received.payload, site)
                 self.epsilon[site] = progress.epsilon
                 self.folder.emit(Trained(round=progress.round, site=site, step=progress.step, steps=progress.steps))
-            case controls.METRICS if self.study.report.share_metrics:
+            case dialogue.METRICS if self.study.report.share_metrics:
                 self._take_metrics(site, unpacked(Metrics, received.payload, site))
-            case controls.LEAVING:
+            case dialogue.LEAVING:
                 self.left.add(site)
                 self.folder.emit(Left(site=site, reason=unpacked(Said, received.payload, site).reason))
-            case controls.FAILED:
+            case dialogue.FAILED:
                 self.ready.discard(site)
                 self.waiting.pop(site, None)
                 self._out_of_attempt(site)
                 reason = unpacked(Said, received.payload, site).reason
                 self.folder.emit(Note(text=f"{site} stopped: {reason}"))
-            case controls.PROTOCOL if self.attempt is not None:
+            case dialogue.PROTOCOL if self.attempt is not None:
                 self.attempt.take(site, received.payload)
 
     def _out_of_attempt(self, site: str) -> None:
@@ -302,9 +302,9 @@ class Coordinator:
         for site in sorted(self.dropped_before & set(sites)):
             self.folder.emit(Rejoined(round=number, site=site))
         self.dropped_before -= set(sites)
-        opening = controls.pack_round(book.start(started), self.vector)
+        opening = dialogue.pack_round(book.start(started), self.vector)
         for site in sites:
-            self.mailbox.send(site, controls.ROUND, opening)
+            self.mailbox.send(site, dialogue.ROUND, opening)
         self.attempt = _Attempt(self.folder, server, number, set(sites))
         try:
             while not server.finished:
@@ -357,7 +357,7 @@ class Coordinator:
         for site in sites if found else ():
             if round_id not in self.shown.setdefault(site, set()):
                 self.shown[site].add(round_id)
-                self.mailbox.send(site, controls.TRANSCRIPT, found[-1].read_bytes())
+                self.mailbox.send(site, dialogue.TRANSCRIPT, found[-1].read_bytes())
         return bool(found)
 
     async def _confirmations(self, attempt: "_Attempt") -> None:
@@ -374,7 +374,7 @@ class Coordinator:
         while not attempt.server.ready and time.monotonic() < deadline and self._awaited(attempt):
             await self._hear(min(0.25, deadline - time.monotonic()))
         for site, data in attempt.close().items():
-            self.mailbox.send(site, controls.PROTOCOL, data)
+            self.mailbox.send(site, dialogue.PROTOCOL, data)
 
     def _awaited(self, attempt: "_Attempt") -> set[str]:
         """Who may still speak in this step: asked, there or gone for less than the grace, and not restarted."""
@@ -397,10 +397,10 @@ class Coordinator:
         """Where sites share metrics, open the final model to them and wait for their figures."""
         if not self.study.report.share_metrics:
             return
-        payload = controls.pack_round(self.book.start(model_hash(self.vector)), self.vector)
+        payload = dialogue.pack_round(self.book.start(model_hash(self.vector)), self.vector)
         awaited = set(self.ready)
         for site in awaited:
-            self.mailbox.send(site, controls.METRICS, payload)
+            self.mailbox.send(site, dialogue.METRICS, payload)
         deadline = time.monotonic() + self.options.step_seconds
         done = self.folder.tally.completed
         while time.monotonic() < deadline and (awaited & self.ready) - self.shared.get(done, {}).keys():

@@ -1,6 +1,6 @@
 """A site: trains where its images are, and lets nothing out but noised, masked updates.
 
-What the coordinator may know beside them is in `fedseg.controls`: that training began, epsilon spent (which does not
+What the coordinator may know beside them is in `fedseg.dialogue`: that training began, epsilon spent (which does not
 depend on the images), and validation Dice where the study says so; docs/threat-model-fedseg.md has what one patient
 changes in it. Training, the protocol's first rounds and the network run at once; a site that is killed comes back as a
 dropout and joins the next round.
@@ -22,16 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg import controls
+from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
-from fedseg.controls import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
+from fedseg.dialogue import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
-from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
-from fedseg.exposure import MARKS, replay
-from fedseg.federate import (
+from fedseg.evaluation import (
     Scores,
     dice_table,
     evaluate,
@@ -42,6 +40,8 @@ from fedseg.federate import (
     structure_means,
     study_event,
 )
+from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
+from fedseg.exposure import MARKS, replay
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.privacy.budget import charge, charge_metrics, spent
@@ -171,7 +171,7 @@ class Site:
         public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
         with contextlib.suppress(AbortedError, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await self.mailbox.send(controls.FAILED, Said(reason=public[:SENTENCE]).packed())
+                await self.mailbox.send(dialogue.FAILED, Said(reason=public[:SENTENCE]).packed())
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
@@ -181,23 +181,23 @@ class Site:
             await self._after_waiting()
             return None
         match received.kind:
-            case controls.ROUND:
+            case dialogue.ROUND:
                 await self._open(*unpack_round(received.payload))
-            case controls.PROTOCOL if self.round is not None:
+            case dialogue.PROTOCOL if self.round is not None:
                 await self._protocol(self.round, received.payload)
-            case controls.TRANSCRIPT:
+            case dialogue.TRANSCRIPT:
                 await asyncio.to_thread(self._replay, received.payload)
                 await self._after_waiting()
-            case controls.METRICS:
+            case dialogue.METRICS:
                 await self._evaluated()
                 self._take_model(*unpack_round(received.payload))
                 await self._evaluate(copy.deepcopy(self.model), self.completed)
-            case controls.CLOSING:
+            case dialogue.CLOSING:
                 await self._evaluated()
                 self._close(*unpack_round(received.payload))
-            case controls.ACCOUNT:
+            case dialogue.ACCOUNT:
                 self._catch_up(Account.unpacked(received.payload))
-            case controls.FINISHED:
+            case dialogue.FINISHED:
                 await self._evaluated()
                 return unpacked(Said, received.payload, "the coordinator").reason
         await self._after_training()
@@ -218,7 +218,7 @@ class Site:
 
     async def _ready(self) -> None:
         unreplayed = [round_id.hex() for round_id in self.waiting][:WAITED_FOR]
-        await self.mailbox.send(controls.READY, Ready(unreplayed=unreplayed).packed())
+        await self.mailbox.send(dialogue.READY, Ready(unreplayed=unreplayed).packed())
 
     async def _wait(self, said: str, round_ids: Iterable[bytes]) -> None:
         """Stay out until the transcripts of these rounds were replayed or the operator accepts them: nobody's fault."""
@@ -304,7 +304,7 @@ class Site:
         try:
             charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
         except BudgetExceededError as error:
-            await self.mailbox.send(controls.LEAVING, Said(reason=str(error)).packed())
+            await self.mailbox.send(dialogue.LEAVING, Said(reason=str(error)).packed())
             return
         begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
         self.folder.emit(begins)
@@ -376,7 +376,7 @@ class Site:
             if step and self.study.private:  # how long a step takes tells how many patients were drawn
                 return
             progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
-            asyncio.run_coroutine_threadsafe(self.mailbox.send(controls.PROGRESS, progress), loop)
+            asyncio.run_coroutine_threadsafe(self.mailbox.send(dialogue.PROGRESS, progress), loop)
 
         def work() -> NoisedUpdate:
             """What the training thread does."""
@@ -467,7 +467,7 @@ class Site:
 
     async def _send(self, current: "_Round", message: FromClient) -> None:
         data = wire.encode(message)
-        await self.mailbox.send(controls.PROTOCOL, data)
+        await self.mailbox.send(dialogue.PROTOCOL, data)
         current.bytes_up += len(data)
         self.folder.emit(StepAccepted(round=current.number, site=self.me, step=current.session.step, bytes=len(data)))
 
@@ -533,7 +533,7 @@ class Site:
         if self.study.report.share_metrics:
             charge_metrics(self.ledger, self.study, self.me, self.federation.training_run, completed + 1)
             rows = sorted([None if np.isnan(v) else float(v) for v in row] for row in values)
-            await self.mailbox.send(controls.METRICS, Metrics(round=completed, rows=rows).packed())
+            await self.mailbox.send(dialogue.METRICS, Metrics(round=completed, rows=rows).packed())
 
     def _close(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
         """The end of the run: the last model, and every receipt."""

@@ -1,0 +1,5 @@
+"""`python -m fedseg.cli` is the `fedseg` command."""
+
+from fedseg.cli import main
+
+main()
