@@ -355,7 +355,7 @@ def _settle(
     for path in transcripts:
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
-            receipt = replay(store, policy, federation.roster, path)
+            receipt = replay(store, policy, federation.pinned, path)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 

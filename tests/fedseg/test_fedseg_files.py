@@ -37,7 +37,7 @@ def test_study_lists_and_credentials_may_be_saved_by_any_editor(how, tmp_path, c
     make_credentials(keys, load_study(study), "run")
     for name in ("federation.toml", "site-a.signing"):
         (keys / name).write_bytes(SAVED[how]((keys / name).read_text()))
-    assert signing_key(keys, "site-a").verify_key == load_federation(keys, load_study(study)).roster["site-a"]
+    assert signing_key(keys, "site-a").verify_key == load_federation(keys, load_study(study)).pinned["site-a"]
 
 
 def test_a_list_in_an_old_code_page_finds_its_folders(tmp_path, capsys, monkeypatch, feta_folder):

@@ -25,7 +25,7 @@ from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
-from secagg.state import MASKED_INPUT_COLLECTION, STEPS
+from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import verify as verify_transcripts
 from tests.support.tiny import tiny_study
 
@@ -236,7 +236,7 @@ def verdict_on(run: Path, folder: Path, study: Study):
     found = sorted((run / "transcripts").iterdir())
     federation = load_federation(folder / "credentials", study)
     policy = study.policy(len(flatten(load_model(run / "model.safetensors", study))), federation.server_key)
-    return found, verify_transcripts(found, policy, federation.roster)
+    return found, verify_transcripts(found, policy, federation.pinned)
 
 
 def test_every_round_leaves_a_transcript_that_holds(tmp_path):

@@ -19,7 +19,7 @@ from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
 from secagg import SigningKey
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 from tests.support.tiny import tiny_study
 
 
