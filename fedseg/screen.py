@@ -34,7 +34,7 @@ from fedseg.events import (
     Trained,
 )
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
-from secagg.state import STEPS
+from secagg.steps import STEPS
 from secagg.terminal import plain
 
 SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))

@@ -77,7 +77,7 @@ def simulate(
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
     from fedseg.budget.plan import noise_multiplier
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.simulate import Options
@@ -316,7 +316,7 @@ def site(
 ) -> None:
     """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
     from fedseg.credentials import load_federation, signing_key, site_tls
-    from fedseg.data import load_site
+    from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.site import Options, take_part
@@ -356,7 +356,7 @@ def _settle(
     for path in transcripts:
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
-            receipt = replay(store, policy, federation.roster, path)
+            receipt = replay(store, policy, federation.pinned, path)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 
@@ -387,7 +387,7 @@ def epsilon(
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
     from fedseg.budget.explain import explain
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.study import load_study
 
     loaded = load_study(study)
@@ -459,7 +459,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
-    from fedseg.data import check_site
+    from fedseg.data.findings import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)

@@ -13,7 +13,7 @@ from fedseg.aggregate import SecureSum
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
-from fedseg.data import load_cohort
+from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.evaluation import study_event
 from fedseg.privacy.trust import TRUST, Trust, delta_text, no_claim, trust_in
