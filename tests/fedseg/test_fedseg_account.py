@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import COORDINATOR, Federation
-from tiny import tiny_study
 from typer.testing import CliRunner
 
 from fedseg import cli
@@ -21,6 +19,8 @@ from fedseg.report import claims, write_report
 from fedseg.report.folder import Dropout, dropouts, ended, read_run
 from fedseg.update import flatten
 from secagg.messages import IncludedSet, Reports
+from tests.support.federation import COORDINATOR, Federation
+from tests.support.tiny import tiny_study
 
 
 class Killing:

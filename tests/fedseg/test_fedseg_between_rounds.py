@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import ASKED, COORDINATOR, Federation
-from tiny import tiny_study
 
 from fedseg import dialogue, exposure
 from fedseg import site as site_module
@@ -31,6 +29,8 @@ from secagg.sqlite import SqliteStore
 from secagg.state import next_head
 from secagg.store import Marks
 from secagg.transcript import verify
+from tests.support.federation import ASKED, COORDINATOR, Federation
+from tests.support.tiny import tiny_study
 
 LENGTH = 12
 FIVE = [f"site-{letter}" for letter in "abcde"]

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import socket
-import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,57 +12,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from tiny import STRUCTURES, tiny_study
 
-from fedseg import cli
 from fedseg.credentials import load_federation, make_credentials, signing_key
-from fedseg.data.phantom import PROFILES, phantom_case, write_feta
 from fedseg.models import build_model, check_model
 from fedseg.screen import Screen
 from fedseg.study import load_study
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
-
-
-def run(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["fedseg", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
-def is_one_sentence(error: str) -> bool:
-    return error.startswith("fedseg:") and error.count("\n") == 1 and "Traceback" not in error
-
-
-@pytest.fixture(scope="module")
-def feta(tmp_path_factory) -> Path:
-    """Three sites of two patients each, in FeTA's layout."""
-    root = tmp_path_factory.mktemp("feta")
-    profile = next(iter(PROFILES.values()))
-    for i, site in enumerate(("site-a", "site-b", "site-c")):
-        write_feta(root / site, [phantom_case(profile, seed=10 * i + k, size=32) for k in range(2)])
-    return root
-
-
-def feta_study() -> str:
-    return tiny_study(rounds=1).toml().replace('layout = "phantom"', 'layout = "feta"').replace("patients = 4", "")
-
-
-def copied(source: Path, target: Path) -> Path:
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-        else:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(path.read_bytes())
-    return target
-
+from tests.support.command import feta_study, is_one_sentence, run
+from tests.support.folders import copied
+from tests.support.tiny import STRUCTURES, tiny_study
 
 STUDIES = {
     "threshold too low": ("min_survivors = 0", "min_survivors = 2", ["[secagg]", "min_survivors", "3"]),
@@ -161,8 +119,8 @@ def no_site(root: Path) -> Path:
     [without_label, other_shape, other_affine, nan_voxels, unknown_label, truncated, no_patients, no_site],
     ids=lambda damage: damage.__name__,
 )
-def test_damaged_images_are_named_and_nothing_is_trained(tmp_path, capsys, monkeypatch, feta, damage):
-    root = copied(feta, tmp_path / "data")
+def test_damaged_images_are_named_and_nothing_is_trained(tmp_path, capsys, monkeypatch, feta_folder, damage):
+    root = copied(feta_folder, tmp_path / "data")
     path = damage(root)
     study = tmp_path / "study.toml"
     study.write_text(feta_study().replace('mechanism = "local"', 'mechanism = "none"'))
@@ -179,19 +137,19 @@ def test_damaged_images_are_named_and_nothing_is_trained(tmp_path, capsys, monke
     assert "site-b" in said
 
 
-def test_sound_images_pass_the_check_and_train(tmp_path, capsys, monkeypatch, feta):
+def test_sound_images_pass_the_check_and_train(tmp_path, capsys, monkeypatch, feta_folder):
     study = tmp_path / "study.toml"
     study.write_text(feta_study())
-    code, said, _ = run(capsys, monkeypatch, "data", "check", study, "--data", feta)
+    code, said, _ = run(capsys, monkeypatch, "data", "check", study, "--data", feta_folder)
     assert code == 0, said
     runs = tmp_path / "runs"
-    code, said, error = run(capsys, monkeypatch, "simulate", study, "--data", feta, "--out", runs)
+    code, said, error = run(capsys, monkeypatch, "simulate", study, "--data", feta_folder, "--out", runs)
     assert code == 0, error
     assert "seeded: no privacy claim" in said
     (complete,) = runs.iterdir()
     assert (complete / "report.html").is_file()
 
-    image = next(feta.glob("site-a/*/anat/*T2w*"))
+    image = next(feta_folder.glob("site-a/*/anat/*T2w*"))
     labels = tmp_path / "labels.nii.gz"
     code, _, error = run(capsys, monkeypatch, "predict", complete / "model.safetensors", image, labels)
     assert code == 0, error
@@ -301,10 +259,10 @@ def test_credentials_of_a_trial_are_complete_private_and_never_replaced(tmp_path
     assert is_one_sentence(error), error
 
 
-def test_a_model_file_is_checked(tmp_path, capsys, monkeypatch, feta):
+def test_a_model_file_is_checked(tmp_path, capsys, monkeypatch, feta_folder):
     bad = tmp_path / "model.safetensors"
     bad.write_bytes(b"not a model")
-    image = next(feta.glob("site-a/*/anat/*T2w*"))
+    image = next(feta_folder.glob("site-a/*/anat/*T2w*"))
     code, _, error = run(capsys, monkeypatch, "predict", bad, image, tmp_path / "out.nii.gz")
     assert code == 1
     assert is_one_sentence(error), error

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from tiny import tiny_study
 from typer.testing import CliRunner
 
 import fedseg.cli
 import secagg.cli
+from tests.support.tiny import tiny_study
 
 ROOT = Path(__file__).parents[2]
 APPS = {"secagg": secagg.cli.app, "fedseg": fedseg.cli.app}

@@ -1,6 +1,5 @@
 """Folders, geometry, normalisation, split and batches, and one sentence for each bad file."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +15,10 @@ from fedseg.data.cases import Case, batch_of, evaluation_slices, held_out, split
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study, load_study
 from secagg.prg import Stream
+from tests.support.folders import AFFINE, brain, write_decathlon, write_feta
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 SITE = "site-a"
-AFFINE = np.diag([0.8, 0.8, 0.8, 1.0])
 
 
 @pytest.fixture(scope="module")
@@ -32,44 +30,6 @@ def feta() -> Study:
 @pytest.fixture(scope="module")
 def lgg() -> Study:
     return load_study(STUDIES / "lgg.toml").replace(data={"size": 32})
-
-
-def brain(shape: tuple[int, int, int] = (40, 48, 36), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy block in zeros; label 1 fills its low half along the first axis, 2 the high half."""
-    image, label = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
-    x, y, z = (extent // 4 for extent in shape)
-    image[x:-x, y:-y, z:-z] = np.random.default_rng(seed).uniform(
-        50, 100, (shape[0] - 2 * x, shape[1] - 2 * y, shape[2] - 2 * z)
-    )
-    label[x : shape[0] // 2, y:-y, z:-z], label[shape[0] // 2 : -x, y:-y, z:-z] = 1, 2
-    return image, label
-
-
-def write_feta(folder: Path, patients: int = 5) -> Path:
-    for number in range(1, patients + 1):
-        anat = folder / f"sub-{number:03}" / "anat"
-        anat.mkdir(parents=True)
-        for values, ending in zip(brain(seed=number), ("T2w", "dseg"), strict=True):
-            nibabel.save(nibabel.Nifti1Image(values, AFFINE), anat / f"sub-{number:03}_{ending}.nii.gz")
-    rows = [f"sub-{number:03}\t{20 + number}" for number in range(1, patients + 1)]
-    (folder / "participants.tsv").write_text("\n".join(["participant_id\tGestational age", *rows]) + "\n")
-    return folder
-
-
-def write_decathlon(folder: Path, patients: int = 3) -> Path:
-    (folder / "imagesTr").mkdir(parents=True)
-    (folder / "labelsTr").mkdir()
-    training = []
-    for number in range(patients):
-        image, label = brain((40, 40, 8), seed=number)
-        name = f"P{number}.nii.gz"
-        nibabel.save(
-            nibabel.Nifti1Image(np.stack([image] * 3, -1).astype(np.uint8), np.eye(4)), folder / "imagesTr" / name
-        )
-        nibabel.save(nibabel.Nifti1Image((label == 1).astype(np.float32), np.eye(4)), folder / "labelsTr" / name)
-        training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
-    (folder / "dataset.json").write_text(json.dumps({"training": training}))
-    return folder
 
 
 def test_feta_layout_loads_normalised_and_split_by_patient(tmp_path: Path, feta: Study) -> None:

@@ -15,11 +15,6 @@ RATE = 0.2
 DRAWS = 3000
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def model():
     torch.manual_seed(0)

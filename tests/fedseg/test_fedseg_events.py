@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from run_folder import make_run
-from tiny import tiny_study
 
 from fedseg.data import load_cohort
 from fedseg.events import Audience, Event, Note, RoundStarted, StepAccepted, event_of
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
+from tests.support.run_folder import make_run
+from tests.support.tiny import tiny_study
 
 
 def written(event: Event) -> Event | None:

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_fedseg_cli import copied, feta, feta_study, is_one_sentence, run  # noqa: F401 - feta is a fixture
-from tiny import tiny_study
 
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.study import load_study
+from tests.support.command import feta_study, is_one_sentence, run
+from tests.support.folders import copied
+from tests.support.tiny import tiny_study
 
 ROOT = Path(__file__).parents[2]
 SAVED = {
@@ -24,8 +25,8 @@ SAVED = {
 
 
 @pytest.mark.parametrize("how", SAVED)
-def test_study_lists_and_credentials_may_be_saved_by_any_editor(how, tmp_path, capsys, monkeypatch, feta):  # noqa: F811
-    study, images, keys = tmp_path / "study.toml", copied(feta, tmp_path / "images"), tmp_path / "keys"
+def test_study_lists_and_credentials_may_be_saved_by_any_editor(how, tmp_path, capsys, monkeypatch, feta_folder):
+    study, images, keys = tmp_path / "study.toml", copied(feta_folder, tmp_path / "images"), tmp_path / "keys"
     study.write_bytes(SAVED[how](feta_study()))
     for site in ("site-a", "site-b", "site-c"):
         patients = sorted(path.name for path in (images / site).glob("sub-*"))
@@ -39,9 +40,9 @@ def test_study_lists_and_credentials_may_be_saved_by_any_editor(how, tmp_path, c
     assert signing_key(keys, "site-a").verify_key == load_federation(keys, load_study(study)).roster["site-a"]
 
 
-def test_a_list_in_an_old_code_page_finds_its_folders(tmp_path, capsys, monkeypatch, feta):  # noqa: F811
+def test_a_list_in_an_old_code_page_finds_its_folders(tmp_path, capsys, monkeypatch, feta_folder):
     """A remark in Latin-1 does no harm, and neither does a folder's name that is Latin-1 on the disk, too."""
-    study, images = tmp_path / "study.toml", copied(feta, tmp_path / "images")
+    study, images = tmp_path / "study.toml", copied(feta_folder, tmp_path / "images")
     study.write_text(feta_study())
     site = images / "site-a"
     first, second = sorted(site.glob("sub-*"))
@@ -54,8 +55,8 @@ def test_a_list_in_an_old_code_page_finds_its_folders(tmp_path, capsys, monkeypa
     assert said.count("2 patients") == 3
 
 
-def test_what_systems_leave_beside_files_is_passed_over(tmp_path, capsys, monkeypatch, feta):  # noqa: F811
-    study, images = tmp_path / "study.toml", copied(feta, tmp_path / "images")
+def test_what_systems_leave_beside_files_is_passed_over(tmp_path, capsys, monkeypatch, feta_folder):
+    study, images = tmp_path / "study.toml", copied(feta_folder, tmp_path / "images")
     study.write_text(feta_study())
     for folder in [path for path in images.rglob("*") if path.is_dir()]:
         (folder / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
@@ -103,8 +104,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_what_is_wrong_with_an_image_is_said(how, tmp_path, capsys, monkeypatch, feta):  # noqa: F811
-    study, images = tmp_path / "study.toml", copied(feta, tmp_path / "images")
+def test_what_is_wrong_with_an_image_is_said(how, tmp_path, capsys, monkeypatch, feta_folder):
+    study, images = tmp_path / "study.toml", copied(feta_folder, tmp_path / "images")
     study.write_text(feta_study())
     damage, words = DAMAGE[how]
     image = sorted((images / "site-b").rglob("*T2w.nii.gz"))[0]
@@ -222,13 +223,13 @@ def modes(folder: Path) -> dict[str, int]:
     return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
 
 
-def test_what_shows_patients_is_their_owners_only(tmp_path, capsys, monkeypatch, feta):  # noqa: F811
+def test_what_shows_patients_is_their_owners_only(tmp_path, capsys, monkeypatch, feta_folder):
     """Under the usual umask 022: run folder, report, pictures, prediction and overlay; the model may be given away."""
     study, runs = tmp_path / "study.toml", tmp_path / "runs"
     study.write_text(feta_study().replace('mechanism = "local"', 'mechanism = "none"'))
     before = os.umask(0o022)
     try:
-        code, _, error = run(capsys, monkeypatch, "simulate", study, "--data", feta, "--out", runs, "--plain")
+        code, _, error = run(capsys, monkeypatch, "simulate", study, "--data", feta_folder, "--out", runs, "--plain")
         assert code == 0, error
         (complete,) = runs.iterdir()
         assert stat.S_IMODE(complete.stat().st_mode) == 0o700
@@ -237,7 +238,7 @@ def test_what_shows_patients_is_their_owners_only(tmp_path, capsys, monkeypatch,
             assert found[name] == 0o600, (name, oct(found[name]))
         assert found["ledger"] == 0o700
         assert found["model.safetensors"] == 0o644
-        image = next(feta.glob("site-a/*/anat/*T2w*"))
+        image = next(feta_folder.glob("site-a/*/anat/*T2w*"))
         code, _, error = run(
             capsys, monkeypatch, "predict", complete / "model.safetensors", image, tmp_path / "o.nii.gz"
         )

@@ -16,7 +16,6 @@ from fedseg.models import build_model, check_model, load_model, metadata_of, sav
 from fedseg.study import Study, load_study
 from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten, model_hash
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_study
 
 from fedseg import dialogue
 from fedseg.coordinator import Coordinator
@@ -28,6 +27,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
 from secagg.state import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import verify as verify_transcripts
+from tests.support.tiny import tiny_study
 
 
 async def federate(

@@ -17,8 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_fedseg_data import write_decathlon, write_feta
-from tiny import tiny_study
 
 from fedseg import train
 from fedseg.data import load_site
@@ -28,15 +26,12 @@ from fedseg.models import build_model
 from fedseg.privacy import dpsgd
 from fedseg.study import Study
 from secagg.prg import Stream
+from tests.support.folders import write_decathlon, write_feta
+from tests.support.tiny import tiny_study
 
 SITE, CLIP, PATIENTS, STEPS = "site-a", 0.005, 9, 3
 LAYOUTS = ("feta", "bids", "decathlon", "phantom")
 pytestmark = pytest.mark.filterwarnings("ignore:.*nobody is in training")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def study_of(layout: str) -> Study:

@@ -16,7 +16,6 @@ from fedseg.picture import write_overlay
 from fedseg.predict import predict, predict_file
 from fedseg.study import Study, load_study
 
-torch.set_num_threads(1)
 STUDIES = Path(__file__).parents[2] / "studies"
 
 

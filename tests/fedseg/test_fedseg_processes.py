@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_study
 
 from fedseg.demo import Demo
 from fedseg.report import write_report
+from tests.support.tiny import tiny_study
 
 HELD_OUT = (1, 3, 3, 1, 2)
 """Of six patients at each of the five sites."""

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fedseg.data import check_site, load_site
 from fedseg.data.layouts import entries, read_image
 from fedseg.study import load_study
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FEDSEG_DATA", ROOT.parent / "shared" / "data"))
 

@@ -10,11 +10,11 @@ import subprocess
 import matplotlib.image
 import numpy as np
 import pytest
-from run_folder import SITES, STEPS, STRUCTURES, interval, make_run
 
 from fedseg.errors import FedSegError
 from fedseg.report import claims, write_report
 from fedseg.report.folder import read_run
+from tests.support.run_folder import SITES, STEPS, STRUCTURES, interval, make_run
 
 
 @pytest.fixture(scope="module")

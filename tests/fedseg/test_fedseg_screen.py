@@ -8,7 +8,6 @@ from datetime import datetime
 
 import pytest
 from rich.console import Console
-from tiny import tiny_study
 
 from fedseg.cli import terminal as command
 from fedseg.cli.ending import show_metrics
@@ -23,6 +22,7 @@ from fedseg.screen import Screen
 from fedseg.summary import study_event
 from secagg.printable import printable
 from secagg.rpc.frames import HELLO, Received
+from tests.support.tiny import tiny_study
 
 HOSTILE = {
     "markup that was never opened": "no [/such] tag",

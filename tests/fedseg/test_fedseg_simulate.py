@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_study
 
 from fedseg import aggregate
 from fedseg.data import load_cohort
@@ -21,6 +20,7 @@ from fedseg.study import Study
 from fedseg.update import flatten
 from secagg import SigningKey
 from secagg.state import SHARE_REPORT
+from tests.support.tiny import tiny_study
 
 
 class Log:

@@ -26,7 +26,6 @@ TINY = {"data": {"size": 32}, "model": {"start": "phantom", "channels": (8, 8, 8
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "_unkept", {})
     monkeypatch.setattr(start, "STEPS", {2: 4, 3: 1})

@@ -52,11 +52,6 @@ id = "c"
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def study():
     return parse_study(STUDY, "study.toml")

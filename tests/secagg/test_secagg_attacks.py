@@ -49,39 +49,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import secagg_hostile
-from secagg_cohort import RUN, SERVER_KEY, Cohort, Play, alone
-from secagg_hostile import (
-    ATTEST,
-    COLLUDER,
-    INBOX,
-    INCLUDED,
-    KEYS,
-    MASKED,
-    OTHER_HASH,
-    REPORT,
-    REPORTS,
-    RESULT,
-    ROSTER,
-    SHARES,
-    UNMASK,
-    VICTIM,
-    altered,
-    believe_own_lie,
-    deal_otherwise,
-    dealt,
-    flip,
-    flipped,
-    lying,
-    pair_material,
-    poisoned,
-    rebundled,
-    remove_masks,
-    resigned,
-    swapped,
-    without,
-    wrong_list,
-)
 
 import secagg.client
 import secagg.masking
@@ -89,6 +56,7 @@ import secagg.server
 import secagg.session
 import secagg.shamir
 import secagg.store
+import tests.support.hostile
 from secagg import (
     AuthenticationError,
     ClientSession,
@@ -135,6 +103,38 @@ from secagg.server import Collecting, Unmasking
 from secagg.shamir import PRIME, combine
 from secagg.state import Slot, State
 from secagg.store import Marks
+from tests.support.cohort import RUN, SERVER_KEY, Cohort, Play, alone
+from tests.support.hostile import (
+    ATTEST,
+    COLLUDER,
+    INBOX,
+    INCLUDED,
+    KEYS,
+    MASKED,
+    OTHER_HASH,
+    REPORT,
+    REPORTS,
+    RESULT,
+    ROSTER,
+    SHARES,
+    UNMASK,
+    VICTIM,
+    altered,
+    believe_own_lie,
+    deal_otherwise,
+    dealt,
+    flip,
+    flipped,
+    lying,
+    pair_material,
+    poisoned,
+    rebundled,
+    remove_masks,
+    resigned,
+    swapped,
+    without,
+    wrong_list,
+)
 
 
 class Anything:
@@ -686,7 +686,7 @@ def test_a_late_input_stays_under_its_self_mask():
 
 
 def test_without_self_masks_a_late_input_is_read(monkeypatch):
-    for module in (secagg.client, secagg.server, secagg_hostile):
+    for module in (secagg.client, secagg.server, tests.support.hostile):
         monkeypatch.setattr(module, "self_mask_seed", lambda *_: OTHER_HASH)
     cohort = Cohort(5)
     assert np.array_equal(read_a_late_input(cohort), cohort.plain_sum([VICTIM]))

@@ -11,7 +11,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from secagg_cohort import SERVER_KEY, Cohort
 
 import secagg.client
 from secagg import (
@@ -41,6 +40,7 @@ from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, LARGEST_NUMBER, next_head
 from secagg.store import Marks
+from tests.support.cohort import SERVER_KEY, Cohort
 
 MODEL, NEXT_MODEL, TASK = b"m" * 32, b"n" * 32, b"t" * 32
 CONSISTENCY, UNMASKING = "ConsistencyCheck", "Unmasking"

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secagg_cohort import Cohort, Play
-from secagg_hostile import ATTEST, COLLUDER, MASKED, OTHER_HASH, UNMASK, VICTIM, poisoned
 
 import secagg.client
 from secagg import ComplaintError, IllegalTransitionError, InconsistentViewError, ProtocolError, ShareError, Suite, wire
@@ -20,6 +18,8 @@ from secagg.messages import MaskedInput, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.prg import apply_masks, keystream
 from secagg.quantize import dtype_for, unpack
 from secagg.state import BLAME
+from tests.support.cohort import Cohort, Play
+from tests.support.hostile import ATTEST, COLLUDER, MASKED, OTHER_HASH, UNMASK, VICTIM, poisoned
 
 SHAPES = [(n, c, suite) for n, c in ((4, 1), (5, 1), (7, 2)) for suite in Suite]
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_cohort import SERVER_KEY, Cohort, Play
-from secagg_forge import changed, forge, replace, written
 from typer.testing import CliRunner
 
 from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept_exposure, wire
@@ -24,6 +22,8 @@ from secagg.files import policy_text, read_policy, read_roster, roster_text, sec
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
 from secagg.transcript import Recorder
+from tests.support.cohort import SERVER_KEY, Cohort, Play
+from tests.support.forge import changed, forge, replace, written
 
 WIDE = {"COLUMNS": "200", "TERM": "dumb"}
 

@@ -10,7 +10,6 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_cohort import RUN, SERVER_KEY, Cohort
 
 from secagg import (
     ComplaintError,
@@ -25,6 +24,7 @@ from secagg import (
 from secagg.complaints import BUDGET, Choose, LeaveOut
 from secagg.messages import Roster
 from secagg.state import SHARE_REPORT
+from tests.support.cohort import RUN, SERVER_KEY, Cohort
 
 Pairs = list[tuple[str, str]]
 

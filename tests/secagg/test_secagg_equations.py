@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from secagg_cohort import SERVER_KEY, Cohort, Play
 
 from secagg import ServerSession, Suite, accept_exposure, keys
 from secagg.client import Released
@@ -31,6 +30,7 @@ from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
 from secagg.state import STEPS
+from tests.support.cohort import SERVER_KEY, Cohort, Play
 
 SPEC = (Path(__file__).parents[2] / "docs/spec.md").read_text()
 BLOCKS = re.findall(r"^```python\n(?:# (pairs|clients of U[35])\n)?(.*?)^```", SPEC, re.MULTILINE | re.DOTALL)

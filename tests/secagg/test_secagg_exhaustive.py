@@ -4,7 +4,7 @@ Two drivers. `overhear` runs real clients against the real server under every pa
 and a corrupt client at once: it builds every message that the bytes at hand allow, separately for every honest client,
 and goes on from each that a real session accepts. What the honest clients said is held against one rule: per round
 number, of everything about their inputs nothing is determined but the sum over the honest members of one U3 of at least
-min_survivors. `secagg_attacker` says what the attacker knows, and what this model leaves out.
+min_survivors. `tests.support.attacker` says what the attacker knows, and what this model leaves out.
 
 Every defence that the rule rests on is also taken out, and then the same search has to find the leak.
 """
@@ -18,28 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import secagg_attacker
-from secagg_attacker import (
-    PUBLIC,
-    Attacker,
-    Secret,
-    Share,
-    View,
-    dealt,
-    eliminate,
-    key_of,
-    masked,
-    rank,
-    released,
-    seed_of,
-    shown,
-    spans,
-    within,
-)
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
 
 import secagg.client
 import secagg.messages
+import tests.support.attacker
 from secagg import (
     ClientSession,
     MemoryStore,
@@ -76,6 +58,24 @@ from secagg.quantize import Quantised
 from secagg.shamir import PRIME, split
 from secagg.state import GENESIS, State, next_head
 from secagg.store import Marks
+from tests.support.attacker import (
+    PUBLIC,
+    Attacker,
+    Secret,
+    Share,
+    View,
+    dealt,
+    eliminate,
+    key_of,
+    masked,
+    rank,
+    released,
+    seed_of,
+    shown,
+    spans,
+    within,
+)
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
 
 # The policy's own points: n with c = 1. t and min_survivors are repeated here, so that a variant of the policy with
 # smaller ones is still held against these.
@@ -994,7 +994,7 @@ def test_without_one_shot_states_two_sets_are_attested(monkeypatch):
 
 
 def test_without_a_self_mask_an_input_that_came_too_late_is_read(monkeypatch):
-    monkeypatch.setattr(secagg.client, "self_mask_seed", lambda *_: secagg_attacker.NO_SEED)
+    monkeypatch.setattr(secagg.client, "self_mask_seed", lambda *_: tests.support.attacker.NO_SEED)
     leaks(lied_to(4), attempt(0))
     with pytest.raises(AssertionError, match="MaskedInputCollection"):
         judge_silence(SmallCohort(4), {"site-a": "MaskedInputCollection"})

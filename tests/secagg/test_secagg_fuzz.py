@@ -24,7 +24,6 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
 from secagg import (
     ComplaintError,
@@ -46,6 +45,7 @@ from secagg.rpc.frames import CHUNK_BYTES, Assembler
 from secagg.rpc.transport_pb2 import Frame
 from secagg.state import BLAME, GENESIS, RESULT
 from secagg.store import MemoryStore
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
 HERE = Path(__file__).parent
 ACCEPTED, REFUSED = HERE / "corpus" / "accepted", HERE / "corpus" / "refused"
@@ -426,14 +426,14 @@ def greed(name: str) -> int:
 def test_a_message_never_takes_more_than_a_few_times_its_size():
     """Each in a process of its own: what one has taken hides what the next one takes."""
     script = (
-        "import os, sys; sys.path[:0] = sys.argv[1:]\n"
-        "from test_secagg_fuzz import GREEDY, greed\n"
+        "import os\n"
+        "from tests.secagg.test_secagg_fuzz import GREEDY, greed\n"
         "for name in GREEDY:\n"
         "    if not os.fork():\n"
         "        print(name, greed(name), sep='=', flush=True); os._exit(0)\n"
         "    os.wait()\n"
     )
-    told = subprocess.run([sys.executable, "-c", script, *sys.path], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     taken = {name: int(size) for name, size in (line.split("=") for line in told.splitlines())}
     assert taken.keys() == GREEDY.keys()
     assert {name: size for name, size in taken.items() if size > 10 * MEBIBYTE} == {}

@@ -5,39 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
-from secagg_hostile import (
-    ATTEST,
-    ATTESTED,
-    COLLUDER,
-    INBOX,
-    INCLUDED,
-    KEYS,
-    MASKED,
-    OTHER_HASH,
-    REPORT,
-    REPORTS,
-    RESULT,
-    ROSTER,
-    SHARES,
-    UNMASK,
-    VICTIM,
-    altered,
-    believe_own_lie,
-    deal_otherwise,
-    entry_of,
-    flip,
-    flipped,
-    headed,
-    lie_about_pair_secrets,
-    poisoned,
-    rebundled,
-    resigned,
-    swapped,
-    unsigned,
-    without,
-    wrong_list,
-)
 
 from secagg import (
     ClientSession,
@@ -72,6 +39,39 @@ from secagg.messages import (
 from secagg.policy import session_id
 from secagg.shamir import PRIME
 from secagg.state import BLAME, LARGEST_NUMBER, next_head
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
+from tests.support.hostile import (
+    ATTEST,
+    ATTESTED,
+    COLLUDER,
+    INBOX,
+    INCLUDED,
+    KEYS,
+    MASKED,
+    OTHER_HASH,
+    REPORT,
+    REPORTS,
+    RESULT,
+    ROSTER,
+    SHARES,
+    UNMASK,
+    VICTIM,
+    altered,
+    believe_own_lie,
+    deal_otherwise,
+    entry_of,
+    flip,
+    flipped,
+    headed,
+    lie_about_pair_secrets,
+    poisoned,
+    rebundled,
+    resigned,
+    swapped,
+    unsigned,
+    without,
+    wrong_list,
+)
 
 # --- a server that lies to a client ------------------------------------------------------------------------------
 

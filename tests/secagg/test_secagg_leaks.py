@@ -28,14 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import secagg_cohort
-from secagg_cohort import SENDING, SERVER_KEY, Cohort, Play, alone
 from typer.testing import CliRunner
 
 import secagg.client
 import secagg.keys
 import secagg.masking
 import secagg.shamir
+import tests.support.cohort
 from secagg import (
     ClientSession,
     ConfigError,
@@ -58,6 +57,7 @@ from secagg.sqlite import SqliteStore
 from secagg.state import BLAME, State
 from secagg.store import Marks
 from secagg.transcript import Recorder
+from tests.support.cohort import SENDING, SERVER_KEY, Cohort, Play, alone
 
 # --- Spellings ---------------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ def watch(monkeypatch, capfd):
         watch.plant("a signing key", seed)
         return SigningKey.from_bytes(seed)
 
-    monkeypatch.setattr(secagg_cohort, "signing_key", key)
+    monkeypatch.setattr(tests.support.cohort, "signing_key", key)
     handler = logging.Handler(0)
     handler.emit = lambda record: watch.hear(handler.format(record), vars(record))
     root = logging.getLogger()
@@ -590,7 +590,7 @@ count = itertools.count()
 secrets.token_bytes = lambda n: hashlib.shake_256(b"planted %d" % next(count)).digest(n)
 logging.basicConfig(filename=folder / "log", level=0)
 logging.captureWarnings(True)
-from secagg_cohort import Cohort
+from tests.support.cohort import Cohort
 from secagg.sqlite import SqliteStore
 cohort = Cohort(4)
 for client_id in cohort.ids:
@@ -605,8 +605,7 @@ play.server.receive("site-a", play.out["site-c"])
 
 def test_a_real_process_that_dies_leaves_no_secret_behind(watch, tmp_path):
     """Its draws are known beforehand; what it printed, logged, stored and died with is searched."""
-    script = f"import sys; sys.path[:0] = {sys.path!r}\n{PROCESS}"
-    command = [sys.executable, "-X", "dev", "-X", "faulthandler", "-c", script, str(tmp_path)]
+    command = [sys.executable, "-X", "dev", "-X", "faulthandler", "-c", PROCESS, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "[S-0" in done.stderr

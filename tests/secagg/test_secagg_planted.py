@@ -9,8 +9,6 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
-from secagg_cohort import RUN, Cohort, Play
-from secagg_hostile import pair_material, remove_masks
 
 from secagg import InconsistentViewError, TooFewClientsError, UnexpectedMessageError
 from secagg.keys import MaskKey
@@ -18,6 +16,8 @@ from secagg.messages import IncludedSet
 from secagg.prg import CHUNK_BYTES, Masks, apply_masks
 from secagg.sqlite import SqliteStore
 from secagg.state import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, Slot
+from tests.support.cohort import RUN, Cohort, Play
+from tests.support.hostile import pair_material, remove_masks
 
 # --- A keystream that repeats after 64 chunks --------------------------------------------------------------------
 

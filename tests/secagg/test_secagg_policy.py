@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secagg_cohort import Cohort
 
 from secagg import ConfigError, PinnedRoster, Policy, RoundContext, Suite
 from secagg.encoding import digest, encode
 from secagg.masking import slot_values
 from secagg.policy import session_id
 from secagg.quantize import dtype_for
+from tests.support.cohort import Cohort
 
 
 def policy(**changes) -> Policy:

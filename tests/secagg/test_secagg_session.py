@@ -5,7 +5,6 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 
 from secagg import (
     AbortedError,
@@ -31,6 +30,7 @@ from secagg.prg import Stream
 from secagg.quantize import Quantised
 from secagg.state import RESULT
 from secagg.store import NEVER, MemoryStore
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 
 SUITES = list(Suite)
 

@@ -23,28 +23,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort
-from secagg_hostile import (
-    GARBLED,
-    MASKED,
-    OTHER_HASH,
-    Witness,
-    altered,
-    believe_own_lie,
-    both_lists,
-    deal_otherwise,
-    fingerprint,
-    flip,
-    flipped,
-    headed,
-    lie_about_pair_secrets,
-    poisoned,
-    rebundled,
-    resigned,
-    secrets_of,
-    unsigned,
-    wrong_list,
-)
 
 from secagg import (
     AbortedError,
@@ -91,6 +69,28 @@ from secagg.shamir import PRIME
 from secagg.state import BLAME, GENESIS, next_head
 from secagg.state import Slot as DurableSlot
 from secagg.store import Marks
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort
+from tests.support.hostile import (
+    GARBLED,
+    MASKED,
+    OTHER_HASH,
+    Witness,
+    altered,
+    believe_own_lie,
+    both_lists,
+    deal_otherwise,
+    fingerprint,
+    flip,
+    flipped,
+    headed,
+    lie_about_pair_secrets,
+    poisoned,
+    rebundled,
+    resigned,
+    secrets_of,
+    unsigned,
+    wrong_list,
+)
 
 CHOICE = st.integers(0, 59)
 AFTER = st.integers(0, 3)

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from secagg_cohort import signing_key
 
 import secagg
 from secagg import ConfigError, ExposureError, UnexpectedMessageError
@@ -25,6 +24,7 @@ from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, LARGEST_NUMBER, Slot
 from secagg.store import NEVER, MemoryStore, Store
+from tests.support.cohort import signing_key
 
 RUN, OTHER_RUN = "run-1", 'a/"name" with %s'
 SESSION, OTHER_SESSION = b"s" * 32, b"o" * 32
@@ -606,15 +606,13 @@ def test_a_migration_that_dies_has_not_begun(path, monkeypatch):
 
 
 def child(program: str, path: Path) -> subprocess.Popen[str]:
-    here = str(Path(__file__).parent)
-    head = f"import sys\nsys.path.insert(0, {here!r})\nfrom test_secagg_store import *\n"
+    head = "import sys\nfrom tests.secagg.test_secagg_store import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + program, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 

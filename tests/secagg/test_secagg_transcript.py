@@ -1,7 +1,7 @@
 """Public transcripts: what is recorded verifies, every lie is refused by its own check, and no file holds a secret.
 
-The lies are whole rounds in which a lying server and its clients tell each other everything (`secagg_forge`), so that
-whatever can be made consistent with the lie is.
+The lies are whole rounds in which a lying server and its clients tell each other everything (`tests.support.forge`), so
+that whatever can be made consistent with the lie is.
 """
 
 import contextlib
@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from secagg_cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
-from secagg_forge import changed, forge, written
-from secagg_lies import LIES, claiming, plus_one, put, told
 
 from secagg import (
     ClientSession,
@@ -60,6 +57,9 @@ from secagg.transcript.record import (
     encode_record,
     records,
 )
+from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
+from tests.support.forge import changed, forge, written
+from tests.support.lies import LIES, claiming, plus_one, put, told
 
 verifying = importlib.import_module("secagg.transcript.verify")  # the package's `verify` is its function
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from secagg_cohort import RUN, SERVER_KEY, Cohort
 
 from secagg import MalformedMessageError, Suite, wire
 from secagg import secagg_pb2 as pb
@@ -25,6 +24,7 @@ from secagg.messages import (
     SlotsFailed,
     UnmaskingShares,
 )
+from tests.support.cohort import RUN, SERVER_KEY, Cohort
 
 
 def every_message() -> tuple[list, list]:

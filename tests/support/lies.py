@@ -1,15 +1,12 @@
 """Transcripts that must be refused, each with the check that refuses it.
 
-Each is a whole round that a lying server and its clients made up together (`secagg_forge`), consistent with the lie as
-far as it can be; or a file that was damaged. `LIES` holds them by name.
+Each is a whole round that a lying server and its clients made up together (`tests.support.forge`), consistent with the
+lie as far as it can be; or a file that was damaged. `LIES` holds them by name.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from secagg_cohort import SENDING, SERVER_KEY, Cohort, signing_key
-from secagg_forge import changed, forge, other_hash, written
 
 from secagg import PinnedRoster, Policy, SigningKey, Suite
 from secagg.encoding import encode
@@ -18,6 +15,8 @@ from secagg.policy import session_id
 from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, split
 from secagg.transcript.record import Block, OpenedPair, PublishedShares, encode_record, records
+from tests.support.cohort import SENDING, SERVER_KEY, Cohort, signing_key
+from tests.support.forge import changed, forge, other_hash, written
 
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING
 

@@ -13,7 +13,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from secagg_cohort import SENDING, Cohort, Play
 
 import secagg.client
 from secagg import ClientSession, Policy, SigningKey, wire
@@ -35,6 +34,7 @@ from secagg.prg import apply_masks
 from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.state import State
+from tests.support.cohort import SENDING, Cohort, Play
 
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING
 ROSTER, INBOX, REPORTS, INCLUDED, ATTESTED, RESULT = (*SENDING[1:], "Result")

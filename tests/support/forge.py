@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from secagg_cohort import SERVER_KEY, Cohort
 
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey
@@ -54,6 +53,7 @@ from secagg.transcript.record import (
     blocks,
     encode_record,
 )
+from tests.support.cohort import SERVER_KEY, Cohort
 
 Twist = Callable[[str, object], object]
 """Sender and what it is about to say, to what it says; None: nothing."""

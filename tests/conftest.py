@@ -1,0 +1,26 @@
+"""One thread for each process of tests, and every process that a test starts imports this tree."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in processes of tests
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """A study sets the number of threads of its whole process, and results depend on it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def feta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hospitals' images in FeTA's layout, to be read; `tests.support.folders.copied` gives one to change."""
+    from tests.support.folders import write_hospitals  # secagg's tests run where fedseg's extra is not installed
+
+    return write_hospitals(tmp_path_factory.mktemp("feta"))

@@ -1,0 +1,1 @@
+"""What tests and audits share: cohorts, liars, forged transcripts, small studies and federations."""

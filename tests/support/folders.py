@@ -1,0 +1,69 @@
+"""Folders of images as hospitals keep them, small and made up."""
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from fedseg.data import phantom
+
+AFFINE = np.diag([0.8, 0.8, 0.8, 1.0])
+
+
+def brain(shape: tuple[int, int, int] = (40, 48, 36), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy block in zeros; label 1 fills its low half along the first axis, 2 the high half."""
+    image, label = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+    x, y, z = (extent // 4 for extent in shape)
+    image[x:-x, y:-y, z:-z] = np.random.default_rng(seed).uniform(
+        50, 100, (shape[0] - 2 * x, shape[1] - 2 * y, shape[2] - 2 * z)
+    )
+    label[x : shape[0] // 2, y:-y, z:-z], label[shape[0] // 2 : -x, y:-y, z:-z] = 1, 2
+    return image, label
+
+
+def write_feta(folder: Path, patients: int = 5) -> Path:
+    for number in range(1, patients + 1):
+        anat = folder / f"sub-{number:03}" / "anat"
+        anat.mkdir(parents=True)
+        for values, ending in zip(brain(seed=number), ("T2w", "dseg"), strict=True):
+            nibabel.save(nibabel.Nifti1Image(values, AFFINE), anat / f"sub-{number:03}_{ending}.nii.gz")
+    rows = [f"sub-{number:03}\t{20 + number}" for number in range(1, patients + 1)]
+    (folder / "participants.tsv").write_text("\n".join(["participant_id\tGestational age", *rows]) + "\n")
+    return folder
+
+
+def write_decathlon(folder: Path, patients: int = 3) -> Path:
+    (folder / "imagesTr").mkdir(parents=True)
+    (folder / "labelsTr").mkdir()
+    training = []
+    for number in range(patients):
+        image, label = brain((40, 40, 8), seed=number)
+        name = f"P{number}.nii.gz"
+        nibabel.save(
+            nibabel.Nifti1Image(np.stack([image] * 3, -1).astype(np.uint8), np.eye(4)), folder / "imagesTr" / name
+        )
+        nibabel.save(nibabel.Nifti1Image((label == 1).astype(np.float32), np.eye(4)), folder / "labelsTr" / name)
+        training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    (folder / "dataset.json").write_text(json.dumps({"training": training}))
+    return folder
+
+
+def write_hospitals(root: Path) -> Path:
+    """Three sites of two phantom patients each, in FeTA's layout."""
+    profile = next(iter(phantom.PROFILES.values()))
+    for i, site in enumerate(("site-a", "site-b", "site-c")):
+        phantom.write_feta(root / site, [phantom.phantom_case(profile, seed=10 * i + k, size=32) for k in range(2)])
+    return root
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a folder that may be changed, whatever the modes of the source."""
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    return target
