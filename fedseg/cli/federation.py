@@ -102,7 +102,7 @@ def site(
 ) -> None:
     """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
     from fedseg.credentials import load_federation, signing_key, site_tls
-    from fedseg.data import load_site
+    from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.site import Options, take_part
@@ -142,5 +142,5 @@ def _settle(
     for path in transcripts:
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
-            receipt = replay(store, policy, federation.roster, path)
+            receipt = replay(store, policy, federation.pinned, path)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")

@@ -21,7 +21,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
-    from fedseg.data import check_site
+    from fedseg.data.findings import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)

@@ -22,7 +22,7 @@ def epsilon(
     as_json: AsJson = False,
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.privacy.budget import explain
     from fedseg.study import load_study
 
