@@ -25,28 +25,20 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.budget.charge import charge, charge_metrics, spent
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    dice_table,
-    evaluate,
-    fed_avg,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
+from fedseg.summary import metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import (
@@ -204,7 +196,7 @@ class Site:
         await self._after_training()
         return None
 
-    # --- Where an update is not private alone ------------------------------------------------------------------------
+    # --- Without differential privacy ---------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
         """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""

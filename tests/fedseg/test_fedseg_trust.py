@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedseg import cli
 from fedseg.aggregate import SecureSum
+from fedseg.cli.terminal import main
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import study_event
 from fedseg.privacy.trust import TRUST, Trust, delta_text, no_claim, trust_in
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
@@ -23,6 +22,7 @@ from fedseg.screen import Screen
 from fedseg.simulate import Options, simulate
 from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
+from fedseg.summary import study_event
 from secagg import ExposureError
 from secagg.store import Marks, Release
 from tests.support.run_folder import make_run
@@ -109,7 +109,7 @@ def test_screen_and_command_say_what_the_row_says(study, tmp_path, monkeypatch, 
     path.write_text(study.toml())
     monkeypatch.setattr("sys.argv", ["fedseg", "epsilon", str(path)])
     with pytest.raises(SystemExit):
-        cli.main()
+        main()
     said = capsys.readouterr().out
     assert "who is trusted: the seventh moon; the noise is in the tide only" in " ".join(said.split())
     assert "nobody" not in said
