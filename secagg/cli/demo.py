@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from secagg import wire
-from secagg.cli.explain import Clients, Corrupt, Length, Suites
+from secagg.cli.policy import Clients, Corrupt, Length, Suites
 from secagg.cli.terminal import app, sentences
 from secagg.client import open_round
 from secagg.encoding import HASH_BYTES
