@@ -60,7 +60,7 @@ from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
 from secagg.state import MASKED_INPUT_COLLECTION, RoundContext
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from secagg.session import ClientSession, ServerSession
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, RoundContext
 from secagg.store import MemoryStore
 from secagg.terminal import out, plain, say
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 RUN = "demo"
 NOTHING = bytes(HASH_BYTES)

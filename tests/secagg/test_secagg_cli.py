@@ -21,7 +21,7 @@ from secagg.cli.policy import explanation, traffic
 from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text, write_new
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 from tests.support.forge import changed, forge, replace, written
 
