@@ -451,15 +451,23 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
 
 
 @data_app.command("check")
-def data_check(study: StudyFile, data: DataFolder = None, as_json: AsJson = False) -> None:
-    """Check every image and label map that a study would train on; exit code 1 where training would stop."""
+def data_check(
+    study: StudyFile,
+    data: DataFolder = None,
+    only: Annotated[str, typer.Option("--site", help="Check this site only; --data is then its own folder.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
     from fedseg.data import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if only and only not in loaded.site_ids:
+        raise ConfigError(f"--site {only}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
+    folders = {only: data} if only else {site: data / site if data else None for site in loaded.site_ids}
     found = []
-    for site in loaded.site_ids:
-        for finding in check_site(data / site if data else None, site, loaded):
+    for site, folder in folders.items():
+        for finding in check_site(folder, site, loaded):
             found.append(finding)
             if not as_json:
                 colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
