@@ -25,7 +25,7 @@ from fedseg.files import PRIVATE_FOLDER
 from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
 from secagg.quantize import dtype_for
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 
 POLL_SECONDS = 0.05
 AUDIT_SECONDS = 10.0

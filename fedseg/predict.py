@@ -20,7 +20,7 @@ from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, evaluation_slices, working_case
-from fedseg.data.layouts import read_image
+from fedseg.data.layouts.nifti import read_image
 from fedseg.errors import ConfigError
 from fedseg.files import private
 from fedseg.study import Study

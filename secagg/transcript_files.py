@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from secagg.context import RoundContext
 from secagg.errors import ConfigError, IllegalTransitionError
 from secagg.keys import SigningKey
 from secagg.messages import EncryptedShares, FromClient, Header, MaskedInput, Result, SlotMasks
 from secagg.policy import PinnedRoster, Policy
 from secagg.quantize import packed_size
-from secagg.state import RoundContext
 from secagg.transcript.judging import judge
 from secagg.transcript.record import (
     CHAIN_START,
@@ -62,7 +62,7 @@ class Recorder:
     Args:
         path: the transcript to write; a file of that name is replaced, but only by a whole transcript.
         policy: the session's.
-        roster: the session's.
+        pinned: the session's.
         context: the session's.
         vectors: publish masked inputs whole, so that the sum can be recomputed; otherwise only their hashes.
         signing_key: key of `policy.server_key`, which seals the file; None where the policy names none.
@@ -78,7 +78,7 @@ class Recorder:
         self,
         path: str | Path,
         policy: Policy,
-        roster: PinnedRoster,
+        pinned: PinnedRoster,
         context: RoundContext,
         vectors: bool = True,
         signing_key: SigningKey | None = None,
@@ -89,7 +89,7 @@ class Recorder:
             raise ConfigError("a transcript holds vectors of less than 4 GiB")
         self.path = Path(path)
         self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
-        self._opening = Opening.of(policy, roster.hash(), context, vectors)
+        self._opening = Opening.of(policy, pinned.hash(), context, vectors)
         self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - without a name: a crash leaves nothing
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []
@@ -188,7 +188,7 @@ class Recorder:
 def verify(
     paths: Iterable[str | Path],
     policy: Policy,
-    roster: PinnedRoster,
+    pinned: PinnedRoster,
     progress: Callable[[int], object] | None = None,
 ) -> Verdict:
     """Verify transcript files of one session, each run in the order of its rounds; stops at the first thing wrong.
@@ -196,7 +196,7 @@ def verify(
     Args:
         paths: the files.
         policy: the reader's own, with the server key; never one that came with the files.
-        roster: the reader's own.
+        pinned: the reader's own pinned roster.
         progress: told how many bytes were read, now and then.
 
     Returns:
@@ -206,7 +206,7 @@ def verify(
         ConfigError: policy and roster do not fit together, or a file is no transcript.
         OSError: a file cannot be read.
     """
-    return judge(((str(path), _records(Path(path), progress)) for path in paths), policy, roster)
+    return judge(((str(path), _records(Path(path), progress)) for path in paths), policy, pinned)
 
 
 def _records(path: Path, progress: Callable[[int], object] | None) -> Iterator[bytes]:

@@ -75,7 +75,7 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.privacy.budget import noise_multiplier
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
@@ -315,7 +315,7 @@ def site(
 ) -> None:
     """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
     from fedseg.credentials import load_federation, signing_key, site_tls
-    from fedseg.data import load_site
+    from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.site import Options, take_part
@@ -355,7 +355,7 @@ def _settle(
     for path in transcripts:
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
-            receipt = replay(store, policy, federation.roster, path)
+            receipt = replay(store, policy, federation.pinned, path)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 
@@ -385,7 +385,7 @@ def epsilon(
     as_json: AsJson = False,
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.privacy.budget import explain
     from fedseg.study import load_study
 
@@ -458,7 +458,7 @@ def data_check(
     as_json: AsJson = False,
 ) -> None:
     """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
-    from fedseg.data import check_site
+    from fedseg.data.findings import check_site
     from fedseg.study import load_study
 
     loaded = load_study(study)

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from secagg.context import RoundContext, next_head
 from secagg.encoding import digest
 from secagg.keys import MaskKey
 from secagg.messages import Header, IncludedSet, Roster, headers_hash
 from secagg.policy import PinnedRoster, Policy, Suite, session_id
 from secagg.shamir import combine
-from secagg.state import RoundContext, next_head
 from secagg.transcript.messages import Messages
 from secagg.transcript.record import CHAIN_START, Opening, PublishedBundle
 from secagg.transcript.vectors import Vectors

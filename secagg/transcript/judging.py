@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from secagg.context import Slot
 from secagg.errors import UnexpectedMessageError
 from secagg.messages import ReleaseClaim
 from secagg.policy import PinnedRoster, Policy
-from secagg.state import Slot
 from secagg.store import NEVER, Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.facts import Past, Reader, Transcript
@@ -20,7 +20,7 @@ from secagg.transcript.verdict import NOT_SHOWN, Missing, RoundReport, Verdict
 from secagg.transcript.violation import ViolationError
 
 
-def judge(transcripts: Iterable[tuple[str, Iterable[bytes]]], policy: Policy, roster: PinnedRoster) -> Verdict:
+def judge(transcripts: Iterable[tuple[str, Iterable[bytes]]], policy: Policy, pinned: PinnedRoster) -> Verdict:
     """Judge transcripts of one session, each run in the order of its rounds; stops at the first thing wrong.
 
     `secagg.transcript_files.verify` does so for files.
@@ -28,7 +28,7 @@ def judge(transcripts: Iterable[tuple[str, Iterable[bytes]]], policy: Policy, ro
     Args:
         transcripts: of each what to call it, such as its path, and its encoded records in order.
         policy: the reader's own, with the server key; never one that came with the transcripts.
-        roster: the reader's own.
+        pinned: the reader's own pinned roster.
 
     Returns:
         The verdict: it never raises for what a transcript says.
@@ -36,7 +36,7 @@ def judge(transcripts: Iterable[tuple[str, Iterable[bytes]]], policy: Policy, ro
     Raises:
         ConfigError: policy and roster do not fit together, or there is no transcript in what is called one.
     """
-    reader, past, reports, notes = Reader(policy, roster), Past(), list[RoundReport](), list[str]()
+    reader, past, reports, notes = Reader(policy, pinned), Past(), list[RoundReport](), list[str]()
     session, counts, unchecked, claimed = reader.session, dict[str, int](), set[str](), list[tuple[str, ReleaseClaim]]()
     violation = None
     for file, records in transcripts:
