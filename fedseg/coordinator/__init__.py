@@ -18,22 +18,11 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.dialogue import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    before_training,
-    dice_table,
-    evaluate,
-    fed_avg,
-    mean_interval,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import (
     Burned,
     Dropped,
@@ -52,6 +41,7 @@ from fedseg.events import (
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import public_cases, starting_model
+from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.context import RoundContext

@@ -25,21 +25,12 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    dice_table,
-    evaluate,
-    fed_avg,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.ledger import Ledger
@@ -47,6 +38,7 @@ from fedseg.models import build_model
 from fedseg.privacy.budget import charge, charge_metrics, spent
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
+from fedseg.summary import metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import (
