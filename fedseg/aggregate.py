@@ -38,7 +38,8 @@ from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import Recorder, accept, verify
+from secagg.transcript import accept
+from secagg.transcript_files import Recorder, verify
 
 Emit = Callable[[AnyEvent], None]
 Train = Callable[[str], NoisedUpdate]

@@ -51,7 +51,7 @@ from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
 from secagg.steps import MASKED_INPUT_COLLECTION
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 
 @dataclass(frozen=True)
