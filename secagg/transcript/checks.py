@@ -22,6 +22,7 @@ from secagg.masking import (
     share_commitment,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
 from secagg.prg import apply_masks
 from secagg.transcript.reading import Round, ViolationError
@@ -78,7 +79,9 @@ def t04_signatures(round: Round) -> int | None:
             raise round.wrong("T-04", record, f"the {name_of(record)} carries no signature of its sender")
         count += 1
     for sent in round.shares.values():
-        if not sent.header.fits(round.roster) or sent.header.digests != b"".join(b.digest() for b in sent.bundles):
+        root, _ = tree([bundle.digest() for bundle in sent.bundles])
+        complete = sent.header.client_id in round.roster.by_id and len(sent.bundles) == len(round.roster.by_id) - 1
+        if not complete or sent.header.bundles_root != root:
             raise round.wrong("T-04", sent, "the bundles are not those of the signed header")
     return count
 
@@ -125,8 +128,7 @@ def t05_fresh(round: Round) -> int | None:
 def _supposed_fresh(round: Round) -> Iterator[tuple[Record, str, bytes]]:
     yield from _once_a_round(round)
     for record, header in _headers(round):
-        for start in range(0, len(header.digests), HASH_BYTES):
-            yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+        yield record, "root of bundles", header.bundles_root
     for sent in round.shares.values():
         for bundle in sent.bundles:
             yield sent, "share commitment", bundle.mask_key_commitment
