@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from secagg.context import RoundContext, next_head
 from secagg.encoding import VERSION, digest
 from secagg.errors import ConfigError, SecAggError
 from secagg.keys import MaskKey
@@ -36,7 +37,6 @@ from secagg.policy import PinnedRoster, Policy, Suite, session_id
 from secagg.prg import zeros
 from secagg.quantize import BLOCK, dtype_for, packed_size, unpack
 from secagg.shamir import combine
-from secagg.state import RoundContext, next_head
 from secagg.transcript.record import (
     CHAIN_START,
     FORMAT,
