@@ -12,15 +12,15 @@ from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepC
 from fedseg.report.canvas import STYLE, Box, bars, canvas, colour, short, svg
 from fedseg.report.folder import Run, dropouts, of_kind, seen
 from fedseg.report.palette import series
-from secagg import state
+from secagg import steps
 
 STEPS = {
-    state.ADVERTISE_KEYS: "fresh public keys",
-    state.SHARE_KEYS: "secrets split and sealed",
-    state.SHARE_REPORT: "all shares open?",
-    state.MASKED_INPUT_COLLECTION: "the update, masked",
-    state.CONSISTENCY_CHECK: "all saw the same set?",
-    state.UNMASKING: "only the sum opens",
+    steps.ADVERTISE_KEYS: "fresh public keys",
+    steps.SHARE_KEYS: "secrets split and sealed",
+    steps.SHARE_REPORT: "all shares open?",
+    steps.MASKED_INPUT_COLLECTION: "the update, masked",
+    steps.CONSISTENCY_CHECK: "all saw the same set?",
+    steps.UNMASKING: "only the sum opens",
 }
 """The protocol's steps in order, each in words."""
 
@@ -48,7 +48,7 @@ class _Work:
 
 def _work(run: Run, number: int, begin: float) -> list[_Work]:
     """Of a round's last attempt: a step lasts from when it opened to the site's message."""
-    opened, names = {state.ADVERTISE_KEYS: begin}, list(STEPS)
+    opened, names = {steps.ADVERTISE_KEYS: begin}, list(STEPS)
     for closed in of_kind(run, StepClosed, number):
         if closed.t >= begin and closed.step in names[:-1]:
             opened[names[_ORDER[closed.step] + 1]] = closed.t
@@ -60,7 +60,7 @@ def _work(run: Run, number: int, begin: float) -> list[_Work]:
     for message in of_kind(run, StepAccepted, number):
         if message.t >= begin and message.step in STEPS:
             start = opened.get(message.step, message.t)
-            if message.step == state.MASKED_INPUT_COLLECTION:
+            if message.step == steps.MASKED_INPUT_COLLECTION:
                 start = max(start, min(trained.get(message.site, [start])[-1], message.t))
             work.append(_Work(message.site, message.step, start, message.t))
     return work
@@ -163,7 +163,7 @@ class _Scale:
         self.times, self.edges = [begin], [0.0]
         for step, heard in self.heard.items():
             self.times.append(max(self.times[-1], closed.get(step, max(heard, default=self.times[-1]))))
-            self.edges.append(self.edges[-1] + (1.8 if step == state.MASKED_INPUT_COLLECTION else 1.0))
+            self.edges.append(self.edges[-1] + (1.8 if step == steps.MASKED_INPUT_COLLECTION else 1.0))
         self.pixel = self.edges[-1] / _PLOT
 
     def place(self, t: float) -> float:

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from fedseg.report import palette, write_report
-from fedseg.report.folder import read_run
 from fedseg.report.timeline import STEPS
-from secagg import state
+from secagg import steps
 from tests.support.run_folder import make_run
 
 
@@ -99,7 +98,7 @@ def test_colour_is_never_the_only_sign(page):
     assert len({re.search(r' d="([^"]+)"', palette.mark(i))[1] for i in range(7)}) == 7
     assert all(str(palette.mark(i)) in page for i in range(7))
     assert "1 external CSF" in page
-    assert tuple(STEPS) == state.STEPS[:-1]
+    assert tuple(STEPS) == steps.STEPS[:-1]
 
 
 # --- Width ------------------------------------------------------------------------------------------------------------
