@@ -146,7 +146,7 @@ def _overview_boxes(
 
 def _silent(run: Run, drop: Dropped, last: float) -> tuple[float, float]:
     """From when a site was last heard in the round to its first message in a later one."""
-    alive = [*of_kind(run, StepAccepted, drop.round), *of_kind(run, Trained, drop.round)]
+    alive: list[StepAccepted | Trained] = [*of_kind(run, StepAccepted, drop.round), *of_kind(run, Trained, drop.round)]
     heard = max((event.t for event in alive if event.site == drop.site), default=drop.t)
     later = (event for event in of_kind(run, StepAccepted) if event.round > drop.round)
     return heard, min((event.t for event in later if event.site == drop.site), default=last)
