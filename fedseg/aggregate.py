@@ -33,8 +33,9 @@ from secagg import (
     wire,
 )
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
+from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
-from secagg.quantize import dtype_for, quantize
+from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import Recorder, accept, verify
@@ -106,7 +107,7 @@ class PlainSum:
         self.number += 1
         dropped = tuple(site for site in sorted(sites) if site not in included)
         return Outcome(
-            dequantize(_reduced(total, self._policy), self._policy), included, dropped, GENESIS, True, clip_rate
+            dequantize(modulo(total, self._policy.bits), self._policy), included, dropped, GENESIS, True, clip_rate
         )
 
 
@@ -189,7 +190,7 @@ class SecureSum:
         for site in server.included:
             plain += values[site]
         outcome = exchange.outcome(
-            _reduced(plain, self._policy), {s: sessions[s].clip_rate for s in values}, self._policy
+            modulo(plain, self._policy.bits), {s: sessions[s].clip_rate for s in values}, self._policy
         )
         book.completed(exchange.receipt)
         if recorder is not None:
@@ -292,9 +293,3 @@ class _Exchange:
             self._down,
             self._seconds,
         )
-
-
-def _reduced(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
-    """`total` modulo 2^b, in place."""
-    total &= total.dtype.type((1 << policy.bits) - 1)
-    return total

@@ -23,6 +23,7 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
+from secagg.packing import modulo
 from secagg.prg import apply_masks
 from secagg.transcript.reading import Round, ViolationError
 from secagg.transcript.record import Record, name_of, sender_of
@@ -280,7 +281,7 @@ def t13_sum(round: Round) -> int | None:
         seed = pair_mask_seed(round.roster1, round.round_id, (survivor, dropped), exchanged, secret)
         (subtract if survivor < dropped else add).append(seed)
     apply_masks(round.remainder, add, subtract)
-    round.remainder &= round.remainder.dtype.type((1 << round.policy.bits) - 1)
+    modulo(round.remainder, round.policy.bits)
     if wrong := int(np.count_nonzero(round.remainder)):
         raise round.wrong("T-13", round.result, f"the sum is not that of the inputs in {wrong} of its values")
     return len(round.inputs)
@@ -289,8 +290,8 @@ def t13_sum(round: Round) -> int | None:
 def t14_range(round: Round) -> int | None:
     """T-14: the constant slots add up, and every value is one that so many clipped inputs can add up to."""
     policy = round.policy
-    expected = [int(value) * len(round.inputs) % (1 << policy.bits) for value in slot_values(policy, round.round_id)]
-    if round.slots != expected:
+    constants = slot_values(policy, round.round_id)
+    if round.slots != modulo(constants * constants.dtype.type(len(round.inputs)), policy.bits).tolist():
         raise round.wrong("T-14", round.result, "the constant slots do not add up")
     largest = sum(map(policy.bound, round.inputs))
     if not -largest <= round.lowest <= round.highest <= largest:

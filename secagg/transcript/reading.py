@@ -5,7 +5,6 @@ reader's own. Must never: hold more than one vector and one block, or let a file
 Specification: docs/spec.md, section "Transcripts".
 """
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -32,9 +31,9 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
+from secagg.packing import BLOCK, dtype_for, packed_size, unpack, without_padding
 from secagg.policy import PinnedRoster, Policy, Suite, session_id
 from secagg.prg import zeros
-from secagg.quantize import BLOCK, dtype_for, packed_size, unpack
 from secagg.shamir import combine
 from secagg.state import RoundContext, next_head
 from secagg.transcript.record import (
@@ -366,16 +365,6 @@ class _VectorInBlocks:
             sentence = f"its vector has {self.start} of {self.length} values"
             raise self.round.wrong("T-18", self.announced, sentence)
         self.round.vector_hashes[sender_of(self.announced)] = self.hash.digest()
-
-
-def without_padding(data: bytes, count: int, bits: int) -> bytes:
-    """A packed block with zeros where its planes of less than a byte a value end within a byte."""
-    plain, end = bytearray(data), 0
-    for width in (64, 32, 16, 8, 4, 2, 1):
-        if bits & width:
-            end += math.ceil(count * width / 8)
-            plain[end - 1] &= 0xFF >> (-count * width % 8)
-    return bytes(plain)
 
 
 def t03_opening(opening: Opening, own: Opening) -> None:

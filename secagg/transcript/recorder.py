@@ -25,8 +25,8 @@ from secagg.messages import (
     SlotMasks,
     UnmaskingShares,
 )
+from secagg.packing import packed_size
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.quantize import packed_size
 from secagg.shamir import combine
 from secagg.state import RoundContext
 from secagg.transcript.record import (
