@@ -16,7 +16,7 @@ help:
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
-	@echo "make docs    the site of docs/ in build/site, strictly; make walks: lines of the code that docs/ names"
+	@echo "make docs    the site of docs/ in build/site, strictly; make walks: what docs/ copies from the code"
 	@echo "make chromium  headless browser for the report's screenshot"
 
 # The exact pins are part of the stamp's reason to exist: a changed pin reinstalls.
@@ -81,8 +81,9 @@ docs: $(STAMP) walks
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
 
-walks:
-	@$(PYTHON) docs/tools/lines.py
+walks: $(STAMP)
+	@$(BIN)/python docs/tools/lines.py
+	@$(BIN)/python docs/tools/study.py
 
 clean:
 	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,7 +16,7 @@ from secagg.transcript import Recorder, accept, verify
 sites = ("amsterdam", "bern", "cork", "delft", "essen")
 keys = {site: secagg.SigningKey.generate() for site in sites}
 server_key = secagg.SigningKey.generate()
-roster = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
+pinned = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
 policy = secagg.Policy(project="example", clients=5, length=100, clip_range=1.0, server_key=server_key.verify_key)
 run, task_hash = "trial", bytes(32)
 stores = {site: secagg.MemoryStore() for site in sites}  # outlive the rounds: a data set has one store
@@ -29,10 +29,10 @@ def play(model: np.ndarray, vectors: dict[str, np.ndarray], silent: set[str], pa
     start, context = book.start(model_hash), book.context(model_hash)
     clients = {}
     for site in sites:
-        opened = secagg.open_round(policy, roster, run, start, stores[site], model_hash=model_hash, task_hash=task_hash)
-        clients[site] = secagg.ClientSession(policy, site, keys[site], roster, opened, stores[site])
-    with Recorder(path, policy, roster, context, signing_key=server_key) as recorder:
-        server = secagg.ServerSession(policy, roster, context, server_key, book.leave_out, recorder)
+        opened = secagg.open_round(policy, pinned, run, start, stores[site], model_hash=model_hash, task_hash=task_hash)
+        clients[site] = secagg.ClientSession(policy, site, keys[site], pinned, opened, stores[site])
+    with Recorder(path, policy, pinned, context, signing_key=server_key) as recorder:
+        server = secagg.ServerSession(policy, pinned, context, server_key, book.leave_out, recorder)
         messages = {site: client.start() for site, client in clients.items()}
         for site, client in clients.items():
             client.provide(vectors[site])
@@ -59,7 +59,7 @@ with tempfile.TemporaryDirectory() as folder:
     assert np.allclose(total, 0.1 + 0.2 + 0.3 + 0.4, atol=1e-3)
 
     # Anybody with the roster and the policy replays the round from its transcript, without the server.
-    verdict = verify([first], policy, roster)
+    verdict = verify([first], policy, pinned)
     print(f"its transcript: {verdict.status}")
     assert verdict.exit_code == 0
 
@@ -76,6 +76,6 @@ with tempfile.TemporaryDirectory() as folder:
     second = Path(folder, "round-2.transcript")
     server = play(moved, vectors, set(), second)
     print(f"round 2: included {', '.join(server.included)}")
-    verdict = verify([first, second], policy, roster)
+    verdict = verify([first, second], policy, pinned)
     print(f"both transcripts: {verdict.status}; {'; '.join(verdict.notes) or 'no notes'}")
     assert verdict.exit_code == 0

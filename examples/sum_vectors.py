@@ -12,7 +12,7 @@ from secagg import wire
 sites = ("amsterdam", "bern", "cork", "delft", "essen")
 keys = {site: secagg.SigningKey.generate() for site in sites}
 server_key = secagg.SigningKey.generate()
-roster = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
+pinned = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
 policy = secagg.Policy(
     project="example",
     clients=5,  # how many are in the roster, never how many showed up
@@ -28,13 +28,13 @@ task_hash = bytes(32)  # what else defines the task
 # 2. The server announces the round. Each site holds the announcement against what it agreed to.
 book = secagg.RoundBook(run, task_hash, server_key, policy.max_corrupt)
 start = wire.encode(book.start(model_hash))
-server = secagg.ServerSession(policy, roster, book.context(model_hash), server_key)
+server = secagg.ServerSession(policy, pinned, book.context(model_hash), server_key)
 clients = {}
 for site in sites:
     announced = wire.decode_from_server(start)
     store = secagg.MemoryStore()  # a real site uses secagg.sqlite.SqliteStore, one file for its data set
-    opened = secagg.open_round(policy, roster, run, announced, store, model_hash=model_hash, task_hash=task_hash)
-    clients[site] = secagg.ClientSession(policy, site, keys[site], roster, opened, store)
+    opened = secagg.open_round(policy, pinned, run, announced, store, model_hash=model_hash, task_hash=task_hash)
+    clients[site] = secagg.ClientSession(policy, site, keys[site], pinned, opened, store)
 
 # 3. Each site has a vector that nobody else may see.
 vectors = {site: np.random.default_rng(i).uniform(-1, 1, 1000) for i, site in enumerate(sites)}

@@ -9,7 +9,7 @@ import secagg
 
 patients = {"large": 60.0, "middle": 30.0, "small": 10.0, "tiny": 5.0}
 keys = {site: secagg.SigningKey.generate() for site in patients}
-roster = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
+pinned = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
 
 # The weights are part of the policy, so that every party knows them and nobody can change its own.
 policy = secagg.Policy(project="example", clients=4, length=3, clip_range=1.0, weights=patients, value_bits=20)
@@ -17,9 +17,9 @@ context = secagg.RoundContext("trial", 1, 0, model_hash=bytes(32), task_hash=byt
 
 # This policy names no server key: the round's start is not signed, and checking it is up to the caller.
 opened = secagg.unchecked_round(context)
-server = secagg.ServerSession(policy, roster, context)
+server = secagg.ServerSession(policy, pinned, context)
 clients = {
-    site: secagg.ClientSession(policy, site, keys[site], roster, opened, secagg.MemoryStore()) for site in patients
+    site: secagg.ClientSession(policy, site, keys[site], pinned, opened, secagg.MemoryStore()) for site in patients
 }
 updates = {site: np.array([1.0, -0.5, 0.01 * i]) for i, site in enumerate(patients)}
 messages = {site: client.start() for site, client in clients.items()}

@@ -11,8 +11,8 @@ from typing import Self
 
 from fedseg.errors import RoundFailedError
 from secagg import ProtocolError, wire
+from secagg.context import GENESIS, next_head
 from secagg.messages import AcceptedInput, IncludedSet, Receipt, Reports, ShareReport
-from secagg.state import GENESIS, next_head
 
 _LENGTH_BYTES = 4
 
@@ -50,12 +50,12 @@ class Account:
         """U2 without U3, sorted."""
         return tuple(sorted(self.reports.by_id.keys() - self.included.by_id.keys()))
 
-    def proved(self, receipts: Sequence[Receipt], roster: Mapping[str, bytes]) -> Receipt:
+    def proved(self, receipts: Sequence[Receipt], pinned: Mapping[str, bytes]) -> Receipt:
         """The receipt of the round that this is the account of.
 
         Args:
             receipts: of all completed rounds, as `chained` returns them.
-            roster: pinned verify keys by site.
+            pinned: verify keys by site.
 
         Raises:
             RoundFailedError: there is no such receipt, or a site has not signed what this says.
@@ -63,10 +63,10 @@ class Account:
         receipt = next((found for found in receipts if found.attested == self.included.attested), None)
         signed: list[ShareReport | AcceptedInput] = [*self.reports.reports, *self.included.inputs]
         try:
-            if receipt is None or any(entry.client_id not in roster for entry in signed):
+            if receipt is None or any(entry.client_id not in pinned for entry in signed):
                 raise RoundFailedError("the coordinator's account of a round is not what that round's receipt names")
             for entry in signed:
-                entry.verify(roster[entry.client_id], "C-16", entry.client_id)
+                entry.verify(pinned[entry.client_id], "C-16", entry.client_id)
         except ProtocolError as error:
             raise RoundFailedError(f"the coordinator's account of a round is not what sites signed: {error}") from error
         sharers = {(entry.round_id, entry.sharers_hash) for entry in self.included.inputs}

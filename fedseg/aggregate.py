@@ -32,12 +32,13 @@ from secagg import (
     open_round,
     wire,
 )
+from secagg.context import GENESIS
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
-from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, STEPS
+from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import Recorder, accept, verify
 
 Emit = Callable[[AnyEvent], None]
@@ -137,7 +138,7 @@ class SecureSum:
         self._policy, self._keys, self._rounding = policy, keys, rounding
         self._task_hash, self._private = task_hash, private
         self.book = book
-        self._roster = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+        self._pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
         folder.mkdir(parents=True, exist_ok=True)
         self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site) for site in keys}
         self._transcript = folder / "round.transcript"
@@ -164,8 +165,8 @@ class SecureSum:
         """
         book, context, recorder = self.book, self.book.context(model_hash), None
         if not self._private:
-            recorder = Recorder(self._transcript, self._policy, self._roster, context, signing_key=book.signing_key)
-        server = ServerSession(self._policy, self._roster, context, book.signing_key, book.leave_out, recorder)
+            recorder = Recorder(self._transcript, self._policy, self._pinned, context, signing_key=book.signing_key)
+        server = ServerSession(self._policy, self._pinned, context, book.signing_key, book.leave_out, recorder)
         exchange = _Exchange(server, context.round_number, emit, silent)
         start = wire.encode(book.start(model_hash))
         plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
@@ -199,7 +200,7 @@ class SecureSum:
 
     def _replay(self, receipt: Receipt) -> None:
         """What each site that released shares does without differential privacy, computed once for all of them."""
-        verdict = verify([self._transcript], self._policy, self._roster)
+        verdict = verify([self._transcript], self._policy, self._pinned)
         for store in self._stores.values():
             with store.transaction() as marks:
                 release = marks.open_release
@@ -214,7 +215,7 @@ class SecureSum:
         store = self._stores[site]
         opened = open_round(
             self._policy,
-            self._roster,
+            self._pinned,
             self.book.training_run,
             announced,
             store,
@@ -222,7 +223,7 @@ class SecureSum:
             task_hash=self._task_hash,
             private=self._private,
         )
-        return ClientSession(self._policy, site, self._keys[site], self._roster, opened, store)
+        return ClientSession(self._policy, site, self._keys[site], self._pinned, opened, store)
 
     def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
         session.provide(update.vector, update.event_id, self._rounding(update.site, self.number))

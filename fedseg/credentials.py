@@ -28,12 +28,12 @@ class Federation:
     Attributes:
         training_run: name of the run whose rounds are counted.
         server_key: the coordinator's Ed25519 verify key, 32 bytes.
-        roster: every site's.
+        pinned: every site's verify key.
     """
 
     training_run: str
     server_key: bytes
-    roster: PinnedRoster
+    pinned: PinnedRoster
 
 
 def load_federation(folder: Path, study: Study) -> Federation:
@@ -46,13 +46,13 @@ def load_federation(folder: Path, study: Study) -> Federation:
     text = read_text(path, "ask the coordinator for it, or give --credentials")
     try:
         content = tomllib.loads(text)
-        roster = PinnedRoster({site: bytes.fromhex(key) for site, key in content["clients"].items()})
-        federation = Federation(str(content["training_run"]), bytes.fromhex(content["server_key"]), roster)
+        pinned = PinnedRoster({site: bytes.fromhex(key) for site, key in content["clients"].items()})
+        federation = Federation(str(content["training_run"]), bytes.fromhex(content["server_key"]), pinned)
     except (ValueError, KeyError, AttributeError, TypeError, SecAggConfigError) as error:
         raise ConfigError(f"{path}: not a federation file ({error}); ask the coordinator for it again") from error
-    if set(roster) != set(study.site_ids):
+    if set(pinned) != set(study.site_ids):
         raise ConfigError(
-            f"{path}: lists {', '.join(roster)} and the study has {', '.join(study.site_ids)}; use its own"
+            f"{path}: lists {', '.join(pinned)} and the study has {', '.join(study.site_ids)}; use its own"
         )
     return federation
 
@@ -80,7 +80,7 @@ def signing_key(folder: Path, name: str) -> SigningKey:
 def site_tls(folder: Path, site: str, federation: Federation) -> ClientTls:
     """A site's TLS credentials; raises secagg's ConfigError with the file and the remedy."""
     paths = (folder / f"{AUTHORITY}.pem", folder / f"{site}.pem", folder / f"{site}.key")
-    return ClientTls.load(*paths, roster=list(federation.roster))
+    return ClientTls.load(*paths, roster=list(federation.pinned))
 
 
 def coordinator_tls(folder: Path) -> ServerTls:

@@ -25,8 +25,9 @@ from fedseg.files import PRIVATE_FOLDER
 from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
 from secagg.packing import dtype_for, modulo
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 
+STUDY = Path(__file__).with_suffix(".toml")
 POLL_SECONDS = 0.05
 AUDIT_SECONDS = 10.0
 KILLED_IN_ROUND = 3

@@ -66,7 +66,7 @@ def accept_round(study: Study, credentials: Path, state: Path, site: str, round_
     return f"accepted for one contribution: round {round_id}; {whose}"
 
 
-def replay(store: Store, policy: Policy, roster: PinnedRoster, path: Path) -> Receipt:
+def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Receipt:
     """Recompute the sum of a round from its transcript, under this site's own policy and roster, and mark it.
 
     Returns:
@@ -76,7 +76,7 @@ def replay(store: Store, policy: Policy, roster: PinnedRoster, path: Path) -> Re
         SecAggError: the transcript does not hold, is of another federation, or does not fit the site's log; nothing
             was marked.
     """
-    verdict = verify([path], policy, roster)
+    verdict = verify([path], policy, pinned)
     accept(verdict, store)
     (receipt,) = (report.receipt for report in verdict.rounds if report.receipt is not None)
     return receipt

@@ -33,7 +33,7 @@ from fedseg.events import (
     StudyStarted,
     Trained,
 )
-from secagg.state import STEPS
+from secagg.steps import STEPS
 from secagg.terminal import plain
 
 SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))

@@ -16,26 +16,17 @@ from pathlib import Path
 import torch
 
 from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
+from fedseg.averaging import fed_avg
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
-from fedseg.evaluation import (
-    before_training,
-    dice_table,
-    evaluate,
-    fed_avg,
-    mean_interval,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.privacy.budget import charge, spent
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model
 from fedseg.study import Study
+from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import ProtocolError, RoundBook, SigningKey

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from monai.losses import DiceCELoss
 
 from fedseg import augment
 from fedseg.augment import augmented
-from fedseg.data import anatomy, lesions, phantom
 from fedseg.data.cases import Case, SiteData
+from fedseg.data.phantoms import fetal_brain, fetal_scan, tumour
+from fedseg.data.phantoms.phantom import Phantom
+from fedseg.data.phantoms.table import find_phantom, phantom_of
 from fedseg.errors import ConfigError
 from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
@@ -30,14 +32,9 @@ from secagg.encoding import digest
 from secagg.prg import Stream
 
 Progress: TypeAlias = Callable[[int, int], None]
-Maker: TypeAlias = Callable[[int], Case]
 
 SEED = 1
 PUBLIC = 3  # cases that a coordinator looks at
-NEAR_TERM = (34.0, 36.0)
-"""Weeks that the public phantom covers where the hospitals are phantoms too: one generator makes both, so with the
-hospitals' own ages it would not be a start but the answer."""
-FETAL_STRUCTURES = 7
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 RATE = 0.01
 POOL = {2: 160, 3: 12}  # patients, by dims
@@ -69,41 +66,21 @@ def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.M
 
 def public_cases(study: Study) -> SiteData:
     """Phantoms that a coordinator may look at, as test cases; none where no phantom fits the study."""
-    maker, name = _maker(study), "public phantom"
-    cases = _cases(maker, "public", PUBLIC) if maker is not None else []
+    phantom, name = find_phantom(study), "public phantom"
+    cases = _cases(phantom, study, "public", PUBLIC) if phantom is not None else []
     return SiteData(name, (), tuple(replace(case, site=name) for case in cases))
 
 
-def _maker(study: Study) -> Maker | None:
-    """What makes the public phantom of a seed with the study's structures, channels and grid."""
-    size, dims = study.data.size, study.data.dims
-    channels = [name.lower() for name in study.data.modality]
-    if len(study.structures) == FETAL_STRUCTURES and channels in (["t2w"], ["t2"]):
-        profile = phantom.PROFILES["pretrain"]
-        if study.data.layout == "phantom":
-            profile = replace(profile, weeks=NEAR_TERM)
-        return lambda seed: phantom.phantom_case(profile, seed, size=size, dims=dims)
-    if len(study.structures) == 1 and len(channels) == lesions.CHANNELS and "flair" in channels[1] and dims == 2:
-        return lambda seed: lesions.lesion_case(lesions.PROFILES["pretrain"], seed, size)
-    return None
-
-
-def _cases(maker: Maker, purpose: str, patients: int) -> list[Case]:
-    return [maker(int(seed)) for seed in Stream.seeded(SEED, "public phantom", purpose).words64(patients)]
+def _cases(phantom: Phantom[Any], study: Study, purpose: str, patients: int) -> list[Case]:
+    seeds = [int(seed) for seed in Stream.seeded(SEED, "public phantom", purpose).words64(patients)]
+    return phantom.public_cases(seeds, study)
 
 
 # --- Pretraining -------------------------------------------------------------------------------------------------
 
 
 def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
-    maker = _maker(study)
-    if maker is None:
-        raise ConfigError(
-            "[model] start = 'phantom': there are phantoms for FeTA's seven structures with modality ['T2w'], and for "
-            "one structure with modality ['pre-contrast', 'FLAIR', 'post-contrast'] and dims = 2; this study has "
-            f"{len(study.structures)} in {list(study.data.modality)}, dims = {study.data.dims}; use start = 'scratch' "
-            "or give a .safetensors file"
-        )
+    phantom = phantom_of(study, "[model] start = 'phantom'", "use start = 'scratch' or give a .safetensors file")
     study = study.replace(study={"name": "phantom", "seed": None})  # the same start whatever a study's name and seed
     name, folder = f"phantom-{_content_hash(study)}.safetensors", _cache_folder()
     if name in _unkept:
@@ -111,7 +88,7 @@ def _phantom_model(study: Study, progress: Progress | None) -> torch.nn.Module:
     if folder is not None:
         with suppress(ConfigError):  # absent or damaged
             return load_model(folder / name, study)
-    model = _pretrained(study, _cases(maker, "pretraining", POOL[study.data.dims]), progress)
+    model = _pretrained(study, _cases(phantom, study, "pretraining", POOL[study.data.dims]), progress)
     try:
         if folder is None:
             raise FileNotFoundError
@@ -160,7 +137,7 @@ def _stacked(cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _content_hash(study: Study) -> str:
     """Of everything that shapes the weights: the network, the working grid, this code and the numerics below it."""
-    modules = (anatomy, phantom, lesions, augment)
+    modules = (fetal_brain, fetal_scan, tumour, augment)
     code = [Path(str(module.__file__)).read_bytes() for module in modules] + [Path(__file__).read_bytes()]
     shape = {
         "structures": len(study.structures),

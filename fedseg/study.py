@@ -21,6 +21,7 @@ from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
 
 VALUE_BITS = 20
+UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
 SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -34,14 +35,19 @@ class _Section(BaseModel):
 
 
 class StudySection(_Section):
-    """`[study]`."""
+    """`[study]`: what is trained, and for how long."""
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
-    structures: tuple[str, ...] = Field(min_length=1, max_length=254, description="names of label values 1, 2, ...")
-    rounds: Count = Field(description="secure aggregations")
+    structures: tuple[str, ...] = Field(
+        min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
+    )
+    rounds: Count = Field(description="how many sums; after each, every site has the next model")
     local_steps: Count = Field(description="gradient steps of a site in one round")
-    lr: Positive = Field(description="learning rate of a site's optimiser")
-    seed: Seed | None = Field(default=None, description="reproducible run, no privacy claim")
+    lr: Positive = Field(description="learning rate of a site's gradient steps")
+    seed: Seed | None = Field(
+        default=None,
+        description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -51,16 +57,20 @@ class StudySection(_Section):
 
 
 class DataSection(_Section):
-    """`[data]`."""
+    """`[data]`: what a site's folder holds, and how images become batches."""
 
-    layout: Literal["feta", "decathlon", "phantom"] = Field(description="how a site's folder is organised")
+    layout: Literal["feta", "decathlon", "phantom"] = Field(description="how a site's folder is organised: see Layouts")
     modality: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        min_length=1, description="image channels in order, such as ['T2w']"
+        min_length=1, description="names of the image's channels in order, such as ['T2w']"
     )
-    dims: Literal[2, 3] = Field(description="2 for slices, 3 for volumes")
+    dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")
     size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
-    slices_per_patient: Count = Field(default=1, description="slices (2D) or patches (3D) of a sampled patient")
-    holdout: float = Field(default=0.2, ge=0, lt=1, description="share of patients kept for testing, one by one")
+    slices_per_patient: Count = Field(
+        default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
+    )
+    holdout: float = Field(
+        default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
+    )
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -72,25 +82,37 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """`[model]`."""
+    """`[model]`: the network and where it starts."""
 
-    name: Literal["unet-small", "unet", "segresnet"] = Field(default="unet-small", description="the network")
-    channels: tuple[Count, ...] = Field(default=(), max_length=5, description="features per level; () for the default")
-    start: str = Field(default="scratch", min_length=1, description="'scratch', 'phantom' or a .safetensors file")
+    name: Literal["unet-small", "unet", "segresnet"] = Field(
+        default="unet-small", description="the network; small ones bear noise better"
+    )
+    channels: tuple[Count, ...] = Field(
+        default=(), max_length=5, description="features per level; [] for the network's own"
+    )
+    start: str = Field(
+        default="scratch",
+        min_length=1,
+        description="weights before round 1: 'scratch', 'phantom' (trained on made images) or a .safetensors file",
+    )
 
 
 class PrivacySection(_Section):
     """`[privacy]`: the promise to every patient; with mechanism 'none' the rest only shapes the batches."""
 
     mechanism: Literal["local", "none"] = Field(description="'local' (each update is private on its own) or 'none'")
-    unit: Literal["patient"] = "patient"
-    epsilon: Positive | None = Field(default=None, description="the budget of every site over the whole study")
+    unit: Literal["patient"] = Field(default="patient", description="whom the promise speaks for")
+    epsilon: Positive | None = Field(
+        default=None, description="budget of a site's patients over the whole study; smaller is safer"
+    )
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         default=None, description="it has no default: choose it below 1/patients, for example 1/(10 patients)"
     )
-    sample_rate: float = Field(gt=0, le=1, description="probability that a patient is drawn in a step")
-    clip_norm: Positive | None = Field(default=None, description="L2 bound of one patient's gradient")
-    denominator: Count = Field(description="public constant, about the patients drawn per step and site")
+    sample_rate: float = Field(gt=0, le=1, description="probability that a patient is drawn in a local step")
+    clip_norm: Positive | None = Field(default=None, description="L2 length to which one patient's gradient is cut")
+    denominator: Count = Field(
+        description="public constant that divides a step's sum: about the patients that a site draws in a step"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -103,37 +125,45 @@ class PrivacySection(_Section):
 
 
 class SecAggSection(_Section):
-    """`[secagg]`."""
+    """`[secagg]`: how updates are added; parameters of `secagg.Policy`."""
 
-    suite: Suite = Suite.MLKEM768_X25519
-    max_corrupt: int = 1
-    min_survivors: int = Field(default=0, ge=0, description="0 for the smallest safe number")
-    bits: int = 32
+    suite: Suite = Field(
+        default=Suite.MLKEM768_X25519, description="key agreement; the default outlasts quantum computers"
+    )
+    max_corrupt: int = Field(default=1, description="how many sites may collude with the coordinator")
+    min_survivors: int = Field(
+        default=0, ge=0, description="sites that a sum must have; 0 for the smallest safe number"
+    )
+    bits: int = Field(default=32, description="bits of a masked value; as many as the sum of all sites needs")
     clip_range: Positive = Field(description="bound of every value of an update, fixed and never taken from data")
 
 
 class ReportSection(_Section):
-    """`[report]`: not hashed."""
+    """`[report]`: what leaves a site beside its updates."""
 
-    share_metrics: bool = Field(default=False, description="send validation Dice; not covered by epsilon")
+    share_metrics: bool = Field(
+        default=False, description="sites send the Dice of their held-out patients; not covered by epsilon"
+    )
 
 
 class RunSection(_Section):
-    """`[run]`: how fast, never what; not hashed."""
+    """`[run]`: how fast, never what."""
 
-    device: Literal["cpu", "cuda"] = "cpu"
-    threads: Count = 1
-    workers: Count = 1
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
+    threads: Count = Field(default=1, description="threads of torch in one process")
+    workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
     hold_seconds: float = Field(
-        default=0.0, ge=0, description="a site hands its update over no earlier: how long it trained tells of patients"
+        default=0.0,
+        ge=0,
+        description="seconds before which a site hands over no update: how long it trained tells of patients",
     )
 
 
 class Site(_Section):
-    """`[[sites]]`."""
+    """`[[sites]]`: who takes part; one table a site."""
 
     id: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
-    weight: Positive = Field(default=1.0, description="public constant")
+    weight: Positive = Field(default=1.0, description="what its update counts in the mean, a public constant")
     patients: Count | None = Field(default=None, description="layout 'phantom' only: patients to make")
 
 
@@ -195,8 +225,8 @@ class Study(_Section):
         return self.privacy.mechanism != "none"
 
     def hash(self) -> bytes:
-        """Digest of all that can change results or privacy, 32 bytes; `[run]` and `[report]` cannot."""
-        content = self.model_dump(mode="json", exclude={"run", "report"})
+        """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""
+        content = self.model_dump(mode="json", exclude=set(UNHASHED))
         return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
 
     def policy(self, length: int, server_key: bytes = b"") -> Policy:

@@ -8,6 +8,7 @@ from secagg import wire
 from secagg.book import RoundBook
 from secagg.client import OpenRound, accept_exposure, open_round, unchecked_round
 from secagg.complaints import LeaveOut, leave_out
+from secagg.context import RoundContext
 from secagg.errors import (
     AbortedError,
     AuthenticationError,
@@ -27,7 +28,6 @@ from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.quantize import dequantize
 from secagg.session import ClientSession, ServerSession
-from secagg.state import RoundContext
 from secagg.store import MemoryStore, Store
 
 __all__ = [

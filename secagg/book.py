@@ -11,11 +11,11 @@ from typing import Any
 
 from secagg import wire
 from secagg.complaints import Choose, LeaveOut, leave_out
+from secagg.context import GENESIS, RoundContext
 from secagg.encoding import HASH_BYTES
 from secagg.errors import AbortedError, ComplaintError, ConfigError, ProtocolError
 from secagg.keys import SigningKey
 from secagg.messages import Receipt, RoundStart
-from secagg.state import GENESIS, RoundContext
 
 
 @dataclass

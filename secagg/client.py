@@ -2,14 +2,15 @@
 
 This file is the trust boundary. Each class is what a client holds between two messages; each method checks what the
 server sent, makes the next message and gives up its state. The server is assumed to lie: no parameter, identity or
-threshold is taken from it. Specification: docs/spec.md, one section per round; the ids in the comments are the rows
-of its table of checks.
+threshold is taken from it. Specification: docs/spec.md, section "Rounds"; ids such as C-05, in errors, docstrings and
+comments, are the rows of its table "Checks".
 """
 
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
     AbortedError,
@@ -60,17 +61,14 @@ from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor
 from secagg.quantize import Quantised
 from secagg.shamir import SHARE_BYTES, is_share, split
-from secagg.state import (
+from secagg.steps import (
     CONSISTENCY_CHECK,
     MASKED_INPUT_COLLECTION,
     ROUND_START,
     SHARE_KEYS,
     SHARE_REPORT,
-    RoundContext,
-    Slot,
     State,
-    holder,
-    next_head,
+    opaque,
 )
 from secagg.store import Store
 
@@ -104,7 +102,7 @@ def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
 
 def open_round(
     policy: Policy,
-    roster: PinnedRoster,
+    pinned: PinnedRoster,
     training_run: str,
     start: RoundStart,
     store: Store,
@@ -119,7 +117,7 @@ def open_round(
 
     Args:
         policy: own pinned policy with a `server_key`.
-        roster: own pinned roster.
+        pinned: own pinned roster.
         training_run: the run that this client has agreed to take part in.
         start: the server's message.
         store: durable marks of the data set; missed receipts are appended to its log.
@@ -137,7 +135,7 @@ def open_round(
     """
     if not policy.server_key:
         raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
-    session = session_id(policy, roster)
+    session = session_id(policy, pinned)
     start.verify(policy.server_key, "C-01")
     if start.training_run != training_run:
         raise InconsistentViewError("C-02", f"the server opened run {start.training_run}, pinned is {training_run}")
@@ -200,7 +198,7 @@ class _Own:
     me: str
     signing_key: SigningKey
     pinned: PinnedRoster
-    round: OpenRound
+    opened: OpenRound
     store: Store
     attempt: Slot
     slot: bytes
@@ -208,7 +206,7 @@ class _Own:
     @property
     def context(self) -> RoundContext:
         """What the attempt is about."""
-        return self.round.context
+        return self.opened.context
 
     def enough(self, step: str, have: int) -> None:
         """C-21: every set holds at least min_survivors. An honest server ends the round instead of showing less."""
@@ -226,7 +224,7 @@ class Joining(State):
     """Before the first message.
 
     Raises:
-        ConfigError: `me` is not in the roster, or the signing key is not the one pinned for it.
+        ConfigError: `me` is not in the pinned roster, or the signing key is not the one pinned for it.
     """
 
     def __init__(
@@ -234,16 +232,16 @@ class Joining(State):
         policy: Policy,
         me: str,
         signing_key: SigningKey,
-        roster: PinnedRoster,
-        round: OpenRound,
+        pinned: PinnedRoster,
+        opened: OpenRound,
         store: Store,
     ) -> None:
-        if me not in roster:
+        if me not in pinned:
             raise ConfigError(f"client {me!r} is not in the roster")
-        if signing_key.verify_key != roster[me]:
+        if signing_key.verify_key != pinned[me]:
             raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
-        attempt = round.context.at(session_id(policy, roster))
-        self._own = _Own(policy, me, signing_key, roster, round, store, attempt, attempt.hash)
+        attempt = opened.context.at(session_id(policy, pinned))
+        self._own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
 
     def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
         """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03).
@@ -257,11 +255,12 @@ class Joining(State):
         """
         self._leave()
         own = self._own
+        # C-03: the mark comes before the keys. After a crash the slot is dead, and no second set of keys exists for it.
         with own.store.transaction() as marks:
             _, head = marks.head(own.attempt.session, own.context.training_run)
-            if own.round.checked and head != own.context.previous_head:
+            if own.opened.checked and head != own.context.previous_head:
                 raise InconsistentViewError("C-04", f"{own.attempt} was opened before the last round of our log ended")
-            exposing = marks.join(own.attempt, own.context.model_hash, own.round.private)
+            exposing = marks.join(own.attempt, own.context.model_hash, own.opened.private)
             released = marks.released(own.attempt.session)
         channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
         message = AdvertiseKeys(
@@ -280,7 +279,7 @@ class Joining(State):
 # --- Round 1a: ShareKeys -----------------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Advertised(State):
     """Holds the two private keys; waits for the roster."""
 
@@ -301,7 +300,9 @@ class Advertised(State):
         own, policy = self.own, self.own.policy
         verify_roster(own, roster, self.advertisement)
         claims = verify_claims(own, roster)
-        if not own.round.private:
+        if not own.opened.private:
+            # C-26: contributing looks again. Looked at here as well, because nothing was given away yet, and because
+            # only the roster says who makes a claim.
             with own.store.transaction() as marks:
                 try:
                     marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
@@ -384,7 +385,7 @@ def claimants(roster: Roster, round_ids: Collection[bytes]) -> list[str]:
 # --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Shared(State):
     """Has dealt its shares; waits for those of the others."""
 
@@ -417,7 +418,7 @@ class Shared(State):
                 raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
             try:
                 self._open(dealer, bundle, held)
-            except ShareError:
+            except ShareError:  # C-12: one complaint ends the attempt; the other bundles still have to pass C-11
                 complaint = complaint or dealer
         self.channel_key.wipe()
         message = ShareReport(own.slot, self.roster.hash, inbox.roster2, own.me, complaint).sign(own.signing_key)
@@ -462,7 +463,7 @@ class Shared(State):
             held.pair_secrets[dealer] = secret
 
 
-@holder
+@opaque
 class _Held(Secret):
     """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
 
@@ -487,7 +488,7 @@ class _Held(Secret):
 # --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Reported(State):
     """Has reported on its shares; waits for U2."""
 
@@ -522,8 +523,9 @@ class Reported(State):
             raise ConfigError("the update was quantised under another policy than this client's own")
         self._verify_reports(reports)
         round_id = context.round_id(own.slot, self.inbox.roster2, reports.sharers_hash)
+        # C-14, C-24: marked before anything is masked. A crash behind this line costs the round, never a second vector.
         with own.store.transaction() as marks:
-            marks.contribute(own.attempt, event_id, self.claims, own.round.private)
+            marks.contribute(own.attempt, event_id, self.claims, own.opened.private)
         roster1, held = self.roster.hash, self.held
         add, subtract = [self_mask_seed(roster1, round_id, own.me, held.self_seed)], list[bytes]()
         for peer in reports.by_id:
@@ -557,7 +559,7 @@ class Reported(State):
 # --- Round 3: ConsistencyCheck -----------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Masked(State):
     """Has sent its masked input; waits for U3."""
 
@@ -599,7 +601,7 @@ class Masked(State):
 # --- Round 4: Unmasking ------------------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Attested(State):
     """Has attested one U3; waits to see that a quorum has attested the same."""
 
@@ -621,8 +623,9 @@ class Attested(State):
         self._leave()
         claim = self._claim(self._verify_attestations(attestations))
         own, held = self.own, self.held
+        # C-05, C-24: marked with its proof before a share leaves. What was not marked was not released.
         with own.store.transaction() as marks:
-            marks.release(own.attempt, claim, own.round.private)
+            marks.release(own.attempt, claim, own.opened.private)
         dropped = sorted(self.sharers - self.included.by_id.keys())
         message = UnmaskingShares(
             self.included.inputs[0].round_id,
@@ -677,7 +680,7 @@ class Attested(State):
 # --- Round 5: Result ---------------------------------------------------------------------------------------------
 
 
-@holder
+@opaque
 class Released(State):
     """Has released its unmasking shares and holds no key any more; waits for the sum, or for the search for a liar."""
 

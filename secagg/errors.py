@@ -55,11 +55,11 @@ class ShareError(ProtocolError):
 
 
 class AbortedError(SecAggError):
-    """The round ended without a sum and nobody is to blame; `round` is the round's name in the specification."""
+    """The round ended without a sum and nobody is to blame; `step` is where, by its name in the specification."""
 
-    def __init__(self, round: str, message: str) -> None:
+    def __init__(self, step: str, message: str) -> None:
         super().__init__(message)
-        self.round = round
+        self.step = step
 
 
 class ExposureError(AbortedError):
@@ -72,15 +72,15 @@ class ExposureError(AbortedError):
         round_ids: the rounds, 32 bytes each.
     """
 
-    def __init__(self, check: str, round: str, message: str, round_ids: Iterable[bytes]) -> None:
-        super().__init__(round, f"[{check}] {message}")
+    def __init__(self, check: str, step: str, message: str, round_ids: Iterable[bytes]) -> None:
+        super().__init__(step, f"[{check}] {message}")
         self.check = check
         self.round_ids = tuple(round_ids)
 
     def said_by(self, client_ids: Iterable[str]) -> "ExposureError":
         """The same, with who claims it: its operator is whom to ask."""
         message = f"claimed by {', '.join(client_ids)}: " + str(self).removeprefix(f"[{self.check}] ")
-        return ExposureError(self.check, self.round, message, self.round_ids)
+        return ExposureError(self.check, self.step, message, self.round_ids)
 
 
 class ComplaintError(AbortedError):
@@ -90,18 +90,18 @@ class ComplaintError(AbortedError):
         complaints: (accuser, dealer) pairs, sorted; at least one end of each is corrupt.
     """
 
-    def __init__(self, round: str, complaints: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, step: str, complaints: Iterable[tuple[str, str]]) -> None:
         self.complaints = tuple(sorted(complaints))
         told = ", ".join(f"{accuser} contradicts {dealer}" for accuser, dealer in self.complaints)
         super().__init__(
-            round, f"{round}: {told}; one of the two is at fault: open the next attempt without one end of each"
+            step, f"{step}: {told}; one of the two is at fault: open the next attempt without one end of each"
         )
 
 
 class TooFewClientsError(AbortedError):
     """Fewer clients are left than the policy's `min_survivors`."""
 
-    def __init__(self, round: str, have: int, need: int) -> None:
-        super().__init__(round, f"{round}: {have} clients are left and the policy needs {need}; nothing was opened")
+    def __init__(self, step: str, have: int, need: int) -> None:
+        super().__init__(step, f"{step}: {have} clients are left and the policy needs {need}; nothing was opened")
         self.have = have
         self.need = need

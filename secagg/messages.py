@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn, Self, TypeAlias
 
+from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
 from secagg.errors import AuthenticationError, MalformedMessageError
 from secagg.keys import SigningKey, verify
 from secagg.policy import MAX_CLIENTS
 from secagg.shamir import is_share
-from secagg.state import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
 
 SIGNATURE_BYTES = 64
 NONCE_BYTES = 16

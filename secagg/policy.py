@@ -225,15 +225,15 @@ class PinnedRoster(Mapping[str, bytes]):
         return digest("roster", [[client_id, key] for client_id, key in self._keys.items()])
 
 
-def session_id(policy: Policy, roster: PinnedRoster) -> bytes:
+def session_id(policy: Policy, pinned: PinnedRoster) -> bytes:
     """Session = H(suite | project | H(policy) | H(sorted roster)): 32 bytes.
 
     Raises:
         ConfigError: the roster does not have the policy's number of clients, or lacks a weighted client.
     """
-    if len(roster) != policy.clients:
-        raise ConfigError(f"the roster lists {len(roster)} clients and the policy says clients = {policy.clients}")
+    if len(pinned) != policy.clients:
+        raise ConfigError(f"the roster lists {len(pinned)} clients and the policy says clients = {policy.clients}")
     for client_id in policy.weights:
-        if client_id not in roster:
+        if client_id not in pinned:
             raise ConfigError(f"the policy gives a weight to {client_id}, which the roster does not list")
-    return digest("session", policy.suite.value, policy.project, policy.hash(), roster.hash())
+    return digest("session", policy.suite.value, policy.project, policy.hash(), pinned.hash())

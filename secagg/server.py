@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
+from secagg.context import RoundContext, next_head
 from secagg.errors import (
     AuthenticationError,
     ComplaintError,
@@ -62,7 +63,7 @@ from secagg.packing import add_packed, modulo, pack_into, packed_size, unpack, v
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Executor, apply_masks, zeros
 from secagg.shamir import combine
-from secagg.state import (
+from secagg.steps import (
     ADVERTISE_KEYS,
     BLAME,
     CONSISTENCY_CHECK,
@@ -71,9 +72,7 @@ from secagg.state import (
     SHARE_KEYS,
     SHARE_REPORT,
     UNMASKING,
-    RoundContext,
     State,
-    next_head,
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
+from secagg.context import RoundContext
 from secagg.errors import (
     ConfigError,
     IllegalTransitionError,
@@ -47,7 +48,7 @@ from secagg.server import (
     SharingKeys,
     Unmasking,
 )
-from secagg.state import STEPS, RoundContext, State
+from secagg.steps import STEPS, State
 from secagg.store import Store
 
 _STEP_OF = {
@@ -63,17 +64,10 @@ class ClientSession:
         policy: own pinned parameters.
         me: own id in the roster.
         signing_key: own identity.
-        roster: pinned identities of the cohort.
-        round: what the attempt is about: `secagg.open_round` makes it from a signed round start.
+        pinned: pinned identities of the cohort.
+        opened: what the attempt is about: `secagg.open_round` makes it from a signed round start.
         store: durable marks of the data set.
         executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
-
-    Attributes:
-        step: name of the round that the latest message of this client belongs to.
-        clip_rate: fraction of the update's values outside the clip range, once it was provided.
-        included: U3, sorted, once this client attested it.
-        head: of the finished round, 32 bytes; None until the result is verified.
-        finished: nothing more will be asked; send the reply to the last message, then stop.
 
     A session belongs to one thread.
 
@@ -86,23 +80,48 @@ class ClientSession:
         policy: Policy,
         me: str,
         signing_key: SigningKey,
-        roster: PinnedRoster,
-        round: OpenRound,
+        pinned: PinnedRoster,
+        opened: OpenRound,
         store: Store,
         executor: Executor | None = None,
     ) -> None:
         self._policy, self._me, self._executor = policy, me, executor
-        self._state: object = Joining(policy, me, signing_key, roster, round, store)
+        self._state: object = Joining(policy, me, signing_key, pinned, opened, store)
         self._update: Quantised | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
         self._provided = False
         self._answered: list[tuple[FromServer, FromClient]] = []
-        self.step = STEPS[0]
-        self.clip_rate = 0.0
-        self.head: bytes | None = None
-        self.included: tuple[str, ...] = ()
-        self.finished = False
+        self._step = STEPS[0]
+        self._clip_rate = 0.0
+        self._head: bytes | None = None
+        self._included: tuple[str, ...] = ()
+        self._finished = False
+
+    @property
+    def step(self) -> str:
+        """Name of the step that the latest message of this client belongs to."""
+        return self._step
+
+    @property
+    def clip_rate(self) -> float:
+        """Fraction of the update's values outside the clip range, once it was provided."""
+        return self._clip_rate
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """U3, sorted, once this client attested it."""
+        return self._included
+
+    @property
+    def head(self) -> bytes | None:
+        """Head of the finished round, 32 bytes; None until the result is verified."""
+        return self._head
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be asked: send the reply to the last message, then stop."""
+        return self._finished
 
     def start(self) -> FromClient:
         """The first message: AdvertiseKeys.
@@ -122,7 +141,7 @@ class ClientSession:
 
     def provide(
         self, update: NDArray[np.float32] | NDArray[np.float64], event_id: str = "", stream: Stream | None = None
-    ) -> None:
+    ) -> FromClient | None:
         """Hand over the update, any time before masking: rounds 0 and 1 run while training.
 
         Args:
@@ -131,22 +150,19 @@ class ClientSession:
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
 
+        Returns:
+            The masked input, to be sent now, where the reports came before the update; else None.
+
         Raises:
             ConfigError: wrong shape, or a value that is not finite.
             IllegalTransitionError: an update was already provided, or the session is over.
+            ProtocolError, AbortedError: as `receive`, of reports that came before.
         """
-        if self._provided or self.finished:
+        if self._provided or self._finished:
             raise IllegalTransitionError("this session is over, or has its update")
         self._update = Quantised(update, self._policy, self._me, stream or Stream())
-        self.clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
-
-    def pending(self) -> FromClient | None:
-        """After `provide`: the reply to reports that came while training, if they did."""
-        if self._waiting is None or self._update is None:
-            return None
-        reply = self.receive(self._waiting)
-        self._waiting = None
-        return reply
+        self._clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
+        return None if self._waiting is None else self._answer(self._waiting)
 
     def receive(self, message: FromServer) -> FromClient | None:
         """Answer a message of the server; None where there is nothing to send (yet).
@@ -159,7 +175,7 @@ class ClientSession:
         for answered, reply in self._answered:
             if message == answered:
                 return reply
-        if self.finished:
+        if self._finished:
             raise IllegalTransitionError("this session is over")
         early = isinstance(self._state, Reported) and self._update is None
         if early and isinstance(message, Reports) and self._waiting in (None, message):
@@ -173,7 +189,7 @@ class ClientSession:
         except BaseException:
             self.close()
             raise
-        self.step = _STEP_OF[type(reply)]
+        self._step = _STEP_OF[type(reply)]
         self._answered.append((message, reply))
         return reply
 
@@ -184,17 +200,17 @@ class ClientSession:
                 self._state, reply = state.share_keys(message)
             case Shared() as state, ShareInbox():
                 self._state, reply = state.report(message)
-            case Reported() as state, Reports() if self._update is not None and self._waiting in (None, message):
+            case Reported() as state, Reports() if self._update is not None:
                 self._state, reply = state.mask_input(message, self._update, self._event_id, self._executor)
                 self._update = None
             case Masked() as state, IncludedSet():
                 self._state, reply = state.attest(message)
-                self.included = tuple(message.by_id)
+                self._included = tuple(message.by_id)
             case Attested() as state, Attestations():
                 self._state, reply = state.unmask(message)
             case (Attested() | Released()) as state, Result():
                 reply = state.conclude(message)
-                self.head = reply.head
+                self._head = reply.head
                 self.close()
             case Released() as state, SlotsFailed():
                 reply = state.show_slot_masks(message)
@@ -207,7 +223,7 @@ class ClientSession:
         """End the session and wipe its secrets; safe to call at any time."""
         if isinstance(self._state, State):
             self._state.wipe()
-        self.finished = True
+        self._finished = True
         self._state = self._update = self._waiting = None
 
     def __reduce__(self) -> NoReturn:
@@ -219,20 +235,13 @@ class ServerSession:
 
     Args:
         policy: parameters, the same as every client's.
-        roster: pinned identities of the cohort.
+        pinned: pinned identities of the cohort.
         round_context: what the attempt is about.
         signing_key: key of `policy.server_key`; None where the policy names none.
         leave_out: clients not admitted to this attempt, after complaints or convictions.
-        record: told every message of a client as it is accepted, and the result: `secagg.transcript.Recorder`.
+        record: called with each message of a client once it is accepted, and at the end with the result. A
+            `secagg.transcript.Recorder` is one.
         executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
-
-    Attributes:
-        step: name of the round that is being collected.
-        result: the total after the last round, (d,) unsigned integers modulo 2^b.
-        included, dropped: U3 and U2 minus U3, sorted, once they are fixed.
-        receipt, head: what the next round start builds on, after the last round.
-        burned: sharers are known, so this round number completes or is burned.
-        finished: the result is there, or never will be. Confirmations of the result are still taken.
 
     Raises:
         ConfigError: roster, policy and key do not fit together.
@@ -241,7 +250,7 @@ class ServerSession:
     def __init__(
         self,
         policy: Policy,
-        roster: PinnedRoster,
+        pinned: PinnedRoster,
         round_context: RoundContext,
         signing_key: SigningKey | None = None,
         leave_out: Collection[str] = (),
@@ -250,22 +259,61 @@ class ServerSession:
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the server's signing key is not the policy's server_key")
-        if not set(leave_out) <= roster.keys():
+        if not set(leave_out) <= pinned.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
-        session = session_id(policy, roster)
-        opened = Round(policy, roster, round_context, session, round_context.slot(session), signing_key, executor)
-        self._state: object = Advertising(opened, roster.keys() - set(leave_out))
+        session = session_id(policy, pinned)
+        opened = Round(policy, pinned, round_context, session, round_context.slot(session), signing_key, executor)
+        self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
         self._record = record
-        self.step = STEPS[0]
-        self.result: Vector | None = None
-        self.head: bytes | None = None
-        self.receipt: Receipt | None = None
-        self.included: tuple[str, ...] = ()
-        self.dropped: tuple[str, ...] = ()
-        self.burned = False
-        self.finished = False
+        self._step = STEPS[0]
+        self._result: Vector | None = None
+        self._receipt: Receipt | None = None
+        self._included: tuple[str, ...] = ()
+        self._dropped: tuple[str, ...] = ()
+        self._burned = False
+        self._finished = False
+
+    @property
+    def step(self) -> str:
+        """Name of the step that is being collected."""
+        return self._step
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """U3, sorted, once it is fixed."""
+        return self._included
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """U2 minus U3, sorted, once U3 is fixed."""
+        return self._dropped
+
+    @property
+    def result(self) -> Vector | None:
+        """The total after the last step: (d,) unsigned integers modulo 2^b."""
+        return self._result
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Of the finished round: what `RoundBook.completed` takes."""
+        return self._receipt
+
+    @property
+    def head(self) -> bytes | None:
+        """Head of the finished round, 32 bytes: what the next round start builds on."""
+        return self._receipt.head if self._receipt is not None else None
+
+    @property
+    def burned(self) -> bool:
+        """Whether the sharers are known and there is no sum: this round number completes or is burned."""
+        return self._burned
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there, or never will be. Confirmations of the result are still taken."""
+        return self._finished
 
     @property
     def _collecting(self) -> Collecting:
@@ -328,7 +376,7 @@ class ServerSession:
         try:
             self._replies = self._close()
         except BaseException:
-            self.finished, self._state = True, None
+            self._finished, self._state = True, None
             raise
         self._closed = closed
         return self._replies
@@ -342,21 +390,21 @@ class ServerSession:
                 self._state, replies = state.close()
             case Reporting() as state:
                 self._state, replies = state.close()
-                self.burned = True
+                self._burned = True
             case CollectingInputs() as state:
                 self._state, replies = state.close()
-                self.included = tuple(sorted(state.received))
-                self.dropped = tuple(sorted(state.expected - state.received.keys()))
+                self._included = tuple(sorted(state.received))
+                self._dropped = tuple(sorted(state.expected - state.received.keys()))
             case Attesting() as state:
                 self._state, replies = state.close()
             case Unmasking() as state:
                 self._state, replies = state.close()
                 if isinstance(self._state, Confirming):
-                    self.result, self.receipt = self._state.total, self._state.result.receipt
-                    self.head, self.finished, self.burned = self.receipt.head, True, False
+                    self._result, self._receipt = self._state.total, self._state.result.receipt
+                    self._finished, self._burned = True, False
                     if self._record is not None:
                         self._record(self._state.result)
             case Blaming() as state:
                 state.close()
-        self.step = self._collecting.step
+        self._step = self._collecting.step
         return replies

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+from secagg.context import GENESIS, Slot
 from secagg.encoding import HASH_BYTES, digest
 from secagg.errors import ConfigError, ExposureError, MalformedMessageError, UnexpectedMessageError
 from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
-from secagg.state import ADVERTISE_KEYS, GENESIS, MASKED_INPUT_COLLECTION, UNMASKING, Slot
+from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION, UNMASKING
 
 NEVER = bytes(HASH_BYTES)
 """The round that a data set released last in a session in which it never released anything."""

@@ -18,22 +18,11 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.dialogue import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    before_training,
-    dice_table,
-    evaluate,
-    fed_avg,
-    mean_interval,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import (
     Burned,
     Dropped,
@@ -52,14 +41,16 @@ from fedseg.events import (
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import public_cases, starting_model
+from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
+from secagg.context import RoundContext
 from secagg.files import policy_text
 from secagg.messages import IncludedSet, Receipt, Reports
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
-from secagg.state import MASKED_INPUT_COLLECTION, RoundContext
+from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.transcript import Recorder
 
 
@@ -296,7 +287,7 @@ class Coordinator:
         started = model_hash(self.vector)
         key, leave_out = book.signing_key, book.leave_out
         context, recorder = book.context(started), self._recorder(book.context(started))
-        server = ServerSession(self.policy, self.federation.roster, context, key, leave_out, recorder)
+        server = ServerSession(self.policy, self.federation.pinned, context, key, leave_out, recorder)
         self.folder.emit(RoundStarted(round=number, attempt=attempted, model_hash=started.hex()))
         for site in sorted(self.dropped_before & set(sites)):
             self.folder.emit(Rejoined(round=number, site=site))
@@ -336,7 +327,7 @@ class Coordinator:
         path = self.folder.path / "transcripts" / f"{context.round_number:04d}-{context.attempt}.transcript"
         path.parent.mkdir(exist_ok=True)
         whole, key = self.options.transcripts == "whole", self.book.signing_key
-        return Recorder(path, self.policy, self.federation.roster, context, whole, key)
+        return Recorder(path, self.policy, self.federation.pinned, context, whole, key)
 
     def _publish(self, recorder: Recorder, receipt: Receipt | None) -> None:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from fedseg.events import Dropped, RoundEnded
 from fedseg.report.folder import Run, dropouts, ended, of_kind
-from fedseg.report.records import Privacy
+from fedseg.report.records import Metrics, Privacy
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -58,6 +58,19 @@ def epsilon_text(epsilon: float | None) -> str:
 def guarantee(found: Privacy) -> str:
     """The pair as "(ε = 7.94, δ = 0.0003)", never broken over two lines."""
     return f"(ε\u00a0=\u00a0{epsilon_text(found.epsilon)}, δ\u00a0=\u00a0{found.delta:.2g})"
+
+
+def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
+    """The claim with unit, delta and trust model, or that there is none: what to stress, and the rest."""
+    found = metrics.privacy
+    if found is None:
+        return "no differential privacy", ": mechanism = 'none'"
+    claim = (
+        f"epsilon {found.epsilon:.2f} per {found.unit} at delta {found.delta:g} ({found.neighbouring}); {found.trust}"
+    )
+    if metrics.seeded_no_privacy_claim:
+        return "seeded: no privacy claim", f"; unseeded it would be {claim}"
+    return claim, f"; {found.sentence}"
 
 
 def warnings(run: Run) -> Iterator[str]:

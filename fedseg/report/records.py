@@ -99,6 +99,7 @@ class Metrics(Record):
     seeded_no_privacy_claim: bool = False
     unfinished: str = ""
     command: str = ""
+    rounds: int = 0
     started_utc: str = ""
     seconds: float
     privacy: Privacy | None = None

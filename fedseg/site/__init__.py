@@ -25,21 +25,12 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    dice_table,
-    evaluate,
-    fed_avg,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.ledger import Ledger
@@ -47,6 +38,7 @@ from fedseg.models import build_model
 from fedseg.privacy.budget import charge, charge_metrics, spent
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
+from fedseg.summary import metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import (
@@ -68,7 +60,7 @@ from secagg.quantize import quantize
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.sqlite import SqliteStore
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
@@ -136,7 +128,7 @@ class Site:
         self.completed = 0
         self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
         self.receipts: tuple[Receipt, ...] = ()
-        self.session = session_id(self.policy, self.federation.roster)
+        self.session = session_id(self.policy, self.federation.pinned)
         self.run_key = f"{self.session.hex()}/{self.federation.training_run}"
         self.next_model = self._next_models().get(self.run_key, ["", ""])
 
@@ -262,7 +254,7 @@ class Site:
         came = self.options.state / "refused.transcript"
         came.write_bytes(transcript)
         try:
-            receipt = replay(self.store, self.policy, self.federation.roster, came)
+            receipt = replay(self.store, self.policy, self.federation.pinned, came)
         except SecAggError as error:
             self.folder.emit(Note(text=f"a transcript was refused and settles nothing: {error}; it is kept in {came}"))
             return
@@ -281,7 +273,7 @@ class Site:
         try:
             opened = open_round(
                 self.policy,
-                self.federation.roster,
+                self.federation.pinned,
                 self.federation.training_run,
                 start,
                 self.store,
@@ -309,7 +301,7 @@ class Site:
             return
         begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
         self.folder.emit(begins)
-        session = ClientSession(self.policy, self.me, self.key, self.federation.roster, opened, self.store)
+        session = ClientSession(self.policy, self.me, self.key, self.federation.pinned, opened, self.store)
         try:
             first = session.start()
         except ExposureError as error:
@@ -407,8 +399,9 @@ class Site:
         if self.options.audit is not None:
             values, _ = quantize(update.vector, self.policy, self.me, self._rounding(current))
             self._audit(current.number, "update", values)
-        current.session.provide(update.vector, update.event_id, self._rounding(current))
-        await self._guarded(current, current.session.pending)
+        await self._guarded(
+            current, lambda: current.session.provide(update.vector, update.event_id, self._rounding(current))
+        )
 
     def _rounding(self, current: "_Round") -> Stream:
         """The stream of a round's stochastic rounding, the same at each call."""
@@ -544,7 +537,7 @@ class Site:
 
     def _catch_up(self, account: Account) -> None:
         """Write down a round that this process did not see to its end."""
-        receipt = account.proved(self.receipts, self.federation.roster)
+        receipt = account.proved(self.receipts, self.federation.pinned)
         if receipt.round_number in self.seen:
             return
         self.seen[receipt.round_number] = receipt.head

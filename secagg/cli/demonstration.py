@@ -14,6 +14,7 @@ from secagg import wire
 from secagg.cli.explain import Clients, Corrupt, Length, Suites
 from secagg.cli.terminal import app, sentences
 from secagg.client import open_round
+from secagg.context import GENESIS, RoundContext
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
 from secagg.files import policy_text, roster_text, write_new
@@ -25,7 +26,7 @@ from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.session import ClientSession, ServerSession
-from secagg.state import GENESIS, MASKED_INPUT_COLLECTION, RoundContext
+from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore
 from secagg.terminal import out, plain, say
 from secagg.transcript import Recorder

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from secagg.context import RoundContext, next_head
 from secagg.encoding import VERSION, digest
 from secagg.errors import ConfigError, SecAggError
 from secagg.keys import MaskKey
@@ -35,7 +36,6 @@ from secagg.packing import BLOCK, dtype_for, packed_size, unpack, without_paddin
 from secagg.policy import PinnedRoster, Policy, Suite, session_id
 from secagg.prg import zeros
 from secagg.shamir import combine
-from secagg.state import RoundContext, next_head
 from secagg.transcript.record import (
     CHAIN_START,
     FORMAT,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, TypeAlias, cast, get_args, get_origin, get_type_hints
 
+from secagg.context import RoundContext
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
 from secagg.errors import MalformedMessageError
 from secagg.keys import SigningKey
@@ -31,7 +32,6 @@ from secagg.messages import (
 )
 from secagg.packing import BLOCK, packed_size
 from secagg.policy import Policy
-from secagg.state import RoundContext
 
 FORMAT = 2
 LARGEST_RECORD = 1 << 20

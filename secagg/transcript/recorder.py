@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
+from secagg.context import RoundContext
 from secagg.errors import ConfigError, IllegalTransitionError
 from secagg.keys import MaskKey, SigningKey
 from secagg.masking import envelope_info
@@ -28,7 +29,6 @@ from secagg.messages import (
 from secagg.packing import packed_size
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.shamir import combine
-from secagg.state import RoundContext
 from secagg.transcript.record import (
     LARGEST_VECTOR,
     Block,
@@ -51,7 +51,7 @@ class Recorder:
     Args:
         path: the transcript to write; a file of that name is replaced, but only by a whole transcript.
         policy: the session's.
-        roster: the session's.
+        pinned: the session's.
         context: the session's.
         vectors: publish masked inputs whole, so that the sum can be recomputed; otherwise only their hashes.
         signing_key: key of `policy.server_key`, which seals the file; None where the policy names none.
@@ -67,7 +67,7 @@ class Recorder:
         self,
         path: str | Path,
         policy: Policy,
-        roster: PinnedRoster,
+        pinned: PinnedRoster,
         context: RoundContext,
         vectors: bool = True,
         signing_key: SigningKey | None = None,
@@ -78,8 +78,8 @@ class Recorder:
             raise ConfigError("a transcript holds vectors of less than 4 GiB")
         self.path = Path(path)
         self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
-        self._slot = context.slot(session_id(policy, roster))
-        self._opening = Opening.of(policy, roster.hash(), context, vectors)
+        self._slot = context.slot(session_id(policy, pinned))
+        self._opening = Opening.of(policy, pinned.hash(), context, vectors)
         self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - without a name: a crash leaves nothing
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from secagg.context import Slot
 from secagg.errors import UnexpectedMessageError
 from secagg.messages import Receipt, ReleaseClaim
 from secagg.policy import PinnedRoster, Policy
-from secagg.state import Slot
 from secagg.store import NEVER, Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.participation import isolated
@@ -226,7 +226,7 @@ class Verdict:
 def verify(
     paths: Iterable[str | Path],
     policy: Policy,
-    roster: PinnedRoster,
+    pinned: PinnedRoster,
     progress: Callable[[int], object] | None = None,
 ) -> Verdict:
     """Verify transcripts of one session, each run in the order of its rounds; stops at the first thing wrong.
@@ -234,7 +234,7 @@ def verify(
     Args:
         paths: the files.
         policy: the reader's own, with the server key; never one that came with the files.
-        roster: the reader's own.
+        pinned: the reader's own pinned roster.
         progress: told how many bytes were read, now and then.
 
     Returns:
@@ -244,7 +244,7 @@ def verify(
         ConfigError: policy and roster do not fit together, or a file is no transcript.
         OSError: a file cannot be read.
     """
-    reader, past, reports, notes = Reader(policy, roster), Past(), list[RoundReport](), list[str]()
+    reader, past, reports, notes = Reader(policy, pinned), Past(), list[RoundReport](), list[str]()
     session, counts, unchecked, claimed = reader.session, dict[str, int](), set[str](), list[tuple[str, ReleaseClaim]]()
     violation = None
     for path in map(Path, paths):

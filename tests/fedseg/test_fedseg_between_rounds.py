@@ -12,21 +12,21 @@ import pytest
 from fedseg import dialogue, exposure
 from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
+from fedseg.averaging import fed_avg
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
-from fedseg.data import load_site
+from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import fed_avg
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
 from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
+from secagg.context import next_head
 from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
-from secagg.state import next_head
 from secagg.store import Marks
 from secagg.transcript import verify
 from tests.support.federation import ASKED, COORDINATOR, Federation
@@ -307,7 +307,7 @@ def test_another_projects_transcript_clears_nothing(tmp_path, liver, changed):
     if changed == "length":
         policy = replace(policy, length=LENGTH)
     path = foreign(tmp_path, policy, key)
-    assert verify([path], policy, load_federation(tmp_path / "credentials", liver.study).roster).status == "holds"
+    assert verify([path], policy, load_federation(tmp_path / "credentials", liver.study).pinned).status == "holds"
     asyncio.run(liver._begin())
     waiting = dict(liver.waiting)
     liver._replay(path.read_bytes())

@@ -250,7 +250,7 @@ def test_credentials_of_a_trial_are_complete_private_and_never_replaced(tmp_path
     assert code == 0
     federation = load_federation(folder, tiny_study())
     for site in ("site-a", "site-b", "site-c"):
-        assert signing_key(folder, site).verify_key == federation.roster[site]
+        assert signing_key(folder, site).verify_key == federation.pinned[site]
         assert (folder / f"{site}.signing").stat().st_mode & 0o077 == 0
         assert (folder / f"{site}.key").stat().st_mode & 0o077 == 0
         assert signing_key(folder, site).export().hex() not in said

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.data import check_site, load_cohort, load_site
 from fedseg.data.cases import Case, batch_of, evaluation_slices, held_out, split, working_case
+from fedseg.data.findings import check_site
+from fedseg.data.loading import load_cohort, load_site
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study, load_study
 from secagg.prg import Stream

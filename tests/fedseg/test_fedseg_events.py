@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedseg.data import load_cohort
+from fedseg.data.loading import load_cohort
 from fedseg.events import Audience, Event, Note, RoundStarted, StepAccepted, event_of
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate

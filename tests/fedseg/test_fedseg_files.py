@@ -37,7 +37,7 @@ def test_study_lists_and_credentials_may_be_saved_by_any_editor(how, tmp_path, c
     make_credentials(keys, load_study(study), "run")
     for name in ("federation.toml", "site-a.signing"):
         (keys / name).write_bytes(SAVED[how]((keys / name).read_text()))
-    assert signing_key(keys, "site-a").verify_key == load_federation(keys, load_study(study)).roster["site-a"]
+    assert signing_key(keys, "site-a").verify_key == load_federation(keys, load_study(study)).pinned["site-a"]
 
 
 def test_a_list_in_an_old_code_page_finds_its_folders(tmp_path, capsys, monkeypatch, feta_folder):
@@ -136,8 +136,8 @@ def nothing_is_loaded(monkeypatch):
     def refuse(*_: object) -> None:
         raise AssertionError("images were read first")
 
-    monkeypatch.setattr("fedseg.data.load_site", refuse)
-    monkeypatch.setattr("fedseg.data.load_cohort", refuse)
+    monkeypatch.setattr("fedseg.data.loading.load_site", refuse)
+    monkeypatch.setattr("fedseg.data.loading.load_cohort", refuse)
 
 
 def test_a_wrong_site_alone_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch, nothing_is_loaded):
@@ -187,7 +187,7 @@ def test_a_missing_folder_of_the_last_site_is_told_before_the_first_is_read(tmp_
     study.write_text(feta_study())
     for site in ("site-a", "site-b"):
         (tmp_path / "images" / site).mkdir(parents=True)
-    monkeypatch.setattr("fedseg.data.load_site", lambda *_: pytest.fail("images were read first"))
+    monkeypatch.setattr("fedseg.data.loading.load_site", lambda *_: pytest.fail("images were read first"))
     code, _, error = run(capsys, monkeypatch, "simulate", study, "--data", tmp_path / "images")
     assert code == 1
     assert "site-c: there is no such folder" in error

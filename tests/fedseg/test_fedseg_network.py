@@ -13,7 +13,7 @@ from fedseg import dialogue
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
-from fedseg.data import load_site
+from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, LedgerError, RoundFailedError
 from fedseg.events import Listening
 from fedseg.ledger import verify
@@ -25,7 +25,7 @@ from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
-from secagg.state import MASKED_INPUT_COLLECTION, STEPS
+from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import verify as verify_transcripts
 from tests.support.tiny import tiny_study
 
@@ -75,7 +75,7 @@ def test_everybody_ends_with_the_same_head_and_a_report_of_their_own(tmp_path):
 
 
 def test_the_network_and_the_simulation_train_the_same_model(tmp_path):
-    from fedseg.data import load_cohort
+    from fedseg.data.loading import load_cohort
     from fedseg.simulate import Options, simulate
 
     study = tiny_study(rounds=2)
@@ -236,7 +236,7 @@ def verdict_on(run: Path, folder: Path, study: Study):
     found = sorted((run / "transcripts").iterdir())
     federation = load_federation(folder / "credentials", study)
     policy = study.policy(len(flatten(load_model(run / "model.safetensors", study))), federation.server_key)
-    return found, verify_transcripts(found, policy, federation.roster)
+    return found, verify_transcripts(found, policy, federation.pinned)
 
 
 def test_every_round_leaves_a_transcript_that_holds(tmp_path):

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedseg import train
-from fedseg.data import load_site
 from fedseg.data.cases import SiteData
+from fedseg.data.loading import load_site
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.privacy import dpsgd

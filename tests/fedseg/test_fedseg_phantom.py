@@ -9,22 +9,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedseg.data.anatomy import OLDEST, YOUNGEST, draw, surfaces
-from fedseg.data.phantom import (
-    COVERING,
-    HOSPITALS,
-    PROFILES,
-    SLICES,
-    phantom_case,
-    phantom_site,
-    rician,
-    scan,
-    tissue_signal,
-    write_feta,
-)
+from fedseg.data.cases import split
+from fedseg.data.loading import load_site
+from fedseg.data.phantoms.fetal_brain import OLDEST, YOUNGEST, draw, surfaces
+from fedseg.data.phantoms.fetal_scan import COVERING, FETAL, PROFILES, SLICES, phantom_case, scan, tissue_signal
+from fedseg.data.phantoms.phantom import HOSPITALS, rician
+from fedseg.data.phantoms.table import phantom_of
 from fedseg.errors import ConfigError
 from fedseg.study import load_study
 from secagg.prg import Stream
+from tests.support.folders import write_phantoms
 
 DATA = Path(os.environ.get("FEDSEG_DATA", Path(__file__).parents[3] / "shared" / "data")) / "fetal"
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -181,7 +175,7 @@ def test_sites_differ_in_noise_contrast_and_sharpness():
     assert noise["D"] > 2 * noise["B"]
     assert sharpness["B"] > 1.2 * sharpness["D"]
     assert np.diff(sorted(fluid.values())).min() > 0.01
-    assert PROFILES["pretrain"] not in HOSPITALS
+    assert "pretrain" not in HOSPITALS
 
 
 def test_receive_field_is_uneven_by_the_profile():
@@ -206,53 +200,42 @@ def test_a_large_grid_has_the_scanners_voxels():
     assert phantom_case(PROFILES["B"], 1, 36.0, size=64).spacing[0] > 1.2
 
 
-def test_site_has_its_patients_split_and_its_hospitals_profile(study):
-    data = phantom_site("site-d", study, 10, 1)
+def test_a_site_has_its_hospitals_patients(study):
+    cases = FETAL.site_cases("site-d", study, 10, 1)
+    assert {case.site for case in cases} == {"site-d"}
+    assert len({case.patient for case in cases}) == 10
+    data = split("site-d", cases, study)
     assert (len(data.train), len(data.test)) == (9, 1)
-    assert {case.site for case in (*data.train, *data.test)} == {"site-d"}
-    assert len({case.patient for case in (*data.train, *data.test)}) == 10
-    own = {int(seed) for seed in Stream.seeded(1, "phantom site", "site-d").words64(10)}
-    made = [phantom_case(HOSPITALS[3], seed, size=study.data.size, dims=2).image for seed in own]
-    assert any(np.array_equal(image, data.train[0].image) for image in made)
-    again = phantom_site("site-d", study, 10, 1)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(data.train, again.train, strict=True))
-    elsewhere = phantom_site("site-a", study, 2, 1).train[0]
-    assert not np.array_equal(elsewhere.label, data.train[0].label)
-    assert phantom_site("pretrain", study, 2, 1).train[0].image.shape == (1, study.data.size, study.data.size, SLICES)
+    first = int(Stream.seeded(1, "phantom site", "site-d").words64(10)[0])
+    made = phantom_case(PROFILES[HOSPITALS[3]], first, size=study.data.size, dims=2)
+    assert np.array_equal(made.image, cases[0].image)
+    assert made.image.shape == (1, study.data.size, study.data.size, SLICES)
+    again = FETAL.site_cases("site-d", study, 10, 1)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(cases, again, strict=True))
+    elsewhere = FETAL.site_cases("site-a", study, 2, 1)
+    assert not np.array_equal(elsewhere[0].label, cases[0].label)
 
 
-def test_bad_input_is_one_sentence(study, tmp_path):
+def test_bad_input_is_one_sentence(study):
     with pytest.raises(ConfigError, match="gestational_age = 40"):
         phantom_case(A, 1, 40.0)
     with pytest.raises(ConfigError, match="gestational_age = nan"):
         phantom_case(A, 1, float("nan"))
     with pytest.raises(ConfigError, match="dims = 4"):
         phantom_case(A, 1, dims=4)
-    with pytest.raises(ConfigError, match="no site 'nowhere'"):
-        phantom_site("nowhere", study, 1, 1)
-    with pytest.raises(ConfigError, match="structures"):
-        phantom_site("site-a", study.replace(study={"structures": ["brain"]}), 1, 1)
-    with pytest.raises(ConfigError, match="modality"):
-        phantom_site("site-a", study.replace(data={"modality": ["T2w", "T1w"]}), 1, 1)
-    with pytest.raises(ConfigError, match="no cases"):
-        write_feta(tmp_path, [])
+    for other in (
+        study.replace(study={"structures": ["brain", "skull"]}),
+        study.replace(data={"modality": ["T2w", "T1w"]}),
+    ):
+        with pytest.raises(ConfigError, match=r"^\[data\] layout.*seven structures.*this study has"):
+            phantom_of(other, "[data] layout = 'phantom'", "change those")
 
 
-def test_written_cohort_is_read_back_as_feta(study, tmp_path):
+def test_written_cohort_is_read_back_as_feta(tmp_path):
     cases = [phantom_case(A, seed, size=32) for seed in (1, 2)]
-    write_feta(tmp_path / "site-a", cases)
-    table = (tmp_path / "site-a" / "participants.tsv").read_text().splitlines()
-    assert table[0].split("\t") == ["participant_id", "Pathology", "Gestational age"]
-    assert float(table[1].split("\t")[2]) == pytest.approx(cases[0].weeks, abs=0.05)
-    anat = tmp_path / "site-a" / "sub-002" / "anat"
-    image = nib.load(anat / "sub-002_rec-mial_T2w.nii.gz")
-    assert np.allclose(image.get_fdata(), cases[1].image[0])
-    assert np.allclose(image.affine, cases[1].affine)
-    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    label = nib.load(anat / "sub-002_rec-mial_dseg.nii.gz")
-    assert np.array_equal(np.asarray(label.dataobj), cases[1].label)
-    with pytest.raises(ConfigError, match="holds a cohort already"):
-        write_feta(tmp_path / "site-a", cases)
+    write_phantoms(tmp_path / "site-a", cases)
+    data = load_site(tmp_path / "site-a", "site-a", load_study(STUDIES / "fetal.toml"))
+    assert [case.patient for case in (*data.train, *data.test)] == ["sub-001", "sub-002"]
 
 
 @pytest.mark.realdata

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg.data import check_site, load_site
-from fedseg.data.layouts import entries, read_image
+from fedseg.data.findings import check_site
+from fedseg.data.layouts.nifti import entries, read_image
+from fedseg.data.loading import load_site
 from fedseg.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def test_fetal_brain_keeps_its_volume_on_the_working_grid() -> None:
     folder = folder_of("fetal") / "site-c"
     entry = entries(folder, study)[0]
     image, affine = read_image(entry.image, study)
-    from fedseg.data.layouts import load_case
+    from fedseg.data.layouts.nifti import load_case
 
     case = load_case(entry, "site-c", study)
     assert case.label is not None

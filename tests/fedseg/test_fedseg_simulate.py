@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedseg import aggregate
-from fedseg.data import load_cohort
+from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.events import StepAccepted
 from fedseg.ledger import verify
@@ -19,7 +19,7 @@ from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
 from secagg import SigningKey
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 from tests.support.tiny import tiny_study
 
 

@@ -9,10 +9,10 @@ import torch
 
 from fedseg import start
 from fedseg.augment import augmented
-from fedseg.data import lesions
-from fedseg.data.cases import Case
-from fedseg.data.lesions import PROFILES, lesion_case, lesion_site
-from fedseg.data.phantom import PhantomCase, phantom_site
+from fedseg.data.cases import Case, split
+from fedseg.data.phantoms import tumour
+from fedseg.data.phantoms.fetal_scan import FETAL, NEAR_TERM, PhantomCase
+from fedseg.data.phantoms.tumour import PROFILES, TUMOUR, lesion_case
 from fedseg.errors import ConfigError
 from fedseg.evaluation import evaluate, overall_mean
 from fedseg.models import build_model
@@ -153,9 +153,9 @@ def test_phantom_hospitals_see_patients_that_the_start_has_not_seen() -> None:
     study = load_study(STUDIES / "phantom.toml").replace(**TINY)
     weeks = [case.weeks for case in public_cases(study).test if isinstance(case, PhantomCase)]
     assert len(weeks) == start.PUBLIC
-    assert min(weeks) >= start.NEAR_TERM[0]
-    hospital = phantom_site(study.site_ids[0], study, 16, 1)
-    assert min(case.weeks for case in hospital.train if isinstance(case, PhantomCase)) < start.NEAR_TERM[0] - 5
+    assert min(weeks) >= NEAR_TERM[0]
+    hospital = FETAL.site_cases(study.site_ids[0], study, 16, 1)
+    assert min(case.weeks for case in hospital if isinstance(case, PhantomCase)) < NEAR_TERM[0] - 5
 
 
 def test_volumes_can_be_pretrained_too(fetal: Study) -> None:
@@ -170,9 +170,9 @@ def test_it_transfers_to_hospitals_never_seen(
     study: Study = request.getfixturevalue(which)
     monkeypatch.setattr(start, "STEPS", {2: 80})
     monkeypatch.setattr(start, "POOL", {2: 24})
-    source = phantom_site if which == "fetal" else lesion_site
+    phantom = FETAL if which == "fetal" else TUMOUR
     halves = study.replace(data={"holdout": 0.5})
-    hospitals = {site: source(site, halves, 6, 5) for site in study.site_ids[:2]}
+    hospitals = {site: split(site, phantom.site_cases(site, halves, 6, 5), halves) for site in study.site_ids[:2]}
     before, after = (
         overall_mean(evaluate(starting_model(study.replace(model={"start": kind})), hospitals, study).pooled())
         for kind in ("scratch", "phantom")
@@ -208,7 +208,7 @@ def test_lesions_are_lesions() -> None:
     assert np.array_equal(case.image, again.image)
     assert not np.array_equal(case.image, lesion_case(PROFILES["B"], 5, 64).image)
     assert case.label is not None
-    assert case.image.shape == (3, 64, 64, lesions.SLICES)
+    assert case.image.shape == (3, 64, 64, tumour.SLICES)
     cases = [lesion_case(PROFILES["pretrain"], seed, 64) for seed in range(12)]
     assert sum(bool(one.label is not None and one.label.any()) for one in cases) >= 10
     for one in cases:
@@ -222,12 +222,3 @@ def test_lesions_are_lesions() -> None:
         if one.label is not None and one.label.sum() > 40
     ]
     assert np.mean(brighter) > 0.8
-
-
-def test_lesions_refuse_other_studies(fetal: Study, glioma: Study) -> None:
-    with pytest.raises(ConfigError, match="site-Z"):
-        lesion_site("site-Z", glioma, 2, 1)
-    with pytest.raises(ConfigError, match="three channels"):
-        lesion_site("pretrain", fetal, 2, 1)
-    data = lesion_site(glioma.site_ids[1], glioma, 5, 1)
-    assert len(data.train) + len(data.test) == 5

@@ -84,6 +84,7 @@ from secagg import (
 )
 from secagg.client import Attested, Reported, Shared
 from secagg.complaints import leave_out as meet
+from secagg.context import Slot
 from secagg.encoding import digest
 from secagg.keys import MaskKey
 from secagg.masking import envelope_info, pair_mask_seed, self_mask_seed, share_commitment
@@ -101,7 +102,7 @@ from secagg.policy import session_id
 from secagg.prg import Masks, keystream
 from secagg.server import Collecting, Unmasking
 from secagg.shamir import PRIME, combine
-from secagg.state import Slot, State
+from secagg.steps import State
 from secagg.store import Marks
 from tests.support.cohort import RUN, SERVER_KEY, Cohort, Play, alone
 from tests.support.hostile import (

@@ -23,7 +23,7 @@ from secagg import (
 )
 from secagg.complaints import BUDGET, Choose, LeaveOut
 from secagg.messages import Roster
-from secagg.state import SHARE_REPORT
+from secagg.steps import SHARE_REPORT
 from tests.support.cohort import RUN, SERVER_KEY, Cohort
 
 Pairs = list[tuple[str, str]]

@@ -29,7 +29,7 @@ from secagg.messages import (
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
-from secagg.state import STEPS
+from secagg.steps import STEPS
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 
 SPEC = (Path(__file__).parents[2] / "docs/spec.md").read_text()

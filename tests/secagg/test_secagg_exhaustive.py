@@ -34,6 +34,7 @@ from secagg import (
     unchecked_round,
 )
 from secagg.client import Attested
+from secagg.context import GENESIS, next_head
 from secagg.encoding import digest
 from secagg.keys import Secret as HeldSecret
 from secagg.messages import (
@@ -56,7 +57,7 @@ from secagg.policy import session_id
 from secagg.prg import keystream
 from secagg.quantize import Quantised
 from secagg.shamir import PRIME, split
-from secagg.state import GENESIS, State, next_head
+from secagg.steps import State
 from secagg.store import Marks
 from tests.support.attacker import (
     PUBLIC,

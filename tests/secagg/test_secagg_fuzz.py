@@ -38,12 +38,13 @@ from secagg import (
 )
 from secagg.cli.identities import read_public
 from secagg.client import LARGEST_STEP
+from secagg.context import GENESIS
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
 from secagg.messages import AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.policy import session_id
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
 from secagg.rpc.transport_pb2 import Frame
-from secagg.state import BLAME, GENESIS, RESULT
+from secagg.steps import BLAME, RESULT
 from secagg.store import MemoryStore
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 

@@ -23,6 +23,7 @@ from secagg import (
     open_round,
 )
 from secagg.client import LARGEST_STEP
+from secagg.context import LARGEST_NUMBER, next_head
 from secagg.messages import (
     Attestation,
     Attestations,
@@ -38,7 +39,7 @@ from secagg.messages import (
 )
 from secagg.policy import session_id
 from secagg.shamir import PRIME
-from secagg.state import BLAME, LARGEST_NUMBER, next_head
+from secagg.steps import BLAME
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 from tests.support.hostile import (
     ATTEST,
@@ -422,7 +423,7 @@ def held_up(play: Play, claim: ReleaseClaim) -> bool:
     assert play.errors.keys() == {VICTIM}
     error = play.errors[VICTIM]
     assert isinstance(error, ExposureError)
-    assert (error.check, error.round, error.round_ids) == ("C-26", SHARES, (claim.round_id,))
+    assert (error.check, error.step, error.round_ids) == ("C-26", SHARES, (claim.round_id,))
     assert play.server.included == ("site-b", "site-c", "site-d")
     return True
 
@@ -477,7 +478,7 @@ def test_an_exposure_that_is_taken_back_by_another_session_is_seen_before_the_co
     with cohort.stores[VICTIM].transaction() as marks:
         marks._put(f"accepted/{claim.round_id.hex()}", {"signature": "", "used_by": "another"})
     play.to_the_end()
-    assert (play.errors[VICTIM].check, play.errors[VICTIM].round) == ("C-26", MASKED)
+    assert (play.errors[VICTIM].check, play.errors[VICTIM].step) == ("C-26", MASKED)
 
 
 def claiming(claim: ReleaseClaim):

@@ -17,7 +17,7 @@ from secagg import wire
 Message = collections.namedtuple("Message", "sender data")
 keys = {name: secagg.SigningKey.generate() for name in "abcd"}
 server_key = secagg.SigningKey.generate()
-roster = secagg.PinnedRoster({name: key.verify_key for name, key in keys.items()})
+pinned = secagg.PinnedRoster({name: key.verify_key for name, key in keys.items()})
 policy = secagg.Policy(project="p", clients=4, length=3, clip_range=1.0, server_key=server_key.verify_key)
 run, mine, task = "run", bytes(32), bytes(32)
 book = secagg.RoundBook(run, task, server_key, policy.max_corrupt)
@@ -36,8 +36,8 @@ def site(me):
         mail.put(Message(me, data))
     recv = boxes[me].get
 
-    opened = secagg.open_round(policy, roster, run, start, store, model_hash=mine, task_hash=task)
-    client = secagg.ClientSession(policy, me, signing_key, roster, opened, store)
+    opened = secagg.open_round(policy, pinned, run, start, store, model_hash=mine, task_hash=task)
+    client = secagg.ClientSession(policy, me, signing_key, pinned, opened, store)
     send(wire.encode(client.start()))
     client.provide(update)
     while not client.finished:
@@ -51,7 +51,7 @@ for thread in sites:
 def send(client_id, data):
     boxes[client_id].put(data)
 
-server = secagg.ServerSession(policy, roster, book.context(mine), server_key)
+server = secagg.ServerSession(policy, pinned, book.context(mine), server_key)
 while not server.finished:
     if message := poll():
         server.receive(message.sender, wire.decode_from_client(message.data))

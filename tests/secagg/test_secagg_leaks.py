@@ -54,7 +54,7 @@ from secagg.quantize import quantize
 from secagg.rpc.frames import Message, Received
 from secagg.shamir import SHARE_BYTES
 from secagg.sqlite import SqliteStore
-from secagg.state import BLAME, State
+from secagg.steps import BLAME, State
 from secagg.store import Marks
 from secagg.transcript import Recorder
 from tests.support.cohort import SENDING, SERVER_KEY, Cohort, Play, alone

@@ -11,11 +11,12 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from secagg import InconsistentViewError, TooFewClientsError, UnexpectedMessageError
+from secagg.context import Slot
 from secagg.keys import MaskKey
 from secagg.messages import IncludedSet
 from secagg.prg import CHUNK_BYTES, Masks, apply_masks
 from secagg.sqlite import SqliteStore
-from secagg.state import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, Slot
+from secagg.steps import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION
 from tests.support.cohort import RUN, Cohort, Play
 from tests.support.hostile import pair_material, remove_masks
 
@@ -76,7 +77,7 @@ def test_an_honest_server_ends_a_round_with_fewer_inputs_than_min_survivors_thou
     silent = dict.fromkeys(cohort.ids[inputs:], MASKED_INPUT_COLLECTION)
     play = cohort.play(silent=silent)
     assert isinstance(play.failure, TooFewClientsError)
-    assert (play.failure.round, play.failure.have, play.failure.need) == (MASKED_INPUT_COLLECTION, inputs, 7)
+    assert (play.failure.step, play.failure.have, play.failure.need) == (MASKED_INPUT_COLLECTION, inputs, 7)
 
 
 @pytest.mark.parametrize("inputs", [5, 6])

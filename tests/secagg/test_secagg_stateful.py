@@ -44,6 +44,8 @@ from secagg import (
 )
 from secagg.client import Advertised, Attested, Masked, Released, Reported, Shared
 from secagg.complaints import leave_out as meet
+from secagg.context import GENESIS, next_head
+from secagg.context import Slot as DurableSlot
 from secagg.encoding import digest
 from secagg.keys import verify
 from secagg.messages import (
@@ -66,8 +68,7 @@ from secagg.messages import (
 )
 from secagg.policy import session_id
 from secagg.shamir import PRIME
-from secagg.state import BLAME, GENESIS, next_head
-from secagg.state import Slot as DurableSlot
+from secagg.steps import BLAME
 from secagg.store import Marks
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort
 from tests.support.hostile import (
@@ -432,8 +433,7 @@ class HonestServer(RuleBasedStateMachine):
         for who in sorted(self.late & self.now.clients.keys()):
             client = self.now.clients[who]
             if client is not None and not client.finished and not client._provided:
-                self.cohort.provide(client, who)
-                reply = client.pending()
+                reply = self.cohort.provide(client, who)
                 if reply is not None:
                     if who not in self.corrupt:
                         self.witness.hears(client, who, reply)
@@ -850,9 +850,8 @@ class LyingServer(RuleBasedStateMachine):
         for slot in self.slots:
             for client_id, client in slot.clients.items():
                 if not client._provided and not client.finished:
-                    self.cohort.provide(client, client_id)
                     try:
-                        reply = client.pending()
+                        reply = self.cohort.provide(client, client_id)
                     except (ProtocolError, AbortedError):
                         assert client.finished
                         continue

@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import secagg
 from secagg import ConfigError, ExposureError, UnexpectedMessageError
+from secagg.context import GENESIS, LARGEST_NUMBER, Slot
 from secagg.encoding import encode
 from secagg.keys import verify
 from secagg.messages import LARGEST_CLAIMS, Receipt, ReleaseClaim
 from secagg.sqlite import SqliteStore
-from secagg.state import GENESIS, LARGEST_NUMBER, Slot
 from secagg.store import NEVER, MemoryStore, Store
 from tests.support.cohort import signing_key
 
@@ -153,7 +153,7 @@ def test_what_others_released_must_be_replayed_before_the_join_or_accepted_by_na
     does(store, "join", slot(9), MODEL, False)
     assert refused("C-26", store, "refuse_claims", slot(9), (theirs,), "ShareKeys").round_ids == (theirs.round_id,)
     error = refused("C-26", store, "contribute", slot(9), "event", (theirs, more), False)
-    assert (error.round, error.round_ids) == ("MaskedInputCollection", (theirs.round_id, more.round_id))
+    assert (error.step, error.round_ids) == ("MaskedInputCollection", (theirs.round_id, more.round_id))
     assert theirs.round_id.hex() in str(error)
     accept(store, theirs.round_id)
     assert refused("C-26", store, "contribute", slot(9), "event", (theirs, more), False).round_ids == (more.round_id,)
@@ -256,7 +256,7 @@ def test_an_open_release_stops_every_later_attempt_until_it_is_replayed(store, e
     later = slot(2, **elsewhere)
     for step in ("RoundStart", "Other"):
         error = refused("C-05", store, "refuse_exposure", later, OTHER_MODEL, step)
-        assert (error.round, error.round_ids) == (step, (opened,))
+        assert (error.step, error.round_ids) == (step, (opened,))
     assert "did send unmasking shares" in str(error)
     refused("C-05", store, "join", later, OTHER_MODEL, False)
     does(store, "replay", slot(2), claim_of(slot(2)).round_id)

@@ -30,6 +30,7 @@ from secagg import (
     open_round,
 )
 from secagg import client as secagg_client
+from secagg.context import GENESIS
 from secagg.encoding import encode
 from secagg.messages import (
     AcceptedInput,
@@ -43,7 +44,6 @@ from secagg.messages import (
 )
 from secagg.policy import session_id
 from secagg.prg import Stream
-from secagg.state import GENESIS
 from secagg.store import Marks
 from secagg.transcript import Recorder, Verdict, ViolationError, accept, checks, reading, verify
 from secagg.transcript.record import (

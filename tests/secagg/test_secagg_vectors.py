@@ -59,9 +59,9 @@ from secagg import (
     wire,
 )
 from secagg.complaints import leave_out
+from secagg.context import Slot
 from secagg.messages import Roster, RoundStart, Signed
 from secagg.policy import session_id
-from secagg.state import Slot
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"

@@ -20,10 +20,11 @@ from secagg import (
     unchecked_round,
     wire,
 )
+from secagg.messages import FromClient
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
-from secagg.state import BLAME, STEPS
+from secagg.steps import BLAME, STEPS
 
 SENDING = STEPS[:-1]
 """The steps in which a client sends something."""
@@ -96,8 +97,8 @@ class Cohort:
         key = SERVER_KEY if self.signed else None
         return ServerSession(self.policy, self.roster, context or self.context(), key, leave_out)
 
-    def provide(self, client: ClientSession, client_id: str) -> None:
-        client.provide(self.updates[client_id], f"event of {client_id}", Stream.seeded(7, client_id))
+    def provide(self, client: ClientSession, client_id: str) -> FromClient | None:
+        return client.provide(self.updates[client_id], f"event of {client_id}", Stream.seeded(7, client_id))
 
     def plain_sum(self, included) -> np.ndarray:
         """Exact sum of the quantised updates, modulo 2^b."""

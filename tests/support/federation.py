@@ -12,7 +12,7 @@ from fedseg.cli import app
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
-from fedseg.data import load_site
+from fedseg.data.loading import load_site
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options as SiteOptions
 from fedseg.site import Site

@@ -1,12 +1,13 @@
 """Folders of images as hospitals keep them, small and made up."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
-from fedseg.data import phantom
+from fedseg.data.phantoms.fetal_scan import PROFILES, PhantomCase, phantom_case
 
 AFFINE = np.diag([0.8, 0.8, 0.8, 1.0])
 
@@ -51,10 +52,24 @@ def write_decathlon(folder: Path, patients: int = 3) -> Path:
 
 def write_hospitals(root: Path) -> Path:
     """Three sites of two phantom patients each, in FeTA's layout."""
-    profile = next(iter(phantom.PROFILES.values()))
     for i, site in enumerate(("site-a", "site-b", "site-c")):
-        phantom.write_feta(root / site, [phantom.phantom_case(profile, seed=10 * i + k, size=32) for k in range(2)])
+        write_phantoms(root / site, [phantom_case(PROFILES["A"], seed=10 * i + k, size=32) for k in range(2)])
     return root
+
+
+def write_phantoms(folder: Path, cases: Sequence[PhantomCase]) -> None:
+    """`sub-001/anat/sub-001_rec-mial_T2w.nii.gz`, `..._dseg.nii.gz`, `participants.tsv`."""
+    rows = ["participant_id\tPathology\tGestational age"]
+    for number, case in enumerate(cases, 1):
+        name = f"sub-{number:03d}"
+        anat = folder / name / "anat"
+        anat.mkdir(parents=True, exist_ok=True)
+        for kind, voxels in (("T2w", case.image[0]), ("dseg", case.label)):
+            file = nibabel.Nifti1Image(voxels, case.affine)
+            file.header.set_xyzt_units("mm")
+            nibabel.save(file, anat / f"{name}_rec-mial_{kind}.nii.gz")
+        rows.append(f"{name}\tPhantom\t{case.weeks:.1f}")
+    (folder / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def copied(source: Path, target: Path) -> Path:

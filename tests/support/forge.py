@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secagg.context import RoundContext, next_head
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import (
@@ -41,7 +42,7 @@ from secagg.policy import session_id
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import quantize
 from secagg.shamir import split
-from secagg.state import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING, RoundContext, next_head
+from secagg.steps import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING
 from secagg.store import NEVER
 from secagg.transcript.record import (
     Closing,

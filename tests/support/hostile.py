@@ -33,7 +33,7 @@ from secagg.packing import pack, unpack
 from secagg.policy import PinnedRoster
 from secagg.prg import apply_masks
 from secagg.shamir import PRIME, SHARE_BYTES
-from secagg.state import State
+from secagg.steps import State
 from tests.support.cohort import SENDING, Cohort, Play
 
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING

@@ -17,6 +17,7 @@ from playing import RUN, SENDS, SERVER, Files, Json, Run, drawn, randomness, sig
 import secagg.client
 from secagg import Suite, wire
 from secagg.client import LARGEST_STEP
+from secagg.context import next_head
 from secagg.errors import MalformedMessageError
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import envelope_info, share_commitment
@@ -35,7 +36,6 @@ from secagg.messages import (
 )
 from secagg.packing import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES, split
-from secagg.state import next_head
 
 BASE, HYBRID, SIX = "round_n5_silent_mask_input", "round_n3_hybrid", "round_n6_hybrid"
 """What lies are told in: site-e drops out of the first and the last."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from playing import RUN, Json, drawn
 
+from secagg.context import GENESIS, Slot
 from secagg.errors import ExposureError, ProtocolError
 from secagg.messages import ReleaseClaim
-from secagg.state import GENESIS, Slot
 from secagg.store import Marks, MemoryStore
 
 SESSION, OTHER_SESSION = drawn("a session", 32), drawn("another session", 32)

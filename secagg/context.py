@@ -1,76 +1,18 @@
-"""One-shot states and the identifiers of a round.
+"""What a round is about, and the identifiers that follow from it: slot, round, attested statement, head.
 
-A `State` is used up by the step that leaves it, even when that step fails, so that no message can be answered twice
-with different secrets. Specification: docs/spec.md, section "Identifiers".
+Every party computes them alone, from what it holds itself. Specification: docs/spec.md, section "Identifiers".
 """
 
-from dataclasses import dataclass, field
-from typing import TypeVar, dataclass_transform
+from dataclasses import dataclass
 
 from secagg.encoding import HASH_BYTES, digest
-from secagg.errors import ConfigError, IllegalTransitionError
-from secagg.keys import Secret
-
-ADVERTISE_KEYS = "AdvertiseKeys"
-SHARE_KEYS = "ShareKeys"
-SHARE_REPORT = "ShareReport"
-MASKED_INPUT_COLLECTION = "MaskedInputCollection"
-CONSISTENCY_CHECK = "ConsistencyCheck"
-UNMASKING = "Unmasking"
-RESULT = "Result"
-STEPS = (
-    ADVERTISE_KEYS,
-    SHARE_KEYS,
-    SHARE_REPORT,
-    MASKED_INPUT_COLLECTION,
-    CONSISTENCY_CHECK,
-    UNMASKING,
-    RESULT,
-)
-ROUND_START = "RoundStart"
-BLAME = "Blame"
-"""In place of Result where the constant slots do not add up."""
+from secagg.errors import ConfigError
 
 GENESIS = bytes(HASH_BYTES)
 """Head before the first completed round."""
 
 LARGEST_NUMBER = 2**63 - 1
 """Of a round or attempt: what every durable store can hold."""
-
-
-_Held = TypeVar("_Held")
-
-
-@dataclass_transform(eq_default=False, field_specifiers=(field,))
-def holder(kind: type[_Held]) -> type[_Held]:
-    """A dataclass without repr that `dataclasses.replace` does not copy: a copy of a state would be unspent."""
-    kind = dataclass(repr=False, eq=False)(kind)
-    del kind.__dataclass_fields__  # type: ignore[attr-defined]
-    return kind
-
-
-class State:
-    """A state that can be left exactly once; `_leave` is the first line of every step."""
-
-    __spent = False
-
-    def _leave(self) -> None:
-        if self.__spent:
-            raise IllegalTransitionError(f"{type(self).__name__} was already used: every step happens at most once")
-        self.__spent = True
-
-    def wipe(self) -> None:
-        """Use the state up and overwrite the secrets that it holds (best effort; see `Secret.wipe`)."""
-        self.__spent = True
-        for value in vars(self).values():
-            if isinstance(value, Secret):
-                value.wipe()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
-
-    def __reduce__(self) -> str:
-        raise TypeError(f"{type(self).__name__} holds secrets and cannot be copied or serialised")
 
 
 def is_name(text: str) -> bool:

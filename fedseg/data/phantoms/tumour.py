@@ -1,19 +1,17 @@
-"""Public phantom for studies of brain lesions: axial slices of a head, pre-contrast, FLAIR and post-contrast.
+"""Phantom of brain tumours: axial slices of a head, pre-contrast, FLAIR and post-contrast.
 
 Crude on purpose: ellipses, waves and noise, with contrasts as in textbooks (white matter brighter than grey before
 contrast, fluid suppressed and lesions bright on FLAIR, rims that take up contrast). It was looked at beside real images
 and never fitted to any. Deterministic by seed; no result on it is a clinical result.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
 
-from fedseg.data.anatomy import Array
-from fedseg.data.cases import Case, SiteData, normalised, split
-from fedseg.data.phantom import rician
-from fedseg.errors import ConfigError
+from fedseg.data.cases import Case, normalised
+from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
 from fedseg.study import Study
 from secagg.prg import Stream
 
@@ -39,44 +37,34 @@ SIGNAL = {  # white matter before contrast about 0.75
 }
 
 
-@dataclass(frozen=True)
-class Profile:
-    """A hospital's habits.
+@dataclass(frozen=True, kw_only=True)
+class TumourProfile(Profile):
+    """A hospital's scanner and its patients.
 
     Attributes:
-        name: what the profile is called.
-        snr: brightest tissue over the standard deviation of the noise in each quadrature channel.
-        bias: strength of the uneven receive field.
         spread: by how much (log) tissue signals differ between patients.
         contrast: signal of lesions on FLAIR relative to `SIGNAL`.
         scalp: signal of the scalp relative to `SIGNAL`.
         radius: typical radius of a lesion, in half lengths of the head.
     """
 
-    name: str
-    snr: float
-    bias: float
     spread: float
     contrast: float
     scalp: float
     radius: float
 
 
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("A", snr=25, bias=0.10, spread=0.06, contrast=0.95, scalp=1.3, radius=0.22),
-        Profile("B", snr=40, bias=0.20, spread=0.08, contrast=0.80, scalp=0.9, radius=0.28),
-        Profile("C", snr=18, bias=0.15, spread=0.06, contrast=1.15, scalp=1.1, radius=0.20),
-        Profile("D", snr=30, bias=0.25, spread=0.10, contrast=0.85, scalp=1.6, radius=0.25),
-        Profile("E", snr=22, bias=0.05, spread=0.08, contrast=0.75, scalp=0.7, radius=0.32),
-        Profile("pretrain", snr=30, bias=0.15, spread=0.15, contrast=1.0, scalp=1.0, radius=0.25),
-    )
-}
-HOSPITALS = tuple(PROFILES[name] for name in "ABCDE")
+PROFILES = by_name(
+    TumourProfile(name="A", snr=25, bias=0.10, spread=0.06, contrast=0.95, scalp=1.3, radius=0.22),
+    TumourProfile(name="B", snr=40, bias=0.20, spread=0.08, contrast=0.80, scalp=0.9, radius=0.28),
+    TumourProfile(name="C", snr=18, bias=0.15, spread=0.06, contrast=1.15, scalp=1.1, radius=0.20),
+    TumourProfile(name="D", snr=30, bias=0.25, spread=0.10, contrast=0.85, scalp=1.6, radius=0.25),
+    TumourProfile(name="E", snr=22, bias=0.05, spread=0.08, contrast=0.75, scalp=0.7, radius=0.32),
+    TumourProfile(name="pretrain", snr=30, bias=0.15, spread=0.15, contrast=1.0, scalp=1.0, radius=0.25),
+)
 
 
-def lesion_case(profile: Profile, seed: int, size: int = 64) -> Case:
+def lesion_case(profile: TumourProfile, seed: int, size: int = 64) -> Case:
     """One patient with one lesion, normalised as real cases are.
 
     Args:
@@ -100,34 +88,24 @@ def lesion_case(profile: Profile, seed: int, size: int = 64) -> Case:
     return Case(profile.name, patient, patient, image, label, np.diag([*spacing, 1.0]), spacing, 2, 2)
 
 
-def lesion_site(site: str, study: Study, patients: int, seed: int) -> SiteData:
-    """A hospital's patients on the study's grid, split by patient as real ones are.
-
-    Args:
-        site: the name of a profile (such as "pretrain"), or a site of the study, whose n-th is the n-th hospital.
-        study: gives size, the split and the order of the sites.
-        patients: how many to make; each differs, and so do two sites with one profile.
-        seed: of the whole cohort.
-
-    Raises:
-        ConfigError: unknown site, or a study that is not about one structure on slices of three channels.
-    """
-    if site not in PROFILES and site not in study.site_ids:
-        raise ConfigError(
-            f"phantom: there is no site '{site}'; use a site of the study or one of {', '.join(PROFILES)}"
-        )
-    if len(study.structures) != 1 or study.in_channels != CHANNELS or study.data.dims != 2:
-        raise ConfigError("phantom of lesions: it has one structure, three channels and dims = 2; set them so")
-    profile = PROFILES[site] if site in PROFILES else HOSPITALS[study.site_ids.index(site) % len(HOSPITALS)]
-    cases = []
-    for number, own in enumerate(Stream.seeded(seed, "lesion site", site).words64(patients), 1):
-        patient = f"sub-{number:03d}"
-        case = lesion_case(profile, int(own), study.data.size)
-        cases.append(replace(case, site=site, patient=patient, name=f"{site}/{patient}"))
-    return split(site, cases, study)
+def _fits(study: Study) -> bool:
+    channels = [name.lower() for name in study.data.modality]
+    flair = len(channels) == CHANNELS and "flair" in channels[1]
+    return len(study.structures) == 1 and flair and study.data.dims == 2
 
 
-def _anatomy(profile: Profile, points: Array, stream: Stream) -> dict[str, Array]:
+TUMOUR = Phantom(
+    name="lesion",
+    version=1,
+    fits=_fits,
+    wish="one structure with modality ['pre-contrast', 'FLAIR', 'post-contrast'] and dims = 2",
+    profiles=PROFILES,
+    public=lambda study: PROFILES[PUBLIC],
+    make=lambda profile, seed, study: lesion_case(profile, seed, study.data.size),
+)
+
+
+def _anatomy(profile: TumourProfile, points: Array, stream: Stream) -> dict[str, Array]:
     """Signed distances of points (3, X, Y, Z), -1 to 1, from tissues: positive inside; each covers those before it."""
     chance = [float(value) for value in stream.uniform(12)]
     x, y, z = _turned(points, chance[:4])
@@ -167,7 +145,7 @@ def _turned(points: Array, chance: list[float]) -> Array:
     return turned.astype(np.float32)
 
 
-def _lesion(profile: Profile, points: Array, stream: Stream) -> tuple[Array, Array]:
+def _lesion(profile: TumourProfile, points: Array, stream: Stream) -> tuple[Array, Array]:
     """Signed distance from a blob with an uneven border, and a smoother one for what lies inside of it."""
     chance = stream.uniform(6)
     size = profile.radius * np.exp(0.35 * ndtri(chance[0]).clip(-1.5, 1.5))
@@ -182,7 +160,7 @@ def _lesion(profile: Profile, points: Array, stream: Stream) -> tuple[Array, Arr
     return depth + uneven, depth + uneven / 2
 
 
-def _scan(profile: Profile, surfaces: dict[str, Array], points: Array, stream: Stream) -> Array:
+def _scan(profile: TumourProfile, surfaces: dict[str, Array], points: Array, stream: Stream) -> Array:
     """Signal (3, X, Y, Z): tissues mixed at their borders, texture, an uneven field, noise."""
     jitter = np.exp(profile.spread * ndtri(stream.uniform(3 * len(surfaces)))).reshape(-1, CHANNELS)
     texture = 1 + 0.08 * _waves(points, stream, 6, 24)

@@ -1,4 +1,4 @@
-"""The anatomy of the phantom: a fetal brain of 21 to 36 weeks as implicit surfaces, evaluated wherever it is asked.
+"""Anatomy of the fetal phantom: a brain of 21 to 36 weeks as implicit surfaces, evaluated wherever it is asked.
 
 Every structure is a signed distance (positive inside) of a point in millimetres, so a few slices cost a few slices.
 Lengths are in units of half the cerebrum's length, x to the right, y to the front, z upwards, with the proportions of
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from fedseg.data.phantoms.phantom import Array
 from secagg.prg import Stream
 
-Array: TypeAlias = NDArray[np.float32]
 Point: TypeAlias = tuple[float, float, float]
 
 YOUNGEST, OLDEST = 21.0, 36.0  # weeks

@@ -1,21 +1,19 @@
-"""The embedded cohort: fetal brain MRI made by the package, with FeTA's seven labels.
+"""Phantom of fetal brain MRI, with FeTA's seven labels.
 
-An anatomy (`fedseg.data.anatomy`) is scanned as a hospital would: T2 decay at its field strength and echo time, voxels
+An anatomy (`fetal_brain`) is scanned as a hospital would: T2 decay at its field strength and echo time, voxels
 that average what they hold, an uneven receive field, Rician noise, a brain mask. Deterministic by seed. These are
 phantoms: no result on them is a clinical result, and no real image ever enters them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
-from fedseg.data.anatomy import BASE, OLDEST, YOUNGEST, Anatomy, Array, Surfaces, draw, surfaces
-from fedseg.data.cases import Case, SiteData, normalised, split
+from fedseg.data.cases import Case, normalised
+from fedseg.data.phantoms.fetal_brain import BASE, OLDEST, YOUNGEST, Anatomy, Surfaces, draw, surfaces
+from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 from secagg.prg import Stream
@@ -27,48 +25,40 @@ LEVELS = (
     0.45,
 )  # of the slices, in half lengths of the cerebrum: from pons and cerebellum to above the ventricles
 POINTS = 1 << 16  # at once: the working arrays stay in the processor's cache
-COHORT = 1  # seed of the patients of a study's sites
+NEAR_TERM = (34.0, 36.0)
+"""Weeks that the public hospital sees where the study's sites are phantoms too: one generator makes both, so with the
+sites' own ages it would not be a start but the answer."""
 BLUR = 1.5  # of a reconstructed voxel, in voxels: motion and thick slices
 SKULL = 0.4  # signal within the mask but outside the brain, relative to white matter
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, kw_only=True)
+class Scanner(Profile):
     """A hospital's scanner, its habits and its patients.
 
     Attributes:
-        name: what the profile is called.
         field_strength: tesla; a higher field shortens T2.
         voxel_mm: isotropic voxel of the reconstruction, mm.
         echo_time: effective echo time, ms: the T2 contrast.
-        snr: signal of white matter over the standard deviation of the noise in each quadrature channel.
-        bias: strength of the uneven receive field.
         mask_mm: how far the brain mask reaches beyond the brain, mm.
         weeks: the youngest and oldest gestational age that the hospital sees.
     """
 
-    name: str
     field_strength: float
     voxel_mm: float
     echo_time: float
-    snr: float
-    bias: float
     mask_mm: float
     weeks: tuple[float, float] = (YOUNGEST, OLDEST)
 
 
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("A", field_strength=1.5, voxel_mm=0.8, echo_time=110, snr=22, bias=0.10, mask_mm=0.5),
-        Profile("B", field_strength=3.0, voxel_mm=0.5, echo_time=95, snr=30, bias=0.28, mask_mm=0.0),
-        Profile("C", field_strength=1.5, voxel_mm=1.1, echo_time=140, snr=15, bias=0.16, mask_mm=1.5, weeks=(23, 36)),
-        Profile("D", field_strength=0.55, voxel_mm=1.2, echo_time=120, snr=11, bias=0.05, mask_mm=1.0),
-        Profile("E", field_strength=3.0, voxel_mm=0.7, echo_time=125, snr=20, bias=0.35, mask_mm=0.0, weeks=(21, 33)),
-        Profile("pretrain", field_strength=1.5, voxel_mm=1.0, echo_time=90, snr=17, bias=0.20, mask_mm=0.5),
-    )
-}
-HOSPITALS = tuple(PROFILES[name] for name in "ABCDE")
+PROFILES = by_name(
+    Scanner(name="A", field_strength=1.5, voxel_mm=0.8, echo_time=110, snr=22, bias=0.10, mask_mm=0.5),
+    Scanner(name="B", field_strength=3.0, voxel_mm=0.5, echo_time=95, snr=30, bias=0.28, mask_mm=0.0),
+    Scanner(name="C", field_strength=1.5, voxel_mm=1.1, echo_time=140, snr=15, bias=0.16, mask_mm=1.5, weeks=(23, 36)),
+    Scanner(name="D", field_strength=0.55, voxel_mm=1.2, echo_time=120, snr=11, bias=0.05, mask_mm=1.0),
+    Scanner(name="E", field_strength=3.0, voxel_mm=0.7, echo_time=125, snr=20, bias=0.35, mask_mm=0.0, weeks=(21, 33)),
+    Scanner(name="pretrain", field_strength=1.5, voxel_mm=1.0, echo_time=90, snr=17, bias=0.20, mask_mm=0.5),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +69,7 @@ class PhantomCase(Case):
 
 
 def phantom_case(
-    profile: Profile, seed: int, gestational_age: float | None = None, size: int = 96, dims: int = 3
+    profile: Scanner, seed: int, gestational_age: float | None = None, size: int = 96, dims: int = 3
 ) -> PhantomCase:
     """One patient of a hospital, normalised as real cases are.
 
@@ -112,63 +102,7 @@ def phantom_case(
     return PhantomCase(profile.name, patient, patient, image, label, affine, spacing, dims, 2, weeks)
 
 
-def phantom_site(site: str, study: Study, patients: int, seed: int) -> SiteData:
-    """A hospital's patients on the study's grid, split by patient as real ones are.
-
-    Args:
-        site: the name of a profile (such as "pretrain"), or a site of the study, whose n-th is the n-th hospital.
-        study: gives dims, size, the split and the order of the sites.
-        patients: how many to make; each differs, and so do two sites with one profile.
-        seed: of the whole cohort.
-
-    Raises:
-        ConfigError: unknown site, or a study that is not about one T2w channel and FeTA's seven structures.
-    """
-    if site in PROFILES:
-        profile = PROFILES[site]
-    elif site in study.site_ids:
-        profile = HOSPITALS[study.site_ids.index(site) % len(HOSPITALS)]
-    else:
-        raise ConfigError(
-            f"phantom: there is no site '{site}'; use a site of the study or one of {', '.join(PROFILES)}"
-        )
-    if len(study.structures) != len(COVERING):
-        raise ConfigError(f"[study] structures: the phantom has {len(COVERING)} in FeTA's order; list exactly those")
-    if study.in_channels != 1:
-        raise ConfigError("[data] modality: the phantom has one channel; use ['T2w']")
-    cases: list[Case] = []
-    for number, own in enumerate(Stream.seeded(seed, "phantom site", site).words64(patients), 1):
-        case = phantom_case(profile, int(own), size=study.data.size, dims=study.data.dims)
-        patient = f"sub-{number:03d}"
-        cases.append(replace(case, site=site, patient=patient, name=f"{site}/{patient}"))
-    return split(site, cases, study)
-
-
-def write_feta(folder: Path, cases: Sequence[PhantomCase]) -> None:
-    """Write cases as FeTA does: `sub-001/anat/sub-001_rec-mial_T2w.nii.gz`, `..._dseg.nii.gz`, `participants.tsv`.
-
-    Raises:
-        ConfigError: no cases, or the folder holds a cohort already.
-    """
-    index = folder / "participants.tsv"
-    if not cases or index.exists():
-        raise ConfigError(
-            f"{folder}: {'holds a cohort already' if cases else 'no cases to write'}; nothing was written"
-        )
-    rows = ["participant_id\tPathology\tGestational age"]
-    for number, case in enumerate(cases, 1):
-        name = f"sub-{number:03d}"
-        anat = folder / name / "anat"
-        anat.mkdir(parents=True, exist_ok=True)
-        for kind, voxels in (("T2w", case.image[0]), ("dseg", case.label)):
-            file = nib.Nifti1Image(voxels, case.affine)
-            file.header.set_xyzt_units("mm")
-            nib.save(file, anat / f"{name}_rec-mial_{kind}.nii.gz")
-        rows.append(f"{name}\tPhantom\t{case.weeks:.1f}")
-    index.write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-def scan(profile: Profile, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> tuple[Array, NDArray[np.uint8]]:
+def scan(profile: Scanner, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> tuple[Array, NDArray[np.uint8]]:
     """What the scanner makes of a fetus.
 
     Args:
@@ -195,7 +129,7 @@ def scan(profile: Profile, anatomy: Anatomy, axes: Sequence[Array], stream: Stre
     return np.where(inside, rician(received, 1 / profile.snr, stream), np.float32(0)), label
 
 
-def tissue_signal(profile: Profile, weeks: float) -> list[float]:
+def tissue_signal(profile: Scanner, weeks: float) -> list[float]:
     """T2w signal by label, 0 to 7, white matter 1: water content times T2 decay at the effective echo time.
 
     Fetal T2 is long and shortens as water leaves the brain; it falls with the field about as its fourth root. Values at
@@ -208,17 +142,32 @@ def tissue_signal(profile: Profile, weeks: float) -> list[float]:
     return [float(value) for value in signal / signal[3]]
 
 
-def rician(signal: Array, sigma: float, stream: Stream) -> Array:
-    """The magnitude of a real signal with Gaussian noise (standard deviation sigma) in both quadrature channels."""
-    uniform = ((stream.words(2 * signal.size) >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(
-        2**-23
-    )
-    noise = (ndtri(uniform) * np.float32(sigma)).reshape(2, *signal.shape)
-    magnitude: Array = np.hypot(signal + noise[0], noise[1])
-    return magnitude
+def _fits(study: Study) -> bool:
+    channels = [name.lower() for name in study.data.modality]
+    return len(study.structures) == len(COVERING) and channels in (["t2w"], ["t2"])
 
 
-def _axes(profile: Profile, anatomy: Anatomy, size: int, offset: float | None) -> list[Array]:
+def _public(study: Study) -> Scanner:
+    profile = PROFILES[PUBLIC]
+    return replace(profile, weeks=NEAR_TERM) if study.data.layout == "phantom" else profile
+
+
+def _make(profile: Scanner, seed: int, study: Study) -> Case:
+    return phantom_case(profile, seed, size=study.data.size, dims=study.data.dims)
+
+
+FETAL = Phantom(
+    name="phantom",
+    version=1,
+    fits=_fits,
+    wish="FeTA's seven structures with modality ['T2w']",
+    profiles=PROFILES,
+    public=_public,
+    make=_make,
+)
+
+
+def _axes(profile: Scanner, anatomy: Anatomy, size: int, offset: float | None) -> list[Array]:
     """Voxel positions, mm: a volume, or axial slices, moved by up to half their distance (offset 0 to 1)."""
     field = (2.08 * anatomy.half_length + 3) * float(anatomy.proportions.max()) + 2 * anatomy.fluid
     voxel = max(profile.voxel_mm, field / size)
@@ -237,7 +186,7 @@ def _labels(found: Surfaces) -> NDArray[np.uint8]:
     return label
 
 
-def _signal(found: Surfaces, profile: Profile, anatomy: Anatomy, voxel: float) -> Array:
+def _signal(found: Surfaces, profile: Scanner, anatomy: Anatomy, voxel: float) -> Array:
     """Noiseless signal: each voxel mixes the tissues on both sides of a surface by its distance from it."""
     tissue = tissue_signal(profile, anatomy.weeks)
     edge = np.float32(np.hypot(voxel, BLUR * profile.voxel_mm))
@@ -260,7 +209,7 @@ def _white_matter(found: Surfaces, weeks: float) -> Array:
     return layers
 
 
-def _receive_field(profile: Profile, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> Array:
+def _receive_field(profile: Scanner, anatomy: Anatomy, axes: Sequence[Array], stream: Stream) -> Array:
     """Smooth and positive: the exponential of a quadratic, broadcast over the grid."""
     x, y, z = (axis / np.float32(anatomy.half_length) for axis in axes)
     x, y = x[:, None, None], y[None, :, None]

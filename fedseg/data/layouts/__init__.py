@@ -1,0 +1,1 @@
+"""Folders that people have on their disks."""

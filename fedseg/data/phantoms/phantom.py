@@ -1,0 +1,100 @@
+"""What every phantom is: a generator of made patients, by hospital and seed, for the studies that it fits.
+
+A hospital is a profile: its scanner and its habits. Five are the sites of studies on phantoms. One more, `PUBLIC`, is
+no site's, so that what it makes may be trained on and shown for free. No result on a phantom is a clinical result.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fedseg.data.cases import Case
+from fedseg.study import Study
+from secagg.prg import Stream
+
+Array: TypeAlias = NDArray[np.float32]
+
+HOSPITALS = ("A", "B", "C", "D", "E")
+PUBLIC = "pretrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What all hospitals have.
+
+    Attributes:
+        name: one of `HOSPITALS`, or `PUBLIC`; part of the seed of every patient.
+        snr: bright tissue over the standard deviation of the noise in each quadrature channel.
+        bias: strength of the uneven receive field.
+    """
+
+    name: str
+    snr: float
+    bias: float
+
+
+AnyProfile = TypeVar("AnyProfile", bound=Profile)
+
+
+@dataclass(frozen=True)
+class Phantom(Generic[AnyProfile]):
+    """A generator of made patients.
+
+    Attributes:
+        name: part of the seed of every site's patients.
+        version: raised whenever a seed gives another image or label map; shipped starts are found by it.
+        fits: whether a study's structures, channels and dims are those of the phantom.
+        wish: what such a study has, for people.
+        profiles: the hospitals by name.
+        public: the hospital that is no site's, as a study may see it.
+        make: the patient of a hospital with a seed, 0 to 2^64 - 1, on the study's working grid.
+    """
+
+    name: str
+    version: int
+    fits: Callable[[Study], bool]
+    wish: str
+    profiles: Mapping[str, AnyProfile]
+    public: Callable[[Study], AnyProfile]
+    make: Callable[[AnyProfile, int, Study], Case]
+
+    def public_cases(self, seeds: list[int], study: Study) -> list[Case]:
+        """Patients of the public hospital."""
+        profile = self.public(study)
+        return [self.make(profile, seed, study) for seed in seeds]
+
+    def site_cases(self, site: str, study: Study, patients: int, seed: int) -> list[Case]:
+        """The patients of a site: each differs, and so do those of two sites with one profile.
+
+        Args:
+            site: a site of the study; the n-th is the n-th hospital.
+            study: gives the grid and the order of the sites.
+            patients: how many to make.
+            seed: of the whole cohort.
+        """
+        profile = self.profiles[HOSPITALS[study.site_ids.index(site) % len(HOSPITALS)]]
+        cases = []
+        for number, own in enumerate(Stream.seeded(seed, f"{self.name} site", site).words64(patients), 1):
+            patient = f"sub-{number:03d}"
+            case = self.make(profile, int(own), study)
+            cases.append(replace(case, site=site, patient=patient, name=f"{site}/{patient}"))
+        return cases
+
+
+def by_name(*profiles: AnyProfile) -> dict[str, AnyProfile]:
+    """Profiles by their names."""
+    return {profile.name: profile for profile in profiles}
+
+
+def rician(signal: Array, sigma: float, stream: Stream) -> Array:
+    """The magnitude of a real signal with Gaussian noise (standard deviation sigma) in both quadrature channels."""
+    uniform = ((stream.words(2 * signal.size) >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(
+        2**-23
+    )
+    noise = (ndtri(uniform) * np.float32(sigma)).reshape(2, *signal.shape)
+    magnitude: Array = np.hypot(signal + noise[0], noise[1])
+    return magnitude
