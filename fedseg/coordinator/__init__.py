@@ -91,8 +91,8 @@ class Coordinator:
 
     def __init__(self, folder: RunFolder, options: Options) -> None:
         self.folder, self.study, self.options = folder, folder.study, options
-        if options.transcripts != "whole" and not self.study.private:
-            raise ConfigError("without differential privacy every site replays whole transcripts: keep them")
+        if options.transcripts != "whole" and not self.study.trust.each_update_private:
+            raise ConfigError("where an update is not private alone, every site replays whole transcripts: keep them")
         self.federation = load_federation(options.credentials, self.study)
         key = signing_key(options.credentials, COORDINATOR)
         torch.set_num_threads(self.study.run.threads)
@@ -318,7 +318,7 @@ class Coordinator:
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, attempted, outcome)
-        if not self.study.private and server.receipt is not None:
+        if not self.study.trust.each_update_private and server.receipt is not None:
             self._send_transcript(server.receipt.round_id.hex(), sites)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:
