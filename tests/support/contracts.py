@@ -43,7 +43,7 @@ class Outside(Contract):
                 if not found and not any(covers(name, imported) for name in self.anywhere):
                     detail = graph.get_import_details(importer=module, imported=imported)
                     line = min((each["line_number"] for each in detail), default=0)
-                    yield f"{module} imports {imported} (line {line}), which neither it nor every module may"
+                    yield f"{module} imports {imported} (line {line}), but neither its line nor `anywhere` has it"
         for room, names in lines:
             for name in sorted(names - {name for where, name in used if where == room}):
                 yield f"{room} does not import {name}: take it from its line"
