@@ -16,6 +16,9 @@ HASH_BYTES = 32
 Buffer: TypeAlias = "bytes | bytearray | memoryview"
 """Bytes, maybe somebody else's: vectors are passed on without being copied."""
 
+VectorHash: TypeAlias = blake3
+"""A hash that takes a vector in pieces: `update` with each, `digest` at the end."""
+
 _SIZES = [size.to_bytes(4, "big") for size in range(256)]
 """The length prefixes of short fields, made once: a round encodes thousands of hashes, keys and ids."""
 
@@ -50,7 +53,7 @@ def vector_digest(purpose: str, vector: Buffer) -> bytes:
     return vector_hash(purpose, len(vector)).update(vector).digest()
 
 
-def vector_hash(purpose: str, size: int) -> blake3:
+def vector_hash(purpose: str, size: int) -> VectorHash:
     """Begins `vector_digest` of a vector of `size` bytes, below 2^32, that then comes in pieces."""
     return blake3(encode(purpose) + size.to_bytes(4, "big"))
 

@@ -8,9 +8,8 @@ section "Transcripts".
 from dataclasses import dataclass
 
 import numpy as np
-from blake3 import blake3
 
-from secagg.encoding import vector_hash
+from secagg.encoding import VectorHash, vector_hash
 from secagg.masking import Vector
 from secagg.messages import AcceptedInput, Receipt
 from secagg.packing import BLOCK, dtype_for, packed_size, unpack, without_padding
@@ -102,7 +101,7 @@ class _Passing:
     number: int
     sender: str
     is_sum: bool
-    hash: blake3
+    hash: VectorHash
     start: int = 0
 
 
