@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.study import Study, parse_study
+from fedseg.tasks.table import task_of
 from secagg.prg import Stream
 
 GROUPS = 4
@@ -72,7 +73,7 @@ def _unet(study: Study, widths: tuple[int, ...]) -> torch.nn.Module:
     network: torch.nn.Module = UNet(
         spatial_dims=study.data.dims,
         in_channels=study.in_channels,
-        out_channels=len(study.structures) + 1,
+        out_channels=task_of(study).outputs,
         channels=widths,
         strides=(1, *(2,) * (len(widths) - 2)),
         num_res_units=0,
@@ -90,7 +91,7 @@ def _segresnet(study: Study) -> torch.nn.Module:
         spatial_dims=study.data.dims,
         init_filters=widths[0],
         in_channels=study.in_channels,
-        out_channels=len(study.structures) + 1,
+        out_channels=task_of(study).outputs,
         norm=("GROUP", {"num_groups": GROUPS}),
         blocks_down=(1, 1, 2),
         blocks_up=(1, 1),
