@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.data.cases import Case, working_case
+from fedseg.data.cases import Case
+from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import bootstrap, by_patient, dice
 from fedseg.predict import predict, predict_file
@@ -97,7 +98,7 @@ def test_bad_paths_and_images_are_told_and_nothing_is_left(study: Study, tmp_pat
 
 def test_predict_has_the_cases_shape_and_keeps_no_gradient(study: Study) -> None:
     image, label = scan((40, 20, 36))
-    case: Case = working_case("s", "p", "p", image[None], label, np.diag([1.0, 3.0, 1.0, 1.0]), study)
+    case: Case = working_case(Scan("p", "p", image[None], np.diag([1.0, 3.0, 1.0, 1.0]), label), "s", study)
     model = Threshold()
     result = predict(model, case, study)
     assert case.label is not None
