@@ -38,7 +38,8 @@ from secagg.prg import Stream
 from secagg.quantize import dtype_for, quantize
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import Recorder, accept, verify
+from secagg.transcript import accept
+from secagg.transcript_files import Recorder, verify
 
 Emit = Callable[[AnyEvent], None]
 Train = Callable[[str], NoisedUpdate]
@@ -121,7 +122,7 @@ class SecureSum:
         folder: where each site's durable marks live.
         rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
         task_hash: of the study that every site agreed to, 32 bytes.
-        private: whether updates are differentially private and charged, so that a burned round exposes nothing more.
+        private: whether each update is private alone and charged, so that a burned round exposes nothing more.
     """
 
     def __init__(

@@ -27,6 +27,7 @@ from fedseg.study import Study
 from secagg.quantize import dtype_for
 from secagg.steps import SHARE_REPORT
 
+STUDY = Path(__file__).with_suffix(".toml")
 POLL_SECONDS = 0.05
 AUDIT_SECONDS = 10.0
 KILLED_IN_ROUND = 3

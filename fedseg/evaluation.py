@@ -1,13 +1,11 @@
-"""What a federation does between two aggregations: average, evaluate, and say what it did.
+"""How good a model is: Dice on held-out patients, their means and intervals, each with its n.
 
-Shared by the simulation and the coordinator. Every figure comes with its n, every epsilon with its unit, delta and
-trust model; nothing here sees an update that is not part of a sum.
+Shared by the simulation, the coordinator and a site. Figures of several sites are sums over patients, never means of
+site means; a figure of nobody is None.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -15,42 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, SiteData
-from fedseg.events import StudyStarted
 from fedseg.metrics import bootstrap, by_patient
 from fedseg.predict import predict
-from fedseg.privacy.budget import TRUST, explain, noise_multiplier
-from fedseg.runfolder import FORMAT, Picture, RunFolder
+from fedseg.runfolder import Picture
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
-from secagg.policy import Policy
 
 BOOTSTRAP_SEED = 0
-PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
-
-
-def fed_avg(
-    model: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
-) -> NDArray[np.float32]:
-    """The next model: weights are public constants, so the mean is over the included sites' weights.
-
-    Args:
-        model: (d,) the global model of the round.
-        total: (d,) weighted sum of the included updates.
-        included: their sites.
-        policy: gives the weights.
-
-    Source: McMahan et al. 2017, Algorithm 1, on differences of weights.
-    """
-    weight = sum(policy.weight(site) for site in included)
-    return (model + total / weight).astype(np.float32)
-
-
-# --- Evaluation --------------------------------------------------------------------------------------------------
-
-
-def before_training(study: Study) -> str:
-    """What the model is called before the first round."""
-    return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
 
 
 @dataclass(frozen=True)
@@ -121,59 +90,6 @@ def ranked(scores: Scores) -> list[Picture]:
     return [(rank, cases[i][1], cases[i][2], cases[i][0]) for rank, i in picks.items()]
 
 
-# --- What a run says about itself --------------------------------------------------------------------------------
-
-
-def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
-    """The first event: what the study fixed."""
-    policy, privacy = study.policy(parameters), study.privacy
-    return StudyStarted(
-        name=study.study.name,
-        study_hash=study.hash().hex(),
-        sites=tuple(study.site_ids),
-        structures=tuple(study.structures),
-        rounds=study.study.rounds,
-        local_steps=study.study.local_steps,
-        parameters=parameters,
-        mechanism=privacy.mechanism,
-        unit=privacy.unit,
-        delta=privacy.delta if study.private else None,
-        budget=privacy.epsilon if study.private else None,
-        sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm if study.private else None,
-        noise_multiplier=noise_multiplier(study),
-        suite=policy.suite.value,
-        n=policy.clients,
-        threshold=policy.threshold,
-        max_corrupt=policy.max_corrupt,
-        min_survivors=policy.min_survivors,
-        bits=policy.bits,
-        seed=study.study.seed,
-        secure=secure,
-        start=study.model.start,
-    )
-
-
-def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
-    """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
-    if not study.private:
-        return None
-    plan = explain(study)
-    return {
-        "epsilon": max(per_site.values(), default=0.0),
-        "delta": plan.delta,
-        "unit": plan.unit,
-        "neighbouring": plan.neighbouring,
-        "trust": TRUST[plan.mechanism],
-        "noise_multiplier": plan.noise_multiplier,
-        "sample_rate": plan.sample_rate,
-        "clip_norm": plan.clip_norm,
-        "steps": plan.steps,
-        "per_site": dict(per_site),
-        "sentence": plan.sentence,
-    }
-
-
 def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict[str, Any]:
     """Dice overall and by site, each with interval and n; a site without held-out patients has none."""
 
@@ -192,44 +108,5 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict
                 "structures": by_structure(values),
             }
             for site, values in scores.values.items()
-        },
-    }
-
-
-def metrics_of(
-    folder: RunFolder,
-    parameters: int,
-    command: str,
-    table: Mapping[str, Any],
-    per_site: Mapping[str, float],
-    reason: str,
-) -> dict[str, Any]:
-    """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
-    study, tally = folder.study, folder.tally
-    return {
-        "format": FORMAT,
-        "study": study.study.name,
-        "study_hash": study.hash().hex(),
-        "seed": study.study.seed,
-        "seeded_no_privacy_claim": study.study.seed is not None,
-        "command": command,
-        "rounds": study.study.rounds,
-        "unfinished": reason if tally.completed < study.study.rounds else "",
-        "started_utc": folder.started,
-        "seconds": folder.seconds,
-        "parameters": parameters,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "mechanism": study.privacy.mechanism,
-        "privacy": privacy_claim(study, per_site),
-        "dice": table,
-        "baselines": tally.baselines,
-        "history": tally.history,
-        "protocol": {
-            "rounds_completed": tally.completed,
-            "burned": tally.burned,
-            "dropouts": tally.dropouts,
-            "bytes_up": tally.bytes_up,
-            "bytes_down": tally.bytes_down,
-            "seconds": tally.seconds,
         },
     }

@@ -356,7 +356,11 @@ class Attesting(Collecting):
 
 
 class Unmasking(Collecting):
-    """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3."""
+    """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3.
+
+    `opened` holds, once it is closed, the pair secrets that only an envelope held because their dealer fell silent, by
+    (dealer, dropped): a transcript shows them, since nobody else can open them.
+    """
 
     step = UNMASKING
     accepts = UnmaskingShares
@@ -365,6 +369,7 @@ class Unmasking(Collecting):
         super().__init__(inputs.round, attesters)
         self.inputs, self.included, self.shares = inputs, included, inputs.shares
         self.dropped = sorted(inputs.expected - included.by_id.keys())
+        self.opened: dict[tuple[str, str], bytes] = {}
 
     def _check(self, sender: str, message: UnmaskingShares) -> None:
         self._own(sender, message.client_id)
@@ -497,6 +502,8 @@ class Unmasking(Collecting):
                 raise self._convict(dealer) from None
         if pair_commitment(self.round.slot, dealer, recipient, secret) != bundle.pair_commitment:
             raise self._convict(dealer)
+        if dealer == client_id:
+            self.opened[dealer, dropped] = secret
         return secret
 
 

@@ -18,22 +18,11 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.dialogue import SENTENCE, Metrics, Progress, Ready, Said, unpacked
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    before_training,
-    dice_table,
-    evaluate,
-    fed_avg,
-    mean_interval,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import (
     Burned,
     Dropped,
@@ -52,6 +41,7 @@ from fedseg.events import (
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import public_cases, starting_model
+from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
 from secagg.context import RoundContext
@@ -61,7 +51,7 @@ from secagg.rpc.frames import BACK, GONE, HELLO, Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
 from secagg.steps import MASKED_INPUT_COLLECTION
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 
 @dataclass(frozen=True)
@@ -101,8 +91,8 @@ class Coordinator:
 
     def __init__(self, folder: RunFolder, options: Options) -> None:
         self.folder, self.study, self.options = folder, folder.study, options
-        if options.transcripts != "whole" and not self.study.private:
-            raise ConfigError("without differential privacy every site replays whole transcripts: keep them")
+        if options.transcripts != "whole" and not self.study.trust.each_update_private:
+            raise ConfigError("where an update is not private alone, every site replays whole transcripts: keep them")
         self.federation = load_federation(options.credentials, self.study)
         key = signing_key(options.credentials, COORDINATOR)
         torch.set_num_threads(self.study.run.threads)
@@ -328,7 +318,7 @@ class Coordinator:
         self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
         assign(self.model, self.vector)
         self._record(number, attempted, outcome)
-        if not self.study.private and server.receipt is not None:
+        if not self.study.trust.each_update_private and server.receipt is not None:
             self._send_transcript(server.receipt.round_id.hex(), sites)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.files import private
+from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report import claims, figures
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.records import Interval
@@ -61,7 +62,9 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text)
+    environment.filters.update(
+        size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text, delta=delta_text
+    )
     zoomed = _zoomed_round(run)
     ends = ended(run)
     return environment.get_template("template.html").render(
@@ -72,6 +75,8 @@ def _render(run: Run) -> str:
         privacy=claims.privacy(run),
         seeded=claims.seeded(run),
         claimed=claims.claimed(run),
+        trust=trust_in(run.study.mechanism),
+        no_claim=no_claim(run.study.mechanism),
         shows_patients=claims.shows_patients(run),
         simulated=claims.simulated(run),
         warnings=list(claims.warnings(run)),

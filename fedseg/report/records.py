@@ -99,8 +99,10 @@ class Metrics(Record):
     seeded_no_privacy_claim: bool = False
     unfinished: str = ""
     command: str = ""
+    rounds: int = 0
     started_utc: str = ""
     seconds: float
+    mechanism: str
     privacy: Privacy | None = None
     dice: Dice = Dice()
     baselines: dict[str, MaybeInterval] = {}

@@ -25,28 +25,20 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.aggregate import Outcome
+from fedseg.averaging import fed_avg
+from fedseg.budget.charge import charge, charge_metrics, spent
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import SENTENCE, WAITED_FOR, Metrics, Progress, Ready, Said, unpack_round, unpacked
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
-from fedseg.evaluation import (
-    Scores,
-    dice_table,
-    evaluate,
-    fed_avg,
-    metrics_of,
-    overall_mean,
-    ranked,
-    structure_means,
-    study_event,
-)
+from fedseg.evaluation import Scores, dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Dropped, Ended, EpsilonSpent, Note, RoundStarted, Scored, StepAccepted, Trained
 from fedseg.exposure import MARKS, replay
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
-from fedseg.privacy.budget import charge, charge_metrics, spent
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.study import Study
+from fedseg.summary import metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import (
@@ -124,7 +116,8 @@ class Site:
         self.ledger = Ledger.of_site(options.state)
         self.model = build_model(self.study)
         self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
-        vectors = 1 if self.study.private else 1 + self.policy.clients  # without privacy, whole transcripts come
+        # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
+        vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
         limit = vectors * message_limit(self.policy) + 4 * self.policy.length
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
@@ -208,7 +201,7 @@ class Site:
     async def _begin(self) -> None:
         """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""
         with self.store.transaction() as marks:
-            release = None if self.study.private else marks.open_release
+            release = None if self.study.trust.each_update_private else marks.open_release
             accepted = release is None or marks.accepted(release.round_id)
         if release is None or accepted:
             await self._ready()
@@ -286,7 +279,7 @@ class Site:
                 self.store,
                 model_hash=model_hash(vector),
                 task_hash=self.study.hash(),
-                private=self.study.private,
+                private=self.study.trust.each_update_private,
             )
         except ExposureError as error:
             await self._wait(str(error), error.round_ids)
@@ -349,7 +342,7 @@ class Site:
         with self.store.transaction() as marks:
             last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
             known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
-        return None if known or self.study.private else last
+        return None if known or self.study.trust.each_update_private else last
 
     def _next_models(self) -> dict[str, list[str]]:
         """By run: the head of the last round that this site saw to its end, and the hash of the model that it gives."""
@@ -366,14 +359,14 @@ class Site:
 
     async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
         loop, number = asyncio.get_running_loop(), current.number
-        epsilon = spent(self.ledger, self.study) if self.study.private else None
+        epsilon = spent(self.ledger, self.study) if self.study.trust.claims_epsilon else None
 
         def on_step(step: int, steps: int) -> None:
             """Ends the training of a round that is over; tells log and coordinator how far it is."""
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
             self.folder.emit(Trained(round=number, site=self.me, step=step, steps=steps))
-            if step and self.study.private:  # how long a step takes tells how many patients were drawn
+            if step and self.study.trust.claims_epsilon:  # how long a step takes tells how many patients were drawn
                 return
             progress = Progress(round=number, step=step, steps=steps, epsilon=epsilon).packed()
             asyncio.run_coroutine_threadsafe(self.mailbox.send(dialogue.PROGRESS, progress), loop)
@@ -399,8 +392,9 @@ class Site:
         current = self.round
         if current is None or current.provided or current.training is None or not current.training.done():
             return
-        if self.study.private and time.monotonic() - current.since < self.study.run.hold_seconds:
-            return  # the end of training tells how many patients were drawn
+        # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the update.
+        if self.study.trust.claims_epsilon and time.monotonic() - current.since < self.study.run.hold_seconds:
+            return
         update = current.training.result()
         current.provided = True
         if self.options.audit is not None:
@@ -508,7 +502,7 @@ class Site:
             current.bytes_down,
             seconds,
         )
-        if self.study.private:
+        if self.study.trust.claims_epsilon:
             epsilon = spent(self.ledger, self.study)
             self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=epsilon))
         self.seen[current.number] = head
@@ -526,7 +520,7 @@ class Site:
         values = scores.values[self.me]
         means = structure_means(values, self.study)
         self.folder.emit(Scored(round=completed, site=self.me, values=means, n=len(values)))
-        epsilon = spent(self.ledger, self.study) if self.study.private else None
+        epsilon = spent(self.ledger, self.study) if self.study.trust.claims_epsilon else None
         entry = {"round": completed, "dice": means, "mean": overall_mean(values), "epsilon": epsilon}
         if completed:
             self.folder.tally.history.append(entry)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedseg import cli
+from fedseg.cli.ending import conclude
 from fedseg.coordinator import Coordinator
 from fedseg.errors import RoundFailedError
 from fedseg.models import load_model
@@ -105,7 +106,7 @@ def test_an_unfinished_study_is_no_success_of_any_command_and_its_reports_say_so
         )
         assert metrics_of(run)["protocol"]["rounds_completed"] == 1
         with pytest.raises(RoundFailedError, match="did not finish"):
-            cli._conclude(run)
+            conclude(run)
 
     def give_up(fresh, options):
         shutil.rmtree(fresh.path)

@@ -12,11 +12,11 @@ import pytest
 from fedseg import dialogue, exposure
 from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
+from fedseg.averaging import fed_avg
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.evaluation import fed_avg
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
@@ -28,7 +28,7 @@ from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
-from secagg.transcript import verify
+from secagg.transcript_files import verify
 from tests.support.federation import ASKED, COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 

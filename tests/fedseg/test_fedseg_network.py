@@ -26,7 +26,7 @@ from fedseg.update import assign, flatten
 from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import verify as verify_transcripts
+from secagg.transcript_files import verify as verify_transcripts
 from tests.support.tiny import tiny_study
 
 

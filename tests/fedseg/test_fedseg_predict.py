@@ -1,5 +1,7 @@
 """Dice, bootstrap, and prediction back on the file's own grid."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -11,6 +13,7 @@ from fedseg.data.cases import Case
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import bootstrap, by_patient, dice
+from fedseg.picture import write_overlay
 from fedseg.predict import predict, predict_file
 from fedseg.study import Study, load_study
 
@@ -58,9 +61,8 @@ def test_predict_file_answers_on_the_files_grid(dims: int, axes: str, study: Stu
     source = nibabel.Nifti1Image(image, affine).as_reoriented(turn)
     truth = np.asarray(nibabel.Nifti1Image(label, affine).as_reoriented(turn).dataobj)
     nibabel.save(source, tmp_path / "in.nii.gz")
-    overlay = predict_file(
-        Threshold(), tmp_path / "in.nii.gz", tmp_path / "out.nii.gz", study.replace(data={"dims": dims})
-    )
+    study, output = study.replace(data={"dims": dims}), tmp_path / "out.nii.gz"
+    overlay = write_overlay(*predict_file(Threshold(), tmp_path / "in.nii.gz", output, study), output, study)
     result = nibabel.load(tmp_path / "out.nii.gz")
     assert result.shape == source.shape
     assert result.get_data_dtype() == np.uint8
@@ -143,3 +145,13 @@ def test_cases_are_averaged_within_a_patient_first() -> None:
     scores = [np.array([1.0, nan]), np.array([0.0, 0.5]), np.array([0.8, nan])]
     table = by_patient(["b", "b", "a"], scores)
     np.testing.assert_array_equal(table, [[0.8, nan], [0.5, 0.5]])
+
+
+def test_a_process_that_trains_or_coordinates_needs_no_plotting() -> None:
+    """MONAI loads matplotlib where it is there, and none of our rooms does."""
+    program = (
+        "import sys; sys.modules['matplotlib'] = None; import fedseg.coordinator, fedseg.site, fedseg.simulate; "
+        "print([name for name in sys.modules if name in ('fedseg.picture', 'jinja2', 'fedseg.report')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr

@@ -9,15 +9,17 @@ from datetime import datetime
 import pytest
 from rich.console import Console
 
-from fedseg import cli
+from fedseg.cli import terminal as command
+from fedseg.cli.ending import show_metrics
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
 from fedseg.dialogue import FAILED, LEAVING, READY, Ready, Said
 from fedseg.errors import ConfigError
-from fedseg.evaluation import study_event
 from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
+from fedseg.report.records import Metrics
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
+from fedseg.summary import study_event
 from secagg.printable import printable
 from secagg.rpc.frames import HELLO, Received
 from tests.support.tiny import tiny_study
@@ -170,10 +172,10 @@ def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
     def fail() -> None:
         raise ConfigError(text)
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(command, "app", fail)
     with pytest.raises(SystemExit):
-        cli.main()
-    cli._warn(f"[{text}", UserWarning)
+        command.main()
+    command._warn(f"[{text}", UserWarning)
     printed = capsys.readouterr().err
     assert printed == f"fedseg: {printable(text)}\nwarning: [{printable(text)}\n"
     figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
@@ -181,11 +183,13 @@ def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
     metrics = {
         "dice": {"mean": figure, "overall": {text: figure}, "sites": {text: column}},
         "baselines": {text: figure},
-        "privacy": None,
+        "study": "s",
+        "study_hash": "",
+        "mechanism": "none",
         "protocol": {"rounds_completed": 1, "bytes_up": 1, "bytes_down": 1, "seconds": {text: 1.0}},
         "seconds": 1.0,
     }
-    cli.show_metrics(metrics)
+    show_metrics(Metrics.model_validate(metrics))
     printed = capsys.readouterr().out
     assert f"{printable(text)}: mean Dice 0.50 0.40-0.60 n=3" in printed
     assert all(c.isprintable() or c == "\n" for c in printed)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.averaging import fed_avg
 from fedseg.data.cases import Case, SiteData
 from fedseg.data.layouts.table import LAYOUTS
 from fedseg.data.loading import load_site
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError
-from fedseg.evaluation import evaluate, fed_avg, overall_mean, structure_means
+from fedseg.evaluation import evaluate, overall_mean, structure_means
 from fedseg.ledger import Ledger
 from fedseg.models import NETWORKS, Network, build_model
 from fedseg.study import Study

@@ -50,10 +50,10 @@ from secagg.transcript.record import (
     PublishedBundle,
     PublishedShares,
     Record,
-    Writer,
     blocks,
     encode_record,
 )
+from secagg.transcript_files import Writer
 from tests.support.cohort import SERVER_KEY, Cohort
 
 Twist = Callable[[str, object], object]

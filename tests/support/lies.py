@@ -81,7 +81,7 @@ def a_file_without_server_key_is_sealed(folder):
 def a_confirmation_was_cut_out(folder):
     whole = written(folder / "whole", forge(Cohort(5))).read_bytes()
     with open(folder / "whole", "rb") as file:
-        *_, last, _ = records(file)
+        *_, last, _ = records(file.read)
     (folder / "cut").write_bytes(whole.replace(len(last).to_bytes(4, "big") + last, b""))
     return folder / "cut"
 
@@ -721,7 +721,7 @@ def the_file_is_cut_off_in_a_record(folder):
 def the_closing_record_is_missing(folder):
     path = put(folder, forge(Cohort(5)))
     with open(path, "rb") as file:
-        *_, last = records(file)
+        *_, last = records(file.read)
     path.write_bytes(path.read_bytes()[: -4 - len(last)])
     return path
 

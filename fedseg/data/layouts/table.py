@@ -38,6 +38,6 @@ def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
     listed = sorted(layout.entries(folder, site, study), key=lambda entry: entry.name)
-    if not listed and not (study.private and (folder / layout.index).exists()):
+    if not listed and not (study.trust.claims_epsilon and (folder / layout.index).exists()):
         raise ConfigError(f"{folder}: no patients in layout '{name}'; correct the folder or the layout")
     return listed

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from secagg import wire
-from secagg.cli.explain import Clients, Corrupt, Length, Suites
+from secagg.cli.policy import Clients, Corrupt, Length, Suites
 from secagg.cli.terminal import app, sentences
 from secagg.client import open_round
 from secagg.context import GENESIS, RoundContext
@@ -28,7 +28,7 @@ from secagg.session import ClientSession, ServerSession
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore
 from secagg.terminal import out, plain, say
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 RUN = "demo"
 NOTHING = bytes(HASH_BYTES)

@@ -1,0 +1,74 @@
+"""What every run ends with: its report, its figures on the screen, and a status that is 0 for a complete study only."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from fedseg.cli.terminal import stressed
+from fedseg.errors import RoundFailedError
+from secagg.terminal import out, plain, say
+
+if TYPE_CHECKING:
+    from fedseg.report.records import Dice, Interval, Metrics
+
+
+def conclude(run: Path, credentials: Path | None = None) -> None:
+    """Write the report and show the figures of a run, and how to replay its rounds.
+
+    Raises:
+        RoundFailedError: the study is not complete, which is no success of the command.
+    """
+    from fedseg.report import write_report
+    from fedseg.report.records import Metrics
+
+    report = write_report(run)
+    metrics = Metrics.model_validate_json((run / "metrics.json").read_text(encoding="utf-8"))
+    show_metrics(metrics)
+    say(f"model {run / 'model.safetensors'}")
+    say(f"report {report}")
+    if credentials is not None and (run / "transcripts").is_dir():
+        own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
+        command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
+        say(f"replay every round without the coordinator: {command}")
+    if metrics.unfinished:
+        done = f"{metrics.protocol.rounds_completed} of {metrics.rounds} rounds have a sum"
+        raise RoundFailedError(f"the study did not finish, {done}: {metrics.unfinished}")
+
+
+def show_metrics(metrics: "Metrics") -> None:
+    """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
+    from fedseg.report.claims import privacy_sentence
+
+    _show_dice(metrics.dice)
+    for name, found in metrics.baselines.items():
+        say(f"{name}: mean Dice {_cell(found, ' ')}")
+    say(stressed(*privacy_sentence(metrics)))
+    protocol = metrics.protocol
+    steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in protocol.seconds.items())
+    say(
+        f"{protocol.rounds_completed} rounds in {metrics.seconds:.0f} s; protocol bytes: "
+        f"{protocol.bytes_up / 1e6:.1f} MB up, {protocol.bytes_down / 1e6:.1f} MB down; "
+        f"seconds by step: {steps or 'none'}"
+    )
+
+
+def _show_dice(dice: "Dice") -> None:
+    columns = {"all sites": (dice.mean, dice.overall)}
+    columns |= {name: (site.mean, site.structures) for name, site in dice.sites.items()}
+    columns = {name: column for name, column in columns.items() if column[0] is not None}
+    if len(columns) == 2:  # one site's own figures are all that there is
+        del columns["all sites"]
+    title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
+    table = Table("", title=title, box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(plain(name))
+    for name in dice.overall:
+        table.add_row(plain(name), *(_cell(structures.get(name)) for _, structures in columns.values()))
+    table.add_row("mean", *(_cell(mean) for mean, _ in columns.values()), style="bold")
+    if columns:
+        out.print(table)
+
+
+def _cell(found: "Interval | None", separator: str = "\n") -> str:
+    return f"{found.mean:.2f}{separator}{found.low:.2f}-{found.high:.2f}{separator}n={found.n}" if found else "n/a"

@@ -1,0 +1,146 @@
+"""`fedseg coordinator` and `fedseg site`: a study over the network, one process a party."""
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedseg.cli.ending import conclude
+from fedseg.cli.terminal import Runs, StudyFile, app, command_line
+from fedseg.errors import ConfigError, RoundFailedError
+from secagg.errors import ProtocolError
+from secagg.terminal import out, say
+
+if TYPE_CHECKING:
+    from fedseg.study import Study
+
+
+class Transcripts(Enum):
+    """What a coordinator keeps of each round for auditors."""
+
+    WHOLE = "whole"
+    HASHES = "hashes"
+    NONE = "none"
+
+
+@app.command()
+def coordinator(
+    study: StudyFile,
+    credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    runs: Runs = Path("runs"),
+    patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
+    rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
+    training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+    transcripts: Annotated[
+        Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
+    ] = Transcripts.WHOLE,
+) -> None:
+    """Run a study over the network: open rounds, relay the protocol, average; sites connect with `fedseg site`."""
+    from fedseg.coordinator import Options, coordinate
+    from fedseg.runfolder import RunFolder
+    from fedseg.screen import Screen
+    from fedseg.start import starting_model
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    options = Options(
+        host,
+        port,
+        credentials,
+        patience,
+        rejoin_seconds,
+        training_seconds=training_seconds,
+        transcripts=transcripts.value,
+        command=command_line(),
+    )
+    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        starting_model(loaded, screen.starting)
+        try:
+            run = coordinate(folder, options)
+        except (RoundFailedError, ProtocolError):
+            if not folder.finished:
+                raise
+            run = folder.path  # what came before is told, and the failure with it
+    conclude(run, credentials)
+
+
+@app.command()
+def site(
+    study: StudyFile,
+    name: Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)],
+    address: Annotated[str, typer.Option("--coordinator", help="HOST:PORT of the coordinator.")],
+    credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
+    data: Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Durable marks and ledger; default runs/SITE-state.", show_default=False)
+    ] = None,
+    runs: Runs = Path("runs"),
+    patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
+    accept_exposure: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROUND_ID",
+            help="Without DP: accept once that this round cannot be replayed, and end; the running site goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="TRANSCRIPT",
+            help="Without DP: replay a round's transcript from anybody, and end; the running site goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
+    ] = None,
+) -> None:
+    """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
+    from fedseg.credentials import load_federation, signing_key, site_tls
+    from fedseg.data.loading import load_site
+    from fedseg.runfolder import RunFolder
+    from fedseg.screen import Screen
+    from fedseg.site import Options, take_part
+    from fedseg.start import starting_model
+    from fedseg.study import load_study
+
+    loaded = load_study(study)
+    if name not in loaded.site_ids:
+        raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
+    kept = state or runs / f"{name}-state"
+    if accept_exposure or replay:
+        _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
+        return
+    federation = load_federation(credentials, loaded)  # what is wrong with them is told before images are read
+    signing_key(credentials, name)
+    site_tls(credentials, name, federation)
+    found = load_site(data, name, loaded)
+    options = Options(name, address, credentials, kept, patience, audit, command_line())
+    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
+        starting_model(loaded, screen.starting)
+        run = take_part(folder, found, options)
+    conclude(run, credentials)
+
+
+def _settle(
+    study: "Study", site: str, credentials: Path, state: Path, accepted: list[str], transcripts: list[Path]
+) -> None:
+    """What an operator does about rounds that keep the site out."""
+    from fedseg.credentials import load_federation
+    from fedseg.exposure import accept_round, marks_of, replay
+    from fedseg.models import build_model
+    from fedseg.update import flatten
+
+    for round_id in accepted:
+        say(accept_round(study, credentials, state, site, round_id))
+    federation = load_federation(credentials, study)
+    for path in transcripts:
+        policy = study.policy(len(flatten(build_model(study))), federation.server_key)
+        with marks_of(state, site) as store:
+            receipt = replay(store, policy, federation.pinned, path)
+        say(f"replayed, and it holds: round {receipt.round_id.hex()}")

@@ -1,0 +1,47 @@
+"""The application of the `fedseg` command, and what its commands share."""
+
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from fedseg.errors import FedSegError
+from secagg.errors import SecAggError
+from secagg.terminal import App, any_code_page, errors, plain, say, sentences, versioned
+
+app = App("Federated training of medical image segmentation, differentially private, through secure aggregation.")
+versioned(app, "fedseg")
+
+StudyFile = Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)]
+DataFolder = Annotated[
+    Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
+]
+Runs = Annotated[Path, typer.Option("--out", help="Where the run folder goes.")]
+
+
+def main() -> None:
+    """Run the command and turn every error that is meant for a person into one sentence."""
+    any_code_page()
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
+        app()
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Our own warnings are for people; those of libraries are not."""
+    if category is UserWarning and str(message).startswith("["):
+        say(plain("warning: ", "yellow", console=errors), str(message), console=errors)
+
+
+def command_line() -> str:
+    """How this command was called, for the record."""
+    return shlex.join(["fedseg", *sys.argv[1:]])
+
+
+def stressed(first: str, rest: str = "") -> Text:
+    """A sentence with its beginning in bold."""
+    return Text.assemble(plain(first, "bold"), plain(rest))

@@ -1,0 +1,111 @@
+"""What a run says about itself: its first event, and everything in `metrics.json`.
+
+Every epsilon comes with its unit, delta and trust model.
+"""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from fedseg.budget.explain import explain
+from fedseg.budget.plan import noise_multiplier
+from fedseg.events import StudyStarted
+from fedseg.runfolder import FORMAT, RunFolder
+from fedseg.study import Study
+
+PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
+
+
+def before_training(study: Study) -> str:
+    """What the model is called before the first round."""
+    return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
+
+
+def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
+    """The first event: what the study fixed."""
+    policy, privacy = study.policy(parameters), study.privacy
+    return StudyStarted(
+        name=study.study.name,
+        study_hash=study.hash().hex(),
+        sites=tuple(study.site_ids),
+        structures=tuple(study.structures),
+        rounds=study.study.rounds,
+        local_steps=study.study.local_steps,
+        parameters=parameters,
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        delta=privacy.delta if study.trust.claims_epsilon else None,
+        budget=privacy.epsilon if study.trust.claims_epsilon else None,
+        sample_rate=privacy.sample_rate,
+        clip_norm=privacy.clip_norm if study.trust.claims_epsilon else None,
+        noise_multiplier=noise_multiplier(study),
+        suite=policy.suite.value,
+        n=policy.clients,
+        threshold=policy.threshold,
+        max_corrupt=policy.max_corrupt,
+        min_survivors=policy.min_survivors,
+        bits=policy.bits,
+        seed=study.study.seed,
+        secure=secure,
+        start=study.model.start,
+    )
+
+
+def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
+    """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
+    if not study.trust.claims_epsilon:
+        return None
+    plan = explain(study)
+    return {
+        "epsilon": max(per_site.values(), default=0.0),
+        "delta": plan.delta,
+        "unit": plan.unit,
+        "neighbouring": plan.neighbouring,
+        "trust": study.trust.sentence,
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "clip_norm": plan.clip_norm,
+        "steps": plan.steps,
+        "per_site": dict(per_site),
+        "sentence": plan.sentence,
+    }
+
+
+def metrics_of(
+    folder: RunFolder,
+    parameters: int,
+    command: str,
+    table: Mapping[str, Any],
+    per_site: Mapping[str, float],
+    reason: str,
+) -> dict[str, Any]:
+    """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
+    study, tally = folder.study, folder.tally
+    return {
+        "format": FORMAT,
+        "study": study.study.name,
+        "study_hash": study.hash().hex(),
+        "seed": study.study.seed,
+        "seeded_no_privacy_claim": study.study.seed is not None,
+        "command": command,
+        "rounds": study.study.rounds,
+        "unfinished": reason if tally.completed < study.study.rounds else "",
+        "started_utc": folder.started,
+        "seconds": folder.seconds,
+        "parameters": parameters,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "mechanism": study.privacy.mechanism,
+        "privacy": privacy_claim(study, per_site),
+        "dice": table,
+        "baselines": tally.baselines,
+        "history": tally.history,
+        "protocol": {
+            "rounds_completed": tally.completed,
+            "burned": tally.burned,
+            "dropouts": tally.dropouts,
+            "bytes_up": tally.bytes_up,
+            "bytes_down": tally.bytes_down,
+            "seconds": tally.seconds,
+        },
+    }
