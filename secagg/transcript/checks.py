@@ -23,6 +23,7 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
+from secagg.packing import modulo
 from secagg.prg import apply_masks
 from secagg.transcript.facts import Transcript
 from secagg.transcript.record import Record, name_of, sender_of
@@ -305,7 +306,7 @@ def t13_sum(transcript: Transcript) -> int | None:
         seed = pair_mask_seed(transcript.roster1, transcript.round_id, (survivor, dropped), exchanged, secret)
         (subtract if survivor < dropped else add).append(seed)
     apply_masks(transcript.vectors.remainder, add, subtract)
-    transcript.vectors.remainder &= transcript.vectors.remainder.dtype.type((1 << transcript.policy.bits) - 1)
+    modulo(transcript.vectors.remainder, transcript.policy.bits)
     if wrong := int(np.count_nonzero(transcript.vectors.remainder)):
         raise transcript.wrong("T-13", transcript.result, f"the sum is not that of the inputs in {wrong} of its values")
     return len(transcript.inputs)
@@ -314,10 +315,9 @@ def t13_sum(transcript: Transcript) -> int | None:
 def t14_range(transcript: Transcript) -> int | None:
     """T-14: the constant slots add up, and every value is one that so many clipped inputs can add up to."""
     policy = transcript.policy
-    expected = [
-        int(value) * len(transcript.inputs) % (1 << policy.bits) for value in slot_values(policy, transcript.round_id)
-    ]
-    if transcript.vectors.slots != expected:
+    constants = slot_values(policy, transcript.round_id)
+    expected = modulo(constants * constants.dtype.type(len(transcript.inputs)), policy.bits)
+    if transcript.vectors.slots != expected.tolist():
         raise transcript.wrong("T-14", transcript.result, "the constant slots do not add up")
     largest = sum(map(policy.bound, transcript.inputs))
     if not -largest <= transcript.vectors.lowest <= transcript.vectors.highest <= largest:

@@ -29,8 +29,8 @@ from secagg.messages import (
     UnmaskingShares,
     bundle_digest,
 )
+from secagg.packing import BLOCK, packed_size
 from secagg.policy import Policy
-from secagg.quantize import BLOCK, packed_size
 
 FORMAT = 2
 LARGEST_RECORD = 1 << 20
