@@ -46,7 +46,7 @@ def glioma() -> Study:
 
 def made(phantom: Phantom[Any], study: Study, site: str, patients: int, cohort: int) -> list[Case]:
     seeds = phantom.site_seeds(site, patients, cohort)
-    return [phantom.site_case(site, str(seed), seed, study) for seed in seeds]
+    return [phantom.site_case(site, f"sub-{number:03d}", seed, study) for number, seed in enumerate(seeds, 1)]
 
 
 def cached(tmp_path: Path) -> list[Path]:
