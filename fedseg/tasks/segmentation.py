@@ -1,6 +1,7 @@
 """Segmentation: one of the study's structures, or background, for every voxel."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,12 @@ class Segmentation:
     def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
         """Dice of every structure."""
         return dice(prediction, _truth(case), len(self.names))
+
+    def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
+        """Slices with the structures outlined, as PNG."""
+        from fedseg.picture import write_overlay
+
+        return write_overlay(case, prediction, output, self.names)
 
 
 def _truth(case: Case) -> NDArray[np.uint8]:

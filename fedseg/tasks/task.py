@@ -1,6 +1,7 @@
 """What every task answers, so that no other room asks which task a study has."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,4 +65,13 @@ class Task(Protocol):
 
         Raises:
             ConfigError: the case has no label.
+        """
+
+    def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
+        """Write a picture of the prediction beside the file `output` that holds it, for the case's owner only.
+
+        Loads matplotlib, which no process that trains or coordinates needs.
+
+        Returns:
+            Where the picture is.
         """
