@@ -34,8 +34,9 @@ from secagg import (
 )
 from secagg.context import GENESIS
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
+from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
-from secagg.quantize import dtype_for, quantize
+from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import accept
@@ -108,7 +109,7 @@ class PlainSum:
         self.number += 1
         dropped = tuple(site for site in sorted(sites) if site not in included)
         return Outcome(
-            dequantize(_reduced(total, self._policy), self._policy), included, dropped, GENESIS, True, clip_rate
+            dequantize(modulo(total, self._policy.bits), self._policy), included, dropped, GENESIS, True, clip_rate
         )
 
 
@@ -191,7 +192,7 @@ class SecureSum:
         for site in server.included:
             plain += values[site]
         outcome = exchange.outcome(
-            _reduced(plain, self._policy), {s: sessions[s].clip_rate for s in values}, self._policy
+            modulo(plain, self._policy.bits), {s: sessions[s].clip_rate for s in values}, self._policy
         )
         book.completed(exchange.receipt)
         if recorder is not None:
@@ -294,9 +295,3 @@ class _Exchange:
             self._down,
             self._seconds,
         )
-
-
-def _reduced(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
-    """`total` modulo 2^b, in place."""
-    total &= total.dtype.type((1 << policy.bits) - 1)
-    return total

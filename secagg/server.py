@@ -6,9 +6,9 @@ per round; the ids in the comments are the rows of its table of checks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from secagg.messages import (
     Confirmation,
     EncryptedShares,
     FromClient,
+    Header,
     IncludedSet,
     MaskedInput,
     Receipt,
@@ -59,9 +60,9 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
+from secagg.packing import add_packed, modulo, pack_into, packed_size, unpack, values_at
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Executor, apply_masks, zeros
-from secagg.quantize import accumulate, dtype_for, pack_into, packed_size
 from secagg.shamir import combine
 from secagg.steps import (
     ADVERTISE_KEYS,
@@ -211,7 +212,7 @@ class SharingKeys(Collecting):
         header.verify(self.round.pinned[sender], "S-06", sender)
         if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
             raise self._elsewhere("S-06", f"the header of {sender} is for another slot or roster")
-        if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
+        if header.bundles_root != message.tree[0]:
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
         peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
@@ -227,19 +228,40 @@ class SharingKeys(Collecting):
         """Fix the dealers and relay to each the bundles for it, with all headers."""
         self._leave()
         self._enough()
-        bundles = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
+        dealt = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
         headers = tuple(message.header for message in self._in_order())
-        inboxes = {
-            reader: ShareInbox(headers, tuple(sent[reader] for dealer, sent in bundles.items() if dealer != reader))
-            for reader in bundles
+        inboxes = {}
+        for reader in dealt:
+            bundles, paths = zip(*(sent[reader] for dealer, sent in dealt.items() if dealer != reader), strict=True)
+            inboxes[reader] = ShareInbox(headers, bundles, paths)
+        kept = {
+            dealer: {peer: Promised.of(bundle) for peer, (bundle, _) in sent.items()} for dealer, sent in dealt.items()
         }
-        return Reporting(self.round, self.roster, headers_hash(headers), self.received, bundles), inboxes
+        return Reporting(self.round, self.roster, headers, kept), inboxes
 
-    def _by_peer(self, dealer: str) -> dict[str, Bundle]:
-        return dict(zip(self.roster.others(dealer), self.received[dealer].bundles, strict=True))
+    def _by_peer(self, dealer: str) -> dict[str, tuple[Bundle, bytes]]:
+        message = self.received[dealer]
+        return dict(zip(self.roster.others(dealer), zip(message.bundles, message.tree[1], strict=True), strict=True))
 
 
 # --- Round 1b ----------------------------------------------------------------------------------------------------
+
+
+class Promised(NamedTuple):
+    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
+
+    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
+    """
+
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+    pair: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Promised":
+        """Of a whole bundle."""
+        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
 
 
 class Reporting(Collecting):
@@ -252,13 +274,19 @@ class Reporting(Collecting):
         self,
         round: Round,
         roster: Roster,
-        roster2: bytes,
-        dealt: Mapping[str, EncryptedShares],
-        bundles: Mapping[str, Mapping[str, Bundle]],
+        headers: tuple[Header, ...],
+        bundles: Mapping[str, Mapping[str, Promised]],
     ) -> None:
-        super().__init__(round, dealt)
-        self.roster, self.roster2, self.bundles = roster, roster2, bundles
-        self.self_commitments = {dealer: message.header.self_commitment for dealer, message in dealt.items()}
+        super().__init__(round, bundles)
+        self.roster, self.roster2, self.bundles = roster, headers_hash(headers), bundles
+        self.self_commitments = {header.client_id: header.self_commitment for header in headers}
+
+    def forget_envelopes(self, but_to: Collection[str]) -> None:
+        """Keep the sealed pair secrets of these clients alone: nobody else's key will be opened."""
+        self.bundles = {
+            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            for dealer, sent in self.bundles.items()
+        }
 
     def _check(self, sender: str, message: ShareReport) -> None:
         self._own(sender, message.client_id)
@@ -298,7 +326,7 @@ class CollectingInputs(Collecting):
         self.shares, policy = shares, shares.round.policy
         round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
         self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
-        self.total: Vector = zeros(policy.length + policy.slots, dtype_for(policy.bits))
+        self.planes = zeros(packed_size(policy.length + policy.slots, policy.bits), np.uint8)
         self.slots: dict[str, Vector] = {}
 
     def _kept(self, message: MaskedInput) -> Any:
@@ -309,19 +337,21 @@ class CollectingInputs(Collecting):
         message.verify(self.round.pinned[sender], "S-10", sender)
         if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
             raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
-        slots = self.total[self.round.policy.length :]
-        before = slots.copy()
+        policy = self.round.policy
+        count = policy.length + policy.slots
         try:
-            accumulate(self.total, message.y, self.round.policy.bits)
+            add_packed(self.planes, message.y, count, policy.bits)
         except ValueError as error:
             raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
-        self.slots[sender] = slots - before  # whose they are is only asked where their sum is wrong (S-19)
+        # Whose they are is only asked where their sum is wrong (S-19).
+        self.slots[sender] = values_at(message.y, slice(policy.length, count), count, policy.bits)
 
     def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
         """Fix U3 and show each of its members every signature on it."""
         self._leave()
         self._enough()
         included = IncludedSet(tuple(self._in_order()))
+        self.shares.forget_envelopes(but_to=self.expected - self.received.keys())
         return Attesting(self, included), dict.fromkeys(self.received, included)
 
 
@@ -408,15 +438,16 @@ class Unmasking(Collecting):
         self._leave()
         policy = self.round.policy
         self._enough(policy.threshold)
-        round_id, roster1, total = self.inputs.view[0], self.shares.roster.hash, self.inputs.total
+        round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
         own = {u: self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id}
         pairs = self._pairwise_seeds()
         add = [seed for (u, w), seed in pairs.items() if w < u]
         subtract = [seed for (u, w), seed in pairs.items() if u < w] + [*own.values()]
+        total = unpack(self.inputs.planes.data, policy.length + policy.slots, policy.bits)
         apply_masks(total, add, subtract, self.round.executor)
-        total &= total.dtype.type((1 << policy.bits) - 1)
+        modulo(total, policy.bits)
         expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
-        if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
+        if not np.array_equal(total[policy.length :], modulo(expected, policy.bits)):
             blaming = Blaming(self, own, pairs)
             return blaming, dict.fromkeys(self.received, SlotsFailed(round_id, self.included.attested))
         result = self._result(total)
@@ -425,9 +456,8 @@ class Unmasking(Collecting):
 
     def _result(self, total: Vector) -> Result:
         bits, context = self.round.policy.bits, self.round.context
-        octets = np.empty(packed_size(len(total), bits), np.uint8)
-        pack_into(total, bits, octets)
-        packed = octets.data.toreadonly()
+        pack_into(total, bits, self.inputs.planes)  # the inputs' own sum is not needed any more
+        packed = self.inputs.planes.data.toreadonly()
         total_hash = Result.hash_of(packed)
         round_id, attested = self.inputs.view[0], self.included.attested
         head = next_head(context.previous_head, round_id, attested, total_hash)

@@ -15,8 +15,8 @@ from secagg.context import RoundContext
 from secagg.errors import ConfigError, IllegalTransitionError
 from secagg.keys import SigningKey
 from secagg.messages import EncryptedShares, FromClient, Header, MaskedInput, Result, SlotMasks
+from secagg.packing import packed_size
 from secagg.policy import PinnedRoster, Policy
-from secagg.quantize import packed_size
 from secagg.transcript.judging import judge
 from secagg.transcript.record import (
     CHAIN_START,

@@ -19,8 +19,9 @@ from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepC
 from fedseg.files import private
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import no_claim, trust_in
-from fedseg.report import claims, figures
+from fedseg.report import claims, curves, palette, timeline
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
+from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
 
 __all__ = ["write_report"]
@@ -85,17 +86,17 @@ def _render(run: Run) -> str:
         guarantees=list(claims.guarantees(run)),
         sentences=list(claims.dropout_sentences(run)),
         dropped=dropouts(run),
-        convergence=figures.convergence(run),
-        budget=figures.budget(run),
-        overview=figures.overview(run),
-        zoom=figures.zoom(run, zoomed) if zoomed is not None else Markup(),
+        convergence=curves.convergence(run),
+        budget=curves.budget(run),
+        overview=timeline.overview(run),
+        zoom=timeline.zoom(run, zoomed) if zoomed is not None else Markup(),
         zoomed=zoomed,
-        steps=figures.STEPS,
+        steps=timeline.STEPS,
         structures=_structures(run),
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
-        pictures=[(example, figures.pictures(example)) for example in run.examples],
-        tints=figures.TINTS,
-        wrong=figures.WRONG,
+        pictures=[(example, pictures(example)) for example in run.examples],
+        palette=palette,
+        colour_of=timeline.colour_of,
         costs=list(_costs(run)),
         final_head=ends[-1].head if ends else "",
         versions=run.metrics.versions or _versions(),
@@ -133,7 +134,7 @@ class Cost:
 def _costs(run: Run) -> Iterator[Cost]:
     ends = of_kind(run, RoundEnded)
     accepted, closed = of_kind(run, StepAccepted), of_kind(run, StepClosed)
-    for step, plain in {"train": "local training, all sites", **figures.STEPS}.items():
+    for step, plain in {"train": "local training, all sites", **timeline.STEPS}.items():
         seconds = _training(run) if step == "train" else [end.seconds[step] for end in ends if step in end.seconds]
         yield Cost(
             step=step,

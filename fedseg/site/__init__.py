@@ -53,9 +53,10 @@ from secagg import (
 )
 from secagg.files import policy_text
 from secagg.messages import FromClient, Receipt, Reports, Result, RoundStart, SlotMasks
+from secagg.packing import unpack
 from secagg.policy import session_id
 from secagg.prg import Stream
-from secagg.quantize import quantize, unpack
+from secagg.quantize import quantize
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.sqlite import SqliteStore

@@ -21,6 +21,7 @@ from secagg.files import policy_text, roster_text, write_new
 from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
+from secagg.packing import modulo
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -79,8 +80,10 @@ class Demo:
     @property
     def wrong(self) -> int:
         """In how many places the result differs from the plain sum of the included, quantised vectors."""
-        plain = np.sum([self.plain[i] for i in self.server.included], axis=0, dtype=np.uint64)
-        plain &= np.uint64((1 << self.policy.bits) - 1)
+        plain = np.zeros(self.policy.length, np.uint64)
+        for client_id in self.server.included:
+            plain += self.plain[client_id]
+        modulo(plain, self.policy.bits)
         return self.policy.length if self.server.result is None else int(np.sum(plain != self.server.result))
 
 

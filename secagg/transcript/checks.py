@@ -22,7 +22,9 @@ from secagg.masking import (
     share_commitment,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
+from secagg.packing import modulo
 from secagg.prg import apply_masks
 from secagg.transcript.facts import Transcript
 from secagg.transcript.record import Record, name_of, sender_of
@@ -86,7 +88,11 @@ def t04_signatures(transcript: Transcript) -> int | None:
             raise transcript.wrong("T-04", record, f"the {name_of(record)} carries no signature of its sender")
         count += 1
     for sent in transcript.shares.values():
-        if not sent.header.fits(transcript.roster) or sent.header.digests != b"".join(b.digest() for b in sent.bundles):
+        root, _ = tree([bundle.digest() for bundle in sent.bundles])
+        complete = (
+            sent.header.client_id in transcript.roster.by_id and len(sent.bundles) == len(transcript.roster.by_id) - 1
+        )
+        if not complete or sent.header.bundles_root != root:
             raise transcript.wrong("T-04", sent, "the bundles are not those of the signed header")
     return count
 
@@ -133,8 +139,7 @@ def t05_fresh(transcript: Transcript) -> int | None:
 def _supposed_fresh(transcript: Transcript) -> Iterator[tuple[Record, str, bytes]]:
     yield from _once_a_round(transcript)
     for record, header in _headers(transcript):
-        for start in range(0, len(header.digests), HASH_BYTES):
-            yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+        yield record, "root of bundles", header.bundles_root
     for sent in transcript.shares.values():
         for bundle in sent.bundles:
             yield sent, "share commitment", bundle.mask_key_commitment
@@ -305,7 +310,7 @@ def t13_sum(transcript: Transcript) -> int | None:
         seed = pair_mask_seed(transcript.roster1, transcript.round_id, (survivor, dropped), exchanged, secret)
         (subtract if survivor < dropped else add).append(seed)
     apply_masks(transcript.vectors.remainder, add, subtract)
-    transcript.vectors.remainder &= transcript.vectors.remainder.dtype.type((1 << transcript.policy.bits) - 1)
+    modulo(transcript.vectors.remainder, transcript.policy.bits)
     if wrong := int(np.count_nonzero(transcript.vectors.remainder)):
         raise transcript.wrong("T-13", transcript.result, f"the sum is not that of the inputs in {wrong} of its values")
     return len(transcript.inputs)
@@ -314,10 +319,9 @@ def t13_sum(transcript: Transcript) -> int | None:
 def t14_range(transcript: Transcript) -> int | None:
     """T-14: the constant slots add up, and every value is one that so many clipped inputs can add up to."""
     policy = transcript.policy
-    expected = [
-        int(value) * len(transcript.inputs) % (1 << policy.bits) for value in slot_values(policy, transcript.round_id)
-    ]
-    if transcript.vectors.slots != expected:
+    constants = slot_values(policy, transcript.round_id)
+    expected = modulo(constants * constants.dtype.type(len(transcript.inputs)), policy.bits)
+    if transcript.vectors.slots != expected.tolist():
         raise transcript.wrong("T-14", transcript.result, "the constant slots do not add up")
     largest = sum(map(policy.bound, transcript.inputs))
     if not -largest <= transcript.vectors.lowest <= transcript.vectors.highest <= largest:

@@ -5,18 +5,17 @@ of the reader's policy, and nothing is set aside before a block of the right siz
 section "Transcripts".
 """
 
-import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from secagg.encoding import VectorHash, vector_hash
 from secagg.masking import Vector
 from secagg.messages import AcceptedInput, Receipt
+from secagg.packing import BLOCK, dtype_for, packed_size, unpack, without_padding
 from secagg.policy import Policy
 from secagg.prg import zeros
-from secagg.quantize import BLOCK, dtype_for, packed_size, unpack
-from secagg.transcript.record import LARGEST_VECTOR, Block, sender_of, vector_hash
+from secagg.transcript.record import LARGEST_VECTOR, Block, sender_of
 from secagg.transcript.violation import ViolationError
 
 
@@ -102,18 +101,8 @@ class _Passing:
     number: int
     sender: str
     is_sum: bool
-    hash: "hashlib._Hash"
+    hash: VectorHash
     start: int = 0
-
-
-def without_padding(data: bytes, count: int, bits: int) -> bytes:
-    """A packed block with zeros where its planes of less than a byte a value end within a byte."""
-    plain, end = bytearray(data), 0
-    for width in (64, 32, 16, 8, 4, 2, 1):
-        if bits & width:
-            end += math.ceil(count * width / 8)
-            plain[end - 1] &= 0xFF >> (-count * width % 8)
-    return bytes(plain)
 
 
 def t18_packing(number: int, sender: str, block: Block, plain: bytes) -> None:

