@@ -11,7 +11,8 @@ import numpy as np
 
 import secagg
 from secagg import wire
-from secagg.transcript import Recorder, accept, verify
+from secagg.transcript import accept
+from secagg.transcript_files import Recorder, verify
 
 sites = ("amsterdam", "bern", "cork", "delft", "essen")
 keys = {site: secagg.SigningKey.generate() for site in sites}

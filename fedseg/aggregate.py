@@ -34,11 +34,13 @@ from secagg import (
 )
 from secagg.context import GENESIS
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
+from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
-from secagg.quantize import dtype_for, quantize
+from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import Recorder, accept, verify
+from secagg.transcript import accept
+from secagg.transcript_files import Recorder, verify
 
 Train = Callable[[str], NoisedUpdate]
 Rounding = Callable[[str, int], Stream]
@@ -80,7 +82,7 @@ class PlainSum:
         dropped = tuple(site for site in sorted(sites) if site not in included)
         ended = Facts(self.number, 0, emit).ended(included, dropped, GENESIS, exact=True, clip_rate=clip_rate)
         self.number += 1
-        return Outcome(dequantize(_reduced(total, self._policy), self._policy), ended)
+        return Outcome(dequantize(modulo(total, self._policy.bits), self._policy), ended)
 
 
 class SecureSum:
@@ -93,7 +95,7 @@ class SecureSum:
         folder: where each site's durable marks live.
         rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
         task_hash: of the study that every site agreed to, 32 bytes.
-        private: whether updates are differentially private and charged, so that a burned round exposes nothing more.
+        private: whether each update is private alone and charged, so that a burned round exposes nothing more.
     """
 
     def __init__(
@@ -162,7 +164,7 @@ class SecureSum:
         plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         for site in server.included:
             plain += values[site]
-        exact = np.array_equal(exchange.total, _reduced(plain, self._policy))
+        exact = np.array_equal(exchange.total, modulo(plain, self._policy.bits))
         ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         book.completed(exchange.receipt)
         if recorder is not None:
@@ -224,9 +226,3 @@ class _Speaking:
         """Close the step; the server's replies to the sites that are still there."""
         replies = self._exchange.close()
         return [(site, wire.decode_from_server(data)) for site, data in replies.items() if site not in self._gone]
-
-
-def _reduced(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
-    """`total` modulo 2^b, in place."""
-    total &= total.dtype.type((1 << policy.bits) - 1)
-    return total

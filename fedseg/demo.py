@@ -24,7 +24,7 @@ from fedseg.events import AnyEvent, Audience, Audited, Listener, Listening, Note
 from fedseg.files import PRIVATE_FOLDER
 from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
-from secagg.quantize import dtype_for
+from secagg.packing import dtype_for, modulo
 from secagg.steps import SHARE_REPORT
 
 STUDY = Path(__file__).with_suffix(".toml")
@@ -186,7 +186,7 @@ class Demo:
             return None
         bits = self.study.policy(1).bits
         expected = sum((np.load(path, allow_pickle=False) for path in updates), start=np.zeros(1, dtype_for(bits)))
-        expected &= expected.dtype.type((1 << bits) - 1)
+        modulo(expected, bits)
         exact = all(np.array_equal(expected, np.load(path, allow_pickle=False)) for path in totals)
         for path in (*updates, *totals):
             path.unlink()

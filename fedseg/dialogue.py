@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedseg.account import Account
 from fedseg.errors import RoundFailedError
-from secagg import MalformedMessageError, wire
+from secagg import wire
+from secagg.errors import MalformedMessageError
 from secagg.messages import RoundStart
 
 SENTENCE = 2000

@@ -14,7 +14,8 @@ from secagg import PinnedRoster, Policy, Store, accept_exposure
 from secagg.encoding import HASH_BYTES
 from secagg.messages import Receipt
 from secagg.sqlite import SqliteStore
-from secagg.transcript import accept, verify
+from secagg.transcript import accept
+from secagg.transcript_files import verify
 
 MARKS = "marks.sqlite"
 """In a site's state folder: what its data set must not forget (`secagg.store`)."""

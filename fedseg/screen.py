@@ -34,6 +34,7 @@ from fedseg.events import (
     Trained,
     Waiting,
 )
+from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from secagg.steps import STEPS
 from secagg.terminal import plain
 
@@ -140,9 +141,10 @@ class Screen:
         return plain(text, style, console=self._console)
 
     def _introduce(self, event: StudyStarted) -> None:
-        privacy = "mechanism = 'none': NO DIFFERENTIAL PRIVACY"
-        if event.mechanism != "none":
-            privacy = f"epsilon at most {event.budget:g} per {event.unit}, delta {event.delta:g}, trusting nobody"
+        trust, delta = trust_in(event.mechanism), delta_text(event.delta)
+        privacy = no_claim(event.mechanism)
+        if trust.claims_epsilon:
+            privacy = f"epsilon at most {event.budget:g} per {event.unit}, delta {delta}, trusting {trust.trusted}"
             if event.seed is not None:
                 privacy += f"; seed {event.seed}: reproducible, no privacy claim"
         masks = f"secure aggregation {event.suite}, {event.threshold} of {event.n} open a sum"

@@ -17,12 +17,12 @@ import torch
 
 from fedseg.aggregate import PlainSum, Rounding, SecureSum
 from fedseg.averaging import fed_avg
+from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
-from fedseg.privacy.budget import charge, spent
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model
 from fedseg.study import Study
@@ -104,7 +104,7 @@ class _Simulation:
             keys = {site: _identity(folder.path, site) for site in self.study.site_ids}
             marks = folder.path / "marks"
             rounding = _rounding(self.study)
-            task, private = self.study.hash(), self.study.private
+            task, private = self.study.hash(), self.study.trust.each_update_private
             self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private)
         if not resumed:
             self._begin()
@@ -191,7 +191,7 @@ class _Simulation:
 
     def _record(self, sites: list[str], ended: RoundEnded) -> None:
         for site in sites:
-            epsilon = spent(self.ledgers[site], self.study) if self.study.private else None
+            epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
             self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
         self.folder.end_round(self.model, self.book, ended)
         self._score()
@@ -214,7 +214,7 @@ class _Simulation:
                 "round": number,
                 "dice": structure_means(pooled, self.study),
                 "mean": overall_mean(pooled),
-                "epsilon": epsilon if self.study.private else None,
+                "epsilon": epsilon if self.study.trust.claims_epsilon else None,
             }
         )
         folder.checkpoint(self.model, self.book)

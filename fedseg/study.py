@@ -11,11 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
+from fedseg.privacy.trust import TRUST, Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
@@ -97,10 +98,19 @@ class ModelSection(_Section):
     )
 
 
-class PrivacySection(_Section):
-    """`[privacy]`: the promise to every patient; with mechanism 'none' the rest only shapes the batches."""
+def _known(mechanism: str) -> str:
+    if mechanism not in TRUST:
+        raise ValueError(f"mechanism = {mechanism!r}: use {' or '.join(map(repr, TRUST))}")
+    return mechanism
 
-    mechanism: Literal["local", "none"] = Field(description="'local' (each update is private on its own) or 'none'")
+
+class PrivacySection(_Section):
+    """`[privacy]`: the promise to every patient; where no epsilon is claimed the rest only shapes the batches."""
+
+    mechanism: Annotated[str, AfterValidator(_known)] = Field(
+        description=" or ".join(f"{name!r} ({row.short})" for name, row in TRUST.items()),
+        json_schema_extra={"enum": list(TRUST)},
+    )
     unit: Literal["patient"] = Field(default="patient", description="whom the promise speaks for")
     epsilon: Positive | None = Field(
         default=None, description="budget of a site's patients over the whole study; smaller is safer"
@@ -116,11 +126,11 @@ class PrivacySection(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.mechanism == "local":
+        if TRUST[self.mechanism].claims_epsilon:
             for name in ("epsilon", "delta", "clip_norm"):
                 if getattr(self, name) is None:
-                    remedy = type(self).model_fields[name].description
-                    raise ValueError(f"{name} is missing and mechanism = 'local' needs it; add {name}: {remedy}")
+                    needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
+                    raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
         return self
 
 
@@ -190,7 +200,7 @@ class Study(_Section):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
         delta, patients = self.privacy.delta, self.expected_patients
-        if self.private and delta is not None and delta * patients >= 1:
+        if self.trust.claims_epsilon and delta is not None and delta * patients >= 1:
             raise ValueError(
                 f"[privacy] delta = {delta:g} is no protection: with about {patients} patients it would allow "
                 f"publishing one of them whole; choose a tenth of one over the patients, {0.1 / patients:.1g}"
@@ -220,9 +230,9 @@ class Study(_Section):
         return made or len(self.sites) * max(1, round(self.privacy.denominator / self.privacy.sample_rate))
 
     @property
-    def private(self) -> bool:
-        """Whether an epsilon is promised at all."""
-        return self.privacy.mechanism != "none"
+    def trust(self) -> Trust:
+        """What the mechanism claims, and who has to be trusted for it."""
+        return TRUST[self.privacy.mechanism]
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from fedseg.budget.explain import explain
+from fedseg.budget.plan import noise_multiplier
 from fedseg.events import StudyStarted
-from fedseg.privacy.budget import TRUST, explain, noise_multiplier
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
 
@@ -34,10 +35,10 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
         parameters=parameters,
         mechanism=privacy.mechanism,
         unit=privacy.unit,
-        delta=privacy.delta if study.private else None,
-        budget=privacy.epsilon if study.private else None,
+        delta=privacy.delta if study.trust.claims_epsilon else None,
+        budget=privacy.epsilon if study.trust.claims_epsilon else None,
         sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm if study.private else None,
+        clip_norm=privacy.clip_norm if study.trust.claims_epsilon else None,
         noise_multiplier=noise_multiplier(study),
         suite=policy.suite.value,
         n=policy.clients,
@@ -53,7 +54,7 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
 
 def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
-    if not study.private:
+    if not study.trust.claims_epsilon:
         return None
     plan = explain(study)
     return {
@@ -61,7 +62,7 @@ def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any]
         "delta": plan.delta,
         "unit": plan.unit,
         "neighbouring": plan.neighbouring,
-        "trust": TRUST[plan.mechanism],
+        "trust": study.trust.sentence,
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "clip_norm": plan.clip_norm,

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from monai.losses import DiceCELoss
 
+from fedseg.budget.charge import charge
+from fedseg.budget.plan import noise_multiplier
 from fedseg.data.cases import Case, SiteData, batch_of
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import check_model
-from fedseg.privacy.budget import charge, noise_multiplier
 from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient, stream_of
 from fedseg.study import Study
 from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
@@ -75,14 +76,18 @@ def train_round(
         assign(model, start)
     if not np.isfinite(update.vector).all():
         raise ConfigError(f"[study] lr = {study.study.lr:g}: training diverged in round {round_number}; lower it")
-    return NoisedUpdate(update.vector, site, event_id) if study.private else NoisedUpdate.unprotected(update)
+    return (
+        NoisedUpdate(update.vector, site, event_id) if study.trust.claims_epsilon else NoisedUpdate.unprotected(update)
+    )
 
 
 def _train(
     model: torch.nn.Module, data: SiteData, study: Study, site: str, round_number: int, on_step: OnStep | None
 ) -> None:
     privacy, steps = study.privacy, study.study.local_steps
-    mechanism = Mechanism(privacy.clip_norm if study.private else None, noise_multiplier(study), privacy.denominator)
+    mechanism = Mechanism(
+        privacy.clip_norm if study.trust.claims_epsilon else None, noise_multiplier(study), privacy.denominator
+    )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
     optimiser = torch.optim.SGD(parameters, lr=study.study.lr, momentum=MOMENTUM)

@@ -1,6 +1,6 @@
-/* The passes over a vector that hold no cryptography: clip, scale, round and pack; unpack and add.
+/* The passes over a vector that hold no cryptography: clip, scale and round; pack and unpack; add as they lie.
  *
- * Optional: `secagg.quantize` does the same in numpy, which is the reference, and a test holds both to the same bytes.
+ * Optional: `secagg.quantize` and `secagg.packing` do the same in numpy, which is the reference, and a test holds both to the same bytes.
  * Must never: see a key, make a random number, or touch a byte outside the buffers that it is given.
  * Specification: docs/spec.md, section "Encoding".
  *
@@ -23,121 +23,100 @@
 #else
 #define WIDE
 #endif
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline)) /* into each of those */
+#else
+#define INLINE static inline
+#endif
 
 #define BLOCK 65536 /* values, as in secagg.quantize */
 #define MAGIC 0x1.8p84 /* 1.5 * 2^52 * 2^32: its last mantissa bit is worth one integer */
 #define MAGIC_BITS INT64_C(0x4538000000000000)
 
-static const int WIDTHS[] = {64, 32, 16, 8, 4, 2, 1};
+#define ROWS 32 /* of a block, as in secagg.packing */
+#define LANES 256 /* columns that are transposed together: long loops, in the first two caches */
 
-static Py_ssize_t plane_size(Py_ssize_t count, int width) { return (count * width + 7) / 8; }
+static Py_ssize_t lanes_of(Py_ssize_t count) { return (count + ROWS - 1) / ROWS; }
 
-static Py_ssize_t packed_size(Py_ssize_t count, int bits) {
-    Py_ssize_t rest = count % BLOCK, size = (count - rest) / 8 * bits;
-    for (int k = 0; k < 7; k++)
-        if (bits & WIDTHS[k]) size += plane_size(rest, WIDTHS[k]);
-    return size;
+static Py_ssize_t least(Py_ssize_t a, Py_ssize_t b) { return a < b ? a : b; }
+
+/* Squares of `SIDE` rows and bits change places across the diagonal. */
+#define EXCHANGE(SIDE, KEPT)                                                                                       \
+    for (int r = 0; r < ROWS; r += 2 * SIDE)                                                                       \
+        for (int l = 0; l < SIDE * LANES; l++) {                                                                   \
+            uint32_t differ = (rows[r * LANES + l] >> SIDE ^ rows[(r + SIDE) * LANES + l]) & KEPT;                 \
+            rows[(r + SIDE) * LANES + l] ^= differ;                                                                \
+            rows[r * LANES + l] ^= differ << SIDE;                                                                 \
+        }
+
+/* Exchanges rows and bits: bit k of row r becomes bit r of row k (Hacker's Delight, section 7-3). */
+INLINE void transpose(uint32_t *restrict rows) {
+    EXCHANGE(16, 0x0000FFFF)
+    EXCHANGE(8, 0x00FF00FF)
+    EXCHANGE(4, 0x0F0F0F0F)
+    EXCHANGE(2, 0x33333333)
+    EXCHANGE(1, 0x55555555)
 }
 
-/* The loops of one machine word. A plane of whole bytes takes bits `first` and up of every value. */
-#define ADD(WORD, PART)                                                                                            \
-    for (Py_ssize_t i = 0; i < count; i++) {                                                                       \
-        PART part;                                                                                                 \
-        memcpy(&part, in + (Py_ssize_t)sizeof(PART) * i, sizeof(PART));                                            \
-        total[i] += (WORD)part << first;                                                                           \
-    }
-#define PACK(WORD, PART)                                                                                           \
-    for (Py_ssize_t i = 0; i < count; i++) {                                                                       \
-        PART part = (PART)(values[i] >> first);                                                                    \
-        memcpy(out + (Py_ssize_t)sizeof(PART) * i, &part, sizeof(PART));                                           \
-    }
-#define BY_WIDTH(LOOP, WORD)                                                                                       \
-    switch (width) {                                                                                               \
-        case 64: LOOP(WORD, uint64_t) break;                                                                       \
-        case 32: LOOP(WORD, uint32_t) break;                                                                       \
-        case 16: LOOP(WORD, uint16_t) break;                                                                       \
-        default: LOOP(WORD, uint8_t) break;                                                                        \
-    }
-#define LOOPS(WORD, NAME)                                                                                          \
-    WIDE static void add_plane_##NAME(WORD *restrict total, const uint8_t *restrict in, Py_ssize_t count,          \
-                                      int width, int first) {                                                      \
-        BY_WIDTH(ADD, WORD)                                                                                        \
+/* The loops of one machine word, over one block. Words above 32 bits are two halves, one after the other. */
+#define BLOCKS(WORD, NAME)                                                                                         \
+    WIDE static void pack_##NAME(const WORD *restrict values, uint8_t *restrict planes, Py_ssize_t count,          \
+                                 int bits) {                                                                       \
+        Py_ssize_t lanes = lanes_of(count);                                                                        \
+        uint32_t rows[ROWS * LANES];                                                                               \
+        for (Py_ssize_t lane = 0; lane < lanes; lane += LANES)                                                     \
+            for (int first = 0; first < bits; first += ROWS) {                                                     \
+                Py_ssize_t width = least(lanes - lane, LANES);                                                     \
+                for (int r = 0; r < ROWS; r++) {                                                                   \
+                    const WORD *row = values + r * lanes + lane;                                                   \
+                    Py_ssize_t size = least(width, count - (r * lanes + lane));                                    \
+                    if (size == LANES)                                                                             \
+                        for (int l = 0; l < LANES; l++) rows[r * LANES + l] = (uint32_t)(row[l] >> first);                  \
+                    else                                                                                           \
+                        for (int l = 0; l < LANES; l++) rows[r * LANES + l] = l < size ? (uint32_t)(row[l] >> first) : 0;   \
+                }                                                                                                  \
+                transpose(rows);                                                                                   \
+                for (int k = first; k < bits && k < first + ROWS; k++)                                             \
+                    memcpy(planes + 4 * (k * lanes + lane), rows + (k - first) * LANES, 4 * (size_t)width);                   \
+            }                                                                                                      \
     }                                                                                                              \
-    WIDE static void pack_plane_##NAME(const WORD *restrict values, uint8_t *restrict out, Py_ssize_t count,       \
-                                       int width, int first) {                                                     \
-        BY_WIDTH(PACK, WORD)                                                                                       \
+    WIDE static void unpack_##NAME(const uint8_t *restrict planes, WORD *restrict values, Py_ssize_t count,        \
+                                   int bits) {                                                                     \
+        Py_ssize_t lanes = lanes_of(count);                                                                        \
+        uint32_t rows[ROWS * LANES];                                                                               \
+        for (Py_ssize_t lane = 0; lane < lanes; lane += LANES)                                                     \
+            for (int first = 0; first < bits; first += ROWS) {                                                     \
+                Py_ssize_t width = least(lanes - lane, LANES);                                                     \
+                memset(rows, 0, sizeof rows);                                                                      \
+                for (int k = first; k < bits && k < first + ROWS; k++)                                             \
+                    memcpy(rows + (k - first) * LANES, planes + 4 * (k * lanes + lane), 4 * (size_t)width);                   \
+                transpose(rows);                                                                                   \
+                for (int r = 0; r < ROWS; r++) {                                                                   \
+                    WORD *row = values + r * lanes + lane;                                                         \
+                    Py_ssize_t size = least(width, count - (r * lanes + lane));                                    \
+                    for (Py_ssize_t l = 0; l < size; l++)                                                          \
+                        row[l] = first ? row[l] | (WORD)rows[r * LANES + l] << first : (WORD)rows[r * LANES + l];                    \
+                }                                                                                                  \
+            }                                                                                                      \
     }
 
-LOOPS(uint32_t, word32)
-LOOPS(uint64_t, word64)
+BLOCKS(uint32_t, word32)
+BLOCKS(uint64_t, word64)
 
-/* Planes of 4, 2 and 1 bits together hold less than a byte of every value: `rest`. Eight values are one uint64_t. */
-static inline uint64_t spread(uint64_t bits, int width) {
-    if (width == 4) {
-        bits = (bits | bits << 16) & UINT64_C(0x0000FFFF0000FFFF);
-        bits = (bits | bits << 8) & UINT64_C(0x00FF00FF00FF00FF);
-        return (bits | bits << 4) & UINT64_C(0x0F0F0F0F0F0F0F0F);
-    }
-    if (width == 2) {
-        bits = (bits | bits << 24) & UINT64_C(0x000000FF000000FF);
-        bits = (bits | bits << 12) & UINT64_C(0x000F000F000F000F);
-        return (bits | bits << 6) & UINT64_C(0x0303030303030303);
-    }
-    bits = (bits | bits << 28) & UINT64_C(0x0000000F0000000F);
-    bits = (bits | bits << 14) & UINT64_C(0x0003000300030003);
-    return (bits | bits << 7) & UINT64_C(0x0101010101010101);
+/* Adds planes as they lie: a full adder a bit, for 32 values in each word. */
+WIDE static void add_planes(uint8_t *restrict total, const uint8_t *restrict planes, uint32_t *restrict carries,
+                            Py_ssize_t lanes, int bits) {
+    memset(carries, 0, 4 * (size_t)lanes);
+    for (int k = 0; k < bits; k++, total += 4 * lanes, planes += 4 * lanes)
+        for (Py_ssize_t l = 0; l < lanes; l++) {
+            uint32_t sum, added, carry = carries[l];
+            memcpy(&sum, total + 4 * l, 4);
+            memcpy(&added, planes + 4 * l, 4);
+            carries[l] = (sum & added) | (carry & (sum ^ added));
+            sum ^= added ^ carry;
+            memcpy(total + 4 * l, &sum, 4);
+        }
 }
-
-static inline uint64_t squeeze(uint64_t bits, int width) {
-    if (width == 4) {
-        bits &= UINT64_C(0x0F0F0F0F0F0F0F0F);
-        bits = (bits | bits >> 4) & UINT64_C(0x00FF00FF00FF00FF);
-        bits = (bits | bits >> 8) & UINT64_C(0x0000FFFF0000FFFF);
-        return (bits | bits >> 16) & UINT64_C(0x00000000FFFFFFFF);
-    }
-    if (width == 2) {
-        bits &= UINT64_C(0x0303030303030303);
-        bits = (bits | bits >> 6) & UINT64_C(0x000F000F000F000F);
-        bits = (bits | bits >> 12) & UINT64_C(0x000000FF000000FF);
-        return (bits | bits >> 24) & UINT64_C(0x000000000000FFFF);
-    }
-    bits &= UINT64_C(0x0101010101010101);
-    bits = (bits | bits >> 7) & UINT64_C(0x0003000300030003);
-    bits = (bits | bits >> 14) & UINT64_C(0x0000000F0000000F);
-    return (bits | bits >> 28) & UINT64_C(0x00000000000000FF);
-}
-
-/* A plane narrower than a byte, into bits `shift` and up of `rest`; the last bytes may hold fewer values. */
-#define NARROW(WIDTH)                                                                                              \
-    WIDE static void spread_##WIDTH(uint8_t *restrict rest, const uint8_t *restrict in, Py_ssize_t count,          \
-                                    int shift) {                                                                   \
-        uint64_t eight, had;                                                                                       \
-        for (Py_ssize_t i = 0; i + 8 <= count; i += 8) {                                                           \
-            eight = 0;                                                                                             \
-            memcpy(&eight, in + i * WIDTH / 8, WIDTH);                                                             \
-            memcpy(&had, rest + i, 8);                                                                             \
-            had |= spread(eight, WIDTH) << shift;                                                                  \
-            memcpy(rest + i, &had, 8);                                                                             \
-        }                                                                                                          \
-        for (Py_ssize_t i = count - count % 8; i < count; i++)                                                     \
-            rest[i] |= (uint8_t)((in[i * WIDTH / 8] >> (i * WIDTH % 8) & ((1 << WIDTH) - 1)) << shift);            \
-    }                                                                                                              \
-    WIDE static void squeeze_##WIDTH(const uint8_t *restrict rest, uint8_t *restrict out, Py_ssize_t count,        \
-                                     int shift) {                                                                  \
-        uint64_t eight;                                                                                            \
-        for (Py_ssize_t i = 0; i + 8 <= count; i += 8) {                                                           \
-            memcpy(&eight, rest + i, 8);                                                                           \
-            eight = squeeze(eight >> shift, WIDTH);                                                                \
-            memcpy(out + i * WIDTH / 8, &eight, WIDTH);                                                            \
-        }                                                                                                          \
-        memset(out + count / 8 * WIDTH, 0, (size_t)((count % 8 * WIDTH + 7) / 8));                                 \
-        for (Py_ssize_t i = count - count % 8; i < count; i++)                                                     \
-            out[i * WIDTH / 8] |= (uint8_t)((rest[i] >> shift & ((1 << WIDTH) - 1)) << (i * WIDTH % 8));           \
-    }
-
-NARROW(4)
-NARROW(2)
-NARROW(1)
 
 /* v becomes the integer nearest to clip(v) * scale / 2^32 + word / 2^32, in the low bits of the sum's mantissa. */
 #define QUANTISE(FLOAT, WORD, NAME)                                                                                \
@@ -163,89 +142,86 @@ QUANTISE(double, uint64_t, double_word64)
 
 /* --- What Python calls: shapes are checked here, so that no caller can reach beyond a buffer. --------------------- */
 
-static int fits(const Py_buffer *vector, const Py_buffer *packed, int bits) {
-    Py_ssize_t width = bits <= 32 ? 4 : 8;
-    if (bits < 8 || bits > 64 || vector->len % width || packed->len != packed_size(vector->len / width, bits)) {
-        PyErr_SetString(PyExc_ValueError, "the buffers do not hold the same number of values of so many bits");
-        return 0;
-    }
-    return 1;
+static int fits(Py_ssize_t count, Py_ssize_t size, int bits) {
+    if (bits >= 8 && bits <= 64 && count >= 0 && count < PY_SSIZE_T_MAX / 64 && size == 4 * bits * lanes_of(count)) return 1;
+    PyErr_SetString(PyExc_ValueError, "the buffers do not hold the same number of values of so many bits");
+    return 0;
 }
 
-static void whole_plane(void *vector, Py_ssize_t start, uint8_t *plane, Py_ssize_t size, int bits, int width,
-                        int first, int inward) {
-    if (bits <= 32 && inward)
-        add_plane_word32((uint32_t *)vector + start, plane, size, width, first);
-    else if (bits <= 32)
-        pack_plane_word32((const uint32_t *)vector + start, plane, size, width, first);
-    else if (inward)
-        add_plane_word64((uint64_t *)vector + start, plane, size, width, first);
-    else
-        pack_plane_word64((const uint64_t *)vector + start, plane, size, width, first);
-}
-
-static void narrow_plane(uint8_t *rest, uint8_t *plane, Py_ssize_t size, int width, int shift, int inward) {
-    if (width == 4)
-        inward ? spread_4(rest, plane, size, shift) : squeeze_4(rest, plane, size, shift);
-    else if (width == 2)
-        inward ? spread_2(rest, plane, size, shift) : squeeze_2(rest, plane, size, shift);
-    else
-        inward ? spread_1(rest, plane, size, shift) : squeeze_1(rest, plane, size, shift);
-}
-
-/* Walks over the planes of all blocks; `inward` adds them to the vector, otherwise they are made from it. */
-static void each_plane(void *vector, uint8_t *packed, uint8_t *rest, Py_ssize_t count, int bits, int inward) {
-    for (Py_ssize_t start = 0; start < count; start += BLOCK) {
-        Py_ssize_t size = count - start < BLOCK ? count - start : BLOCK;
-        int first = 0, whole = bits - bits % 8;
-        if (bits % 8 && inward) memset(rest, 0, (size_t)size);
-        if (bits % 8 && !inward) whole_plane(vector, start, rest, size, bits, 8, whole, 0);
-        for (int k = 0; k < 7; k++) {
-            int width = WIDTHS[k];
-            if (!(bits & width)) continue;
-            if (width >= 8)
-                whole_plane(vector, start, packed, size, bits, width, first, inward);
-            else
-                narrow_plane(rest, packed, size, width, first - whole, inward);
-            packed += plane_size(size, width);
-            first += width;
-        }
-        if (bits % 8 && inward) whole_plane(vector, start, rest, size, bits, 8, whole, 1);
-    }
-}
-
-static PyObject *planes(PyObject *args, const char *format, int inward) {
-    PyObject *vector_object, *packed_object;
-    Py_buffer vector, packed;
-    uint8_t *rest;
+static PyObject *add_packed(PyObject *module, PyObject *args) {
+    PyObject *total_object, *planes_object;
+    Py_buffer total, planes;
+    Py_ssize_t count;
+    uint32_t *carries;
     int bits, good;
-    if (!PyArg_ParseTuple(args, format, &vector_object, &packed_object, &bits)) return NULL;
-    if (PyObject_GetBuffer(vector_object, &vector, inward ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) return NULL;
-    if (PyObject_GetBuffer(packed_object, &packed, inward ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) {
-        PyBuffer_Release(&vector);
+    if (!PyArg_ParseTuple(args, "OOni:add_packed", &total_object, &planes_object, &count, &bits)) return NULL;
+    if (PyObject_GetBuffer(total_object, &total, PyBUF_WRITABLE) < 0) return NULL;
+    if (PyObject_GetBuffer(planes_object, &planes, PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&total);
         return NULL;
     }
-    good = fits(&vector, &packed, bits);
-    rest = good ? PyMem_Malloc(BLOCK) : NULL;
-    if (good && rest == NULL) {
+    good = fits(count, total.len, bits) && fits(count, planes.len, bits);
+    carries = good ? PyMem_Malloc(BLOCK / 8) : NULL;
+    if (good && carries == NULL) {
         PyErr_NoMemory();
         good = 0;
     }
     if (good) {
         Py_BEGIN_ALLOW_THREADS
-        each_plane(vector.buf, packed.buf, rest, vector.len / (bits <= 32 ? 4 : 8), bits, inward);
+        for (Py_ssize_t start = 0; start < count; start += BLOCK) {
+            Py_ssize_t place = start / 8 * bits;
+            add_planes((uint8_t *)total.buf + place, (const uint8_t *)planes.buf + place, carries,
+                       lanes_of(least(count - start, BLOCK)), bits);
+        }
         Py_END_ALLOW_THREADS
     }
-    PyMem_Free(rest);
-    PyBuffer_Release(&packed);
+    PyMem_Free(carries);
+    PyBuffer_Release(&planes);
+    PyBuffer_Release(&total);
+    if (!good) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Between words and planes, block by block: `inward` makes planes of words. */
+static PyObject *transposed(PyObject *args, const char *format, int inward) {
+    PyObject *vector_object, *planes_object;
+    Py_buffer vector, planes;
+    Py_ssize_t count, size;
+    int bits, width, good;
+    if (!PyArg_ParseTuple(args, format, &vector_object, &planes_object, &bits)) return NULL;
+    if (PyObject_GetBuffer(vector_object, &vector, inward ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) return NULL;
+    if (PyObject_GetBuffer(planes_object, &planes, inward ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) {
+        PyBuffer_Release(&vector);
+        return NULL;
+    }
+    width = bits <= 32 ? 4 : 8;
+    count = vector.len / width;
+    good = fits(vector.len % width ? -1 : count, planes.len, bits);
+    if (good) {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t start = 0; start < count; start += BLOCK) {
+            uint8_t *block = (uint8_t *)planes.buf + start / 8 * bits, *words = (uint8_t *)vector.buf + start * width;
+            size = least(count - start, BLOCK);
+            if (bits <= 32 && inward)
+                pack_word32((const uint32_t *)words, block, size, bits);
+            else if (bits <= 32)
+                unpack_word32(block, (uint32_t *)words, size, bits);
+            else if (inward)
+                pack_word64((const uint64_t *)words, block, size, bits);
+            else
+                unpack_word64(block, (uint64_t *)words, size, bits);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&planes);
     PyBuffer_Release(&vector);
     if (!good) return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *add_packed(PyObject *module, PyObject *args) { return planes(args, "OOi:add_packed", 1); }
+static PyObject *pack_into(PyObject *module, PyObject *args) { return transposed(args, "OOi:pack_into", 1); }
 
-static PyObject *pack_into(PyObject *module, PyObject *args) { return planes(args, "OOi:pack_into", 0); }
+static PyObject *unpack_into(PyObject *module, PyObject *args) { return transposed(args, "OOi:unpack_into", 0); }
 
 static PyObject *quantise(PyObject *module, PyObject *args) {
     PyObject *update_object, *words_object, *out_object;
@@ -292,10 +268,13 @@ static PyObject *quantise(PyObject *module, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"add_packed", add_packed, METH_VARARGS,
-     "add_packed(total, packed, bits): add a packed vector to a vector of words, in place.\n\n"
-     "ValueError where the buffers do not hold the same number of values."},
+     "add_packed(total, planes, count, bits): add a packed vector of `count` values to another one, in place.\n\n"
+     "ValueError where the buffers do not hold so many values."},
     {"pack_into", pack_into, METH_VARARGS,
-     "pack_into(vector, packed, bits): the low bits of every word, in blocks and planes.\n\n"
+     "pack_into(vector, planes, bits): the low bits of every word, as bit planes.\n\n"
+     "ValueError where the buffers do not hold the same number of values."},
+    {"unpack_into", unpack_into, METH_VARARGS,
+     "unpack_into(vector, planes, bits): the inverse of pack_into.\n\n"
      "ValueError where the buffers do not hold the same number of values."},
     {"quantise", quantise, METH_VARARGS,
      "quantise(update, words, out, clip, scale, float_width, word_width): clip, scale and round to integers.\n\n"

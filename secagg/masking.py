@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from secagg.encoding import digest, encode
 from secagg.keys import hkdf
+from secagg.packing import BLOCK, dtype_for, modulo, pack_into, packed_size
 from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Executor, Masks, apply_masks, keystream, zeros
-from secagg.quantize import BLOCK, Quantised, dtype_for, pack_into, packed_size
+from secagg.quantize import Quantised
 from secagg.shamir import SHARE_BYTES
 
 Vector: TypeAlias = NDArray[Any]
@@ -81,8 +82,7 @@ def without_masks(slots: Vector, policy: Policy, added: Iterable[bytes], subtrac
     for masks, operation in ((added, np.subtract), (subtracted, np.add)):
         for mask in masks:
             operation(plain, np.frombuffer(mask, plain.dtype.newbyteorder("<")).reshape(plain.shape), out=plain)
-    plain &= plain.dtype.type((1 << policy.bits) - 1)
-    return plain
+    return modulo(plain, policy.bits)
 
 
 def slot_values(policy: Policy, round_id: bytes) -> Vector:
@@ -91,8 +91,7 @@ def slot_values(policy: Policy, round_id: bytes) -> Vector:
     They catch masks that fail to cancel, by accident or by a lie about them; a lie in the values they do not catch.
     """
     stretched = b"".join(digest("constant-slot", round_id, i)[:8] for i in range(policy.slots))
-    words = np.frombuffer(stretched, dtype="<u8") & np.uint64((1 << policy.bits) - 1)
-    return words.astype(dtype_for(policy.bits))
+    return modulo(np.frombuffer(stretched, "<u8").astype(dtype_for(policy.bits)), policy.bits)
 
 
 def masked_input(

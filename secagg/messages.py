@@ -411,7 +411,7 @@ class Reports:
 
 @dataclass(frozen=True, repr=False)
 class MaskedInput(Signed):
-    """Round 2, up: y_u, the values and slots modulo 2^b as `quantize.pack` lays them out. The signature covers H(y)."""
+    """Round 2, up: y_u, the values and slots modulo 2^b as `packing.pack` lays them out. The signature covers H(y)."""
 
     round_id: bytes
     roster1: bytes

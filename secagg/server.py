@@ -59,9 +59,9 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
+from secagg.packing import add_packed, modulo, pack_into, packed_size, unpack, values_at
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Executor, apply_masks, zeros
-from secagg.quantize import accumulate, dtype_for, pack_into, packed_size
 from secagg.shamir import combine
 from secagg.steps import (
     ADVERTISE_KEYS,
@@ -298,7 +298,7 @@ class CollectingInputs(Collecting):
         self.shares, policy = shares, shares.round.policy
         round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
         self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
-        self.total: Vector = zeros(policy.length + policy.slots, dtype_for(policy.bits))
+        self.planes = zeros(packed_size(policy.length + policy.slots, policy.bits), np.uint8)
         self.slots: dict[str, Vector] = {}
 
     def _kept(self, message: MaskedInput) -> Any:
@@ -309,13 +309,14 @@ class CollectingInputs(Collecting):
         message.verify(self.round.pinned[sender], "S-10", sender)
         if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
             raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
-        slots = self.total[self.round.policy.length :]
-        before = slots.copy()
+        policy = self.round.policy
+        count = policy.length + policy.slots
         try:
-            accumulate(self.total, message.y, self.round.policy.bits)
+            add_packed(self.planes, message.y, count, policy.bits)
         except ValueError as error:
             raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
-        self.slots[sender] = slots - before  # whose they are is only asked where their sum is wrong (S-19)
+        # Whose they are is only asked where their sum is wrong (S-19).
+        self.slots[sender] = values_at(message.y, slice(policy.length, count), count, policy.bits)
 
     def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
         """Fix U3 and show each of its members every signature on it."""
@@ -356,7 +357,11 @@ class Attesting(Collecting):
 
 
 class Unmasking(Collecting):
-    """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3."""
+    """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3.
+
+    `opened` holds, once it is closed, the pair secrets that only an envelope held because their dealer fell silent, by
+    (dealer, dropped): a transcript shows them, since nobody else can open them.
+    """
 
     step = UNMASKING
     accepts = UnmaskingShares
@@ -365,6 +370,7 @@ class Unmasking(Collecting):
         super().__init__(inputs.round, attesters)
         self.inputs, self.included, self.shares = inputs, included, inputs.shares
         self.dropped = sorted(inputs.expected - included.by_id.keys())
+        self.opened: dict[tuple[str, str], bytes] = {}
 
     def _check(self, sender: str, message: UnmaskingShares) -> None:
         self._own(sender, message.client_id)
@@ -403,15 +409,16 @@ class Unmasking(Collecting):
         self._leave()
         policy = self.round.policy
         self._enough(policy.threshold)
-        round_id, roster1, total = self.inputs.view[0], self.shares.roster.hash, self.inputs.total
+        round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
         own = {u: self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id}
         pairs = self._pairwise_seeds()
         add = [seed for (u, w), seed in pairs.items() if w < u]
         subtract = [seed for (u, w), seed in pairs.items() if u < w] + [*own.values()]
+        total = unpack(self.inputs.planes.data, policy.length + policy.slots, policy.bits)
         apply_masks(total, add, subtract, self.round.executor)
-        total &= total.dtype.type((1 << policy.bits) - 1)
+        modulo(total, policy.bits)
         expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
-        if not np.array_equal(total[policy.length :], expected & total.dtype.type((1 << policy.bits) - 1)):
+        if not np.array_equal(total[policy.length :], modulo(expected, policy.bits)):
             blaming = Blaming(self, own, pairs)
             return blaming, dict.fromkeys(self.received, SlotsFailed(round_id, self.included.attested))
         result = self._result(total)
@@ -420,9 +427,8 @@ class Unmasking(Collecting):
 
     def _result(self, total: Vector) -> Result:
         bits, context = self.round.policy.bits, self.round.context
-        octets = np.empty(packed_size(len(total), bits), np.uint8)
-        pack_into(total, bits, octets)
-        packed = octets.data.toreadonly()
+        pack_into(total, bits, self.inputs.planes)  # the inputs' own sum is not needed any more
+        packed = self.inputs.planes.data.toreadonly()
         total_hash = Result.hash_of(packed)
         round_id, attested = self.inputs.view[0], self.included.attested
         head = next_head(context.previous_head, round_id, attested, total_hash)
@@ -497,6 +503,8 @@ class Unmasking(Collecting):
                 raise self._convict(dealer) from None
         if pair_commitment(self.round.slot, dealer, recipient, secret) != bundle.pair_commitment:
             raise self._convict(dealer)
+        if dealer == client_id:
+            self.opened[dealer, dropped] = secret
         return secret
 
 

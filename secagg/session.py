@@ -50,6 +50,7 @@ from secagg.server import (
 )
 from secagg.steps import STEPS, State
 from secagg.store import Store
+from secagg.transcript.record import OpenedPair
 
 _STEP_OF = {
     collecting.accepts: collecting.step
@@ -239,8 +240,8 @@ class ServerSession:
         round_context: what the attempt is about.
         signing_key: key of `policy.server_key`; None where the policy names none.
         leave_out: clients not admitted to this attempt, after complaints or convictions.
-        record: called with each message of a client once it is accepted, and at the end with the result. A
-            `secagg.transcript.Recorder` is one.
+        record: called with each message of a client once it is accepted; at the end with every pair secret that the
+            server opened in the place of its dealer, then with the result. A `secagg.transcript_files.Recorder` is one.
         executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
 
     Raises:
@@ -254,7 +255,7 @@ class ServerSession:
         round_context: RoundContext,
         signing_key: SigningKey | None = None,
         leave_out: Collection[str] = (),
-        record: Callable[[FromClient | Result], None] | None = None,
+        record: Callable[[FromClient | OpenedPair | Result], None] | None = None,
         executor: Executor | None = None,
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
@@ -403,6 +404,8 @@ class ServerSession:
                     self._result, self._receipt = self._state.total, self._state.result.receipt
                     self._finished, self._burned = True, False
                     if self._record is not None:
+                        for (dealer, dropped), secret in state.opened.items():
+                            self._record(OpenedPair(dealer, dropped, secret))
                         self._record(self._state.result)
             case Blaming() as state:
                 state.close()

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
 from fedseg.errors import ConfigError
+from fedseg.privacy.trust import delta_text
 from secagg.terminal import App, AsJson, out, say, say_json
 
 ledger_app = App("What a site's patients have paid.")
@@ -22,26 +23,26 @@ def epsilon(
     as_json: AsJson = False,
 ) -> None:
     """Explain what a study promises to each patient, before any training."""
+    from fedseg.budget.explain import explain
     from fedseg.data.loading import load_cohort
-    from fedseg.privacy.budget import explain
     from fedseg.study import load_study
 
     loaded = load_study(study)
     cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
     plan = explain(loaded, cohort)
     if as_json:
-        claim = asdict(plan) if loaded.private else {"epsilon": None, "sentence": plan.sentence}
+        claim = asdict(plan) if loaded.trust.claims_epsilon else {"epsilon": None, "sentence": plan.sentence}
         say_json(claim)
         return
-    if not loaded.private:
+    if not loaded.trust.claims_epsilon:
         say(stressed(plan.sentence))
         return
     say(
         stressed(f"epsilon {plan.epsilon:.3f}"),
-        f" of {plan.budget:g} per {plan.unit} at delta {plan.delta:g} after "
+        f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
         f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
     )
-    say(f"who is trusted: {plan.trust}")
+    say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
         f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
@@ -78,4 +79,4 @@ def ledger_verify(
     if as_json:
         say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
         return
-    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta:g}")
+    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta_text(delta)}")

@@ -30,8 +30,8 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process, through the same protocol code as the executables."""
+    from fedseg.budget.plan import noise_multiplier
     from fedseg.data.loading import load_cohort
-    from fedseg.privacy.budget import noise_multiplier
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.simulate import Options

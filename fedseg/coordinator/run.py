@@ -87,7 +87,7 @@ class Coordinator:
         self.transcripts = Transcripts(
             folder.path,
             options.transcripts,
-            replayed=not self.study.private,
+            replayed=not self.study.trust.each_update_private,
             policy=self.policy,
             pinned=self.federation.pinned,
             key=key,
@@ -324,7 +324,7 @@ class Coordinator:
             if recorder is not None and (failed := self.transcripts.publish(recorder, server.receipt)):
                 self.folder.emit(Note(text=failed))
         self._completed(attempt)
-        if not self.study.private:
+        if not self.study.trust.each_update_private:
             self._send_transcript(attempt.receipt.round_id.hex(), sites)
 
     async def _step(self, attempt: Exchange) -> None:

@@ -7,7 +7,7 @@ from secagg import Policy, SigningKey
 from secagg.context import RoundContext
 from secagg.messages import Receipt
 from secagg.policy import PinnedRoster
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 FOLDER = "transcripts"
 
@@ -29,7 +29,7 @@ class Transcripts:
         self, run: Path, keep: str, *, replayed: bool, policy: Policy, pinned: PinnedRoster, key: SigningKey
     ) -> None:
         if keep != "whole" and replayed:
-            raise ConfigError("without differential privacy every site replays whole transcripts: keep them")
+            raise ConfigError("where an update is not private alone, every site replays whole transcripts: keep them")
         self._folder, self._keep = run / FOLDER, keep
         self._policy, self._pinned, self._key = policy, pinned, key
 

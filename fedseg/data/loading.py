@@ -30,7 +30,7 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
             raise ConfigError(f"{data_dir / site}: there is no such folder; --data has one subfolder per site")
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
-    if study.private and study.privacy.delta is not None and study.privacy.delta * patients >= 1:
+    if study.trust.claims_epsilon and study.privacy.delta is not None and study.privacy.delta * patients >= 1:
         warnings.warn(
             f"[privacy] delta = {study.privacy.delta:g} is not below 1/{patients} (one over the patients), which "
             "would allow publishing one patient; choose a tenth of that",
@@ -66,7 +66,7 @@ def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
         try:
             yield load_case(entry, site, study)
         except CaseError as error:
-            if not study.private:
+            if not study.trust.claims_epsilon:
                 raise
             warnings.warn(f"[{site}] left out: {error}", stacklevel=2)
 

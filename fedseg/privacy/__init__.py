@@ -1,5 +1,5 @@
-"""Patient-level differential privacy: the mechanism, its accounting, and a site's budget.
+"""Patient-level differential privacy, whatever the study: the noisy gradient, its accounting, what a mechanism claims.
 
-`accounting` turns ledger events into epsilon, `budget` plans a study and charges its rounds, `dpsgd` is the noisy
-gradient. Nothing here reads images or weights; the unit is always the patient.
+`dpsgd` is one step, `accounting` its epsilon, `trust` what may be said of it. Nothing here reads images or weights;
+the unit is always the patient.
 """

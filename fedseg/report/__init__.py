@@ -17,8 +17,10 @@ from markupsafe import Markup
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.files import private
-from fedseg.report import claims, figures
+from fedseg.privacy.trust import delta_text, no_claim, trust_in
+from fedseg.report import claims, curves, palette, timeline
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
+from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
 
 __all__ = ["write_report"]
@@ -61,7 +63,9 @@ def _render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text)
+    environment.filters.update(
+        size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text, delta=delta_text
+    )
     zoomed = _zoomed_round(run)
     ends = ended(run)
     return environment.get_template("template.html").render(
@@ -72,6 +76,8 @@ def _render(run: Run) -> str:
         privacy=claims.privacy(run),
         seeded=claims.seeded(run),
         claimed=claims.claimed(run),
+        trust=trust_in(run.study.mechanism),
+        no_claim=no_claim(run.study.mechanism),
         shows_patients=claims.shows_patients(run),
         simulated=claims.simulated(run),
         warnings=list(claims.warnings(run)),
@@ -79,17 +85,17 @@ def _render(run: Run) -> str:
         guarantees=list(claims.guarantees(run)),
         sentences=list(claims.dropout_sentences(run)),
         dropped=dropouts(run),
-        convergence=figures.convergence(run),
-        budget=figures.budget(run),
-        overview=figures.overview(run),
-        zoom=figures.zoom(run, zoomed) if zoomed is not None else Markup(),
+        convergence=curves.convergence(run),
+        budget=curves.budget(run),
+        overview=timeline.overview(run),
+        zoom=timeline.zoom(run, zoomed) if zoomed is not None else Markup(),
         zoomed=zoomed,
-        steps=figures.STEPS,
+        steps=timeline.STEPS,
         structures=_structures(run),
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
-        pictures=[(example, figures.pictures(example)) for example in run.examples],
-        tints=figures.TINTS,
-        wrong=figures.WRONG,
+        pictures=[(example, pictures(example)) for example in run.examples],
+        palette=palette,
+        colour_of=timeline.colour_of,
         costs=list(_costs(run)),
         final_head=ends[-1].head if ends else "",
         versions=run.metrics.versions or _versions(),
@@ -127,7 +133,7 @@ class Cost:
 def _costs(run: Run) -> Iterator[Cost]:
     ends = of_kind(run, RoundEnded)
     accepted, closed = of_kind(run, StepAccepted), of_kind(run, StepClosed)
-    for step, plain in {"train": "local training, all sites", **figures.STEPS}.items():
+    for step, plain in {"train": "local training, all sites", **timeline.STEPS}.items():
         seconds = _training(run) if step == "train" else [end.seconds[step] for end in ends if step in end.seconds]
         yield Cost(
             step=step,

@@ -7,6 +7,7 @@ updates for a plain sum. It never calls data anonymous or anything compliant.
 from collections.abc import Iterator, Sequence
 
 from fedseg.events import Dropped, RoundEnded
+from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report.folder import Run, dropouts, ended, of_kind
 from fedseg.report.records import Metrics, Privacy
 
@@ -28,8 +29,8 @@ def seeded(run: Run) -> bool:
 
 
 def privacy(run: Run) -> Privacy | None:
-    """The accountant's guarantee, None with `mechanism = "none"`."""
-    return None if run.study.mechanism == "none" else run.metrics.privacy
+    """The accountant's guarantee, None where the mechanism claims none."""
+    return run.metrics.privacy if trust_in(run.study.mechanism).claims_epsilon else None
 
 
 def claimed(run: Run) -> Privacy | None:
@@ -57,16 +58,17 @@ def epsilon_text(epsilon: float | None) -> str:
 
 def guarantee(found: Privacy) -> str:
     """The pair as "(ε = 7.94, δ = 0.0003)", never broken over two lines."""
-    return f"(ε\u00a0=\u00a0{epsilon_text(found.epsilon)}, δ\u00a0=\u00a0{found.delta:.2g})"
+    return f"(ε\u00a0=\u00a0{epsilon_text(found.epsilon)}, δ\u00a0=\u00a0{delta_text(found.delta)})"
 
 
 def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
     """The claim with unit, delta and trust model, or that there is none: what to stress, and the rest."""
     found = metrics.privacy
     if found is None:
-        return "no differential privacy", ": mechanism = 'none'"
+        return no_claim(metrics.mechanism), ""
     claim = (
-        f"epsilon {found.epsilon:.2f} per {found.unit} at delta {found.delta:g} ({found.neighbouring}); {found.trust}"
+        f"epsilon {found.epsilon:.2f} per {found.unit} at delta {delta_text(found.delta)} ({found.neighbouring}); "
+        f"{trust_in(metrics.mechanism).sentence}"
     )
     if metrics.seeded_no_privacy_claim:
         return "seeded: no privacy claim", f"; unseeded it would be {claim}"
@@ -79,8 +81,8 @@ def warnings(run: Run) -> Iterator[str]:
     if run.metrics.unfinished:
         done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
         yield f"the study did not finish: {done}; {run.metrics.unfinished}"
-    if study.mechanism == "none":
-        yield "no privacy claim: the study ran with mechanism = 'none', so updates carry no noise"
+    if not trust_in(study.mechanism).claims_epsilon:
+        yield no_claim(study.mechanism)
     if seeded(run):
         yield "seeded: no privacy claim: whoever knows the seed can recompute the noise"
     if found and found.epsilon <= 0:
@@ -93,7 +95,7 @@ def warnings(run: Run) -> Iterator[str]:
         yield f"epsilon {epsilon_text(found.epsilon)} is above the budget of {study.budget:.3g}"
     patients = sum(site.n_train or 0 for site in run.metrics.dice.sites.values())
     if found and patients and found.delta >= 1 / patients:
-        yield f"delta {found.delta:.2g} is not below 1/{patients}: it permits giving one patient away outright"
+        yield f"delta {delta_text(found.delta)} is not below 1/{patients}: it permits giving one patient away outright"
     broken = sorted({event.round for event in of_kind(run, RoundEnded) if event.exact is False})
     if broken:
         rounds = ", ".join(map(str, broken))
@@ -148,7 +150,8 @@ def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
             f"computer that comes later{', not against one that takes part today' if pqc else ''}",
         )
     else:
-        noised = f"; each is {guarantee(found)}-private by itself" if found else ""
+        alone = found is not None and trust_in(study.mechanism).each_update_private
+        noised = f"; each is {guarantee(found)}-private by itself" if found and alone else ""
         yield "The coordinator", f"every site's update, one by one{noised}", "nothing hides them: this was a plain sum"
     yield "Anybody who has the model, now or later", *_about_patients(run)
     yield (
@@ -161,15 +164,15 @@ def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
 def _about_patients(run: Run) -> tuple[str, str]:
     found = privacy(run)
     if found is None:
-        return "no bound: models can reveal who trained them", "a sum is not differential privacy; mechanism = 'none'"
+        return "no bound: models can reveal who trained them", no_claim(run.study.mechanism)
     if seeded(run):
         return "no bound is claimed", f"the run was seeded; unseeded, the same settings give {guarantee(found)}"
     if claimed(run) is None:
         return "no bound is claimed", "no site has reported what it spent"
-    trust = f"trust model: {found.trust}; " if found.trust else ""
+    trust, neighbouring = trust_in(run.study.mechanism), found.neighbouring or f"add or remove one {found.unit}"
     return (
         f"about any one {found.unit}: {guarantee(found)}-differential privacy, whatever else they know",
-        f"{trust}mechanism '{run.study.mechanism}', {found.neighbouring or 'add or remove one ' + found.unit}. "
+        f"{trust.sentence}; mechanism '{run.study.mechanism}', {neighbouring}. "
         "The Dice numbers of this report are not covered by epsilon",
     )
 

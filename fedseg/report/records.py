@@ -102,6 +102,7 @@ class Metrics(Record):
     rounds: int = 0
     started_utc: str = ""
     seconds: float
+    mechanism: str
     privacy: Privacy | None = None
     dice: Dice = Dice()
     baselines: dict[str, MaybeInterval] = {}

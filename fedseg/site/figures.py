@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedseg.budget.charge import spent
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import Metrics
 from fedseg.evaluation import dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Ended, Scored
 from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.ledger import Ledger
-from fedseg.privacy.budget import spent
 from fedseg.runfolder import RunFolder
 from fedseg.summary import metrics_of
 
@@ -35,7 +35,7 @@ class Figures:
 
     def epsilon(self) -> float | None:
         """What the site's patients have spent; None without a claim."""
-        return spent(self._ledger, self._study) if self._study.private else None
+        return spent(self._ledger, self._study) if self._study.trust.claims_epsilon else None
 
     def evaluate(self, model: torch.nn.Module, completed: int) -> Metrics:
         """Dice of the model after `completed` rounds on own held-out patients, maybe nobody.

@@ -15,8 +15,8 @@ from fedseg.study import Study
 from fedseg.update import NoisedUpdate
 from secagg import ClientSession, Policy, dequantize, wire
 from secagg.messages import FromClient, FromServer, Reports, Result
+from secagg.packing import unpack
 from secagg.prg import Stream
-from secagg.quantize import unpack
 from secagg.steps import SHARE_REPORT
 
 

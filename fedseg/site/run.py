@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.attempt import Facts
+from fedseg.budget.charge import charge, charge_metrics
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
@@ -22,7 +23,6 @@ from fedseg.exposure import MARKS
 from fedseg.files import PRIVATE_FOLDER
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
-from fedseg.privacy.budget import charge, charge_metrics
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.site.exposed import Exposed
 from fedseg.site.figures import Figures
@@ -96,7 +96,8 @@ class Site:
         self.ledger = Ledger.of_site(options.state)
         self.model = build_model(self.study)
         self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
-        vectors = 1 if self.study.private else 1 + self.policy.clients  # without privacy, whole transcripts come
+        # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
+        vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
         limit = vectors * message_limit(self.policy) + 4 * self.policy.length
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
@@ -196,11 +197,11 @@ class Site:
                 return message.reason
         return None
 
-    # --- Without differential privacy ---------------------------------------------------------------------------------
+    # --- Where an update is not private alone -------------------------------------------------------------------------
 
     async def _begin(self) -> None:
         """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""
-        if not self.study.private and (before := self.exposed.since_before()) is not None:
+        if not self.study.trust.each_update_private and (before := self.exposed.since_before()) is not None:
             said, round_id = before
             await self._wait(said, [round_id])
         else:
@@ -282,7 +283,7 @@ class Site:
                 self.store,
                 model_hash=model_hash(vector),
                 task_hash=self.study.hash(),
-                private=self.study.private,
+                private=self.study.trust.each_update_private,
             )
         except ProtocolError as error:
             told = "; is the study file the same at every party?" if error.check == "C-23" else ""
@@ -312,7 +313,7 @@ class Site:
         with self.store.transaction() as marks:
             last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
             known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
-        return None if known or self.study.private else last
+        return None if known or self.study.trust.each_update_private else last
 
     async def _train(self, current: Round, model: torch.nn.Module) -> NoisedUpdate:
         loop, epsilon = asyncio.get_running_loop(), self.figures.epsilon()
@@ -322,7 +323,7 @@ class Site:
             if current.over.is_set():
                 raise RoundFailedError("the round is over")
             self.folder.emit(Trained(round=current.number, site=self.me, step=step, steps=steps))
-            if step and self.study.private:  # how long a step takes tells how many patients were drawn
+            if step and self.study.trust.claims_epsilon:  # how long a step takes tells how many patients were drawn
                 return
             progress = dialogue.Progress(round=current.number, step=step, steps=steps, epsilon=epsilon)
             asyncio.run_coroutine_threadsafe(self._tell(progress), loop)
@@ -348,8 +349,9 @@ class Site:
         current = self.round
         if current is None or not current.trained or current.training is None:
             return
-        if self.study.private and current.facts.seconds < self.study.run.hold_seconds:
-            return  # the end of training tells how many patients were drawn
+        # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the update.
+        if self.study.trust.claims_epsilon and current.facts.seconds < self.study.run.hold_seconds:
+            return
         update = current.training.result()
         current.provided = True
         if self.options.audit is not None:
@@ -374,7 +376,7 @@ class Site:
         assign(self.model, following)
         self.figures.keep(current.number, "total", total)
         ended = current.ended(head)
-        if self.study.private:
+        if self.study.trust.claims_epsilon:
             self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=self.figures.epsilon()))
         self.seen[current.number] = head
         self.folder.end_round(self.model, None, ended)

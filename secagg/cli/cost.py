@@ -11,9 +11,10 @@ import numpy as np
 from secagg.encoding import digest
 from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal, verify
 from secagg.masking import SHARES_PLAINTEXT_BYTES, masked_input, self_mask_seed
+from secagg.packing import add_packed, packed_size
 from secagg.policy import Policy, Suite
 from secagg.prg import Stream
-from secagg.quantize import Quantised, accumulate, dtype_for
+from secagg.quantize import Quantised
 from secagg.shamir import combine, split
 
 _CALIBRATED_LENGTH = 1 << 18  # values: several blocks and chunks
@@ -47,19 +48,19 @@ class Cost:
         self._calibrate_vectors()
 
     def _calibrate_vectors(self) -> None:
-        """Seconds per value: quantise, mask and pack; each mask more; unpack, add and hash."""
+        """Seconds per value: quantise, mask and pack; each mask more; add and hash."""
         length, bits = min(self._policy.length, _CALIBRATED_LENGTH), self._policy.bits
         policy = Policy(
             project="calibration", clients=3, length=length, clip_range=1.0, suite=Suite.X25519, bits=bits, value_bits=4
         )
-        update, total = np.zeros(length, np.float32), np.zeros(length + policy.slots, dtype_for(bits))
+        update, total = np.zeros(length, np.float32), np.zeros(packed_size(length + policy.slots, bits), np.uint8)
 
         def masked(masks: int) -> memoryview:
             seeds = [bytes([i]) * 32 for i in range(masks)]
             return masked_input(Quantised(update, policy, "me", Stream()), policy, bytes(32), seeds, [])
 
         def added() -> None:
-            accumulate(total, y, bits)
+            add_packed(total, y, length + policy.slots, bits)
             digest("masked-vector", y)
 
         y = masked(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from secagg.cli.terminal import app, sentences
-from secagg.cli.transcripts import Files, OwnPolicy, OwnRoster, verified
+from secagg.cli.verify_transcript import Files, OwnPolicy, OwnRoster, verified
 from secagg.client import accept_exposure
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError

@@ -2,12 +2,11 @@
 
 from contextlib import AbstractContextManager
 
-from secagg import terminal
-from secagg.quantize import KERNEL
+from secagg import kernel, terminal
 from secagg.terminal import App, any_code_page, versioned
 
 app = App("Secure aggregation against a server that lies: vectors are added, and nobody sees any one of them.")
-versioned(app, "secagg", lambda: f" (passes over vectors: {'compiled kernel' if KERNEL else 'numpy'})")
+versioned(app, "secagg", lambda: f" (passes over vectors: {'compiled kernel' if kernel.compiled else 'numpy'})")
 
 
 def main() -> None:

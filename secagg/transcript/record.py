@@ -8,14 +8,13 @@ docs/spec.md, section "Transcripts".
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, BinaryIO, TypeAlias, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.context import RoundContext
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
 from secagg.errors import MalformedMessageError
-from secagg.keys import SigningKey
 from secagg.messages import (
     AcceptedInput,
     AdvertiseKeys,
@@ -30,8 +29,8 @@ from secagg.messages import (
     UnmaskingShares,
     bundle_digest,
 )
+from secagg.packing import BLOCK, packed_size
 from secagg.policy import Policy
-from secagg.quantize import BLOCK, packed_size
 
 FORMAT = 2
 LARGEST_RECORD = 1 << 20
@@ -243,39 +242,23 @@ def next_link(link: bytes, record: bytes) -> bytes:
     return digest("transcript-record", link, record)
 
 
-def records(file: BinaryIO) -> Iterator[bytes]:
+def records(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """The records of a file, one after the other.
+
+    Args:
+        read: gives so many bytes as they come next, fewer where the file ends, such as `read` of an open file.
 
     Raises:
         ValueError: it ends within a record, or one is longer than any can be.
     """
-    while size := file.read(4):
+    while size := read(4):
         length = int.from_bytes(size, "big")
         if len(size) < 4 or length > LARGEST_RECORD:
             raise ValueError("it is cut off or no transcript at all")
-        record = file.read(length)
+        record = read(length)
         if len(record) < length:
             raise ValueError("it is cut off")
         yield record
-
-
-class Writer:
-    """Appends records to a file and keeps the chain."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._link = CHAIN_START
-
-    def write(self, record: bytes) -> None:
-        """Append one encoded record."""
-        self._file.write(len(record).to_bytes(4, "big"))
-        self._file.write(record)
-        self._link = next_link(self._link, record)
-
-    def close(self, signing_key: SigningKey | None) -> None:
-        """Append the closing record."""
-        closing = Closing(self._link)
-        self.write(encode_record(closing.sign(signing_key) if signing_key else closing))
 
 
 def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:

@@ -17,9 +17,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from secagg.masking import masked_input
+from secagg.packing import add_packed, dtype_for, pack_into, packed_size, unpack
 from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, zeros
-from secagg.quantize import Quantised, accumulate, dequantize, dtype_for, pack_into, packed_size, quantize, unpacked
+from secagg.quantize import Quantised, dequantize, quantize
 from secagg.shamir import combine, split
 
 REPEATS = 15
@@ -90,8 +91,9 @@ def encoding(length: int) -> None:
         data = np.empty(packed_size(length, bits), np.uint8)
         pack_into(vector, bits, data)
         actions[f"pack {bits}"] = lambda vector=vector, bits=bits, data=data: pack_into(vector, bits, data)
-        actions[f"unpack {bits}"] = lambda data=data, bits=bits: [None for _ in unpacked(data.data, length, bits)]
-        actions[f"accumulate {bits}"] = lambda vector=vector, data=data, bits=bits: accumulate(vector, data.data, bits)
+        actions[f"unpack {bits}"] = lambda data=data, bits=bits: unpack(data.data, length, bits)
+        total = data.copy()
+        actions[f"add {bits}"] = lambda total=total, data=data, bits=bits: add_packed(total, data.data, length, bits)
     for name, taken in fastest(**actions).items():
         print(f"{name:26} {taken / length * 1e9:7.2f} ms per 1e6 values")
 

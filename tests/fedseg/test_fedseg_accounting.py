@@ -5,11 +5,13 @@ from dp_accounting.pld import PLDAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from fedseg.budget.charge import charge, charge_metrics, spent
+from fedseg.budget.explain import explain
+from fedseg.budget.plan import noise_multiplier, round_event
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, PrivacyError
 from fedseg.ledger import Ledger
 from fedseg.privacy import accounting
 from fedseg.privacy.accounting import Release, cross_check, epsilon, gaussian_dp, in_words, noise_multiplier_for
-from fedseg.privacy.budget import charge, charge_metrics, explain, noise_multiplier, round_event, spent
 from fedseg.study import parse_study
 
 STUDY = """
@@ -224,7 +226,7 @@ def test_without_privacy_every_event_says_so(study, tmp_path):
     assert noise_multiplier(open_study) == 0
     told = explain(open_study)
     assert told.epsilon == math.inf
-    assert "no privacy is claimed" in told.sentence
+    assert "no differential privacy is claimed" in told.sentence
 
 
 def test_shared_metrics_are_recorded_and_not_counted(study, tmp_path):

@@ -28,7 +28,7 @@ from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
-from secagg.transcript import verify
+from secagg.transcript_files import verify
 from tests.support.federation import ASKED, COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 

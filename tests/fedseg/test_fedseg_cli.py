@@ -382,6 +382,6 @@ def test_epsilon_is_explained_before_any_training(tmp_path, capsys, monkeypatch)
     study.write_text(tiny_study(seed=None).toml())
     code, said, _ = run(capsys, monkeypatch, "epsilon", study)
     assert code == 0
-    claim = ("of 8 per patient at delta 0.01", "noise multiplier", "add or remove one patient", "nobody is trusted")
-    for words in (*claim, "mu-GDP"):
+    claim = ("of 8 per patient at delta 0.01", "noise multiplier", "add or remove one patient", "mu-GDP")
+    for words in (*claim, "who is trusted: nobody; each site"):
         assert words in said

@@ -54,7 +54,7 @@ def keep_one_example(folder, **meta):
 def test_every_number_stands_beside_what_it_needs(demo):
     text = text_of(demo.read_text())
     assert "0.60 0.57 to 0.62 (95 % bootstrap interval), n = 40 patients" in text
-    assert "ε 7.94 per patient, of a budget of 8 delta 0.0003 trust model nobody is trusted mechanism local" in text
+    assert "ε 7.94 per patient, of a budget of 8 delta 0.0003 who is trusted nobody mechanism local" in text
     assert "20 of 20 0 burned" in text
     assert "Dropouts survived 1 site-d, round 7" in text
     assert "20 MB 6.17 MB up, 13.8 MB down" in text
@@ -126,11 +126,11 @@ def test_an_average_of_nobody_is_not_a_number(tmp_path):
 
     rewrite(folder / "metrics.json", empty)
     text = text_of(write_report(folder).read_text())
-    assert "site-e 1 0 n/a n/a" in text
+    assert "site-e 1 0 n/a 7.94" in text
     assert "zero-shot n/a 0" in text
     assert "brainstem n/a 0" in text
     assert "site-b 40 9 0.50 one patient, no interval" in text
-    assert "site-c not shared not shared n/a n/a" in text
+    assert "site-c not shared not shared n/a 7.94" in text
     assert "nan" not in text.lower().split()
 
 
@@ -141,7 +141,7 @@ CLAIM = "(ε = 7.94, δ = 0.0003)"
     ("changes", "warning", "claims"),
     [
         ({}, None, True),
-        ({"mechanism": "none"}, "no privacy claim: the study ran with mechanism = 'none'", False),
+        ({"mechanism": "none"}, "no differential privacy is claimed: mechanism = 'none'", False),
         ({"seed": 3}, "seeded: no privacy claim", False),
         ({"secure": False}, "plain sum: the coordinator saw every update", True),
     ],

@@ -214,6 +214,7 @@ def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
         "baselines": {text: figure},
         "study": "s",
         "study_hash": "",
+        "mechanism": "none",
         "protocol": {"rounds_completed": 1, "bytes_up": 1, "bytes_down": 1, "seconds": {text: 1.0}},
         "seconds": 1.0,
     }

@@ -114,7 +114,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
 def test_replace_is_checked_again(study: Study) -> None:
     with pytest.raises(ConfigError, match="bits = 8 can overflow"):
         study.replace(secagg={"bits": 8})
-    assert not study.replace(privacy={"mechanism": "none", "epsilon": None, "delta": None}).private
+    assert not study.replace(privacy={"mechanism": "none", "epsilon": None, "delta": None}).trust.claims_epsilon
 
 
 def test_policy_carries_the_study(study: Study) -> None:

@@ -15,8 +15,8 @@ from secagg import ComplaintError, IllegalTransitionError, InconsistentViewError
 from secagg.client import Released
 from secagg.masking import pair_mask_seed, self_mask_seed
 from secagg.messages import MaskedInput, SlotMasks, SlotsFailed, UnmaskingShares
+from secagg.packing import dtype_for, unpack
 from secagg.prg import apply_masks, keystream
-from secagg.quantize import dtype_for, unpack
 from secagg.steps import BLAME
 from tests.support.cohort import Cohort, Play
 from tests.support.hostile import ATTEST, COLLUDER, MASKED, OTHER_HASH, UNMASK, VICTIM, poisoned

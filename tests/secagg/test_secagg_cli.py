@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept_exposure, wire
 from secagg.cli import app
 from secagg.cli.cost import Cost
-from secagg.cli.explain import explanation, traffic
+from secagg.cli.policy import explanation, traffic
 from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text, write_new
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 from tests.support.forge import changed, forge, replace, written
 
@@ -485,7 +485,7 @@ def test_a_demonstration_that_cannot_work_says_so_in_one_sentence():
 
 
 def test_a_wrong_sum_would_not_go_unnoticed(monkeypatch):
-    monkeypatch.setattr("secagg.cli.demonstration.Demo.wrong", 3)
+    monkeypatch.setattr("secagg.cli.demo.Demo.wrong", 3)
     assert "differs in 3 places" in run("demo", "--clients", "4", "--drop", "0", "--length", "9", status=1)
 
 

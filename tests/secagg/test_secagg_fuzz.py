@@ -36,10 +36,10 @@ from secagg import (
     open_round,
     wire,
 )
-from secagg.cli.identities import read_public
 from secagg.client import LARGEST_STEP
 from secagg.context import GENESIS
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
+from secagg.files import read_public
 from secagg.messages import AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.policy import session_id
 from secagg.rpc.frames import CHUNK_BYTES, Assembler

@@ -56,7 +56,7 @@ from secagg.shamir import SHARE_BYTES
 from secagg.sqlite import SqliteStore
 from secagg.steps import BLAME, State
 from secagg.store import Marks
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 from tests.support.cohort import SENDING, SERVER_KEY, Cohort, Play, alone
 
 # --- Spellings ---------------------------------------------------------------------------------------------------

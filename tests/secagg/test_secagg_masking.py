@@ -8,9 +8,10 @@ import pytest
 
 from secagg.errors import ConfigError
 from secagg.masking import masked_input, slot_mask, slot_values, without_masks
+from secagg.packing import BLOCK, dtype_for, pack, packed_size, unpack
 from secagg.policy import Policy
 from secagg.prg import Stream, apply_masks
-from secagg.quantize import BLOCK, Quantised, accumulate, dtype_for, pack, packed_size, quantize, unpack
+from secagg.quantize import Quantised, quantize
 
 ROUND = bytes(range(32))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]
@@ -110,42 +111,3 @@ class TestSlots:
         for wrong in (bytes(4), bytes(11), bytes(16), b""):
             with pytest.raises(ValueError, match=r"reshape|multiple"):
                 without_masks(slots, rules, [wrong], [])
-
-
-class TestAccumulate:
-    @pytest.mark.parametrize("bits", [8, 23, 32, 33, 64])
-    def test_adds_modulo_the_word(self, bits):
-        length = BLOCK + 77
-        vectors = [Stream.seeded(i, "v").words64(length).astype(dtype_for(bits)) for i in range(3)]
-        low = dtype_for(bits).type(2**bits - 1)
-        total = vectors[0].copy()
-        for vector in vectors[1:]:
-            accumulate(total, pack(vector, bits), bits)
-        np.testing.assert_array_equal(total, vectors[0] + (vectors[1] & low) + (vectors[2] & low))
-
-    def test_takes_a_slice_of_a_message(self):
-        vector = np.arange(BLOCK + 5, dtype=np.uint32)
-        total = np.zeros_like(vector)
-        accumulate(total, memoryview(b"head" + pack(vector, 20) + b"tail")[4:-4], 20)
-        np.testing.assert_array_equal(total, vector)
-
-    def test_a_refused_vector_leaves_no_trace(self):
-        """The padding is in the last block, and the first is not added either."""
-        length = BLOCK + 3
-        good = pack(np.full(length, 2**23 - 1, np.uint32), 23)
-        total = np.arange(length, dtype=np.uint32)
-        for bad in (good[:-1], good + b"\0", b"", good[:-1] + bytes([good[-1] | 0x80])):
-            with pytest.raises(ValueError, match=r"do not hold|padding"):
-                accumulate(total, bad, 23)
-            np.testing.assert_array_equal(total, np.arange(length, dtype=np.uint32))
-
-    def test_needs_no_second_vector(self):
-        total = np.zeros(4_000_000, np.uint32)
-        y = pack(total, 23)
-        tracemalloc.start()
-        try:
-            accumulate(total, y, 23)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < 2 << 20

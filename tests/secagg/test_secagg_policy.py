@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from secagg import ConfigError, PinnedRoster, Policy, RoundContext, Suite
 from secagg.encoding import digest, encode
 from secagg.masking import slot_values
+from secagg.packing import dtype_for
 from secagg.policy import session_id
-from secagg.quantize import dtype_for
 from tests.support.cohort import Cohort
 
 

@@ -81,6 +81,6 @@ def test_an_error_of_the_library_cannot_write_to_the_terminal(monkeypatch, tmp_p
     def broken(*_, **__):
         raise ConfigError(HOSTILE["escape"] + HOSTILE["markup"])
 
-    monkeypatch.setattr("secagg.cli.identities.SigningKey.generate", broken)
+    monkeypatch.setattr("secagg.cli.keygen.SigningKey.generate", broken)
     result = CliRunner().invoke(app, ["keygen", "a", "--folder", str(tmp_path)])
     assert result.output == f"secagg: {printable(HOSTILE['escape'] + HOSTILE['markup'])}\n"

@@ -9,9 +9,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from secagg.errors import ConfigError
+from secagg.packing import dtype_for
 from secagg.policy import Policy
 from secagg.prg import Stream, keystream
-from secagg.quantize import BLOCK, Quantised, dequantize, dtype_for, pack, packed_size, quantize, unpack, unpacked
+from secagg.quantize import Quantised, dequantize, quantize
 
 KEY = bytes(range(32))
 CLIENTS = "abcde"
@@ -297,100 +298,3 @@ class TestDequantize:
     def test_refuses_other_shapes_and_types(self, total):
         with pytest.raises(ConfigError, match="the sum is"):
             dequantize(total, policy(2))
-
-
-def planes(values, bits):
-    """The packing as it is specified, bit by bit."""
-    data = b""
-    for start in range(0, len(values), 2**16):
-        block, first = values[start : start + 2**16], 0
-        for width in (64, 32, 16, 8, 4, 2, 1):
-            if bits & width:
-                digits = "".join(f"{v >> first & ((1 << width) - 1):0{width}b}" for v in reversed(block))
-                data += int(digits, 2).to_bytes(math.ceil(len(block) * width / 8), "little")
-                first += width
-        assert first == bits
-    return data
-
-
-def vector_of(count, bits):
-    """Values that have all bits of their word, of which packing takes the low ones."""
-    vector = Stream.seeded(count, "vector", bits).words64(count).astype(dtype_for(bits))
-    return vector, [int(v) & ((1 << bits) - 1) for v in vector]
-
-
-class TestPacking:
-    @pytest.mark.parametrize("bits", range(8, 65))
-    def test_equals_the_definition(self, bits):
-        for count in (0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 64, 200):
-            vector, low = vector_of(count, bits)
-            data = pack(vector, bits)
-            assert data == planes(low, bits)
-            assert packed_size(count, bits) == len(data) <= math.ceil(count * bits / 8) + 2
-            again = unpack(data, count, bits)
-            assert again.dtype == dtype_for(bits)
-            assert again.tolist() == low
-
-    @pytest.mark.parametrize("bits", [8, 9, 18, 23, 31, 32, 33, 52, 63, 64])
-    @pytest.mark.parametrize("count", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 9, 2 * BLOCK, 2 * BLOCK + 77])
-    def test_equals_the_definition_at_block_borders(self, bits, count):
-        vector, low = vector_of(count, bits)
-        data = pack(vector, bits)
-        assert data == planes(low, bits)
-        assert packed_size(count, bits) == len(data)
-        assert unpack(data, count, bits).tolist() == low
-
-    @given(st.integers(8, 64), st.data())
-    @settings(max_examples=100, deadline=None)
-    def test_goes_there_and_back(self, bits, data):
-        values = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=40))
-        packed = pack(np.array(values, dtype_for(bits)), bits)
-        assert packed == planes(values, bits)
-        assert unpack(packed, len(values), bits).tolist() == values
-
-    def test_unpacked_blocks_lie_side_by_side(self):
-        vector = vector_of(2 * BLOCK + 5, 23)[0]
-        places = [
-            (where.start, where.stop, len(values)) for where, values in unpacked(pack(vector, 23), len(vector), 23)
-        ]
-        assert places == [(0, BLOCK, BLOCK), (BLOCK, 2 * BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK + 5, 5)]
-
-    def test_packing_does_not_change_the_vector(self):
-        vector = np.full(100, 2**32 - 1, np.uint32)
-        pack(vector, 20)
-        assert (vector == 2**32 - 1).all()
-
-    def test_unpacked_values_may_be_changed_in_place(self):
-        for bits in (20, 32):
-            values = unpack(bytes(5 * bits // 4), 10, bits)
-            values += np.uint32(1)
-            assert values.sum() == 10
-
-    @pytest.mark.parametrize("bits", [8, 9, 20, 32, 64])
-    @pytest.mark.parametrize("count", [7, BLOCK, BLOCK + 7])
-    @pytest.mark.parametrize("change", [-1, 1, 8])
-    def test_unpack_refuses_other_lengths(self, bits, count, change):
-        with pytest.raises(ValueError, match="do not hold exactly"):
-            unpack(bytes(packed_size(count, bits) + change), count, bits)
-
-    @pytest.mark.parametrize("count", [3, BLOCK + 3])
-    def test_unpack_refuses_every_padding_bit(self, count):
-        """15 bits are planes of 8, 4, 2 and 1: of three values the last byte of each but the first has padding."""
-        data = pack(np.full(count, 2**15 - 1, np.uint32), 15)
-        assert unpack(data, count, 15).tolist() == [2**15 - 1] * count
-        padding = [(-4 + byte, bit) for byte, used in ((1, 4), (2, 6), (3, 3)) for bit in range(used, 8)]
-        for place, bit in padding:
-            forged = bytearray(data)
-            forged[place] |= 1 << bit
-            with pytest.raises(ValueError, match="padding"):
-                unpack(forged, count, 15)
-
-    def test_takes_any_bytes_at_any_address(self):
-        vector, low = vector_of(BLOCK + 9, 23)
-        data = pack(vector, 23)
-        for shifted in (bytearray(data), memoryview(data), memoryview(b"x" + data)[1:], memoryview(b"xyz" + data)[3:]):
-            assert unpack(shifted, len(vector), 23).tolist() == low
-
-    @pytest.mark.parametrize(("bits", "kind"), [(8, np.uint32), (32, np.uint32), (33, np.uint64), (64, np.uint64)])
-    def test_dtype_for(self, bits, kind):
-        assert dtype_for(bits) == kind

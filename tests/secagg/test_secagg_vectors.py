@@ -51,6 +51,7 @@ from secagg import (
     masking,
     messages,
     open_round,
+    packing,
     prg,
     quantize,
     shamir,
@@ -134,18 +135,16 @@ def rounded(update: list[float], key: bytes, scale: float, clip: float, bits: in
 
 
 def packed(values: list[int], bits: int) -> bytes:
-    """Blocks of 2^16 values; in each, planes of 2^k bits, widest first, from the lowest bit of a value up."""
+    """Blocks of 2^16 values; in each, a plane for every bit, in words that hold it of 32 values a row apart."""
     out = []
     for start in range(0, len(values), BLOCK):
-        block, first = values[start : start + BLOCK], 0
-        for width in (64, 32, 16, 8, 4, 2, 1):
-            if bits & width:
-                plane = [value >> first & 2**width - 1 for value in block]
-                group = max(8 // width, 1)  # values to a byte
-                for i in range(0, len(plane), group):
-                    number = sum(value << (k * width) for k, value in enumerate(plane[i : i + group]))
-                    out.append(number.to_bytes(max(width // 8, 1), "little"))
-                first += width
+        block = values[start : start + BLOCK]
+        lanes = math.ceil(len(block) / 32)
+        for k in range(bits):
+            words = [0] * lanes
+            for place, value in enumerate(block):
+                words[place % lanes] |= (value >> k & 1) << place // lanes
+            out += [word.to_bytes(4, "little") for word in words]
     return b"".join(out)
 
 
@@ -682,21 +681,21 @@ def check_pack(case: Json) -> None:
     bits, count = case["bits"], case["count"]
     values = [word % 2**bits for word in words(bytes.fromhex(case["values_keystream"]), count, 8)]
     assert values == case.get("values", values)
-    vector = np.array(values, quantize.dtype_for(bits))
-    for data in (quantize.pack(vector, bits), packed(values, bits)):
+    vector = np.array(values, packing.dtype_for(bits))
+    for data in (packing.pack(vector, bits), packed(values, bits)):
         assert (len(data), hashlib.sha256(data).hexdigest()) == (case["size"], case["sha256"])
         assert data.hex() == case.get("output", data.hex())
-    assert quantize.unpack(quantize.pack(vector, bits), count, bits).tolist() == values
+    assert packing.unpack(packing.pack(vector, bits), count, bits).tolist() == values
 
 
 def check_unpack(case: Json) -> None:
     data = bytes.fromhex(case["input"])
     if case["success"]:
-        assert quantize.unpack(data, case["count"], case["bits"]).tolist() == case["output"]
+        assert packing.unpack(data, case["count"], case["bits"]).tolist() == case["output"]
         assert packed(case["output"], case["bits"]) == data
     else:
         with pytest.raises(ValueError, match=r"padding|do not hold"):
-            quantize.unpack(data, case["count"], case["bits"])
+            packing.unpack(data, case["count"], case["bits"])
 
 
 def check_split(case: Json) -> None:

@@ -37,9 +37,9 @@ import numpy as np
 import secagg.client
 from secagg.keys import MaskKey
 from secagg.masking import envelope_info, self_commitment, slot_values
+from secagg.packing import dtype_for, unpack
 from secagg.policy import Policy, Suite
 from secagg.prg import apply_masks, keystream
-from secagg.quantize import dtype_for, unpack
 from secagg.shamir import PRIME, SECRET_BYTES, SHARE_BYTES
 
 # --- Linear algebra over Z/p^k -----------------------------------------------------------------------------------

@@ -37,9 +37,10 @@ from secagg.messages import (
     UnmaskingShares,
     headers_hash,
 )
+from secagg.packing import dtype_for, pack
 from secagg.policy import session_id
 from secagg.prg import Stream, apply_masks
-from secagg.quantize import dtype_for, pack, quantize
+from secagg.quantize import quantize
 from secagg.shamir import split
 from secagg.steps import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING
 from secagg.store import NEVER
@@ -50,10 +51,10 @@ from secagg.transcript.record import (
     PublishedBundle,
     PublishedShares,
     Record,
-    Writer,
     blocks,
     encode_record,
 )
+from secagg.transcript_files import Writer
 from tests.support.cohort import SERVER_KEY, Cohort
 
 Twist = Callable[[str, object], object]

@@ -29,9 +29,9 @@ from secagg.messages import (
     ShareReport,
     UnmaskingShares,
 )
+from secagg.packing import pack, unpack
 from secagg.policy import PinnedRoster
 from secagg.prg import apply_masks
-from secagg.quantize import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.steps import State
 from tests.support.cohort import SENDING, Cohort, Play

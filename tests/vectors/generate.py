@@ -31,8 +31,9 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.messages import Bundle, ReleaseClaim
+from secagg.packing import dtype_for, pack, unpack
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
-from secagg.quantize import dtype_for, pack, quantize, unpack
+from secagg.quantize import quantize
 from secagg.shamir import PRIME, combine, is_share, split
 
 HERE = Path(__file__).parent
@@ -259,7 +260,7 @@ def packings() -> Iterator[Json]:
             yield case | {"size": len(packed), "sha256": hashlib.sha256(packed).hexdigest()}
     for bits in (9, 23, 63):
         good = pack(np.ones(3, dtype_for(bits)), bits)
-        for data in (good[:-1], good + b"\0", good[:-1] + bytes([good[-1] | 0x80]), good):
+        for data in (good[:-1], good + bytes(4), good[:-1] + bytes([good[-1] | 0x80]), good):
             read = lambda: {"output": unpack(data, 3, bits).tolist()}  # noqa: B023, E731
             yield {"operation": "unpack", "bits": bits, "count": 3, "input": data.hex()} | succeeds(read)
 

@@ -34,7 +34,7 @@ from secagg.messages import (
     ShareInbox,
     UnmaskingShares,
 )
-from secagg.quantize import pack, unpack
+from secagg.packing import pack, unpack
 from secagg.shamir import PRIME, SHARE_BYTES, split
 
 BASE, HYBRID, SIX = "round_n5_silent_mask_input", "round_n3_hybrid", "round_n6_hybrid"
@@ -598,7 +598,7 @@ def lying_clients(liars: Liars) -> None:
         ("S-10", "An input for another round or model", masked, signed(round_id=OTHER)),
         ("S-10", "An input for other sharers", masked, signed(sharers_hash=OTHER)),
         ("S-10", "An input changed after it was signed", masked, lambda m: replace(m, y=flip(m.y))),
-        ("S-11", "A value too many", masked, lambda m: signed(y=bytes(m.y) + bytes(4))(m)),
+        ("S-11", "A word too many", masked, lambda m: signed(y=bytes(m.y) + bytes(4))(m)),
         ("S-11", "A byte too few", masked, lambda m: signed(y=m.y[:-1])(m)),
         ("S-12", "An attestation of another set", attest, signed(attested=OTHER)),
         ("S-12", "An attestation without its signature", attest, unsigned(signature=bytes(64))),

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from secagg import wire
-from secagg.cli.explain import Clients, Corrupt, Length, Suites
+from secagg.cli.policy import Clients, Corrupt, Length, Suites
 from secagg.cli.terminal import app, sentences
 from secagg.client import open_round
 from secagg.context import GENESIS, RoundContext
@@ -21,6 +21,7 @@ from secagg.files import policy_text, roster_text, write_new
 from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
+from secagg.packing import modulo
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -28,7 +29,7 @@ from secagg.session import ClientSession, ServerSession
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore
 from secagg.terminal import out, plain, say
-from secagg.transcript import Recorder
+from secagg.transcript_files import Recorder
 
 RUN = "demo"
 NOTHING = bytes(HASH_BYTES)
@@ -79,8 +80,10 @@ class Demo:
     @property
     def wrong(self) -> int:
         """In how many places the result differs from the plain sum of the included, quantised vectors."""
-        plain = np.sum([self.plain[i] for i in self.server.included], axis=0, dtype=np.uint64)
-        plain &= np.uint64((1 << self.policy.bits) - 1)
+        plain = np.zeros(self.policy.length, np.uint64)
+        for client_id in self.server.included:
+            plain += self.plain[client_id]
+        modulo(plain, self.policy.bits)
         return self.policy.length if self.server.result is None else int(np.sum(plain != self.server.result))
 
 

@@ -37,8 +37,8 @@ from secagg.messages import (
     ShareReport,
     UnmaskingShares,
 )
+from secagg.packing import packed_size
 from secagg.policy import Policy, Suite
-from secagg.quantize import packed_size
 from secagg.shamir import SHARE_BYTES
 from secagg.terminal import AsJson, out, say_json
 

@@ -12,8 +12,9 @@ from typer.core import TyperCommand
 from secagg.cli.terminal import app, sentences
 from secagg.files import read_policy, read_roster
 from secagg.terminal import AsJson, errors, out, say, say_json
-from secagg.transcript import RoundReport, Verdict, verify
+from secagg.transcript import RoundReport, Verdict
 from secagg.transcript.checks import WHAT
+from secagg.transcript_files import verify
 
 _COULD_NOT_RUN = 3
 _BIG_BYTES = 1 << 26

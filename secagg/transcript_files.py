@@ -1,48 +1,59 @@
-"""Writes the public transcript of a round while it runs, and publishes it once nothing in it can hurt.
+"""Transcripts as files: written while a round runs, published once nothing in them can hurt, and read back.
 
-While the round runs, everything goes into a file without a name, which a crash takes along. A finished round is
+While a round runs, everything goes into a file without a name, which a crash takes along. A finished round is
 published whole, in one rename; of a burned one only the signed headers. Must never: write an envelope anywhere, or
 publish a masked input of a round without a sum. Specification: docs/spec.md, section "Transcripts".
 """
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from secagg.context import RoundContext
 from secagg.errors import ConfigError, IllegalTransitionError
-from secagg.keys import MaskKey, SigningKey
-from secagg.masking import envelope_info
-from secagg.messages import (
-    AdvertiseKeys,
-    EncryptedShares,
-    FromClient,
-    Header,
-    MaskedInput,
-    Result,
-    Roster,
-    ShareReport,
-    SlotMasks,
-    UnmaskingShares,
-)
-from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.quantize import packed_size
-from secagg.shamir import combine
+from secagg.keys import SigningKey
+from secagg.messages import EncryptedShares, FromClient, Header, MaskedInput, Result, SlotMasks
+from secagg.packing import packed_size
+from secagg.policy import PinnedRoster, Policy
+from secagg.transcript.judging import judge
 from secagg.transcript.record import (
+    CHAIN_START,
     LARGEST_VECTOR,
     Block,
+    Closing,
     OpenedPair,
     Opening,
     PublishedBundle,
     PublishedShares,
     Record,
-    Writer,
     blocks,
     encode_record,
+    next_link,
     place,
     records,
 )
+from secagg.transcript.verdict import Verdict
+
+
+class Writer:
+    """Appends records to a file and keeps the chain."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._link = CHAIN_START
+
+    def write(self, record: bytes) -> None:
+        """Append one encoded record."""
+        self._file.write(len(record).to_bytes(4, "big"))
+        self._file.write(record)
+        self._link = next_link(self._link, record)
+
+    def close(self, signing_key: SigningKey | None) -> None:
+        """Append the closing record."""
+        closing = Closing(self._link)
+        self.write(encode_record(closing.sign(signing_key) if signing_key else closing))
 
 
 class Recorder:
@@ -78,16 +89,10 @@ class Recorder:
             raise ConfigError("a transcript holds vectors of less than 4 GiB")
         self.path = Path(path)
         self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
-        self._slot = context.slot(session_id(policy, pinned))
         self._opening = Opening.of(policy, pinned.hash(), context, vectors)
         self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - without a name: a crash leaves nothing
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []
-        self._advertised: list[AdvertiseKeys] = []
-        self._sharers: list[str] = []
-        self._included: list[str] = []
-        self._pairs: dict[str, list[bytes]] = {}
-        self._released: dict[str, UnmaskingShares] = {}
         self._finished = False
         self._failure: OSError | None = None
 
@@ -101,7 +106,7 @@ class Recorder:
     def __repr__(self) -> str:
         return f"<Recorder of {self.path}>"
 
-    def __call__(self, message: FromClient | Result) -> None:
+    def __call__(self, message: FromClient | OpenedPair | Result) -> None:
         """Record an accepted message in its published form; a full disk costs the transcript, not the round.
 
         Raises:
@@ -115,30 +120,20 @@ class Recorder:
             except OSError as error:
                 self._failure = error
 
-    def _record(self, message: FromClient | Result) -> None:
+    def _record(self, message: FromClient | OpenedPair | Result) -> None:
         match message:
             case EncryptedShares():
                 published = tuple(map(PublishedBundle.of, message.bundles))
                 self._headers.append(message.header)
-                self._pairs[message.header.client_id] = [bundle.pair for bundle in message.bundles]
                 self._keep(PublishedShares(message.header, published))
             case MaskedInput():
-                self._included.append(message.client_id)
                 self._keep(message.acceptance(), *(blocks(message.y, self._policy) if self._vectors else ()))
             case SlotMasks():
                 raise IllegalTransitionError("slot masks are of a round without a sum and enter no transcript")
             case Result():
-                for opened in self._opened_pairs():
-                    self._keep(opened)
-                self._pairs, self._released, self._finished = {}, {}, True
+                self._finished = True
                 self._keep(message.receipt, *blocks(message.total, self._policy))
             case _:
-                if isinstance(message, AdvertiseKeys):
-                    self._advertised.append(message)
-                elif isinstance(message, ShareReport):
-                    self._sharers.append(message.client_id)
-                elif isinstance(message, UnmaskingShares):
-                    self._released[message.client_id] = message
                 self._keep(message)
 
     def _keep(self, message: Record, *vector: Block) -> None:
@@ -146,21 +141,6 @@ class Recorder:
         for record in map(encode_record, (message, *vector)):
             self._spool.write(len(record).to_bytes(4, "big") + record)
         self._places[place(message)] = (start, 1 + len(vector))
-
-    def _opened_pairs(self) -> list[OpenedPair]:
-        """What the server opened with a dropped client's mask key: without envelopes nobody else can."""
-        roster = Roster(tuple(sorted(self._advertised, key=lambda entry: entry.client_id)))
-        silent = [client_id for client_id in sorted(self._included) if client_id not in self._released]
-        opened = []
-        for dropped in sorted(set(self._sharers) - set(self._included)) if silent else []:
-            shares = {roster.positions[u]: message.mask_key_shares[dropped] for u, message in self._released.items()}
-            key = MaskKey(self._policy.suite, combine(shares, self._policy.threshold))
-            for dealer in silent:
-                if key.kem_public and roster.dealer_of_pair(dealer, dropped) == dealer:
-                    info = envelope_info("pair", self._slot, roster.hash, dealer, dropped)
-                    envelope = self._pairs[dealer][roster.others(dealer).index(dropped)]
-                    opened.append(OpenedPair(dealer, dropped, key.open_pair(info, envelope)))
-        return opened
 
     def publish(self) -> Path | None:
         """Write the transcript and forget everything else; of a round without a result only headers.
@@ -200,6 +180,38 @@ class Recorder:
         else:
             for _, (start, count) in sorted(self._places.items()):
                 self._spool.seek(start)
-                for _, record in zip(range(count), records(self._spool), strict=False):
+                for _, record in zip(range(count), records(self._spool.read), strict=False):
                     writer.write(record)
         writer.close(self._signing_key)
+
+
+def verify(
+    paths: Iterable[str | Path],
+    policy: Policy,
+    pinned: PinnedRoster,
+    progress: Callable[[int], object] | None = None,
+) -> Verdict:
+    """Verify transcript files of one session, each run in the order of its rounds; stops at the first thing wrong.
+
+    Args:
+        paths: the files.
+        policy: the reader's own, with the server key; never one that came with the files.
+        pinned: the reader's own pinned roster.
+        progress: told how many bytes were read, now and then.
+
+    Returns:
+        The verdict: it never raises for what a transcript says.
+
+    Raises:
+        ConfigError: policy and roster do not fit together, or a file is no transcript.
+        OSError: a file cannot be read.
+    """
+    return judge(((str(path), _records(Path(path), progress)) for path in paths), policy, pinned)
+
+
+def _records(path: Path, progress: Callable[[int], object] | None) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        for data in records(file.read):
+            if progress is not None:
+                progress(4 + len(data))
+            yield data

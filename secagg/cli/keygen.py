@@ -1,4 +1,4 @@
-"""`secagg keygen` and `secagg roster`: identities, and the roster that every party pins.
+"""`secagg keygen`: the identity of one client.
 
 Must never: print a signing key, or overwrite a file.
 """
@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from secagg.cli.terminal import app, sentences
-from secagg.errors import ConfigError
-from secagg.files import public_text, read_public, roster_text, secret_text, write_new
+from secagg.files import public_text, secret_text, write_new
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
 from secagg.terminal import say
@@ -30,20 +29,3 @@ def keygen(
         write_new(public, public_text(client_id, key))
         say(f"{secret}: keep this file on this machine")
         say(f"{public}: give this one to whoever assembles the roster")
-
-
-@app.command()
-def roster(
-    public: Annotated[list[Path], typer.Argument(help="The .pub file of every client.")],
-    out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.toml"),
-) -> None:
-    """Assemble public keys into the roster that every party pins."""
-    with sentences():
-        keys: dict[str, bytes] = {}
-        for path in public:
-            client_id, key = read_public(path)
-            if client_id in keys:
-                raise ConfigError(f"{path}: a second key of {client_id}; give each client's file once")
-            keys[client_id] = key
-        write_new(out, roster_text(PinnedRoster(keys)))
-        say(f"{out}: {len(keys)} clients; compare it with every site by voice before the first round")

@@ -1,0 +1,4 @@
+"""A study's privacy budget: planned (`plan`), charged before each round (`charge`), said before training (`explain`).
+
+Nothing here reads images or weights.
+"""

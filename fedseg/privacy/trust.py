@@ -1,0 +1,76 @@
+"""What each mechanism claims, whom one has to trust for it, and the sentences that say so: one row a mechanism.
+
+"An epsilon is claimed" and "each update is private alone" are two promises. Where the noise is in the sum only, the
+first holds and the second does not, and every guard around single updates has to stay. Screen, report and commands take
+their sentences about trust from here and from nowhere else.
+"""
+
+from dataclasses import dataclass
+
+from fedseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Trust:
+    """One mechanism's row.
+
+    Attributes:
+        claims_epsilon: an epsilon is claimed. Gradients are clipped and noised, rounds are charged against a budget,
+            and nothing that a site shows may depend on its patients.
+        each_update_private: a single update is private, whoever sees it. Where it is not, two sums of the same updates
+            that differ in one site would give that site away: sites replay whole transcripts (C-05, C-26).
+        trusted: who has to be trusted, in a few words, to go before "is trusted".
+        because: why nobody else has to be, or what those could do, in one clause.
+        short: the same as a choice in the study file.
+    """
+
+    claims_epsilon: bool
+    each_update_private: bool
+    trusted: str
+    because: str
+    short: str
+
+    @property
+    def sentence(self) -> str:
+        """Who is trusted and why, in one sentence."""
+        return f"{self.trusted} is trusted: {self.because}"
+
+
+TRUST: dict[str, Trust] = {
+    "local": Trust(
+        claims_epsilon=True,
+        each_update_private=True,
+        trusted="nobody",
+        because="each site's update is private on its own, against the server and the other sites too",
+        short="each update is private on its own",
+    ),
+    "none": Trust(
+        claims_epsilon=False,
+        each_update_private=False,
+        trusted="whoever sees an update or the model",
+        because="updates are neither clipped nor noised",
+        short="no privacy",
+    ),
+}
+"""By `[privacy] mechanism`. A new mechanism is one more row."""
+
+
+def trust_in(mechanism: str) -> Trust:
+    """The row of a mechanism.
+
+    Raises:
+        ConfigError: this version does not know it, such as in the report of a later one; what it claims cannot be said.
+    """
+    if mechanism not in TRUST:
+        raise ConfigError(f"mechanism '{mechanism}' is not known to this version of fedseg; use a later one")
+    return TRUST[mechanism]
+
+
+def no_claim(mechanism: str) -> str:
+    """Why a mechanism gives no bound, as one sentence."""
+    return f"no differential privacy is claimed: mechanism = '{mechanism}', and {trust_in(mechanism).because}"
+
+
+def delta_text(delta: float | None) -> str:
+    """Delta as the study has it, never rounded: 0.00125 is not 0.0013."""
+    return "n/a" if delta is None else repr(delta)

@@ -1,0 +1,32 @@
+"""`secagg roster`: public keys become the roster that every party pins.
+
+Must never: take a secret key, or overwrite a file.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secagg.cli.terminal import app, sentences
+from secagg.errors import ConfigError
+from secagg.files import read_public, roster_text, write_new
+from secagg.policy import PinnedRoster
+from secagg.terminal import say
+
+
+@app.command()
+def roster(
+    public: Annotated[list[Path], typer.Argument(help="The .pub file of every client.")],
+    out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.toml"),
+) -> None:
+    """Assemble public keys into the roster that every party pins."""
+    with sentences():
+        keys: dict[str, bytes] = {}
+        for path in public:
+            client_id, key = read_public(path)
+            if client_id in keys:
+                raise ConfigError(f"{path}: a second key of {client_id}; give each client's file once")
+            keys[client_id] = key
+        write_new(out, roster_text(PinnedRoster(keys)))
+        say(f"{out}: {len(keys)} clients; compare it with every site by voice before the first round")
