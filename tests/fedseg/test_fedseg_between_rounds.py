@@ -345,7 +345,7 @@ def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
     assert not liver.exposed.waiting
-    assert liver.mailbox.sent[-1] == ("ready", b'{"unreplayed":[]}')
+    assert dialogue.from_site(*liver.mailbox.sent[-1], "site-b").unreplayed == []
 
 
 # --- 2: two live sessions ----------------------------------------------------------------------------------------
