@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case, evaluation_slices, working_case
 from fedseg.data.layouts.nifti import read_image
 from fedseg.errors import ConfigError
-from fedseg.files import replace_by
 from fedseg.study import Study
+from secagg.writing import replacing
 
 SLICES_AT_ONCE = 16
 NIFTI = (".nii", ".nii.gz")
@@ -53,9 +53,9 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
     values, affine = read_image(image, study)
     case = working_case("", "", str(image), values, None, affine, study)
     scores = _scores(model, case, study)
-    ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
     labels = _label_map(_on_grid(scores, case, values.shape[1:], affine), image)
-    replace_by(labels.to_filename, output, ending)
+    with replacing(output) as beside:
+        labels.to_filename(beside)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)
 
 

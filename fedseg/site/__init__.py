@@ -61,6 +61,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.sqlite import SqliteStore
 from secagg.steps import SHARE_REPORT
+from secagg.writing import replacing, write_whole
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
@@ -354,9 +355,7 @@ class Site:
         """Only this model follows, also after a restart: another could give the last round's updates again."""
         self.next_model = [head.hex(), following.hex()]
         kept = self.options.state / NEXT_MODELS
-        beside = kept.with_suffix(".part")
-        beside.write_text(json.dumps({**self._next_models(), self.run_key: self.next_model}), "utf-8")
-        beside.replace(kept)
+        write_whole(kept, json.dumps({**self._next_models(), self.run_key: self.next_model}))
 
     async def _train(self, current: "_Round", model: torch.nn.Module) -> NoisedUpdate:
         loop, number = asyncio.get_running_loop(), current.number
@@ -478,10 +477,8 @@ class Site:
             return
         self.options.audit.mkdir(parents=True, exist_ok=True, mode=0o700)
         target = self.options.audit / f"{number:04d}-{self.me}-{name}.npy"
-        beside = target.with_suffix(".part")
-        with beside.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-        beside.replace(target)
+        with replacing(target) as beside:
+            np.save(beside, values, allow_pickle=False)
 
     # --- Figures -----------------------------------------------------------------------------------------------------
 
