@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import NoReturn, Self, TypeAlias
 
 from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
-from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
+from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, vector_digest
 from secagg.errors import AuthenticationError, MalformedMessageError
 from secagg.keys import SigningKey, verify
 from secagg.policy import MAX_CLIENTS
@@ -427,8 +427,8 @@ class MaskedInput(Signed):
 
     @cached_property
     def y_hash(self) -> bytes:
-        """H(y)."""
-        return digest("masked-vector", self.y)
+        """HV(y)."""
+        return vector_digest("masked-vector", self.y)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -565,12 +565,12 @@ class Result:
 
     @staticmethod
     def hash_of(total: Buffer) -> bytes:
-        """H(sum) of a packed sum: 32 bytes."""
-        return digest("total", total)
+        """HV(sum) of a packed sum: 32 bytes."""
+        return vector_digest("total", total)
 
     @cached_property
     def total_hash(self) -> bytes:
-        """H(sum)."""
+        """HV(sum)."""
         return self.hash_of(self.total)
 
 

@@ -30,6 +30,7 @@ from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
 from secagg.steps import STEPS
+from secagg.transcript.record import OpenedPair
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 
 SPEC = (Path(__file__).parents[2] / "docs/spec.md").read_text()
@@ -115,7 +116,7 @@ class Round:
         self.roster = Roster(tuple(message for message in self.told if isinstance(message, AdvertiseKeys)))
 
     def message(self, message) -> None:
-        if isinstance(message, Result):
+        if isinstance(message, Result | OpenedPair):
             return
         signed = message.header if isinstance(message, EncryptedShares) else message
         u = signed.client_id

@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -99,6 +100,10 @@ def encode(purpose: str, *values: Any) -> bytes:
 
 def H(purpose: str, *values: Any) -> bytes:
     return hashlib.sha256(encode(purpose, *values)).digest()
+
+
+def HV(purpose: str, vector: Any) -> bytes:
+    return blake3(encode(purpose, vector)).digest()
 
 
 def hkdf(key: bytes, info: bytes, salt: bytes = b"") -> bytes:
@@ -210,7 +215,7 @@ def statement(message: Any) -> bytes:
     for item in fields(message):
         value = getattr(message, item.name)
         if item.name == "y":
-            value = H("masked-vector", value)
+            value = HV("masked-vector", value)
         elif item.name == "missed":
             value = [statement(receipt) for receipt in value]
         elif item.name == "exposing":
@@ -375,10 +380,10 @@ class Port:
             y[i] = masked(integers[i] + slots, bits, add, [seed for (_, v), seed in pairs.items() if v == i])
             assert bytes(inputs[i].y) == packed(y[i], bits)
         total = [sum(column) % 2**bits for column in zip(*(integers[i] + slots for i in included), strict=True)]
-        y_hashes = [H("masked-vector", packed(y[i], bits)) for i in included]
+        y_hashes = [HV("masked-vector", packed(y[i], bits)) for i in included]
         inputs_hash = H("inputs", included, y_hashes)
         attested = H("attested", round_id, inputs_hash)
-        total_hash, dropped = H("total", packed(total, bits)), sorted(set(sharers) - set(included))
+        total_hash, dropped = HV("total", packed(total, bits)), sorted(set(sharers) - set(included))
         for i, message in said["UnmaskingShares"].items():
             assert message.self_seed == self.draw(i, "self_seed")
             assert message.self_seed_shares == {j: self.share("b", j, i) for j in included if j != i}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from secagg.context import RoundContext, next_head
-from secagg.encoding import digest
+from secagg.encoding import digest, vector_digest
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import (
     pair_commitment,
@@ -194,7 +194,7 @@ def forge(
     inputs = everybody(
         "input",
         u3,
-        lambda u: AcceptedInput(round_id, roster.hash, roster2, sharers_hash, u, digest("masked-vector", ys[u])),
+        lambda u: AcceptedInput(round_id, roster.hash, roster2, sharers_hash, u, vector_digest("masked-vector", ys[u])),
     )
     included = IncludedSet(tuple(inputs[u] for u in sorted(inputs)))
     dropped = sorted(set(reports) & set(dealers) - set(u3))
