@@ -21,9 +21,9 @@ from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedseg.errors import EARLIER, LedgerError
-from fedseg.files import PRIVATE_FOLDER
 from fedseg.privacy.accounting import gaussian_steps
 from secagg.encoding import digest
+from secagg.writing import PRIVATE_FOLDER
 
 FILE = "ledger.jsonl"
 START = "0" * 64
