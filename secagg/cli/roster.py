@@ -10,9 +10,10 @@ import typer
 
 from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
-from secagg.files import read_public, roster_text, write_new
+from secagg.files import read_public, roster_text
 from secagg.policy import PinnedRoster
 from secagg.terminal import say
+from secagg.writing import write_new
 
 
 @app.command()
