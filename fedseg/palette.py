@@ -1,4 +1,4 @@
-"""All colours of the report, as a page, on paper and in pictures.
+"""All colours of what is shown: the report as a page and on paper, and pictures.
 
 Hues are those of Okabe and Ito (2008, "Color universal design"), which people with red-green blindness tell apart. On
 white they are darkened to a contrast of 3 to 1. No colour is the only sign: lines have markers and dashes, steps have

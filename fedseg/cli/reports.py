@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedseg.cli.ending import say_report
 from fedseg.cli.terminal import app
-from secagg.terminal import say
 
 
 @app.command()
@@ -14,4 +14,4 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
     """Write a run's report again: one HTML file that works offline."""
     from fedseg.report import write_report
 
-    say(f"report {write_report(run)}")
+    say_report(write_report(run))

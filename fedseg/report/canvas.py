@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from fedseg.report.palette import LIGHT
+from fedseg.palette import LIGHT
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x from and to, y from and to."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from fedseg.events import Dropped, RoundEnded
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report.folder import Run, dropouts, ended, of_kind
-from fedseg.report.records import Metrics, Privacy
+from fedseg.report.records import Dice, Metrics, Privacy
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -39,9 +39,26 @@ def claimed(run: Run) -> Privacy | None:
     return found if found and not seeded(run) and found.epsilon > 0 else None
 
 
-def shows_patients(run: Run) -> bool:
+def pictures_of_patients(run: Run) -> bool:
     """Whether pictures are of a site's own cases; a coordinator shows public phantoms under another name."""
     return run.layout != "phantom" and any(example.site in run.study.sites for example in run.examples)
+
+
+def grid_sentence(dice: Dice) -> str:
+    """On which grid Dice was computed; empty where the run did not record it."""
+    grid = dice.grid
+    if grid is None:
+        return ""
+    sides = " x ".join([str(grid.size)] * grid.dims)
+    wide = f", {_millimetres(grid.spacing)} wide" if grid.spacing else ""
+    apart = f", with the files' own slices {_millimetres(grid.apart)} apart" if grid.apart else ""
+    what = "pixels a slice" if grid.dims == 2 else "voxels"
+    return f"Dice is computed on the study's working grid of {sides} {what}{wide}{apart}; not on the files' own grids."
+
+
+def _millimetres(found: tuple[float, float]) -> str:
+    low, high = (f"{value:.2g}" for value in found)
+    return f"{low} mm" if low == high else f"{low} to {high} mm"
 
 
 def simulated(run: Run) -> bool:
@@ -75,9 +92,11 @@ def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
     return claim, f"; {found.sentence}"
 
 
-def warnings(run: Run) -> Iterator[str]:
+def warnings(run: Run, *, with_patients: bool = False) -> Iterator[str]:
     """What a reader must know before any number, most important first."""
     study, found = run.study, privacy(run)
+    if with_patients:
+        yield "private: shows images of patients and must not leave the place where the data is; forward report.html"
     if run.metrics.unfinished:
         done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
         yield f"the study did not finish: {done}; {run.metrics.unfinished}"
@@ -100,8 +119,6 @@ def warnings(run: Run) -> Iterator[str]:
     if broken:
         rounds = ", ".join(map(str, broken))
         yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
-    if shows_patients(run):
-        yield ("shows images of patients: keep it where the data is, or delete examples.npz and write the report again")
 
 
 def summary(run: Run) -> str:

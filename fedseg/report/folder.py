@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from fedseg.data.view import View
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import (
     Audited,
@@ -201,8 +202,8 @@ def _examples(path: Path) -> tuple[Example, ...]:
                     prediction=np.asarray(arrays[f"prediction_{i}"], np.uint8),
                     rank=str(item["rank"]),
                     site=str(item["site"]),
-                    case=str(item["case"]),
                     dice=finite(item["dice"]),
+                    view=View(**item["view"]) if item.get("view") else None,
                 )
                 for i, item in enumerate(meta)
             ]

@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import stat
 import subprocess
 
 import matplotlib.image
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedseg.errors import FedSegError
-from fedseg.report import claims, write_report
+from fedseg.report import PRIVATE, claims, write_report
 from fedseg.report.folder import read_run
 from tests.support.run_folder import SITES, STEPS, STRUCTURES, interval, make_run
 
@@ -177,9 +178,30 @@ def test_other_weaknesses_are_named_first_too(tmp_path):
 def test_images_of_patients_are_announced(tmp_path):
     real = make_run(tmp_path / "real", layout="feta", rounds=3)
     keep_one_example(real)
-    assert "shows images of patients" in write_report(real).read_text()
+    page, private = write_report(real).read_text(), real / PRIVATE
+    assert "data:image" not in page
+    assert "The pictures are of patients and are not on this page. report-private.html beside it has them." in page
+    assert private.read_text().count("data:image") == 4
+    first = text_of(private.read_text()).split("Federated segmentation report")[0]
+    assert "private: shows images of patients and must not leave the place where the data is" in first
+    assert [stat.S_IMODE((real / name).stat().st_mode) for name in ("report.html", PRIVATE)] == [0o600, 0o600]
     (real / "examples.npz").unlink()
-    assert "shows images of patients" not in write_report(real).read_text()
+    assert "are not on this page" not in write_report(real).read_text()
+    assert not private.exists()
+
+
+def test_no_page_names_a_patient_and_every_picture_says_where_left_is(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, layout="feta")
+    pages = [write_report(folder).read_text(), (folder / PRIVATE).read_text()]
+    assert not any("sub-DOE" in page for page in pages)
+    assert "Best: Dice 0.74 · one case of site-a · axial slice 12 of 24" in text_of(pages[1])
+    with np.load(folder / "examples.npz") as arrays:
+        assert "sub-DOE" in str(arrays["meta"])  # its owner finds the files
+
+
+def test_the_grid_of_dice_is_said(demo):
+    said = "Dice is computed on the study's working grid of 64 x 64 pixels a slice, 2.6 to 3.4 mm wide, with the files'"
+    assert f"{said} own slices 5 mm apart; not on the files' own grids." in text_of(demo.read_text())
 
 
 def test_a_coordinator_shows_public_phantoms_of_any_study(tmp_path):
@@ -187,7 +209,7 @@ def test_a_coordinator_shows_public_phantoms_of_any_study(tmp_path):
     keep_one_example(folder, site="public phantom")
     page = write_report(folder).read_text()
     assert "no patient is shown" in page
-    assert "shows images of patients" not in page
+    assert not (folder / PRIVATE).exists()
 
 
 def test_a_coordinator_that_heard_no_epsilon_and_no_metrics_claims_none(tmp_path):
@@ -212,7 +234,7 @@ def test_a_coordinator_that_heard_no_epsilon_and_no_metrics_claims_none(tmp_path
 def test_phantoms_are_not_patients(demo):
     page = demo.read_text()
     assert "no patient is shown" in page
-    assert "shows images of patients" not in page
+    assert not demo.with_name(PRIVATE).exists()
     assert [page.index(f"{rank}: Dice") for rank in ("Best", "Median", "Worst")] == sorted(
         page.index(f"{rank}: Dice") for rank in ("Best", "Median", "Worst")
     )

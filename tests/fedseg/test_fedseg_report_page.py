@@ -10,7 +10,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from fedseg.report import palette, write_report
+from fedseg import palette
+from fedseg.report import write_report
 from fedseg.report.timeline import STEPS
 from secagg import steps
 from tests.support.run_folder import make_run
