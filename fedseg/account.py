@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from fedseg.errors import RoundFailedError
-from secagg import ProtocolError, wire
+from secagg import wire
 from secagg.context import GENESIS, next_head
+from secagg.errors import ProtocolError
 from secagg.messages import AcceptedInput, IncludedSet, Receipt, Reports, ShareReport
 
 _LENGTH_BYTES = 4

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedseg.errors import RoundFailedError
-from secagg import MalformedMessageError, wire
+from secagg import wire
+from secagg.errors import MalformedMessageError
 from secagg.messages import RoundStart
 
 READY = "ready"

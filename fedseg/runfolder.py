@@ -26,7 +26,7 @@ from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, eve
 from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
-from secagg import RoundBook
+from secagg.book import RoundBook
 
 PARTIAL = ".partial"
 FORMAT = 2

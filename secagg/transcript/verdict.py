@@ -91,6 +91,28 @@ class RoundReport:
         """'published', 'not taken' where that is proven, or 'not shown'."""
         return PUBLISHED if self.finished else NOT_TAKEN if self.denied_by else NOT_SHOWN
 
+    def as_dict(self) -> dict[str, object]:
+        """For machines; keys are only ever added."""
+        return {
+            "file": self.file,
+            "training_run": self.training_run,
+            "round_number": self.round_number,
+            "attempt": self.attempt,
+            "finished": self.finished,
+            "sum": self.sum,
+            "round_id": self.round_id.hex(),
+            "model_hash": self.model_hash.hex(),
+            "task_hash": self.task_hash.hex(),
+            "next_head": self.next_head.hex(),
+            "sites": list(self.sites),
+            "included": list(self.included),
+            "dropped": list(self.dropped),
+            "unconfirmed": list(self.unconfirmed),
+            "released": {client_id: round_id.hex() for client_id, round_id in self.released.items()},
+            "unchecked": list(self.unchecked),
+            "denied_by": list(self.denied_by),
+        }
+
     def __str__(self) -> str:
         return f"round {self.round_number}, attempt {self.attempt} of run {self.training_run}"
 
@@ -167,7 +189,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, object]:
         """Everything, for machines; keys are only ever added."""
-        violation, policy = self.violation, self.policy
+        policy = self.policy
         return {
             "status": self.status,
             "exit_code": self.exit_code,
@@ -179,36 +201,8 @@ class Verdict:
                 {"id": check, "what": what, "state": self.state(check), "items": self.items.get(check, 0)}
                 for check, what in WHAT.items()
             ],
-            "violation": violation
-            and {
-                "check": violation.check,
-                "file": violation.file,
-                "record": violation.record,
-                "sender": violation.sender,
-                "sentence": violation.sentence,
-            },
-            "rounds": [
-                {
-                    "file": report.file,
-                    "training_run": report.training_run,
-                    "round_number": report.round_number,
-                    "attempt": report.attempt,
-                    "finished": report.finished,
-                    "sum": report.sum,
-                    "round_id": report.round_id.hex(),
-                    "model_hash": report.model_hash.hex(),
-                    "task_hash": report.task_hash.hex(),
-                    "next_head": report.next_head.hex(),
-                    "sites": list(report.sites),
-                    "included": list(report.included),
-                    "dropped": list(report.dropped),
-                    "unconfirmed": list(report.unconfirmed),
-                    "released": {client_id: round_id.hex() for client_id, round_id in report.released.items()},
-                    "unchecked": list(report.unchecked),
-                    "denied_by": list(report.denied_by),
-                }
-                for report in self.rounds
-            ],
+            "violation": self.violation and self.violation.as_dict(),
+            "rounds": [report.as_dict() for report in self.rounds],
             "missing": [
                 {"round_id": missing.round_id.hex(), "said_by": list(missing.said_by), "name": missing.name}
                 for missing in self.missing

@@ -24,3 +24,13 @@ class ViolationError(SecAggError):
         where += f" of {self.sender}" if self.sender else ""
         told = [self.file, where.strip(), self.sentence]
         return f"[{self.check}] " + ": ".join(part for part in told if part)
+
+    def as_dict(self) -> dict[str, object]:
+        """For machines; keys are only ever added."""
+        return {
+            "check": self.check,
+            "file": self.file,
+            "record": self.record,
+            "sender": self.sender,
+            "sentence": self.sentence,
+        }

@@ -83,11 +83,19 @@ def test_the_api_page_has_every_public_name_once_and_nothing_else():
     assert len(set(listed)) == len(listed)
     top = [name.removeprefix("secagg.") for name in listed]
     assert {name for name in top if "." not in name} - {"files"} == set(secagg.__all__)
+
+
+@pytest.mark.parametrize("page", ["api.md", "api-fedseg.md"])
+def test_what_an_api_page_lists_is_there_and_documented(page):
+    listed = re.findall(r"^::: ([\w.]+)$", (DOCS / page).read_text(), re.MULTILINE)
+    assert len(set(listed)) == len(listed) > 25
     for name in listed:
         module, _, attribute = name.rpartition(".")
-        importlib.import_module(module)
-        found = getattr(sys.modules[module], attribute, None) or importlib.import_module(name)
+        found = getattr(importlib.import_module(module), attribute, None) or importlib.import_module(name)
         assert found.__doc__, name
+        if isinstance(found, type):
+            undocumented = [key for key, value in vars(found).items() if key[0] != "_" and callable(value)]
+            assert [key for key in undocumented if not vars(found)[key].__doc__] == [], name
 
 
 def test_every_word_of_the_glossary_is_there_once():
