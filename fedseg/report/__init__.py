@@ -20,6 +20,7 @@ from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepC
 from fedseg.files import private
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report import claims, curves, timeline
+from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
@@ -114,6 +115,7 @@ def _render(run: Run, *, with_patients: bool = False) -> str:
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
         pictures=[(example, pictures(example, len(run.study.structures))) for example in shown],
         palette=palette,
+        mark=mark,
         colour_of=timeline.colour_of,
         costs=list(_costs(run)),
         final_head=ends[-1].head if ends else "",
