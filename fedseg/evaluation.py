@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, SiteData
-from fedseg.errors import ConfigError
-from fedseg.metrics import bootstrap, by_patient, dice
+from fedseg.metrics import bootstrap, by_patient
 from fedseg.predict import predict
 from fedseg.runfolder import Picture
 from fedseg.study import Study
+from fedseg.tasks.table import task_of
 
 BOOTSTRAP_SEED = 0
 
@@ -37,24 +37,19 @@ class Scores:
 
 def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Study) -> Scores:
     """Dice on every held-out patient, on the study's working grid."""
-    structures, patients, values, examples = len(study.structures), {}, {}, []
+    task = task_of(study)
+    patients, values, examples = {}, {}, []
     for site, data in cohort.items():
         scores = []
         for case in data.test:
             prediction = predict(model, case, study)
-            scores.append(dice(prediction, _truth(case), structures))
+            scores.append(task.score(prediction, case))
             if not np.isnan(scores[-1]).all():
                 examples.append((float(np.nanmean(scores[-1])), case, prediction))
         names = [case.patient for case in data.test]
         patients[site] = sorted(set(names))
-        values[site] = by_patient(names, scores) if scores else np.empty((0, structures))
+        values[site] = by_patient(names, scores) if scores else np.empty((0, len(task.names)))
     return Scores(patients, values, tuple(sorted(examples, key=lambda example: example[0])))
-
-
-def _truth(case: Case) -> NDArray[np.uint8]:
-    if case.label is None:
-        raise ConfigError(f"{case.name} has no label map to be held against")
-    return case.label
 
 
 def interval(values: NDArray[np.float64]) -> dict[str, Any] | None:
@@ -76,7 +71,7 @@ def structure_means(scores: NDArray[np.float64], study: Study) -> dict[str, floa
     """Mean Dice of each structure over patients, None where no patient has it."""
     return {
         name: float(np.nanmean(column)) if not np.isnan(column).all() else None
-        for name, column in zip(study.structures, scores.T, strict=True)
+        for name, column in zip(task_of(study).names, scores.T, strict=True)
     }
 
 
@@ -99,7 +94,7 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict
     """Dice overall and by site, each with interval and n; a site without held-out patients has none."""
 
     def by_structure(values: NDArray[np.float64]) -> dict[str, Any]:
-        return {name: interval(column) for name, column in zip(study.structures, values.T, strict=True)}
+        return {name: interval(column) for name, column in zip(task_of(study).names, values.T, strict=True)}
 
     pooled = scores.pooled()
     return {

@@ -1,4 +1,4 @@
-"""MONAI networks with GroupNorm chosen explicitly, and models as safetensors files.
+"""MONAI's networks with GroupNorm, and models as safetensors files.
 
 A layer that mixes patients would break per-patient clipping, so it is refused by name. Nothing is ever
 unpickled.
@@ -7,7 +7,9 @@ unpickled.
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import SegResNet, UNet
@@ -18,6 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.study import Study, parse_study
+from fedseg.tasks.table import task_of
 from secagg.prg import Stream
 
 GROUPS = 4
@@ -25,7 +28,7 @@ METADATA = "fedseg"
 
 
 def build_model(study: Study) -> torch.nn.Module:
-    """The study's network: (k, C, *size) float32 to logits (k, structures + 1, *size).
+    """The study's network: (k, C, *size) float32 to the task's outputs, with segmentation (k, structures + 1, *size).
 
     Every party builds the same initial weights: they depend on the study's name, network and `seed` only.
 
@@ -33,13 +36,14 @@ def build_model(study: Study) -> torch.nn.Module:
         ConfigError: the channels do not fit the network.
         UnsupportedModelError: a layer mixes patients.
     """
-    widths = study.model.channels
+    network = NETWORKS[study.model.name]
+    widths = study.model.channels or network.channels
     if any(width % GROUPS for width in widths):
         raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
     start = Stream.seeded(study.study.seed or 0, "weights", study.study.name, study.model.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
-        model = NETWORKS[study.model.name](study)
+        model = network.make(study, task_of(study).outputs, widths)
     check_model(model)
     return model
 
@@ -58,50 +62,50 @@ def check_model(model: torch.nn.Module) -> None:
             )
 
 
-def _unet_small(study: Study) -> torch.nn.Module:
-    return _unet(study, study.model.channels or (8, 16, 32))
-
-
-def _unet_large(study: Study) -> torch.nn.Module:
-    return _unet(study, study.model.channels or (16, 32, 64, 128))
-
-
-def _unet(study: Study, widths: tuple[int, ...]) -> torch.nn.Module:
+def _unet(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
     if len(widths) < 2:
         raise ConfigError(f"[model] channels = {list(widths)}: a U-Net needs at least two levels")
     network: torch.nn.Module = UNet(
-        spatial_dims=study.data.dims,
-        in_channels=study.in_channels,
-        out_channels=len(study.structures) + 1,
+        **_ends(study, outputs),
         channels=widths,
         strides=(1, *(2,) * (len(widths) - 2)),
         num_res_units=0,
         act="RELU",
-        norm=("GROUP", {"num_groups": GROUPS}),
     )
     return network
 
 
-def _segresnet(study: Study) -> torch.nn.Module:
-    widths = study.model.channels or (8,)
+def _segresnet(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
     if len(widths) != 1:
         raise ConfigError(f"[model] channels = {list(widths)}: segresnet takes one number, its first width")
     network: torch.nn.Module = SegResNet(
-        spatial_dims=study.data.dims,
-        init_filters=widths[0],
-        in_channels=study.in_channels,
-        out_channels=len(study.structures) + 1,
-        norm=("GROUP", {"num_groups": GROUPS}),
-        blocks_down=(1, 1, 2),
-        blocks_up=(1, 1),
+        **_ends(study, outputs), init_filters=widths[0], blocks_down=(1, 1, 2), blocks_up=(1, 1)
     )
     return network
 
 
-NETWORKS: Mapping[str, Callable[[Study], torch.nn.Module]] = {
-    "unet-small": _unet_small,
-    "unet": _unet_large,
-    "segresnet": _segresnet,
+def _ends(study: Study, outputs: int) -> dict[str, Any]:
+    """What every network of MONAI is told: its two ends, and the norm."""
+    return {
+        "spatial_dims": study.data.dims,
+        "in_channels": study.in_channels,
+        "out_channels": outputs,
+        "norm": ("GROUP", {"num_groups": GROUPS}),
+    }
+
+
+@dataclass(frozen=True)
+class Network:
+    """A kind of network: how it is made from study, outputs and features per level, and its own features."""
+
+    make: Callable[[Study, int, tuple[int, ...]], torch.nn.Module]
+    channels: tuple[int, ...]
+
+
+NETWORKS: Mapping[str, Network] = {
+    "unet-small": Network(_unet, (8, 16, 32)),
+    "unet": Network(_unet, (16, 32, 64, 128)),
+    "segresnet": Network(_segresnet, (8,)),
 }
 
 
@@ -135,8 +139,8 @@ def load_model(path: Path, study: Study) -> torch.nn.Module:
         raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
     except RuntimeError as error:
         raise ConfigError(
-            f"{path}: its weights do not fit network '{study.model.name}' with {len(study.structures)} "
-            "structures; use the study that it was trained with"
+            f"{path}: its weights do not fit network '{study.model.name}' with {task_of(study).outputs} outputs; "
+            "use the study that it was trained with"
         ) from error
     return model
 

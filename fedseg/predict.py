@@ -10,23 +10,24 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.inferers import sliding_window_inference
 from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, evaluation_slices, working_case
+from fedseg.data.cases import Case
 from fedseg.data.layouts.nifti import read_image
+from fedseg.data.scans import Scan, working_case
 from fedseg.errors import ConfigError
 from fedseg.files import replace_by
 from fedseg.study import Study
+from fedseg.tasks.segmentation import Segmentation
+from fedseg.tasks.table import task_of
 
-SLICES_AT_ONCE = 16
 NIFTI = (".nii", ".nii.gz")
 
 
 def predict(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.uint8]:
-    """Label values of a case on the working grid: (*spatial) uint8."""
-    return np.asarray(_scores(model, case, study).argmax(axis=0), dtype=np.uint8)
+    """What the model says of a case, as the study's task says it."""
+    return task_of(study).predict(model, case)
 
 
 def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study) -> tuple[Case, NDArray[np.uint8]]:
@@ -51,26 +52,12 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent}: there is no such folder; make it or write elsewhere")
     values, affine = read_image(image, study)
-    case = working_case("", "", str(image), values, None, affine, study)
-    scores = _scores(model, case, study)
+    case = working_case(Scan("", str(image), values, affine), "", study)
+    scores = Segmentation(study).probabilities(model, case)
     ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
     labels = _label_map(_on_grid(scores, case, values.shape[1:], affine), image)
     replace_by(labels.to_filename, output, ending)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)
-
-
-def _scores(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.float32]:
-    """Probabilities on the working grid: (structures + 1, *spatial) float32."""
-    inputs = evaluation_slices(case, study)
-    device = next(model.parameters()).device
-    model.eval()
-    with torch.inference_mode():
-        if case.axes == 3:
-            window = (study.data.size,) * 3
-            outputs = sliding_window_inference(inputs.to(device), window, 1, model).softmax(1).cpu()
-            return np.asarray(outputs[0].numpy(), dtype=np.float32)
-        batches = [model(batch.to(device)).softmax(1).cpu() for batch in torch.split(inputs, SLICES_AT_ONCE)]
-    return np.moveaxis(torch.cat(batches).numpy(), 0, case.slice_axis + 1)
 
 
 def _on_grid(

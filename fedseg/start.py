@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 
 from fedseg import augment
 from fedseg.augment import augmented
@@ -28,6 +27,7 @@ from fedseg.errors import ConfigError
 from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.study import Study
+from fedseg.tasks.table import task_of
 from secagg.encoding import digest
 from secagg.prg import Stream
 
@@ -35,7 +35,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 SEED = 1
 PUBLIC = 3  # cases that a coordinator looks at
-LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 RATE = 0.01
 POOL = {2: 160, 3: 12}  # patients, by dims
 STEPS = {2: 480, 3: 200}
@@ -107,7 +106,7 @@ def _pretrained(study: Study, cases: Sequence[Case], progress: Progress | None) 
         images, labels = _stacked(cases)
         steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
         generator = torch.Generator().manual_seed(int(Stream.seeded(SEED, "pretraining").integers(1, 2**62)[0]))
-        model = build_model(study)
+        model, task = build_model(study), task_of(study)
         model.train()
         optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
@@ -115,7 +114,8 @@ def _pretrained(study: Study, cases: Sequence[Case], progress: Progress | None) 
             drawn = torch.randint(len(images), (batch,), generator=generator)
             image, label = augmented(images[drawn], labels[drawn].long(), len(study.structures), generator)
             optimiser.zero_grad()
-            LOSS(model(image), label[:, None]).backward()
+            loss = task.loss(model(image), label)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             if progress is not None:

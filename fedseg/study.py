@@ -39,6 +39,7 @@ class StudySection(_Section):
     """`[study]`: what is trained, and for how long."""
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
+    task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
     structures: tuple[str, ...] = Field(
         min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
     )

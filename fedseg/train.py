@@ -12,16 +12,16 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 
 from fedseg.budget.charge import charge
 from fedseg.budget.plan import noise_multiplier
-from fedseg.data.cases import Case, SiteData, batch_of
+from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import check_model
 from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient, stream_of
 from fedseg.study import Study
+from fedseg.tasks.table import batch_of, task_of
 from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
 from secagg.encoding import digest
 from secagg.prg import KEY_BYTES, Stream
@@ -31,9 +31,6 @@ OnStep: TypeAlias = Callable[[int, int], None]
 MOMENTUM = 0.9
 """Of SGD, which keeps a site's pull proportional to its patients. Adam normalises it away: the noise of a site with one
 patient would pull as hard as forty patients elsewhere."""
-
-LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-"""Dice over all of a patient's slices at once: a slice without the structure is no loss of its own."""
 
 
 def train_round(
@@ -63,7 +60,7 @@ def train_round(
         BudgetExceededError: this round would pass the budget; nothing was trained.
         LedgerError: the ledger is damaged or cannot be written; nothing was trained.
         UnsupportedModelError: the model mixes patients.
-        CaseError: a case has no label map.
+        CaseError: a case has no label.
         ConfigError: training without privacy diverged.
     """
     check_model(model)
@@ -108,11 +105,10 @@ def _train(
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
-    """Dice + cross-entropy of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
-    images, labels = batch_of(cases[int(stream.integers(1, len(cases))[0])], study, stream)
+    """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
+    images, targets = batch_of(cases[int(stream.integers(1, len(cases))[0])], study, stream)
     device = next(model.parameters()).device
-    loss: torch.Tensor = LOSS(model(images.to(device)), labels.to(device)[:, None])
-    return loss
+    return task_of(study).loss(model(images.to(device)), targets.to(device))
 
 
 def _key(study: Study, purpose: str, site: str, round_number: int, step: int) -> bytes:

@@ -6,9 +6,9 @@ per round; the ids in the comments are the rows of its table of checks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from secagg.messages import (
     Confirmation,
     EncryptedShares,
     FromClient,
+    Header,
     IncludedSet,
     MaskedInput,
     Receipt,
@@ -211,7 +212,7 @@ class SharingKeys(Collecting):
         header.verify(self.round.pinned[sender], "S-06", sender)
         if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
             raise self._elsewhere("S-06", f"the header of {sender} is for another slot or roster")
-        if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
+        if header.bundles_root != message.tree[0]:
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
         peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
@@ -227,19 +228,40 @@ class SharingKeys(Collecting):
         """Fix the dealers and relay to each the bundles for it, with all headers."""
         self._leave()
         self._enough()
-        bundles = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
+        dealt = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
         headers = tuple(message.header for message in self._in_order())
-        inboxes = {
-            reader: ShareInbox(headers, tuple(sent[reader] for dealer, sent in bundles.items() if dealer != reader))
-            for reader in bundles
+        inboxes = {}
+        for reader in dealt:
+            bundles, paths = zip(*(sent[reader] for dealer, sent in dealt.items() if dealer != reader), strict=True)
+            inboxes[reader] = ShareInbox(headers, bundles, paths)
+        kept = {
+            dealer: {peer: Promised.of(bundle) for peer, (bundle, _) in sent.items()} for dealer, sent in dealt.items()
         }
-        return Reporting(self.round, self.roster, headers_hash(headers), self.received, bundles), inboxes
+        return Reporting(self.round, self.roster, headers, kept), inboxes
 
-    def _by_peer(self, dealer: str) -> dict[str, Bundle]:
-        return dict(zip(self.roster.others(dealer), self.received[dealer].bundles, strict=True))
+    def _by_peer(self, dealer: str) -> dict[str, tuple[Bundle, bytes]]:
+        message = self.received[dealer]
+        return dict(zip(self.roster.others(dealer), zip(message.bundles, message.tree[1], strict=True), strict=True))
 
 
 # --- Round 1b ----------------------------------------------------------------------------------------------------
+
+
+class Promised(NamedTuple):
+    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
+
+    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
+    """
+
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+    pair: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Promised":
+        """Of a whole bundle."""
+        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
 
 
 class Reporting(Collecting):
@@ -252,13 +274,19 @@ class Reporting(Collecting):
         self,
         round: Round,
         roster: Roster,
-        roster2: bytes,
-        dealt: Mapping[str, EncryptedShares],
-        bundles: Mapping[str, Mapping[str, Bundle]],
+        headers: tuple[Header, ...],
+        bundles: Mapping[str, Mapping[str, Promised]],
     ) -> None:
-        super().__init__(round, dealt)
-        self.roster, self.roster2, self.bundles = roster, roster2, bundles
-        self.self_commitments = {dealer: message.header.self_commitment for dealer, message in dealt.items()}
+        super().__init__(round, bundles)
+        self.roster, self.roster2, self.bundles = roster, headers_hash(headers), bundles
+        self.self_commitments = {header.client_id: header.self_commitment for header in headers}
+
+    def forget_envelopes(self, but_to: Collection[str]) -> None:
+        """Keep the sealed pair secrets of these clients alone: nobody else's key will be opened."""
+        self.bundles = {
+            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            for dealer, sent in self.bundles.items()
+        }
 
     def _check(self, sender: str, message: ShareReport) -> None:
         self._own(sender, message.client_id)
@@ -323,6 +351,7 @@ class CollectingInputs(Collecting):
         self._leave()
         self._enough()
         included = IncludedSet(tuple(self._in_order()))
+        self.shares.forget_envelopes(but_to=self.expected - self.received.keys())
         return Attesting(self, included), dict.fromkeys(self.received, included)
 
 

@@ -58,7 +58,7 @@ def layers(package: str) -> list[list[str]]:
     """The floors of a package, the highest first, as the import contracts of pyproject.toml list them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     (found,) = (contract["layers"] for contract in settings["contracts"] if contract.get("containers") == [package])
-    return [re.findall(r"\w+", floor) for floor in found]
+    return [re.findall(r"[\w.]+", floor) for floor in found]
 
 
 def floors(package: str) -> str:
@@ -77,8 +77,9 @@ def floors(package: str) -> str:
 
 
 def _file(package: str, room: str) -> str:
-    folder = Path(package) / room / "__init__.py"
-    return str(folder if (ROOT / folder).is_file() else Path(package) / f"{room}.py")
+    path = Path(package, *room.split("."))
+    folder = path / "__init__.py"
+    return str(folder if (ROOT / folder).is_file() else path.with_name(f"{path.name}.py"))
 
 
 def _sentence(path: str) -> str:

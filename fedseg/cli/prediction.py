@@ -18,12 +18,12 @@ def predict(
 ) -> None:
     """Segment one NIfTI image: a label map on the image's own grid, and an overlay PNG beside it."""
     from fedseg.models import load_model, study_of
-    from fedseg.picture import write_overlay
     from fedseg.predict import predict_file
     from fedseg.study import load_study
+    from fedseg.tasks.table import task_of
 
     loaded = load_study(study) if study else study_of(model)
     shown = predict_file(load_model(model, loaded), image, output, loaded)
-    overlay = write_overlay(*shown, output, loaded)
+    overlay = task_of(loaded).write_picture(*shown, output)
     say(f"labels {output}")
     say(f"overlay {overlay}")

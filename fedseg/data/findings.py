@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from fedseg.data.cases import Case, split
-from fedseg.data.layouts.nifti import entries, load_case
-from fedseg.data.loading import given
+from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
+from fedseg.tasks.table import task_of
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,21 @@ class Finding:
 
 def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
     """Everything that is wrong or odd with a site's folder, all cases, errors first."""
-    if study.data.layout == "phantom":
+    if not layout_of(study).needs_folder:
         return [Finding("info", site, "is made by the package; there is nothing to check")]
     try:
-        listed = entries(given(folder, study), study)
+        listed = entries(folder, site, study)
     except ConfigError as error:
         return [Finding("error", site, str(error))]
     findings, cases = [], []
     for entry in listed:
         try:
-            cases.append(load_case(entry, site, study))
+            cases.append(entry.load(site, study))
         except CaseError as error:
             findings.append(Finding("error", site, str(error)))
-    for case in cases:
-        findings += _odd(case, study)
-    return [*findings, *_overview(site, cases, study)]
-
-
-def _odd(case: Case, study: Study) -> list[Finding]:
-    present = np.unique(case.label) if case.label is not None else np.array([])
-    absent = [name for value, name in enumerate(study.structures, start=1) if value not in present]
-    if len(absent) == len(study.structures):
-        return [Finding("warning", case.site, f"{case.name}: the label map is empty; is that so?")]
-    return [Finding("warning", case.site, f"{case.name}: has no {name}") for name in absent]
+    task = task_of(study)
+    odd = [Finding("warning", site, f"{case.name}: {sentence}") for case in cases for sentence in task.odd(case)]
+    return [*findings, *odd, *_overview(site, cases, study)]
 
 
 def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from secagg.encoding import digest
+from secagg.encoding import digest, vector_digest
 from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, seal, verify
 from secagg.masking import SHARES_PLAINTEXT_BYTES, masked_input, self_mask_seed
 from secagg.packing import add_packed, packed_size
@@ -61,7 +61,7 @@ class Cost:
 
         def added() -> None:
             add_packed(total, y, length + policy.slots, bits)
-            digest("masked-vector", y)
+            vector_digest("masked-vector", y)
 
         y = masked(1)
         one, many = _seconds(lambda: masked(1), 1), _seconds(lambda: masked(1 + _MASKS), 1)

@@ -22,6 +22,7 @@ from secagg.masking import (
     share_commitment,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import Attestation, Header, Receipt, UnmaskingShares
 from secagg.packing import modulo
 from secagg.prg import apply_masks
@@ -87,7 +88,11 @@ def t04_signatures(transcript: Transcript) -> int | None:
             raise transcript.wrong("T-04", record, f"the {name_of(record)} carries no signature of its sender")
         count += 1
     for sent in transcript.shares.values():
-        if not sent.header.fits(transcript.roster) or sent.header.digests != b"".join(b.digest() for b in sent.bundles):
+        root, _ = tree([bundle.digest() for bundle in sent.bundles])
+        complete = (
+            sent.header.client_id in transcript.roster.by_id and len(sent.bundles) == len(transcript.roster.by_id) - 1
+        )
+        if not complete or sent.header.bundles_root != root:
             raise transcript.wrong("T-04", sent, "the bundles are not those of the signed header")
     return count
 
@@ -134,8 +139,7 @@ def t05_fresh(transcript: Transcript) -> int | None:
 def _supposed_fresh(transcript: Transcript) -> Iterator[tuple[Record, str, bytes]]:
     yield from _once_a_round(transcript)
     for record, header in _headers(transcript):
-        for start in range(0, len(header.digests), HASH_BYTES):
-            yield record, "bundle digest", header.digests[start : start + HASH_BYTES]
+        yield record, "root of bundles", header.bundles_root
     for sent in transcript.shares.values():
         for bundle in sent.bundles:
             yield sent, "share commitment", bundle.mask_key_commitment

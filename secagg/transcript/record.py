@@ -7,7 +7,6 @@ never: give an envelope, or a secret that was not released, a form in which it c
 docs/spec.md, section "Transcripts".
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
@@ -266,11 +265,6 @@ def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:
     view, size = memoryview(vector), packed_size(BLOCK, policy.bits)
     for start in range(0, len(view), size):
         yield Block(bytes(view[start : start + size]))
-
-
-def vector_hash(purpose: str, size: int) -> "hashlib._Hash":
-    """Begins H(purpose | vector) for a vector of `size` bytes that then comes in pieces."""
-    return hashlib.sha256(encode(purpose) + size.to_bytes(4, "big"))
 
 
 def _written(value: Any) -> Field:

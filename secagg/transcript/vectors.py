@@ -5,17 +5,17 @@ of the reader's policy, and nothing is set aside before a block of the right siz
 section "Transcripts".
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from secagg.encoding import VectorHash, vector_hash
 from secagg.masking import Vector
 from secagg.messages import AcceptedInput, Receipt
 from secagg.packing import BLOCK, dtype_for, packed_size, unpack, without_padding
 from secagg.policy import Policy
 from secagg.prg import zeros
-from secagg.transcript.record import LARGEST_VECTOR, Block, sender_of, vector_hash
+from secagg.transcript.record import LARGEST_VECTOR, Block, sender_of
 from secagg.transcript.violation import ViolationError
 
 
@@ -101,7 +101,7 @@ class _Passing:
     number: int
     sender: str
     is_sum: bool
-    hash: "hashlib._Hash"
+    hash: VectorHash
     start: int = 0
 
 

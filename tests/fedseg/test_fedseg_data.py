@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.data.cases import Case, batch_of, evaluation_slices, held_out, split, working_case
+from fedseg.data.cases import Case, held_out, split, whole
 from fedseg.data.findings import check_site
 from fedseg.data.loading import load_cohort, load_site
+from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study, load_study
+from fedseg.tasks.table import batch_of
 from secagg.prg import Stream
 from tests.support.folders import AFFINE, brain, write_decathlon, write_feta
 
@@ -105,7 +107,7 @@ def test_a_role_is_the_same_today_and_tomorrow() -> None:
 
 def case_of(patient: str, study: Study, affine: np.ndarray = AFFINE) -> Case:
     image, label = brain()
-    return working_case(SITE, patient, patient, image[None], label, affine, study)
+    return working_case(Scan(patient, patient, image[None], affine, label), SITE, study)
 
 
 def centre(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -124,7 +126,7 @@ def test_the_working_grid_knows_where_it_is_in_millimetres(dims: int, axes: str,
     image = nibabel.Nifti1Image(image, source.affine).as_reoriented(turn).get_fdata(dtype=np.float32)
     study = feta.replace(data={"dims": dims, "slices_per_patient": 1})
     label, affine = np.asarray(turned.dataobj), turned.affine
-    case = working_case(SITE, "p", "p", image[None], label, affine, study)
+    case = working_case(Scan("p", "p", image[None], affine, label), SITE, study)
     assert nibabel.aff2axcodes(case.affine) == ("R", "A", "S")
     assert case.label is not None
     np.testing.assert_allclose(centre(case.label > 0, case.affine), centre(label > 0, affine), atol=0.01)
@@ -142,7 +144,7 @@ def test_stacked_slices_are_never_mixed(lgg: Study) -> None:
     image, label = np.ones((3, 50, 44, 7), np.float32), np.zeros((50, 44, 7), np.uint8)
     image *= np.arange(1, 8, dtype=np.float32)
     label[..., 3] = 1
-    case = working_case(SITE, "p", "p", image, label, np.eye(4), lgg)
+    case = working_case(Scan("p", "p", image, np.eye(4), label), SITE, lgg)
     assert case.image.shape == (3, 32, 32, 7)
     middle = case.image[:, 16, 16]
     expected = (np.arange(1, 8) - 1) / 6
@@ -153,7 +155,7 @@ def test_stacked_slices_are_never_mixed(lgg: Study) -> None:
 
 def test_thick_slices_are_stacked_along_the_coarse_axis(feta: Study) -> None:
     image, label = brain((40, 20, 48))
-    case = working_case(SITE, "p", "p", image[None], label, np.diag([1.1, 3.3, 1.1, 1.0]), feta)
+    case = working_case(Scan("p", "p", image[None], np.diag([1.1, 3.3, 1.1, 1.0]), label), SITE, feta)
     assert (case.slice_axis, case.image.shape, case.spacing[1]) == (1, (1, 32, 10, 32), pytest.approx(3.3))
     images, labels = batch_of(case, feta, Stream.seeded(1, "draw"))
     assert (images.shape, labels.shape) == ((4, 1, 32, 32), (4, 32, 32))
@@ -163,7 +165,7 @@ def test_dark_tissue_at_the_rim_stays_in_the_field_of_view(feta: Study) -> None:
     image, label = brain()
     image[image > 0] = 200
     image[10:14, 12:36, 9:27] = 60
-    case = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
+    case = working_case(Scan("p", "p", image[None], AFFINE, label), SITE, feta)
     assert case.spacing == case_of("p", feta).spacing
     np.testing.assert_allclose(case.affine, case_of("p", feta).affine)
 
@@ -171,8 +173,8 @@ def test_dark_tissue_at_the_rim_stays_in_the_field_of_view(feta: Study) -> None:
 def test_the_scale_of_the_scanner_and_its_offset_do_not_matter(feta: Study) -> None:
     image, label = brain()
     scaled = np.where(image > 0, 37 * image + 500, 0).astype(np.float32)
-    first = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
-    second = working_case(SITE, "p", "p", scaled[None], label, AFFINE, feta)
+    first = working_case(Scan("p", "p", image[None], AFFINE, label), SITE, feta)
+    second = working_case(Scan("p", "p", scaled[None], AFFINE, label), SITE, feta)
     np.testing.assert_allclose(first.image, second.image, atol=1e-4)
 
 
@@ -187,7 +189,7 @@ def test_a_batch_is_different_slices_drawn_anew_and_reproducible(feta: Study) ->
     other, _ = batch_of(case, feta, Stream.seeded(2, "draw"))
     assert torch.equal(images, again)
     assert not torch.equal(images, other)
-    everything = evaluation_slices(case, feta)
+    everything = whole(case)
     found = [int(index) for image in images for index in range(18) if torch.equal(everything[index], image)]
     assert len(set(found)) == 4
     for index, label in zip(found, labels, strict=True):
@@ -207,7 +209,7 @@ def test_a_case_with_few_slices_gives_all_and_a_volume_gives_itself(feta: Study)
 
 def test_a_case_without_label_cannot_be_trained_on(feta: Study) -> None:
     image, _ = brain()
-    case = working_case(SITE, "p", "sub-x", image[None], None, AFFINE, feta)
+    case = working_case(Scan("p", "sub-x", image[None], AFFINE, None), SITE, feta)
     with pytest.raises(CaseError, match="sub-x: has no label map"):
         batch_of(case, feta, Stream.seeded(1, "draw"))
 
@@ -329,6 +331,6 @@ def test_check_finds_all_bad_cases_and_odd_ones(tmp_path: Path, feta: Study) -> 
 def test_background_stays_zero_where_a_scan_was_centred_before(feta: Study) -> None:
     image, label = brain()
     centred = np.where(image > 0, image - 75, 0).astype(np.float32)
-    plain = working_case(SITE, "p", "p", image[None], label, AFFINE, feta)
-    case = working_case(SITE, "p", "p", centred[None], label, AFFINE, feta)
+    plain = working_case(Scan("p", "p", image[None], AFFINE, label), SITE, feta)
+    case = working_case(Scan("p", "p", centred[None], AFFINE, label), SITE, feta)
     np.testing.assert_allclose(case.image, plain.image, atol=1e-4)

@@ -68,10 +68,10 @@ def test_layers_that_mix_nobody_pass() -> None:
 
 
 def test_a_network_with_batchnorm_cannot_be_built_from_a_study(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    def attention(_: Study) -> torch.nn.Module:
+    def attention(*_: object) -> torch.nn.Module:
         return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
 
-    monkeypatch.setattr(models, "NETWORKS", {"unet-small": attention})
+    monkeypatch.setattr(models, "NETWORKS", {"unet-small": models.Network(attention, ())})
     with pytest.raises(UnsupportedModelError, match="BatchNorm2d"):
         build_model(study)
 

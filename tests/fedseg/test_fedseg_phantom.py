@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from fedseg.data.cases import split
+from fedseg.data.cases import held_out
 from fedseg.data.loading import load_site
 from fedseg.data.phantoms.fetal_brain import OLDEST, YOUNGEST, draw, surfaces
 from fedseg.data.phantoms.fetal_scan import COVERING, FETAL, PROFILES, SLICES, phantom_case, scan, tissue_signal
@@ -201,19 +201,18 @@ def test_a_large_grid_has_the_scanners_voxels():
 
 
 def test_a_site_has_its_hospitals_patients(study):
-    cases = FETAL.site_cases("site-d", study, 10, 1)
-    assert {case.site for case in cases} == {"site-d"}
-    assert len({case.patient for case in cases}) == 10
-    data = split("site-d", cases, study)
-    assert (len(data.train), len(data.test)) == (9, 1)
-    first = int(Stream.seeded(1, "phantom site", "site-d").words64(10)[0])
-    made = phantom_case(PROFILES[HOSPITALS[3]], first, size=study.data.size, dims=2)
-    assert np.array_equal(made.image, cases[0].image)
+    fewer = study.replace(data={"holdout": 0.5})
+    data = load_site(None, "site-e", fewer)
+    cases = (*data.train, *data.test)
+    assert len({case.patient for case in cases}) == 48
+    assert {case.site for case in cases} == {"site-e"}
+    assert len(data.test) == sum(held_out("site-e", case.patient, 0.5) for case in cases)
+    first = FETAL.site_seeds("site-e", 48, 1)[0]
+    made = phantom_case(PROFILES[HOSPITALS[4]], first, size=study.data.size, dims=2)
     assert made.image.shape == (1, study.data.size, study.data.size, SLICES)
-    again = FETAL.site_cases("site-d", study, 10, 1)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(cases, again, strict=True))
-    elsewhere = FETAL.site_cases("site-a", study, 2, 1)
-    assert not np.array_equal(elsewhere[0].label, cases[0].label)
+    (same,) = (case for case in cases if case.patient == "sub-001")
+    assert np.array_equal(made.image, same.image)
+    assert not set(FETAL.site_seeds("site-e", 9, 1)) & set(FETAL.site_seeds("site-a", 9, 1))
 
 
 def test_bad_input_is_one_sentence(study):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.data.cases import Case, working_case
+from fedseg.data.cases import Case
+from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import bootstrap, by_patient, dice
-from fedseg.picture import write_overlay
 from fedseg.predict import predict, predict_file
 from fedseg.study import Study, load_study
+from fedseg.tasks.segmentation import Segmentation
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -61,7 +62,9 @@ def test_predict_file_answers_on_the_files_grid(dims: int, axes: str, study: Stu
     truth = np.asarray(nibabel.Nifti1Image(label, affine).as_reoriented(turn).dataobj)
     nibabel.save(source, tmp_path / "in.nii.gz")
     study, output = study.replace(data={"dims": dims}), tmp_path / "out.nii.gz"
-    overlay = write_overlay(*predict_file(Threshold(), tmp_path / "in.nii.gz", output, study), output, study)
+    overlay = Segmentation(study).write_picture(
+        *predict_file(Threshold(), tmp_path / "in.nii.gz", output, study), output
+    )
     result = nibabel.load(tmp_path / "out.nii.gz")
     assert result.shape == source.shape
     assert result.get_data_dtype() == np.uint8
@@ -99,7 +102,7 @@ def test_bad_paths_and_images_are_told_and_nothing_is_left(study: Study, tmp_pat
 
 def test_predict_has_the_cases_shape_and_keeps_no_gradient(study: Study) -> None:
     image, label = scan((40, 20, 36))
-    case: Case = working_case("s", "p", "p", image[None], label, np.diag([1.0, 3.0, 1.0, 1.0]), study)
+    case: Case = working_case(Scan("p", "p", image[None], np.diag([1.0, 3.0, 1.0, 1.0]), label), "s", study)
     model = Threshold()
     result = predict(model, case, study)
     assert case.label is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fedseg.augment import augmented
 from fedseg.data.cases import Case, split
 from fedseg.data.phantoms import tumour
 from fedseg.data.phantoms.fetal_scan import FETAL, NEAR_TERM, PhantomCase
+from fedseg.data.phantoms.phantom import Phantom
 from fedseg.data.phantoms.tumour import PROFILES, TUMOUR, lesion_case
 from fedseg.errors import ConfigError
 from fedseg.evaluation import evaluate, overall_mean
@@ -40,6 +42,11 @@ def fetal() -> Study:
 @pytest.fixture
 def glioma() -> Study:
     return load_study(STUDIES / "lgg.toml").replace(**TINY)
+
+
+def made(phantom: Phantom[Any], study: Study, site: str, patients: int, cohort: int) -> list[Case]:
+    seeds = phantom.site_seeds(site, patients, cohort)
+    return [phantom.site_case(site, f"sub-{number:03d}", seed, study) for number, seed in enumerate(seeds, 1)]
 
 
 def cached(tmp_path: Path) -> list[Path]:
@@ -154,7 +161,7 @@ def test_phantom_hospitals_see_patients_that_the_start_has_not_seen() -> None:
     weeks = [case.weeks for case in public_cases(study).test if isinstance(case, PhantomCase)]
     assert len(weeks) == start.PUBLIC
     assert min(weeks) >= NEAR_TERM[0]
-    hospital = FETAL.site_cases(study.site_ids[0], study, 16, 1)
+    hospital = made(FETAL, study, study.site_ids[0], 16, 1)
     assert min(case.weeks for case in hospital if isinstance(case, PhantomCase)) < NEAR_TERM[0] - 5
 
 
@@ -172,7 +179,7 @@ def test_it_transfers_to_hospitals_never_seen(
     monkeypatch.setattr(start, "POOL", {2: 24})
     phantom = FETAL if which == "fetal" else TUMOUR
     halves = study.replace(data={"holdout": 0.5})
-    hospitals = {site: split(site, phantom.site_cases(site, halves, 6, 5), halves) for site in study.site_ids[:2]}
+    hospitals = {site: split(site, made(phantom, halves, site, 6, 5), halves) for site in study.site_ids[:2]}
     before, after = (
         overall_mean(evaluate(starting_model(study.replace(model={"start": kind})), hospitals, study).pooled())
         for kind in ("scratch", "phantom")

@@ -30,6 +30,7 @@ from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.shamir import PRIME
 from secagg.steps import STEPS
+from secagg.transcript.record import OpenedPair
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 
 SPEC = (Path(__file__).parents[2] / "docs/spec.md").read_text()
@@ -115,7 +116,7 @@ class Round:
         self.roster = Roster(tuple(message for message in self.told if isinstance(message, AdvertiseKeys)))
 
     def message(self, message) -> None:
-        if isinstance(message, Result):
+        if isinstance(message, Result | OpenedPair):
             return
         signed = message.header if isinstance(message, EncryptedShares) else message
         u = signed.client_id
@@ -135,7 +136,10 @@ class Round:
                 self.put((u, v), envelope=bundle.shares, pair_envelope=bundle.pair)
                 self.put((u, v), s_commitment=bundle.mask_key_commitment, b_commitment=bundle.self_seed_commitment)
                 self.put((u, v), pair_commitment=bundle.pair_commitment)
-                self.put((u, v), bundle_digest=signed.digest_for(v, self.roster))
+                self.put((u, v), bundle_digest=bundle.digest())
+            self.put(u, bundles_root=signed.bundles_root)
+            for v, path in zip(self.roster.others(u), message.tree[1], strict=True):
+                self.put((u, v), path=path)
 
     def pair(self, u: str, v: str) -> None:
         names, suite = self.names, self.cohort.policy.suite

@@ -4,12 +4,14 @@
 import hashlib
 
 import pytest
+from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secagg import keys
+from secagg.encoding import encode, vector_digest, vector_hash
 from secagg.keys import ChannelKey, MaskKey, SigningKey, check_public, hkdf, verify
 from secagg.policy import Suite
 from secagg.prg import CHUNK_BYTES, keystream
@@ -224,6 +226,37 @@ def test_a_long_salt_is_its_hash_and_an_empty_one_is_zeros():
         assert hkdf(ikm, info, salt).hex() == "52a1d834f372578ccc7b57e9149f4c45f98ff754dbdec0bb3a8f931bd14e4bb1"
     for salt in (b"", bytes(32)):
         assert hkdf(ikm, info, salt).hex() == "f41f703259063d401de67cea9192038ddddc71ede5cdb383aad71894c1a39e8c"
+
+
+# --- BLAKE3 ---
+
+
+@pytest.mark.parametrize(
+    ("length", "answer"),
+    [
+        (0, "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"),
+        (1, "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"),
+        (1023, "10108970eeda3eb932baac1428c7a2163b0e924c9a9e25b35bba72b28f70bd11"),
+        (1024, "42214739f095a406f3fc83deb889744ac00df831c10daa55189b5d121c855af7"),
+        (1025, "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444"),
+        (5121, "628bd2cb2004694adaab7bbd778a25df25c47b9d4155a55f8fbd79f2fe154cff"),
+    ],
+)
+def test_blake3_answers_of_its_authors(length, answer):
+    """github.com/BLAKE3-team/BLAKE3, test_vectors.json: bytes 0 to 250, again and again; 1024 bytes are one chunk."""
+    data = bytes(i % 251 for i in range(length))
+    assert blake3(data).hexdigest() == answer
+    assert blake3(data[: length // 2]).update(data[length // 2 :]).hexdigest() == answer
+
+
+def test_a_vectors_hash_is_blake3_over_the_encoding_and_takes_it_in_pieces():
+    vector = bytes(i % 251 for i in range(5121))
+    expected = blake3(encode("total", vector)).digest()
+    assert vector_digest("total", memoryview(b"x" + vector)[1:]) == expected
+    pieces = vector_hash("total", len(vector))
+    for start in range(0, len(vector), 1000):
+        pieces.update(vector[start : start + 1000])
+    assert pieces.digest() == expected != vector_digest("masked-vector", vector)
 
 
 # --- ML-KEM-768 (FIPS 203) ---

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from secagg.context import RoundContext, next_head
-from secagg.encoding import digest
+from secagg.encoding import digest, vector_digest
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import (
     pair_commitment,
@@ -23,6 +23,7 @@ from secagg.masking import (
     share_commitment,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import (
     AcceptedInput,
     AdvertiseKeys,
@@ -156,7 +157,7 @@ def forge(
         "header",
         dealers,
         lambda u: Header(
-            slot, roster.hash, u, self_commitment(slot, u, seeds[u]), b"".join(b.digest() for b in dealt[u])
+            slot, roster.hash, u, self_commitment(slot, u, seeds[u]), tree([b.digest() for b in dealt[u]])[0]
         ),
     )
     roster2 = headers_hash(headers[u] for u in sorted(headers))
@@ -194,7 +195,7 @@ def forge(
     inputs = everybody(
         "input",
         u3,
-        lambda u: AcceptedInput(round_id, roster.hash, roster2, sharers_hash, u, digest("masked-vector", ys[u])),
+        lambda u: AcceptedInput(round_id, roster.hash, roster2, sharers_hash, u, vector_digest("masked-vector", ys[u])),
     )
     included = IncludedSet(tuple(inputs[u] for u in sorted(inputs)))
     dropped = sorted(set(reports) & set(dealers) - set(u3))

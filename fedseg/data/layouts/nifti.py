@@ -1,14 +1,12 @@
-"""Folders that people have on their disks, FeTA/BIDS and Medical Segmentation Decathlon, read through MONAI.
+"""NIfTI files, read through MONAI: an image, and a label map that lies exactly on it.
 
-Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label that does not lie exactly
-on its image is refused, not resampled.
+Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label map on another grid than its
+image is refused, not resampled.
 """
 
 import gzip
-import json
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +15,9 @@ import numpy as np
 from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, working_case
-from fedseg.errors import CaseError, ConfigError
-from fedseg.files import read_text
+from fedseg.data.cases import Case
+from fedseg.data.scans import Scan, working_case
+from fedseg.errors import CaseError
 from fedseg.study import Study
 from secagg.text import kind_of
 
@@ -27,38 +25,30 @@ SAME_GRID_MM = 1e-3
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Files of one case; `label` may not exist yet, which is found when it is read."""
+class NiftiEntry:
+    """A patient's image with all channels in one file, and its label map in another.
+
+    Either may be missing, which is found when the case is loaded.
+    """
 
     patient: str
     image: Path
     label: Path
 
+    @property
+    def name(self) -> str:
+        """The image's path."""
+        return str(self.image)
 
-def entries(folder: Path, study: Study) -> list[Entry]:
-    """What the site's folder lists, sorted by image path.
+    def load(self, site: str, study: Study) -> Case:
+        """Read both files and bring them onto the study's working grid.
 
-    Raises:
-        ConfigError: the folder or its index is missing or malformed, or lists nobody. With differential privacy an
-            index may list nobody: refusing would tell that the last patient has left.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
-    listed = sorted(LAYOUTS[study.data.layout](folder, study), key=lambda entry: entry.image)
-    if not listed and not (study.trust.claims_epsilon and any((folder / index).exists() for index in INDEXES)):
-        raise ConfigError(f"{folder}: no patients in layout '{study.data.layout}'; correct the folder or the layout")
-    return listed
-
-
-def load_case(entry: Entry, site: str, study: Study) -> Case:
-    """Read, check and normalise one case.
-
-    Raises:
-        CaseError: a missing, damaged or inconsistent file.
-    """
-    image, affine = read_image(entry.image, study)
-    label = _read_label(entry, image.shape[1:], affine, study)
-    return working_case(site, entry.patient, str(entry.image), image, label, affine, study)
+        Raises:
+            CaseError: a missing, damaged or inconsistent file.
+        """
+        image, affine = read_image(self.image, study)
+        label = _read_label(self, image.shape[1:], affine)
+        return working_case(Scan(self.patient, self.name, image, affine, label, str(self.label)), site, study)
 
 
 def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -82,8 +72,8 @@ def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[n
     return image, affine
 
 
-def _read_label(entry: Entry, shape: tuple[int, ...], affine: NDArray[np.float64], study: Study) -> NDArray[np.uint8]:
-    """Label values (X, Y, Z) uint8 on exactly the image's grid."""
+def _read_label(entry: NiftiEntry, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Label values (X, Y, Z) on exactly the image's grid."""
     path = str(entry.label)
     if not entry.label.exists():
         raise CaseError(path, f"the label map of {entry.image.name} is missing; add it or remove the image")
@@ -94,15 +84,8 @@ def _read_label(entry: Entry, shape: tuple[int, ...], affine: NDArray[np.float64
     if not np.allclose(label_affine, affine, atol=SAME_GRID_MM):
         worst = float(np.abs(label_affine - affine).max())
         raise CaseError(path, f"has another affine than its image (by up to {worst:.3g} mm); export both on one grid")
-    known = np.arange(len(study.structures) + 1)
-    unknown = np.setdiff1d(label, known)
-    if len(unknown):
-        raise CaseError(
-            path,
-            f"has label value {unknown[0]:g}, and the study's structures are 0 to {known[-1]}; "
-            "correct the label map or [study] structures",
-        )
-    return np.asarray(label[0], dtype=np.uint8)
+    values: NDArray[np.float32] = label[0]
+    return values
 
 
 def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -145,40 +128,3 @@ def _what_is_wrong(path: Path) -> str:
     except Exception as error:
         return f"{error}; export it again"
     return "its header is not what MONAI expects; export it again"
-
-
-def _feta(folder: Path, study: Study) -> Iterator[Entry]:
-    """`sub-*/anat/*_<modality>.nii.gz` beside `*_dseg.nii.gz`; `participants.tsv`, if there, is the list."""
-    ending = f"_{study.data.modality[0]}.nii.gz"
-    index = folder / "participants.tsv"
-    if index.exists():
-        lines = read_text(index, "correct it", names=True).split("\n")
-        rows = [line.split("\t") for line in lines if line.strip()]
-        if not rows or rows[0][0] != "participant_id":
-            raise ConfigError(f"{index}: its first column must be participant_id; correct the header line")
-        patients = [row[0] for row in rows[1:]]
-    else:
-        patients = [path.name for path in folder.glob("sub-*") if path.is_dir()]
-    for patient in patients:
-        images = sorted((folder / patient / "anat").glob(f"[!.]*{ending}"))  # "._..." is macOS's, beside each file
-        for image in images or [folder / patient / "anat" / f"{patient}{ending}"]:
-            yield Entry(patient, image, image.with_name(image.name.removesuffix(ending) + "_dseg.nii.gz"))
-
-
-def _decathlon(folder: Path, study: Study) -> Iterator[Entry]:
-    """`dataset.json` lists the image and label of every patient."""
-    index = folder / "dataset.json"
-    text = read_text(index, "a Decathlon folder has one, or set [data] layout", names=True)
-    try:
-        listed = json.loads(text)["training"]
-        pairs = [(folder / item["image"], folder / item["label"]) for item in listed]
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{index}: not valid JSON ({error}); correct that line") from error
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{index}: 'training' must list image and label of every patient; correct it") from error
-    for image, label in pairs:
-        yield Entry(image.name.removesuffix(".gz").removesuffix(".nii"), image, label)
-
-
-INDEXES = ("participants.tsv", "dataset.json")
-LAYOUTS = {"feta": _feta, "decathlon": _decathlon}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, normalised
+from fedseg.data.cases import Case
+from fedseg.data.intensity import normalised
 from fedseg.data.phantoms.fetal_brain import BASE, OLDEST, YOUNGEST, Anatomy, Surfaces, draw, surfaces
 from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
 from fedseg.errors import ConfigError

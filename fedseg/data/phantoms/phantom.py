@@ -67,22 +67,20 @@ class Phantom(Generic[AnyProfile]):
         profile = self.public(study)
         return [self.make(profile, seed, study) for seed in seeds]
 
-    def site_cases(self, site: str, study: Study, patients: int, seed: int) -> list[Case]:
-        """The patients of a site: each differs, and so do those of two sites with one profile.
+    def site_seeds(self, site: str, patients: int, cohort: int) -> list[int]:
+        """A seed for each patient of a site; those of two sites differ, even where both are one hospital.
 
         Args:
-            site: a site of the study; the n-th is the n-th hospital.
-            study: gives the grid and the order of the sites.
-            patients: how many to make.
-            seed: of the whole cohort.
+            site: the site's id.
+            patients: how many.
+            cohort: seed of all sites' patients together.
         """
+        return [int(seed) for seed in Stream.seeded(cohort, f"{self.name} site", site).words64(patients)]
+
+    def site_case(self, site: str, patient: str, seed: int, study: Study) -> Case:
+        """One patient of a site of the study, whose n-th is the n-th hospital."""
         profile = self.profiles[HOSPITALS[study.site_ids.index(site) % len(HOSPITALS)]]
-        cases = []
-        for number, own in enumerate(Stream.seeded(seed, f"{self.name} site", site).words64(patients), 1):
-            patient = f"sub-{number:03d}"
-            case = self.make(profile, int(own), study)
-            cases.append(replace(case, site=site, patient=patient, name=f"{site}/{patient}"))
-        return cases
+        return replace(self.make(profile, seed, study), site=site, patient=patient, name=f"{site}/{patient}")
 
 
 def by_name(*profiles: AnyProfile) -> dict[str, AnyProfile]:

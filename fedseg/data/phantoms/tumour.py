@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-from fedseg.data.cases import Case, normalised
+from fedseg.data.cases import Case
+from fedseg.data.intensity import normalised
 from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
 from fedseg.study import Study
 from secagg.prg import Stream

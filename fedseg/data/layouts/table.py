@@ -1,0 +1,43 @@
+"""All layouts, and who is listed at a site."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedseg.data.layouts.decathlon import Decathlon
+from fedseg.data.layouts.feta import Feta
+from fedseg.data.layouts.layout import Entry, Layout
+from fedseg.data.layouts.made import Made
+from fedseg.errors import ConfigError
+from fedseg.study import Study
+
+LAYOUTS: Mapping[str, Layout] = {"feta": Feta(), "decathlon": Decathlon(), "phantom": Made()}
+
+
+def layout_of(study: Study) -> Layout:
+    """The study's layout."""
+    return LAYOUTS[study.data.layout]
+
+
+def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
+    """The site's cases, sorted by name.
+
+    Args:
+        folder: the site's own; None where the layout needs none.
+        site: a site of the study.
+        study: gives the layout.
+
+    Raises:
+        ConfigError: the folder or its index is missing or malformed, or lists nobody. With differential privacy an
+            index may list nobody: refusing would tell that the last patient has left.
+    """
+    layout, name = layout_of(study), study.data.layout
+    if not layout.needs_folder:
+        return list(layout.entries(Path(), site, study))
+    if folder is None:
+        raise ConfigError(f"[data] layout = '{name}' needs images: give their folder with --data")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
+    listed = sorted(layout.entries(folder, site, study), key=lambda entry: entry.name)
+    if not listed and not (study.trust.claims_epsilon and (folder / layout.index).exists()):
+        raise ConfigError(f"{folder}: no patients in layout '{name}'; correct the folder or the layout")
+    return listed

@@ -1,0 +1,49 @@
+"""A scan as its files have it, and how it becomes a case of the study."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.data.cases import Case
+from fedseg.data.grid import grid_around
+from fedseg.data.intensity import normalised
+from fedseg.study import Study
+from fedseg.tasks.table import task_of
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image on its file's own grid.
+
+    Attributes:
+        patient: unit of privacy and of the split.
+        name: what errors and local reports call it; usually the file's path.
+        image: (C, X, Y, Z) float32 in the file's units, finite.
+        affine: (4, 4) float64, voxel to millimetres.
+        label: as the layout found it: with segmentation (X, Y, Z), a value a voxel. None at prediction.
+        label_name: what errors call the label.
+    """
+
+    patient: str
+    name: str
+    image: NDArray[np.float32] = field(repr=False)
+    affine: NDArray[np.float64] = field(repr=False)
+    label: NDArray[Any] | None = field(default=None, repr=False)
+    label_name: str = ""
+
+
+def working_case(scan: Scan, site: str, study: Study) -> Case:
+    """Bring a scan onto the study's working grid, normalised, with its label as the study's task takes it.
+
+    Raises:
+        CaseError: the image is constant, or the label is none of the study's.
+    """
+    values = normalised(scan.image, scan.name)
+    grid = grid_around(scan.image, scan.affine, study.data)
+    label = None if scan.label is None else task_of(study).read(scan.label, grid, scan.label_name)
+    image = grid.resampled(grid.cut(values))
+    return Case(
+        site, scan.patient, scan.name, image, label, grid.affine, grid.spacing, study.data.dims, grid.slice_axis
+    )

@@ -1,0 +1,1 @@
+"""What a study asks of its patients' images: one file a task."""

@@ -1,0 +1,112 @@
+"""Segmentation: one of the study's structures, or background, for every voxel."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceCELoss
+from monai.transforms import AsDiscrete
+from numpy.typing import NDArray
+
+from fedseg.data.cases import Case, View, whole
+from fedseg.data.grid import WorkingGrid
+from fedseg.errors import CaseError, ConfigError
+from fedseg.metrics import dice
+from fedseg.study import Study
+
+SLICES_AT_ONCE = 16
+LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+"""Dice over all of a patient's slices at once: a slice without the structure is no loss of its own."""
+
+
+class Segmentation:
+    """Label values 1, 2, ... are the study's structures, 0 is background. A score is Dice, one a structure."""
+
+    measure = "Dice"
+
+    def __init__(self, study: Study) -> None:
+        self.names, self._size = study.structures, study.data.size
+
+    @property
+    def outputs(self) -> int:
+        """Background and every structure."""
+        return len(self.names) + 1
+
+    def read(self, label: NDArray[Any], grid: WorkingGrid, name: str) -> NDArray[np.uint8]:
+        """Label values on the working grid: in each voxel what fills most of it.
+
+        Args:
+            label: (X, Y, Z) on the file's grid.
+            grid: of the case.
+            name: of the case, for errors.
+
+        Raises:
+            CaseError: a value that is no structure.
+        """
+        known = np.arange(self.outputs)
+        unknown = np.setdiff1d(label, known)
+        if len(unknown):
+            raise CaseError(
+                name,
+                f"has label value {unknown[0]:g}, and the study's structures are 0 to {known[-1]}; "
+                "correct the label map or [study] structures",
+            )
+        one_hot = AsDiscrete(to_onehot=self.outputs)(grid.cut(np.asarray(label[None], np.uint8)))
+        return np.asarray(grid.resampled(np.asarray(one_hot, np.float32)).argmax(axis=0), np.uint8)
+
+    def odd(self, case: Case) -> Sequence[str]:
+        """Structures that the label map lacks."""
+        if case.label is None:
+            return ["has no label map"]
+        present = np.unique(case.label)
+        absent = [name for value, name in enumerate(self.names, start=1) if value not in present]
+        if len(absent) == len(self.names):
+            return ["the label map is empty; is that so?"]
+        return [f"has no {name}" for name in absent]
+
+    def targets(self, case: Case, view: View) -> torch.Tensor:
+        """Label values of the view: (k, *size) int64."""
+        if case.label is None:
+            raise CaseError(case.name, "has no label map and cannot be trained on; add the label file")
+        return torch.from_numpy(view(case.label[None])[:, 0].astype(np.int64))
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Dice and cross-entropy, a scalar."""
+        loss: torch.Tensor = LOSS(outputs, targets[:, None])
+        return loss
+
+    def predict(self, model: torch.nn.Module, case: Case) -> NDArray[np.uint8]:
+        """Label values on the working grid: (*spatial) uint8."""
+        return np.asarray(self.probabilities(model, case).argmax(axis=0), dtype=np.uint8)
+
+    def probabilities(self, model: torch.nn.Module, case: Case) -> NDArray[np.float32]:
+        """How likely each voxel of the working grid is background or a structure: (outputs, *spatial) float32."""
+        inputs = whole(case)
+        device = next(model.parameters()).device
+        model.eval()
+        with torch.inference_mode():
+            if case.axes == 3:
+                window = (self._size,) * 3
+                outputs = sliding_window_inference(inputs.to(device), window, 1, model).softmax(1).cpu()
+                return np.asarray(outputs[0].numpy(), dtype=np.float32)
+            batches = [model(batch.to(device)).softmax(1).cpu() for batch in torch.split(inputs, SLICES_AT_ONCE)]
+        return np.moveaxis(torch.cat(batches).numpy(), 0, case.slice_axis + 1)
+
+    def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
+        """Dice of every structure."""
+        return dice(prediction, _truth(case), len(self.names))
+
+    def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
+        """Slices with the structures outlined, as PNG."""
+        from fedseg.picture import write_overlay
+
+        return write_overlay(case, prediction, output, self.names)
+
+
+def _truth(case: Case) -> NDArray[np.uint8]:
+    if case.label is None:
+        raise ConfigError(f"{case.name} has no label map to be held against")
+    return case.label

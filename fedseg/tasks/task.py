@@ -1,0 +1,77 @@
+"""What every task answers, so that no other room asks which task a study has."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg.data.cases import Case, View
+from fedseg.data.grid import WorkingGrid
+
+
+class Task(Protocol):
+    """What a study asks of its patients' images: made from a study, by `task_of`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What a patient is scored on: one score each, in the order of `score`."""
+
+    @property
+    def measure(self) -> str:
+        """What the score is called, such as "Dice"."""
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's last layer."""
+
+    def read(self, label: NDArray[Any], grid: WorkingGrid, name: str) -> NDArray[np.uint8]:
+        """What a layout found as a case's label, checked and brought onto the working grid.
+
+        Args:
+            label: as `Scan.label`.
+            grid: of the case.
+            name: of the case, for errors.
+
+        Raises:
+            CaseError: it is none of the study's.
+        """
+
+    def odd(self, case: Case) -> Sequence[str]:
+        """Sentences on what may be wrong with a case's label though it can be used."""
+
+    def targets(self, case: Case, view: View) -> torch.Tensor:
+        """What the network should say of the view: (k, ...) int64.
+
+        Raises:
+            CaseError: the case has no label.
+        """
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One scalar for all of a patient's views together.
+
+        Args:
+            outputs: (k, outputs, ...) float32 of the network.
+            targets: as `targets` gives them.
+        """
+
+    def predict(self, model: torch.nn.Module, case: Case) -> NDArray[np.uint8]:
+        """What the model says of the whole case, in the form of `Case.label`."""
+
+    def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
+        """(names,) float64 of one case, larger is better; NaN where it is undefined.
+
+        Raises:
+            ConfigError: the case has no label.
+        """
+
+    def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
+        """Write a picture of the prediction beside the file `output` that holds it, for the case's owner only.
+
+        Loads matplotlib, which no process that trains or coordinates needs.
+
+        Returns:
+            Where the picture is.
+        """
