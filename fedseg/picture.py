@@ -18,11 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from fedseg.data.cases import Case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.files import replace_by
-<<<<<<< HEAD
 from fedseg.palette import tint
-from fedseg.study import Study
-=======
->>>>>>> main
 
 PANELS = 6
 LEGIBLE = {"color": "white", "fontweight": "bold", "path_effects": [withStroke(linewidth=1.8, foreground="black")]}
@@ -49,8 +45,7 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
     return overlay
 
 
-<<<<<<< HEAD
-def picture(case: Case, labels: NDArray[np.uint8], study: Study) -> Figure:
+def picture(case: Case, labels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
     """Slices with the most structure, each with its plane, number and sides; the legend is below them."""
     ranked = busiest(labels, case)
     some = sorted(ranked[: max(len(ranked) // 2, PANELS)])
@@ -60,36 +55,15 @@ def picture(case: Case, labels: NDArray[np.uint8], study: Study) -> Figure:
     for panel, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         view = View.of_slice(case, index)
         panel.imshow(pixels(channel, case, index), cmap="gray", vmin=0, vmax=1.2)
-        draw_labels(panel, pixels(labels, case, index), len(study.structures))
+        draw_labels(panel, pixels(labels, case, index), len(names))
         draw_edges(panel, view)
         panel.set_title(view.words, color="white", fontsize=10)
         panel.axis("off")
     handles = [
-        Line2D([], [], color=tint(value), lw=2.5, label=f"{value} {name}")
-        for value, name in enumerate(study.structures, start=1)
+        Line2D([], [], color=tint(value), lw=2.5, label=f"{value} {name}") for value, name in enumerate(names, start=1)
     ]
     place = {"loc": "outside lower center", "ncols": min(8, 2 * len(chosen))}
     figure.legend(handles=handles, labelcolor="white", frameon=False, fontsize=9, **place)
-=======
-def picture(case: Case, labels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
-    """Slices with the most structure, outlined in one colour per structure."""
-    axis = case.slice_axis
-    image = np.moveaxis(case.image[case.image.shape[0] // 2], axis, 0)
-    stack = np.moveaxis(labels, axis, 0)
-    busiest = np.argsort(-np.count_nonzero(stack, axis=(1, 2)), kind="stable")[: max(len(stack) // 2, PANELS)]
-    chosen = np.sort(busiest)[np.linspace(0, len(busiest) - 1, min(PANELS, len(busiest))).round().astype(int)]
-    figure = Figure(figsize=(3 * len(chosen), 3.4), facecolor="black", layout="constrained")
-    colours = colormaps["tab10"](range(10))
-    for panel, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-        panel.imshow(np.rot90(image[index]), cmap="gray", vmin=0, vmax=1.2)
-        for value in range(1, len(names) + 1):
-            mask = np.rot90(stack[index] == value)
-            if mask.any():
-                panel.contour(mask, levels=[0.5], colors=[colours[(value - 1) % 10]], linewidths=1.2)
-        panel.axis("off")
-    handles = [Line2D([], [], color=colours[value % 10], label=name) for value, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=8, labelcolor="white", frameon=False, fontsize=9)
->>>>>>> main
     return figure
 
 

@@ -4,7 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from fedseg.data.cases import Case, working_case
+from fedseg.data.cases import Case
+from fedseg.data.scans import Scan, working_case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.picture import picture
 from fedseg.study import Study
@@ -24,7 +25,8 @@ def case_with(letter: str, axes: str, spacing: tuple[float, float, float], study
     turn = nibabel.orientations.axcodes2ornt(axes)
     turned = [nibabel.Nifti1Image(found, affine).as_reoriented(turn) for found in (image, label)]
     values = np.asarray(turned[0].dataobj, np.float32)[None]
-    return working_case("s", "DOE", "DOE.nii", values, np.asarray(turned[1].dataobj), turned[0].affine, study)
+    scan = Scan("DOE", "DOE.nii", values, turned[0].affine, np.asarray(turned[1].dataobj), "DOE.nii")
+    return working_case(scan, "s", study)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_the_letters_are_where_the_patients_sides_are(axes, spacing, plane, lett
 
 def test_a_picture_says_what_it_shows_and_its_legend_is_beside_it(study):
     case = case_with("A", "LPS", (1.0, 1.0, 3.0), study)
-    figure = picture(case, case.label, study)
+    figure = picture(case, case.label, study.structures)
     figure.draw_without_rendering()
     for panel in figure.axes:
         assert panel.get_title().startswith("axial slice ")
