@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
+from fedseg.aggregate import PlainSum, Rounding, SecureSum
 from fedseg.averaging import fed_avg
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
-from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model
@@ -168,9 +168,9 @@ class _Simulation:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
                 _cancel(updates)
-        self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
+        self.vector = fed_avg(self.vector, outcome.total, outcome.ended.included, self.policy)
         assign(self.model, self.vector)
-        self._record(number, attempt, sites, outcome)
+        self._record(sites, outcome.ended)
 
     def _train(self, site: str, number: int) -> NoisedUpdate:
         def on_step(step: int, steps: int) -> None:
@@ -189,11 +189,11 @@ class _Simulation:
             on_step=on_step,
         )
 
-    def _record(self, number: int, attempt: int, sites: list[str], outcome: Outcome) -> None:
+    def _record(self, sites: list[str], ended: RoundEnded) -> None:
         for site in sites:
             epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
-            self.folder.emit(EpsilonSpent(round=number, site=site, spent=epsilon))
-        self.folder.end_round(self.model, self.book, outcome.ended(number, attempt))
+            self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
+        self.folder.end_round(self.model, self.book, ended)
         self._score()
 
     def _scored(self) -> bool:

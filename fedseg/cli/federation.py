@@ -47,11 +47,11 @@ def coordinator(
 
     loaded = load_study(study)
     options = Options(
-        host,
-        port,
-        credentials,
-        patience,
-        rejoin_seconds,
+        host=host,
+        port=port,
+        credentials=credentials,
+        patience=patience,
+        rejoin_seconds=rejoin_seconds,
         training_seconds=training_seconds,
         transcripts=transcripts.value,
         command=command_line(),
@@ -120,7 +120,15 @@ def site(
     signing_key(credentials, name)
     site_tls(credentials, name, federation)
     found = load_site(data, name, loaded)
-    options = Options(name, address, credentials, kept, patience, audit, command_line())
+    options = Options(
+        site=name,
+        address=address,
+        credentials=credentials,
+        state=kept,
+        patience=patience,
+        audit=audit,
+        command=command_line(),
+    )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         starting_model(loaded, screen.starting)
         run = take_part(folder, found, options)
