@@ -17,8 +17,8 @@ from scipy.ndimage import distance_transform_edt
 
 from fedseg.data.cases import Case
 from fedseg.data.view import View, busiest, pixels
-from fedseg.files import replace_by
 from fedseg.palette import tint
+from secagg.writing import replacing
 
 PANELS = 6
 LEGIBLE = {"color": "white", "fontweight": "bold", "path_effects": [withStroke(linewidth=1.8, foreground="black")]}
@@ -40,8 +40,9 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
         Where the picture is.
     """
     overlay = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + ".png")
-    with rc_context({"text.parse_math": False}):  # a structure's name may hold "$"
-        replace_by(picture(case, labels, names).savefig, overlay, ".png")
+    # a structure's name may hold "$"
+    with rc_context({"text.parse_math": False}), replacing(overlay) as beside:
+        picture(case, labels, names).savefig(beside)
     return overlay
 
 

@@ -3,7 +3,6 @@
 It reads only the run folder and must never fetch anything, run a script, or show a number that the run did not record.
 """
 
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from markupsafe import Markup
 from fedseg import palette
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
-from fedseg.files import private
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
+from secagg.writing import write_whole
 
 __all__ = ["PRIVATE", "write_report"]
 
@@ -57,13 +56,9 @@ def write_report(run: Path) -> Path:
 
 
 def _write(target: Path, html: str) -> Path:
-    beside = target.with_suffix(".html.part")
     try:
-        with open(beside, "w", encoding="utf-8", opener=private) as file:
-            file.write(html)
-        os.replace(beside, target)
+        write_whole(target, html)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise ConfigError(
             f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
         ) from error
