@@ -90,6 +90,13 @@ def dropouts(run: Run) -> list[Dropout]:
     ]
 
 
+def burned(run: Run) -> list[int]:
+    """Numbers of rounds without a sum, the same at every party: those that the chain of receipts leaves out."""
+    protocol = run.metrics.protocol
+    numbers = range(1, protocol.rounds_completed + protocol.burned + 1)
+    return sorted(set(numbers) - {end.round for end in of_kind(run, RoundEnded)})
+
+
 def seen(run: Run) -> list[str]:
     """Sites of whose work this party saw something: all for a coordinator, itself for a site."""
     active = {event.site for event in run.events if isinstance(event, StepAccepted | Trained)}
