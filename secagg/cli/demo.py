@@ -99,7 +99,10 @@ def demo(
         Path | None, typer.Option(help="Write the round's public transcript here, its roster and policy beside it.")
     ] = None,
 ) -> None:
-    """Add vectors of clients in this process, with dropouts, and check the sum."""
+    """Add vectors in this process, and check the sum.
+
+    Some clients drop out on the way.
+    """
     with sentences():
         if drop > clients:
             raise ConfigError(f"--drop {drop}: there are only {clients} clients")

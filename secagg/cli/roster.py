@@ -21,7 +21,7 @@ def roster(
     public: Annotated[list[Path], typer.Argument(help="The .pub file of every client.")],
     out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.toml"),
 ) -> None:
-    """Assemble public keys into the roster that every party pins."""
+    """Make the roster that every party pins, of public keys."""
     with sentences():
         keys: dict[str, bytes] = {}
         for path in public:
