@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def hash(self) -> bytes:
-        """Slot = H(session | training run | round number | attempt): binds rounds 0 and 1, which carry no data."""
+        """Slot = H(session | training run | round number | attempt): binds what comes before masking."""
         return digest("slot", self.session, self.training_run, self.round_number, self.attempt)
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class RoundContext:
         return self.at(session).hash
 
     def round_id(self, slot: bytes, roster2: bytes, sharers: bytes) -> bytes:
-        """The identifier of the round, to which every seed and every message from step 2 on is bound: 32 bytes.
+        """The identifier of the round, to which every seed and every message from masking on is bound: 32 bytes.
 
         It is H(slot | roster2 | H(U2) | model | task | previous head).
 
