@@ -40,7 +40,7 @@ from fedseg.events import (
 )
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
-from fedseg.start import public_cases, starting_model
+from fedseg.start import public_phantom, starting_model
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize, wire
@@ -411,7 +411,7 @@ class Coordinator:
         scores = Scores({site: [""] * len(rows) for site, rows in values.items()}, values)
         per_site = {site: spent for site, spent in self.epsilon.items() if spent is not None}
         table = dice_table(scores, {}, self.study)
-        public = {"public phantom": public_cases(self.study)}
+        public = {"public phantom": public_phantom(self.study)}
         examples = evaluate(self.model, public, self.study)
         tally.baselines["this model on public phantom cases"] = mean_interval(examples.pooled())
         self.folder.emit(Ended(seconds=self.folder.seconds))
