@@ -18,10 +18,10 @@ import torch
 from fedseg.data.cases import SiteData
 from fedseg.data.phantoms.table import find_phantom
 from fedseg.errors import ConfigError
-from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.pretraining import Progress, pretrained, public_cases, recipe_hash
 from fedseg.study import Study
+from secagg.writing import PRIVATE_FOLDER
 
 SHOWN = 3  # cases that a coordinator looks at
 SHIPPED = Path(__file__).parent / "starts"

@@ -2,14 +2,15 @@
 
 This file is the trust boundary. Each class is what a client holds between two messages; each method checks what the
 server sent, makes the next message and gives up its state. The server is assumed to lie: no parameter, identity or
-threshold is taken from it. Specification: docs/spec.md, section "Rounds"; ids such as C-05, in errors, docstrings and
-comments, are the rows of its table "Checks".
+threshold is taken from it. Specification: docs/spec.md, section "Steps of a round"; ids such as C-05, in errors,
+docstrings and comments, are the rows of its table "Checks".
 """
 
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from secagg import merkle
 from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
@@ -217,7 +218,7 @@ class _Own:
             )
 
 
-# --- Round 0: AdvertiseKeys --------------------------------------------------------------------------------------
+# --- AdvertiseKeys -----------------------------------------------------------------------------------------------
 
 
 class Joining(State):
@@ -276,7 +277,7 @@ class Joining(State):
         return Advertised(own, channel_key, mask_key, message), message
 
 
-# --- Round 1a: ShareKeys -----------------------------------------------------------------------------------------
+# --- ShareKeys ---------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -318,8 +319,8 @@ class Advertised(State):
             for peer, mask_key_share, self_seed_share in zip(others, mask_key_shares, self_seed_shares, strict=True)
         )
         commitment = self_commitment(own.slot, own.me, self_seed)
-        digests = b"".join(bundle.digest() for bundle in bundles)
-        header = Header(own.slot, roster.hash, own.me, commitment, digests).sign(own.signing_key)
+        root, _ = merkle.tree([bundle.digest() for bundle in bundles])
+        header = Header(own.slot, roster.hash, own.me, commitment, root).sign(own.signing_key)
         state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, claims, header)
         return state, EncryptedShares(header, bundles)
 
@@ -382,7 +383,7 @@ def claimants(roster: Roster, round_ids: Collection[bytes]) -> list[str]:
     return [u for u, entry in roster.by_id.items() if any(claim.round_id in round_ids for claim in entry.exposing)]
 
 
-# --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
+# --- ShareReport -------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -409,12 +410,12 @@ class Shared(State):
         own = self.own
         self._verify_headers(inbox)
         held, complaint = _Held(self.mask_key, self.self_seed), ""
-        bundles = iter(inbox.bundles)
+        delivered = zip(inbox.bundles, inbox.paths, strict=True)
         for dealer, header in inbox.by_dealer.items():
             if dealer == own.me:
                 continue
-            bundle = next(bundles)
-            if bundle.digest() != header.digest_for(own.me, self.roster):
+            bundle, path = next(delivered)
+            if not header.covers(bundle, path, own.me, self.roster):
                 raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
             try:
                 self._open(dealer, bundle, held)
@@ -428,13 +429,15 @@ class Shared(State):
         own, roster = self.own, self.roster
         own.enough(SHARE_REPORT, len(inbox.by_dealer))
         for dealer, header in inbox.by_dealer.items():
-            if dealer not in roster.by_id or not header.fits(roster):
-                raise InconsistentViewError("C-10", f"the header of {dealer} does not fit the roster")
+            if dealer not in roster.by_id:
+                raise InconsistentViewError("C-10", f"{dealer} deals without being in the roster")
             if (header.slot, header.roster1) != (own.slot, roster.hash):
                 raise InconsistentViewError("C-09", f"the header of {dealer} is for another slot or roster")
             header.verify(own.pinned[dealer], "C-09")
-        if inbox.by_dealer.get(own.me) != self.header or len(inbox.bundles) != len(inbox.headers) - 1:
-            raise InconsistentViewError("C-10", "this client's own header is missing, or a bundle is")
+        if inbox.by_dealer.get(own.me) != self.header:
+            raise InconsistentViewError("C-10", "the server shows a header that this client did not send, or none")
+        if not len(inbox.bundles) == len(inbox.paths) == len(inbox.headers) - 1:
+            raise InconsistentViewError("C-10", "there is not one bundle with its path for every other dealer")
 
     def _open(self, dealer: str, bundle: Bundle, held: "_Held") -> None:
         """C-12: the envelopes open, the shares are field elements, and every commitment matches; else `ShareError`."""
@@ -465,7 +468,7 @@ class Shared(State):
 
 @opaque
 class _Held(Secret):
-    """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
+    """The secrets of a slot after ShareReport: own mask key and self seed, and what the other dealers sent."""
 
     mask_key: MaskKey
     self_seed: bytes
@@ -485,7 +488,7 @@ class _Held(Secret):
         super().wipe()
 
 
-# --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
+# --- MaskedInputCollection ---------------------------------------------------------------------------------------
 
 
 @opaque
@@ -556,7 +559,7 @@ class Reported(State):
             raise InconsistentViewError("C-13", "the server shows a report that this client did not send")
 
 
-# --- Round 3: ConsistencyCheck -----------------------------------------------------------------------------------
+# --- ConsistencyCheck --------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -598,7 +601,7 @@ class Masked(State):
             raise InconsistentViewError("C-16", "the server shows a masked input that this client did not send")
 
 
-# --- Round 4: Unmasking ------------------------------------------------------------------------------------------
+# --- Unmasking ---------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -677,7 +680,7 @@ class Attested(State):
         return conclude(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
 
 
-# --- Round 5: Result ---------------------------------------------------------------------------------------------
+# --- Result ------------------------------------------------------------------------------------------------------
 
 
 @opaque

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn, Self, TypeAlias
 
+from secagg import merkle
 from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, vector_digest
 from secagg.errors import AuthenticationError, MalformedMessageError
@@ -190,7 +191,7 @@ class ReleaseClaim:
 
 @dataclass(frozen=True)
 class AdvertiseKeys(Signed):
-    """Round 0, up: fresh public keys of this slot, and what this data set last released.
+    """AdvertiseKeys, up: fresh public keys of this slot, and what this data set last released.
 
     `mask_kem_pk` is empty in the X25519 suite. `released` is the last round of this session for which unmasking shares
     were sent, zeros where there is none; `exposing` proves, where the updates are not private on their own, the rounds
@@ -223,7 +224,7 @@ class AdvertiseKeys(Signed):
 
 @dataclass(frozen=True)
 class Roster:
-    """Round 0, down: U1, every signed advertisement in order of the ids."""
+    """AdvertiseKeys, down: U1, every signed advertisement in order of the ids."""
 
     advertisements: tuple[AdvertiseKeys, ...]
 
@@ -261,7 +262,7 @@ class Roster:
 
 @dataclass(frozen=True, repr=False)
 class Bundle:
-    """Round 1a, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
+    """ShareKeys, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
 
     `pair` and `pair_commitment` are empty where the recipient deals the pair secret, and in the X25519 suite.
     """
@@ -298,55 +299,63 @@ def bundle_digest(*published: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Header(Signed):
-    """Round 1a: the dealer's signed commitment to b_u and to every bundle.
+    """ShareKeys: the dealer's signed commitment to b_u and to every bundle.
 
-    `digests` are those of the bundles, 32 bytes each, in roster order with the dealer left out.
+    `bundles_root` is the root of the tree over the bundles' digests, in roster order with the dealer left out.
     """
 
     slot: bytes
     roster1: bytes
     client_id: str
     self_commitment: bytes
-    digests: bytes
+    bundles_root: bytes
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.slot, self.roster1, self.self_commitment)
-        _require(len(self.digests) % HASH_BYTES == 0, "digests that are not 32 bytes each")
+        _hashes(self.slot, self.roster1, self.self_commitment, self.bundles_root)
         _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
-        return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.digests)
+        return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.bundles_root)
 
-    def fits(self, roster: Roster) -> bool:
-        """Whether there is one digest for every other client of the roster."""
-        return self.client_id in roster.by_id and len(self.digests) == HASH_BYTES * (len(roster.by_id) - 1)
-
-    def digest_for(self, peer: str, roster: Roster) -> bytes:
-        """The digest of the bundle for a peer."""
+    def covers(self, bundle: Bundle, path: bytes, peer: str, roster: Roster) -> bool:
+        """Whether this is the dealer's bundle for a peer: its path leads from its place in the roster to the root."""
         place = roster.positions[peer] - 1 - (roster.positions[peer] > roster.positions[self.client_id])
-        return self.digests[HASH_BYTES * place : HASH_BYTES * (place + 1)]
+        try:
+            return merkle.root_of(bundle.digest(), place, len(roster.by_id) - 1, path) == self.bundles_root
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, repr=False)
 class EncryptedShares:
-    """Round 1a, up: a dealer's header and its bundle for every peer, in roster order with itself left out."""
+    """ShareKeys, up: a dealer's header and its bundle for every peer, in roster order with itself left out."""
 
     header: Header
     bundles: tuple[Bundle, ...]
 
+    @cached_property
+    def tree(self) -> tuple[bytes, tuple[bytes, ...]]:
+        """The root over the digests of the bundles, and the path of each."""
+        return merkle.tree([bundle.digest() for bundle in self.bundles])
+
 
 @dataclass(frozen=True)
 class ShareInbox:
-    """Round 1a, down: the headers of all dealers, and from each other dealer the bundle for the reader."""
+    """ShareKeys, down: the headers of all dealers, and from each other dealer the bundle for the reader with its path.
+
+    A path is the concatenation of siblings, 32 bytes each, from the bundle's digest up to the root in the header.
+    """
 
     headers: tuple[Header, ...]
     bundles: tuple[Bundle, ...]
+    paths: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         _sorted_ids(self.by_dealer)
         _require(len(self.by_dealer) == len(self.headers), "two headers of one dealer")
+        _require(not any(len(path) % HASH_BYTES for path in self.paths), "a path that is not of hashes of 32 bytes")
 
     @cached_property
     def by_dealer(self) -> Mapping[str, Header]:
@@ -366,7 +375,7 @@ def headers_hash(headers: Iterable[Header]) -> bytes:
 
 @dataclass(frozen=True)
 class ShareReport(Signed):
-    """Round 1b, up: every envelope opened and every commitment matched, or the id of one dealer whose did not.
+    """ShareReport, up: every envelope opened and every commitment matched, or the id of one dealer whose did not.
 
     A complaint reveals neither key nor share.
     """
@@ -390,7 +399,7 @@ class ShareReport(Signed):
 
 @dataclass(frozen=True)
 class Reports:
-    """Round 1b, down: U2 is the signers of these reports."""
+    """ShareReport, down: U2 is the signers of these reports."""
 
     reports: tuple[ShareReport, ...]
 
@@ -411,7 +420,7 @@ class Reports:
 
 @dataclass(frozen=True, repr=False)
 class MaskedInput(Signed):
-    """Round 2, up: y_u, the values and slots modulo 2^b as `packing.pack` lays them out. The signature covers H(y)."""
+    """MaskedInputCollection, up: y_u, values and slots modulo 2^b as `packing.pack` lays them out; H(y) is signed."""
 
     round_id: bytes
     roster1: bytes
@@ -442,7 +451,7 @@ class MaskedInput(Signed):
 
 @dataclass(frozen=True)
 class AcceptedInput(Signed):
-    """Round 2, down: a client of U3, the hash of its masked input, and its own signature on both."""
+    """MaskedInputCollection, down: a client of U3, the hash of its masked input, and its own signature on both."""
 
     round_id: bytes
     roster1: bytes
@@ -464,7 +473,7 @@ class AcceptedInput(Signed):
 
 @dataclass(frozen=True)
 class IncludedSet:
-    """Round 2, down: U3 with the signature of each of its clients on its own masked input."""
+    """MaskedInputCollection, down: U3 with the signature of each of its clients on its own masked input."""
 
     inputs: tuple[AcceptedInput, ...]
 
@@ -490,7 +499,7 @@ class IncludedSet:
 
 @dataclass(frozen=True)
 class Attestation(Signed):
-    """Round 3, up: one client's signature on the one U3 that it has seen."""
+    """ConsistencyCheck, up: one client's signature on the one U3 that it has seen."""
 
     attested: bytes
     client_id: str
@@ -507,7 +516,7 @@ class Attestation(Signed):
 
 @dataclass(frozen=True)
 class Attestations:
-    """Round 3, down: U4 is the signers."""
+    """ConsistencyCheck, down: U4 is the signers."""
 
     attestations: tuple[Attestation, ...]
 
@@ -523,7 +532,7 @@ class Attestations:
 
 @dataclass(frozen=True, repr=False)
 class UnmaskingShares(Signed):
-    """Round 4, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with those.
+    """Unmasking, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with them.
 
     Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
     """
@@ -558,7 +567,7 @@ class UnmaskingShares(Signed):
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Round 5, down: the packed sum (slots included) and the server's signed receipt with the new head."""
+    """Result, down: the packed sum (slots included) and the server's signed receipt with the new head."""
 
     total: Buffer
     receipt: Receipt
@@ -576,7 +585,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Confirmation(Signed):
-    """Round 5, up: the client recomputed this head from its own view of the round and the sum that it was shown."""
+    """Result, up: the client recomputed this head from its own view of the round and the sum that it was shown."""
 
     head: bytes
     client_id: str

@@ -1,14 +1,14 @@
-"""The server: collects each round's messages, drops culprits, and opens nothing but the sum.
+"""The server: collects each step's messages, drops culprits, and opens nothing but the sum.
 
 It runs every check that a client would, first, so that an honest server never makes an honest client abort. It draws
-no randomness and holds no secret but what clients release in the last round. Specification: docs/spec.md, one section
-per round; the ids in the comments are the rows of its table of checks.
+no randomness and holds no secret but what clients release in Unmasking. Specification: docs/spec.md, section
+"Steps of a round", in the same order; ids such as S-16 are rows of its table of checks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -46,6 +46,7 @@ from secagg.messages import (
     Confirmation,
     EncryptedShares,
     FromClient,
+    Header,
     IncludedSet,
     MaskedInput,
     Receipt,
@@ -90,9 +91,9 @@ class Round:
 
 
 class Collecting(State, ABC):
-    """One round's worth of messages: at most one from each expected client, checked on arrival.
+    """One step's worth of messages: at most one from each expected client, checked on arrival.
 
-    `step` names the round; `expected` is who may still send; `received` is whose message was accepted.
+    `step` is its name; `expected` is who may still send; `received` is whose message was accepted.
     """
 
     step: ClassVar[str]
@@ -110,7 +111,7 @@ class Collecting(State, ABC):
             Whether the message was new.
 
         Raises:
-            ProtocolError: S-01 out of turn, S-02 a second and different message, or what the round's own checks find.
+            ProtocolError: S-01 out of turn, S-02 a second and different message, or what the step's own checks find.
         """
         if sender not in self.expected or not isinstance(message, self.accepts):
             raise UnexpectedMessageError("S-01", f"{type(message).__name__} of {sender} is out of turn in {self.step}")
@@ -136,7 +137,7 @@ class Collecting(State, ABC):
 
     @abstractmethod
     def _check(self, sender: str, message: Any) -> None:
-        """The round's own checks on a first message of `sender`; takes in what it accepts."""
+        """The step's own checks on a first message of `sender`; takes in what it accepts."""
 
     def _in_order(self) -> list[Any]:
         return [self.received[client_id] for client_id in sorted(self.received)]
@@ -147,7 +148,7 @@ class Collecting(State, ABC):
             raise TooFewClientsError(self.step, len(self.received), need)
 
     def _elsewhere(self, check: str, what: str) -> ProtocolError:
-        """Well signed and about something else: an honest client's message of an earlier attempt may be late."""
+        """No culprit where the signature is good and the subject another: a late message of an honest client."""
         return InconsistentViewError(check, what)
 
     def _own(self, sender: str, claimed: str) -> None:
@@ -155,7 +156,7 @@ class Collecting(State, ABC):
             raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
 
 
-# --- Round 0 -----------------------------------------------------------------------------------------------------
+# --- AdvertiseKeys -----------------------------------------------------------------------------------------------
 
 
 class Advertising(Collecting):
@@ -191,7 +192,7 @@ class Advertising(Collecting):
         return SharingKeys(self.round, roster), dict.fromkeys(self.received, roster)
 
 
-# --- Round 1a ----------------------------------------------------------------------------------------------------
+# --- ShareKeys ---------------------------------------------------------------------------------------------------
 
 
 class SharingKeys(Collecting):
@@ -211,7 +212,7 @@ class SharingKeys(Collecting):
         header.verify(self.round.pinned[sender], "S-06", sender)
         if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
             raise self._elsewhere("S-06", f"the header of {sender} is for another slot or roster")
-        if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
+        if header.bundles_root != message.tree[0]:
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
         peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
@@ -227,19 +228,40 @@ class SharingKeys(Collecting):
         """Fix the dealers and relay to each the bundles for it, with all headers."""
         self._leave()
         self._enough()
-        bundles = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
+        dealt = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
         headers = tuple(message.header for message in self._in_order())
-        inboxes = {
-            reader: ShareInbox(headers, tuple(sent[reader] for dealer, sent in bundles.items() if dealer != reader))
-            for reader in bundles
+        inboxes = {}
+        for reader in dealt:
+            bundles, paths = zip(*(sent[reader] for dealer, sent in dealt.items() if dealer != reader), strict=True)
+            inboxes[reader] = ShareInbox(headers, bundles, paths)
+        kept = {
+            dealer: {peer: Promised.of(bundle) for peer, (bundle, _) in sent.items()} for dealer, sent in dealt.items()
         }
-        return Reporting(self.round, self.roster, headers_hash(headers), self.received, bundles), inboxes
+        return Reporting(self.round, self.roster, headers, kept), inboxes
 
-    def _by_peer(self, dealer: str) -> dict[str, Bundle]:
-        return dict(zip(self.roster.others(dealer), self.received[dealer].bundles, strict=True))
+    def _by_peer(self, dealer: str) -> dict[str, tuple[Bundle, bytes]]:
+        message = self.received[dealer]
+        return dict(zip(self.roster.others(dealer), zip(message.bundles, message.tree[1], strict=True), strict=True))
 
 
-# --- Round 1b ----------------------------------------------------------------------------------------------------
+# --- ShareReport -------------------------------------------------------------------------------------------------
+
+
+class Promised(NamedTuple):
+    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
+
+    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
+    """
+
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+    pair: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Promised":
+        """Of a whole bundle."""
+        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
 
 
 class Reporting(Collecting):
@@ -252,13 +274,19 @@ class Reporting(Collecting):
         self,
         round: Round,
         roster: Roster,
-        roster2: bytes,
-        dealt: Mapping[str, EncryptedShares],
-        bundles: Mapping[str, Mapping[str, Bundle]],
+        headers: tuple[Header, ...],
+        bundles: Mapping[str, Mapping[str, Promised]],
     ) -> None:
-        super().__init__(round, dealt)
-        self.roster, self.roster2, self.bundles = roster, roster2, bundles
-        self.self_commitments = {dealer: message.header.self_commitment for dealer, message in dealt.items()}
+        super().__init__(round, bundles)
+        self.roster, self.roster2, self.bundles = roster, headers_hash(headers), bundles
+        self.self_commitments = {header.client_id: header.self_commitment for header in headers}
+
+    def forget_envelopes(self, but_to: Collection[str]) -> None:
+        """Keep the sealed pair secrets of these clients alone: nobody else's key will be opened."""
+        self.bundles = {
+            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            for dealer, sent in self.bundles.items()
+        }
 
     def _check(self, sender: str, message: ShareReport) -> None:
         self._own(sender, message.client_id)
@@ -284,7 +312,7 @@ class Reporting(Collecting):
         return CollectingInputs(self, reports), dict.fromkeys(self.received, reports)
 
 
-# --- Round 2 -----------------------------------------------------------------------------------------------------
+# --- MaskedInputCollection ---------------------------------------------------------------------------------------
 
 
 class CollectingInputs(Collecting):
@@ -323,10 +351,11 @@ class CollectingInputs(Collecting):
         self._leave()
         self._enough()
         included = IncludedSet(tuple(self._in_order()))
+        self.shares.forget_envelopes(but_to=self.expected - self.received.keys())
         return Attesting(self, included), dict.fromkeys(self.received, included)
 
 
-# --- Round 3 -----------------------------------------------------------------------------------------------------
+# --- ConsistencyCheck --------------------------------------------------------------------------------------------
 
 
 class Attesting(Collecting):
@@ -353,7 +382,7 @@ class Attesting(Collecting):
         return Unmasking(self.inputs, self.included, self.received), dict.fromkeys(self.received, attestations)
 
 
-# --- Round 4 -----------------------------------------------------------------------------------------------------
+# --- Unmasking ---------------------------------------------------------------------------------------------------
 
 
 class Unmasking(Collecting):
@@ -508,7 +537,7 @@ class Unmasking(Collecting):
         return secret
 
 
-# --- Blame, in place of round 5 ----------------------------------------------------------------------------------
+# --- Blame, in place of Result -----------------------------------------------------------------------------------
 
 
 class Blaming(Collecting):
@@ -567,7 +596,7 @@ class Blaming(Collecting):
         return np.array_equal(plain, slot_values(policy, self.inputs.view[0]))
 
 
-# --- Round 5 -----------------------------------------------------------------------------------------------------
+# --- Result ------------------------------------------------------------------------------------------------------
 
 
 class Confirming(Collecting):
