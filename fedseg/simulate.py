@@ -6,7 +6,6 @@ to be exercised and measured, and `plain` replaces it by a plain sum with the bi
 """
 
 import copy
-import os
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +31,7 @@ from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.prg import Stream
+from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new
 
 ATTEMPTS = 3
 """Failed attempts in a row after which a simulation gives up: in one process nothing mends itself."""
@@ -253,7 +253,6 @@ def _identity(folder: Path, name: str) -> SigningKey:
     if path.is_file():
         return SigningKey.from_bytes(path.read_bytes())
     key = SigningKey.generate()
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(key.export())
+    path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    write_new(path, key.export(), PRIVATE)
     return key

@@ -12,10 +12,10 @@ from fedseg.data.cases import SiteData
 from fedseg.dialogue import Metrics
 from fedseg.evaluation import dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Ended, Scored
-from fedseg.files import PRIVATE_FOLDER, private
 from fedseg.ledger import Ledger
 from fedseg.runfolder import RunFolder
 from fedseg.summary import metrics_of
+from secagg.writing import PRIVATE_FOLDER, replacing
 
 
 class Figures:
@@ -58,10 +58,8 @@ class Figures:
             return
         self._audit.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         target = self._audit / f"{number:04d}-{self._me}-{name}.npy"
-        beside = target.with_suffix(".part")
-        with open(beside, "wb", opener=private) as file:
-            np.save(file, values, allow_pickle=False)
-        beside.replace(target)
+        with replacing(target) as beside:
+            np.save(beside, values, allow_pickle=False)
 
     def finish(self, model: torch.nn.Module, parameters: int, command: str, reason: str) -> Path:
         """Write down everything and give the run folder its final name."""

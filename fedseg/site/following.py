@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fedseg.errors import RoundFailedError
 from secagg.messages import RoundStart
+from secagg.writing import write_whole
 
 NEXT_MODELS = "next-models.json"
 """In the state folder."""
@@ -46,9 +47,7 @@ class Following:
     def expect(self, head: bytes, following: bytes) -> None:
         """After the round with this head only the model with this hash follows."""
         self._expected = Expected(head.hex(), following.hex())
-        beside = self._path.with_suffix(".part")
-        beside.write_text(json.dumps({**self._kept(), self._run: self._expected}), "utf-8")
-        beside.replace(self._path)
+        write_whole(self._path, json.dumps({**self._kept(), self._run: self._expected}))
 
     def _kept(self) -> dict[str, list[str]]:
         return dict(json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else {}

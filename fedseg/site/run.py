@@ -20,7 +20,6 @@ from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
 from fedseg.events import Burned, EpsilonSpent, Note, RoundStarted, Trained, Waiting
 from fedseg.exposure import MARKS
-from fedseg.files import PRIVATE_FOLDER
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
@@ -41,6 +40,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.tls import COORDINATOR
 from secagg.sqlite import SqliteStore
+from secagg.writing import PRIVATE_FOLDER
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""

@@ -60,7 +60,7 @@ def policy(
     suite: Suites = Suite.MLKEM768_X25519,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a policy: who must collude, how many may drop out, and what it costs."""
+    """Explain a policy: who must collude, what it costs."""
     with sentences():
         chosen = Policy(
             project="explained",
