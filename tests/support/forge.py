@@ -96,7 +96,7 @@ def forge(
         messages = ((u, signed(kind, u, make(u))) for u in senders)
         return {u: message for u, message in messages if message is not None}
 
-    # Round 0
+    # AdvertiseKeys
     mask_keys = {u: MaskKey(policy.suite) for u in cohort.ids}
     nonces = iter(secrets.token_bytes(16) for _ in cohort.ids)
     u1 = talking(STEPS[0])
@@ -116,7 +116,7 @@ def forge(
     roster = Roster(tuple(advertised[u] for u in sorted(advertised)))
     dealers, positions = talking(SHARE_KEYS), roster.positions
 
-    # Round 1
+    # ShareKeys, ShareReport
     seeds = {u: secrets.token_bytes(32) for u in dealers}
     held = {
         (kind, dealer): dict(
@@ -165,7 +165,7 @@ def forge(
     reports = everybody("report", sharers, lambda u: ShareReport(slot, roster.hash, roster2, u))
     sharers_hash = digest("sharers", sorted(reports))
 
-    # Round 2
+    # MaskedInputCollection
     round_id = context.round_id(slot, roster2, sharers_hash)
     u3 = said("members", "U3", talking(STEPS[3]))
 
@@ -200,7 +200,7 @@ def forge(
     included = IncludedSet(tuple(inputs[u] for u in sorted(inputs)))
     dropped = sorted(set(reports) & set(dealers) - set(u3))
 
-    # Rounds 3 and 4
+    # ConsistencyCheck and Unmasking
     u4 = said("members", "U4", [u for u in talking(STEPS[4]) if u in u3])
     attestations = everybody("attestation", u4, lambda u: Attestation(included.attested, u))
     u5 = said("members", "U5", [u for u in talking(UNMASKING) if u in u4])
@@ -225,7 +225,7 @@ def forge(
     ]
     pairs = said("pair", "", pairs)
 
-    # Round 5
+    # Result
     total = said("total", "", pack(np.sum(list(plain.values()), axis=0, dtype=dtype_for(policy.bits)), policy.bits))
     total_hash = Result.hash_of(total)
     head = next_head(context.previous_head, round_id, included.attested, total_hash)
