@@ -187,7 +187,7 @@ def t08_envelopes(transcript: Transcript) -> int | None:
     seen: set[bytes] = set()
     for dealer, sent in transcript.shares.items():
         for peer, bundle in zip(transcript.roster.others(dealer), sent.bundles, strict=True):
-            due = transcript.hybrid and transcript.roster.dealer_of_pair(dealer, peer) == dealer
+            due = transcript.hybrid and transcript.roster.pair(dealer, peer).dealer == dealer
             lengths = (len(bundle.shares_hash), len(bundle.pair_hash), len(bundle.pair_commitment))
             if lengths != (HASH_BYTES, due * HASH_BYTES, due * HASH_BYTES):
                 raise transcript.wrong("T-08", sent, f"the bundle for {peer} lacks an envelope or has one too many")
@@ -276,8 +276,7 @@ def t12_commitments(transcript: Transcript) -> int | None:
                 "T-12", transcript.shares[client_id], "it dealt shares of another mask key than it advertised"
             )
     for (dropped, survivor), secret in transcript.secrets.pair_secrets.items() if transcript.hybrid else ():
-        dealer = transcript.roster.dealer_of_pair(dropped, survivor)
-        recipient = survivor if dealer == dropped else dropped
+        dealer, recipient = transcript.roster.pair(dropped, survivor)
         if pair_commitment(slot, dealer, recipient, secret) != transcript.bundles[dealer][recipient].pair_commitment:
             raise transcript.wrong(
                 "T-12", transcript.shares[dealer], f"the pair secret with {recipient} misses its commitment"

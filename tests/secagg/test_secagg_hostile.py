@@ -649,7 +649,7 @@ def test_who_does_not_show_its_slot_masks_is_named_and_not_convicted():
 
 def test_where_everybodys_slots_are_right_the_server_looks_at_itself():
     play = Play(Cohort(5)).until("Unmasking")
-    play.server._state.inputs.total[-1] += 1
+    play.damage_the_sum()
     play.to_the_end()
     assert (play.failure.check, play.failure.culprits) == ("S-19", ())
     assert "this server's own memory" in str(play.failure)

@@ -327,7 +327,7 @@ def play(watch: Watch, cohort: Cohort, **options) -> Play:
 
 def fail_slots(playing: Play) -> None:
     """An accident in the server's memory, so that it asks everybody for its slot masks."""
-    playing.until("Unmasking").server._state.inputs.total[-1] += 1
+    playing.until("Unmasking").damage_the_sum()
 
 
 @pytest.mark.parametrize("suite", list(Suite))
