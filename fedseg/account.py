@@ -7,7 +7,7 @@ give one account of a run, whatever they saw of it themselves.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from fedseg.errors import RoundFailedError
 from secagg import wire
@@ -22,6 +22,8 @@ _LENGTH_BYTES = 4
 class Account:
     """U2 and U3 of one round, with their signatures."""
 
+    kind: ClassVar[str] = "account"
+
     reports: Reports
     included: IncludedSet
 
@@ -31,7 +33,7 @@ class Account:
         return len(reports).to_bytes(_LENGTH_BYTES, "big") + reports + wire.encode(self.included)
 
     @classmethod
-    def unpacked(cls, payload: bytes) -> Self:
+    def unpacked(cls, payload: bytes, sender: str = "the coordinator") -> Self:
         """What `packed` gave; nothing is verified yet.
 
         Raises:
@@ -41,9 +43,9 @@ class Account:
         try:
             reports, included = (wire.decode_from_server(part) for part in (payload[_LENGTH_BYTES:end], payload[end:]))
         except ProtocolError as error:
-            raise RoundFailedError("the coordinator sent a malformed account of a round") from error
+            raise RoundFailedError(f"{sender} sent a malformed account of a round") from error
         if not (isinstance(reports, Reports) and isinstance(included, IncludedSet)):
-            raise RoundFailedError("the coordinator sent another message in place of an account of a round")
+            raise RoundFailedError(f"{sender} sent another message in place of an account of a round")
         return cls(reports, included)
 
     @property

@@ -5,18 +5,18 @@ order and no masks, so that with a seed both give the same model bit for bit. On
 Nothing here keeps an update after its round.
 """
 
-import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
-from fedseg.events import AnyEvent, Dropped, Note, RoundEnded, StepAccepted, StepClosed
+from fedseg.events import Note, RoundEnded
 from fedseg.update import NoisedUpdate
 from secagg import (
     AbortedError,
@@ -42,7 +42,6 @@ from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import accept
 from secagg.transcript_files import Recorder, verify
 
-Emit = Callable[[AnyEvent], None]
 Train = Callable[[str], NoisedUpdate]
 Rounding = Callable[[str, int], Stream]
 
@@ -52,39 +51,13 @@ class Outcome:
     """A completed aggregation.
 
     Attributes:
-        total: (d,) float64, the weighted sum over `included`.
-        included, dropped: site ids.
-        head: of the round, 32 bytes; zero bytes for a plain sum.
-        exact: the total equals the plain sum of the included, quantised updates bit for bit; None where not known.
-        clip_rate: fraction of clipped values by site.
-        bytes_up, bytes_down: wire bytes of the protocol over all sites.
-        seconds: by protocol step, the server's waiting included.
+        total: (d,) float64, the weighted sum over `ended.included`.
+        ended: the round as the log has it. `exact` says that the total equals the plain sum of the included, quantised
+            updates bit for bit; the head of a plain sum is zero.
     """
 
     total: NDArray[np.float64]
-    included: tuple[str, ...]
-    dropped: tuple[str, ...]
-    head: bytes
-    exact: bool | None
-    clip_rate: Mapping[str, float]
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    def ended(self, number: int, attempt: int | None) -> RoundEnded:
-        """What the log has of it."""
-        return RoundEnded(
-            round=number,
-            attempt=attempt,
-            included=self.included,
-            dropped=self.dropped,
-            exact=self.exact,
-            head=self.head.hex(),
-            clip_rate=self.clip_rate,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            seconds=self.seconds,
-        )
+    ended: RoundEnded
 
 
 class PlainSum:
@@ -106,11 +79,10 @@ class PlainSum:
             values, clip_rate[site] = quantize(update.vector, self._policy, site, self._rounding(site, self.number))
             if site in included:
                 total += values
-        self.number += 1
         dropped = tuple(site for site in sorted(sites) if site not in included)
-        return Outcome(
-            dequantize(modulo(total, self._policy.bits), self._policy), included, dropped, GENESIS, True, clip_rate
-        )
+        ended = Facts(self.number, 0, emit).ended(included, dropped, GENESIS, exact=True, clip_rate=clip_rate)
+        self.number += 1
+        return Outcome(dequantize(modulo(total, self._policy.bits), self._policy), ended)
 
 
 class SecureSum:
@@ -168,36 +140,36 @@ class SecureSum:
         if not self._private:
             recorder = Recorder(self._transcript, self._policy, self._pinned, context, signing_key=book.signing_key)
         server = ServerSession(self._policy, self._pinned, context, book.signing_key, book.leave_out, recorder)
-        exchange = _Exchange(server, context.round_number, emit, silent)
         start = wire.encode(book.start(model_hash))
-        plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
+        asked = sorted(server.expected & set(sites))
+        exchange = Exchange(server, Facts(context.round_number, context.attempt, emit), asked)
         values: dict[str, NDArray[Any]] = {}
         try:
             with recorder or nullcontext():
-                asked = sorted(server.expected & set(sites))
                 sessions = {site: self._session(site, start, model_hash) for site in asked}
+                speaking = _Speaking(exchange, silent)
                 for site, session in sessions.items():
-                    exchange.send(site, session.start())
+                    speaking.send(site, session.start())
                 while not server.finished:
-                    for site, message in exchange.close():
+                    for site, message in speaking.close():
                         if isinstance(message, Reports):
                             values[site] = self._provide(sessions[site], train(site))
                         reply = sessions[site].receive(message)
                         if reply is not None:
-                            exchange.send(site, reply)
+                            speaking.send(site, reply)
         except (ProtocolError, AbortedError) as error:
             for text in book.failed(error, server.burned):
                 emit(Note(text=text))
             raise RoundFailedError(str(error)) from error
+        plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         for site in server.included:
             plain += values[site]
-        outcome = exchange.outcome(
-            modulo(plain, self._policy.bits), {s: sessions[s].clip_rate for s in values}, self._policy
-        )
+        exact = np.array_equal(exchange.total, modulo(plain, self._policy.bits))
+        ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         book.completed(exchange.receipt)
         if recorder is not None:
             self._replay(exchange.receipt)
-        return outcome
+        return Outcome(dequantize(exchange.total, self._policy), ended)
 
     def _replay(self, receipt: Receipt) -> None:
         """What each site that released shares does without differential privacy, computed once for all of them."""
@@ -236,62 +208,21 @@ class SecureSum:
             store.close()
 
 
-class _Exchange:
-    """One attempt: every message goes as wire bytes, is counted, timed and told."""
+class _Speaking:
+    """Sites that speak until they fall silent, as if killed: nobody hears them, and they hear nobody."""
 
-    def __init__(self, server: ServerSession, number: int, emit: Emit, silent: Mapping[str, str]) -> None:
-        self._server, self._number, self._emit, self._silent = server, number, emit, silent
-        self._last: dict[str, str] = {}
+    def __init__(self, exchange: Exchange, silent: Mapping[str, str]) -> None:
+        self._exchange, self._silent = exchange, silent
         self._gone: set[str] = set()
-        self._up = self._down = 0
-        self._seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
 
     def send(self, site: str, message: FromClient) -> None:
-        """A site's message to the server, unless the site is silent from here on."""
-        step = self._server.step
-        if site in self._gone or self._silent.get(site) == step:
-            if site not in self._gone:
-                self._emit(Dropped(round=self._number, site=site, after=self._last.get(site, "")))
+        """A site's message to the server."""
+        if self._silent.get(site) == self._exchange.server.step:
             self._gone.add(site)
-            return
-        data = wire.encode(message)
-        self._server.receive(site, wire.decode_from_client(data))
-        self._up += len(data)
-        self._last[site] = step
-        self._emit(StepAccepted(round=self._number, site=site, step=step, bytes=len(data)))
+        if site not in self._gone:
+            self._exchange.take(site, wire.encode(message))
 
     def close(self) -> list[tuple[str, FromServer]]:
         """Close the step; the server's replies to the sites that are still there."""
-        step = self._server.step
-        replies = wire.encode_each(self._server.close_round())
-        sent = sum(map(len, replies.values()))
-        self._down += sent
-        now = time.perf_counter()
-        self._seconds[step], self._since = now - self._since, now
-        self._emit(StepClosed(round=self._number, step=step, seconds=self._seconds[step], bytes_down=sent))
+        replies = self._exchange.close()
         return [(site, wire.decode_from_server(data)) for site, data in replies.items() if site not in self._gone]
-
-    @property
-    def receipt(self) -> Receipt:
-        """Of the completed round."""
-        if self._server.receipt is None:
-            raise RoundFailedError("the round has no result yet")
-        return self._server.receipt
-
-    def outcome(self, plain: NDArray[Any], clip_rate: Mapping[str, float], policy: Policy) -> Outcome:
-        """The sum of the finished session, held against the plain sum of the same quantised updates."""
-        result = self._server.result
-        if result is None:
-            raise RoundFailedError("the round has no result yet")
-        return Outcome(
-            dequantize(result, policy),
-            self._server.included,
-            self._server.dropped,
-            self.receipt.head,
-            np.array_equal(result, plain),
-            clip_rate,
-            self._up,
-            self._down,
-            self._seconds,
-        )

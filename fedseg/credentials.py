@@ -5,35 +5,22 @@
 is never shown.
 """
 
-import os
-import tomllib
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fedseg.errors import ConfigError
-from fedseg.files import read_text
 from fedseg.study import Study
 from secagg.errors import ConfigError as SecAggConfigError
+from secagg.files import Federation, federation_text, read_federation, read_secret, secret_text
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
-from secagg.rpc.tls import AUTHORITY, COORDINATOR, ClientTls, ServerTls, make_certificates
+from secagg.rpc.demo_authority import make_certificates
+from secagg.rpc.tls import AUTHORITY, COORDINATOR, ClientTls, ServerTls
+from secagg.writing import PRIVATE, PUBLIC, write_whole
 
 FEDERATION = "federation.toml"
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who takes part, pinned out of band by every party.
-
-    Attributes:
-        training_run: name of the run whose rounds are counted.
-        server_key: the coordinator's Ed25519 verify key, 32 bytes.
-        pinned: every site's verify key.
-    """
-
-    training_run: str
-    server_key: bytes
-    pinned: PinnedRoster
+_Read = TypeVar("_Read")
 
 
 def load_federation(folder: Path, study: Study) -> Federation:
@@ -43,13 +30,8 @@ def load_federation(folder: Path, study: Study) -> Federation:
         ConfigError: missing or malformed, or its sites are not the study's; names the file and the remedy.
     """
     path = folder / FEDERATION
-    text = read_text(path, "ask the coordinator for it, or give --credentials")
-    try:
-        content = tomllib.loads(text)
-        pinned = PinnedRoster({site: bytes.fromhex(key) for site, key in content["clients"].items()})
-        federation = Federation(str(content["training_run"]), bytes.fromhex(content["server_key"]), pinned)
-    except (ValueError, KeyError, AttributeError, TypeError, SecAggConfigError) as error:
-        raise ConfigError(f"{path}: not a federation file ({error}); ask the coordinator for it again") from error
+    federation = _read(path, read_federation, "ask the coordinator for it, or give --credentials")
+    pinned = federation.pinned
     if set(pinned) != set(study.site_ids):
         raise ConfigError(
             f"{path}: lists {', '.join(pinned)} and the study has {', '.join(study.site_ids)}; use its own"
@@ -64,17 +46,22 @@ def signing_key(folder: Path, name: str) -> SigningKey:
         ConfigError: `NAME.signing` is missing, malformed, or others can read it.
     """
     path = folder / f"{name}.signing"
-    if path.exists() and path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
-    text = read_text(path, f"make it with `secagg keygen {name}`")
-    try:
-        content = tomllib.loads(text)
-        key = SigningKey.from_bytes(bytes.fromhex(content["signing_key"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a signing key; make one with `secagg keygen {name}`") from error
-    if content.get("id") != name:
-        raise ConfigError(f"{path}: is the key of {content.get('id')!r}, not of {name}; use its own")
+    found, key = _read(path, read_secret, f"make it with `secagg keygen {name}`")
+    if found != name:
+        raise ConfigError(f"{path}: is the key of {found!r}, not of {name}; use its own")
     return key
+
+
+def _read(path: Path, read: Callable[[Path], _Read], remedy: str) -> _Read:
+    try:
+        return read(path)
+    except SecAggConfigError as error:
+        told = str(error)
+    except FileNotFoundError:
+        told = f"{path} is missing; {remedy}"
+    except OSError as error:
+        told = f"{path} cannot be read ({error.strerror}); {remedy}"
+    raise ConfigError(told)
 
 
 def site_tls(folder: Path, site: str, federation: Federation) -> ClientTls:
@@ -97,18 +84,7 @@ def make_credentials(folder: Path, study: Study, training_run: str) -> None:
     make_certificates(folder, study.site_ids)
     keys = {name: SigningKey.generate() for name in (COORDINATOR, *study.site_ids)}
     for name, key in keys.items():
-        _write(folder / f"{name}.signing", f'id = "{name}"\nsigning_key = "{key.export().hex()}"\n', 0o600)
-    lines = [
-        f'training_run = "{training_run}"',
-        f'server_key = "{keys[COORDINATOR].verify_key.hex()}"',
-        "",
-        "[clients]",
-    ]
-    lines += [f'"{site}" = "{keys[site].verify_key.hex()}"' for site in study.site_ids]
-    _write(folder / FEDERATION, "\n".join(lines) + "\n", 0o644)
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="ascii") as file:
-        file.write(text)
+        write_whole(folder / f"{name}.signing", secret_text(name, key), PRIVATE)
+    pinned = PinnedRoster({site: keys[site].verify_key for site in study.site_ids})
+    federation = Federation(training_run, keys[COORDINATOR].verify_key, pinned)
+    write_whole(folder / FEDERATION, federation_text(federation), PUBLIC)

@@ -21,11 +21,11 @@ import numpy as np
 from fedseg.credentials import make_credentials
 from fedseg.errors import RoundFailedError
 from fedseg.events import AnyEvent, Audience, Audited, Listener, Listening, Note, RoundEnded, StepAccepted, event_of
-from fedseg.files import PRIVATE_FOLDER
 from fedseg.runfolder import PARTIAL
 from fedseg.study import Study
 from secagg.packing import dtype_for, modulo
 from secagg.steps import SHARE_REPORT
+from secagg.writing import PRIVATE_FOLDER
 
 STUDY = Path(__file__).with_suffix(".toml")
 POLL_SECONDS = 0.05

@@ -81,6 +81,19 @@ class Resumed(Event):
     round: int
 
 
+class Waiting(Event):
+    """Nothing goes on before these parties are there or have spoken, or `seconds` more have passed.
+
+    Attributes:
+        step: the protocol step that waits; "" where a round cannot begin, or where the coordinator is not there.
+    """
+
+    kind: Literal["waiting"] = "waiting"
+    sites: tuple[Words, ...]
+    seconds: float
+    step: Words = ""
+
+
 class RoundStarted(Event):
     """A round, or another attempt at it, begins."""
 
@@ -226,6 +239,7 @@ AnyEvent: TypeAlias = Annotated[
     Listening
     | StudyStarted
     | Resumed
+    | Waiting
     | RoundStarted
     | Trained
     | StepAccepted

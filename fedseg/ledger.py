@@ -17,8 +17,8 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedseg.errors import EARLIER, LedgerError
-from fedseg.files import PRIVATE_FOLDER
 from secagg.encoding import digest
+from secagg.writing import PRIVATE_FOLDER
 
 FILE = "ledger.jsonl"
 START = "0" * 64

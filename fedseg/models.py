@@ -5,7 +5,6 @@ unpickled.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.study import Study, parse_study
 from fedseg.tasks.table import task_of
 from secagg.prg import Stream
+from secagg.writing import PUBLIC, write_whole
 
 GROUPS = 4
 METADATA = "fedseg"
@@ -115,15 +115,10 @@ def metadata_of(study: Study) -> dict[str, str]:
 
 
 def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file beside `path`, then rename it: the file is whole or absent."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        values = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        # One entry, because safetensors writes several in no fixed order, and equal models shall be equal files.
-        beside.write_bytes(save(values, {METADATA: json.dumps(metadata, sort_keys=True)}))
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write a safetensors file; it is whole or absent."""
+    values = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # One entry, because safetensors writes several in no fixed order, and equal models shall be equal files.
+    write_whole(path, save(values, {METADATA: json.dumps(metadata, sort_keys=True)}), PUBLIC)
 
 
 def load_model(path: Path, study: Study) -> torch.nn.Module:

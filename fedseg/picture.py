@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
-from fedseg.files import replace_by
+from secagg.writing import replacing
 
 PANELS = 6
 
@@ -31,8 +31,9 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
         Where the picture is.
     """
     overlay = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + ".png")
-    with rc_context({"text.parse_math": False}):  # a structure's name may hold "$"
-        replace_by(picture(case, labels, names).savefig, overlay, ".png")
+    # a structure's name may hold "$"
+    with rc_context({"text.parse_math": False}), replacing(overlay) as beside:
+        picture(case, labels, names).savefig(beside)
     return overlay
 
 

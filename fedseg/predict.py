@@ -17,10 +17,10 @@ from fedseg.data.cases import Case
 from fedseg.data.layouts.nifti import read_image
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import ConfigError
-from fedseg.files import replace_by
 from fedseg.study import Study
 from fedseg.tasks.segmentation import Segmentation
 from fedseg.tasks.table import task_of
+from secagg.writing import replacing
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -54,9 +54,9 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
     values, affine = read_image(image, study)
     case = working_case(Scan("", str(image), values, affine), "", study)
     scores = Segmentation(study).probabilities(model, case)
-    ending = ".nii.gz" if output.name.endswith(".gz") else ".nii"
     labels = _label_map(_on_grid(scores, case, values.shape[1:], affine), image)
-    replace_by(labels.to_filename, output, ending)
+    with replacing(output) as beside:
+        labels.to_filename(beside)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)
 
 

@@ -5,7 +5,6 @@ and `reopen` goes on from there. Nothing here holds an update or a secret.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
-from fedseg.files import PRIVATE_FOLDER, private
+from fedseg.files import private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 from secagg.book import RoundBook
+from secagg.writing import PRIVATE_FOLDER, write_whole
 
 PARTIAL = ".partial"
 FORMAT = 2
@@ -217,12 +217,7 @@ class RunFolder:
         return final
 
     def _write(self, name: str, text: str) -> None:
-        beside = self.path / f".{name}"
-        with open(beside, "w", encoding="utf-8", opener=private) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.path / name)
+        write_whole(self.path / name, text)
 
 
 def read_state(run: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from fedseg.events import (
     StepAccepted,
     StudyStarted,
     Trained,
+    Waiting,
 )
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from secagg.steps import STEPS
@@ -97,6 +98,9 @@ class Screen:
             case Resumed():
                 done = f"round {event.round}" if event.round else "the start"
                 self.say(f"all above was before the interruption; going on after {done}")
+            case Waiting():
+                what = f" in {event.step}" if event.step else ""
+                self.say(f"waiting for {', '.join(event.sites)}{what}, at most {event.seconds:.0f} s more")
             case RoundStarted():
                 self._round = event.round
                 for site in self._sites.values():

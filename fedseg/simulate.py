@@ -6,7 +6,6 @@ to be exercised and measured, and `plain` replaces it by a plain sum with the bi
 """
 
 import copy
-import os
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from fedseg.aggregate import Outcome, PlainSum, Rounding, SecureSum
+from fedseg.aggregate import PlainSum, Rounding, SecureSum
 from fedseg.averaging import fed_avg
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
-from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundStarted, Scored, Trained
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model
@@ -32,6 +31,7 @@ from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.prg import Stream
+from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new
 
 ATTEMPTS = 3
 """Failed attempts in a row after which a simulation gives up: in one process nothing mends itself."""
@@ -168,9 +168,9 @@ class _Simulation:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
                 _cancel(updates)
-        self.vector = fed_avg(self.vector, outcome.total, outcome.included, self.policy)
+        self.vector = fed_avg(self.vector, outcome.total, outcome.ended.included, self.policy)
         assign(self.model, self.vector)
-        self._record(number, attempt, sites, outcome)
+        self._record(sites, outcome.ended)
 
     def _train(self, site: str, number: int) -> NoisedUpdate:
         def on_step(step: int, steps: int) -> None:
@@ -189,11 +189,11 @@ class _Simulation:
             on_step=on_step,
         )
 
-    def _record(self, number: int, attempt: int, sites: list[str], outcome: Outcome) -> None:
+    def _record(self, sites: list[str], ended: RoundEnded) -> None:
         for site in sites:
             epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
-            self.folder.emit(EpsilonSpent(round=number, site=site, spent=epsilon))
-        self.folder.end_round(self.model, self.book, outcome.ended(number, attempt))
+            self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
+        self.folder.end_round(self.model, self.book, ended)
         self._score()
 
     def _scored(self) -> bool:
@@ -253,7 +253,6 @@ def _identity(folder: Path, name: str) -> SigningKey:
     if path.is_file():
         return SigningKey.from_bytes(path.read_bytes())
     key = SigningKey.generate()
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(key.export())
+    path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    write_new(path, key.export(), PRIVATE)
     return key

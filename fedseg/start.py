@@ -24,12 +24,12 @@ from fedseg.data.phantoms import fetal_brain, fetal_scan, tumour
 from fedseg.data.phantoms.phantom import Phantom
 from fedseg.data.phantoms.table import find_phantom, phantom_of
 from fedseg.errors import ConfigError
-from fedseg.files import PRIVATE_FOLDER
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
 from secagg.encoding import digest
 from secagg.prg import Stream
+from secagg.writing import PRIVATE_FOLDER
 
 Progress: TypeAlias = Callable[[int, int], None]
 

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from secagg import merkle
 from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
@@ -318,8 +319,8 @@ class Advertised(State):
             for peer, mask_key_share, self_seed_share in zip(others, mask_key_shares, self_seed_shares, strict=True)
         )
         commitment = self_commitment(own.slot, own.me, self_seed)
-        digests = b"".join(bundle.digest() for bundle in bundles)
-        header = Header(own.slot, roster.hash, own.me, commitment, digests).sign(own.signing_key)
+        root, _ = merkle.tree([bundle.digest() for bundle in bundles])
+        header = Header(own.slot, roster.hash, own.me, commitment, root).sign(own.signing_key)
         state = Shared(own, self.channel_key, self.mask_key, self_seed, roster, claims, header)
         return state, EncryptedShares(header, bundles)
 
@@ -409,12 +410,12 @@ class Shared(State):
         own = self.own
         self._verify_headers(inbox)
         held, complaint = _Held(self.mask_key, self.self_seed), ""
-        bundles = iter(inbox.bundles)
+        delivered = zip(inbox.bundles, inbox.paths, strict=True)
         for dealer, header in inbox.by_dealer.items():
             if dealer == own.me:
                 continue
-            bundle = next(bundles)
-            if bundle.digest() != header.digest_for(own.me, self.roster):
+            bundle, path = next(delivered)
+            if not header.covers(bundle, path, own.me, self.roster):
                 raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
             try:
                 self._open(dealer, bundle, held)
@@ -428,13 +429,15 @@ class Shared(State):
         own, roster = self.own, self.roster
         own.enough(SHARE_REPORT, len(inbox.by_dealer))
         for dealer, header in inbox.by_dealer.items():
-            if dealer not in roster.by_id or not header.fits(roster):
-                raise InconsistentViewError("C-10", f"the header of {dealer} does not fit the roster")
+            if dealer not in roster.by_id:
+                raise InconsistentViewError("C-10", f"{dealer} deals without being in the roster")
             if (header.slot, header.roster1) != (own.slot, roster.hash):
                 raise InconsistentViewError("C-09", f"the header of {dealer} is for another slot or roster")
             header.verify(own.pinned[dealer], "C-09")
-        if inbox.by_dealer.get(own.me) != self.header or len(inbox.bundles) != len(inbox.headers) - 1:
-            raise InconsistentViewError("C-10", "this client's own header is missing, or a bundle is")
+        if inbox.by_dealer.get(own.me) != self.header:
+            raise InconsistentViewError("C-10", "the server shows a header that this client did not send, or none")
+        if not len(inbox.bundles) == len(inbox.paths) == len(inbox.headers) - 1:
+            raise InconsistentViewError("C-10", "there is not one bundle with its path for every other dealer")
 
     def _open(self, dealer: str, bundle: Bundle, held: "_Held") -> None:
         """C-12: the envelopes open, the shares are field elements, and every commitment matches; else `ShareError`."""

@@ -1,12 +1,12 @@
 """The small text files that people keep and compare: keys, rosters and policies, in TOML.
 
-Must never: overwrite a file, show a signing key, or take a secret one that others can read.
+Here is what they say; `secagg.writing` writes them. Must never: show a signing key, or take a secret one that others
+can read.
 """
 
-import os
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,18 +14,9 @@ from secagg.errors import ConfigError
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.text import read_text
+from secagg.writing import owners_only
 
 _Read = TypeVar("_Read")
-
-
-def write_new(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file that must not exist yet; ConfigError where it does."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists already; move it away first, nothing was overwritten") from None
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
 
 
 def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
@@ -62,8 +53,7 @@ def read_secret(path: Path) -> tuple[str, SigningKey]:
         ConfigError: it holds none, or others can read it.
         OSError: it cannot be read.
     """
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path}: others can read this private key; run: chmod 600 {path}")
+    owners_only(path)
 
     def build(entries: dict[str, Any]) -> tuple[str, SigningKey]:
         key = SigningKey.from_bytes(bytes.fromhex(entries["signing_key"]))
@@ -110,6 +100,42 @@ def read_roster(path: Path) -> PinnedRoster:
         path,
         "a roster; `secagg roster` writes one",
         lambda entries: PinnedRoster({name: bytes.fromhex(key) for name, key in entries["clients"].items()}),
+    )
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A roster, and what a training run adds to it: pinned out of band by every party.
+
+    Attributes:
+        training_run: name of the run whose rounds are counted.
+        server_key: the server's Ed25519 verify key, 32 bytes.
+        pinned: every client's verify key.
+    """
+
+    training_run: str
+    server_key: bytes
+    pinned: PinnedRoster
+
+
+def federation_text(federation: Federation) -> str:
+    """The text of a federation file, which is a roster file as well."""
+    head = f'training_run = "{federation.training_run}"\nserver_key = "{federation.server_key.hex()}"\n\n'
+    return head + roster_text(federation.pinned)
+
+
+def read_federation(path: Path) -> Federation:
+    """The federation in a file; what else is in the file does not matter.
+
+    Raises:
+        ConfigError: it holds none.
+        OSError: it cannot be read.
+    """
+    pinned = read_roster(path)
+    return _parsed(
+        path,
+        "a federation file: a roster with training_run and server_key",
+        lambda entries: Federation(str(entries["training_run"]), bytes.fromhex(entries["server_key"]), pinned),
     )
 
 

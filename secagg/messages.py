@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, NoReturn, Self, TypeAlias
 
+from secagg import merkle
 from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, vector_digest
 from secagg.errors import AuthenticationError, MalformedMessageError
@@ -307,33 +308,31 @@ def bundle_digest(*published: bytes) -> bytes:
 class Header(Signed):
     """Round 1a: the dealer's signed commitment to b_u and to every bundle.
 
-    `digests` are those of the bundles, 32 bytes each, in roster order with the dealer left out.
+    `bundles_root` is the root of the tree over the bundles' digests, in roster order with the dealer left out.
     """
 
     slot: bytes
     roster1: bytes
     client_id: str
     self_commitment: bytes
-    digests: bytes
+    bundles_root: bytes
     signature: bytes = b""
 
     def __post_init__(self) -> None:
-        _hashes(self.slot, self.roster1, self.self_commitment)
-        _require(len(self.digests) % HASH_BYTES == 0, "digests that are not 32 bytes each")
+        _hashes(self.slot, self.roster1, self.self_commitment, self.bundles_root)
         _id(self.client_id)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
-        return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.digests)
+        return encode("header", self.slot, self.roster1, self.client_id, self.self_commitment, self.bundles_root)
 
-    def fits(self, roster: Roster) -> bool:
-        """Whether there is one digest for every other client of the roster."""
-        return self.client_id in roster.by_id and len(self.digests) == HASH_BYTES * (len(roster.by_id) - 1)
-
-    def digest_for(self, peer: str, roster: Roster) -> bytes:
-        """The digest of the bundle for a peer."""
+    def covers(self, bundle: Bundle, path: bytes, peer: str, roster: Roster) -> bool:
+        """Whether this is the dealer's bundle for a peer: its path leads from its place in the roster to the root."""
         place = roster.positions[peer] - 1 - (roster.positions[peer] > roster.positions[self.client_id])
-        return self.digests[HASH_BYTES * place : HASH_BYTES * (place + 1)]
+        try:
+            return merkle.root_of(bundle.digest(), place, len(roster.by_id) - 1, path) == self.bundles_root
+        except ValueError:
+            return False
 
 
 @dataclass(frozen=True, repr=False)
@@ -343,17 +342,27 @@ class EncryptedShares:
     header: Header
     bundles: tuple[Bundle, ...]
 
+    @cached_property
+    def tree(self) -> tuple[bytes, tuple[bytes, ...]]:
+        """The root over the digests of the bundles, and the path of each."""
+        return merkle.tree([bundle.digest() for bundle in self.bundles])
+
 
 @dataclass(frozen=True)
 class ShareInbox:
-    """Round 1a, down: the headers of all dealers, and from each other dealer the bundle for the reader."""
+    """Round 1a, down: the headers of all dealers, and from each other dealer the bundle for the reader with its path.
+
+    A path is the concatenation of siblings, 32 bytes each, from the bundle's digest up to the root in the header.
+    """
 
     headers: tuple[Header, ...]
     bundles: tuple[Bundle, ...]
+    paths: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
         _sorted_ids(self.by_dealer)
         _require(len(self.by_dealer) == len(self.headers), "two headers of one dealer")
+        _require(not any(len(path) % HASH_BYTES for path in self.paths), "a path that is not of hashes of 32 bytes")
 
     @cached_property
     def by_dealer(self) -> Mapping[str, Header]:

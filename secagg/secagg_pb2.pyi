@@ -116,20 +116,20 @@ class Bundle(_message.Message):
     def __init__(self, shares: _Optional[bytes] = ..., pair: _Optional[bytes] = ..., mask_key_commitment: _Optional[bytes] = ..., self_seed_commitment: _Optional[bytes] = ..., pair_commitment: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("slot", "roster1", "client_id", "self_commitment", "digests", "signature")
+    __slots__ = ("slot", "roster1", "client_id", "self_commitment", "bundles_root", "signature")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ROSTER1_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     SELF_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
-    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    BUNDLES_ROOT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     slot: bytes
     roster1: bytes
     client_id: str
     self_commitment: bytes
-    digests: bytes
+    bundles_root: bytes
     signature: bytes
-    def __init__(self, slot: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_commitment: _Optional[bytes] = ..., digests: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, slot: _Optional[bytes] = ..., roster1: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_commitment: _Optional[bytes] = ..., bundles_root: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class EncryptedShares(_message.Message):
     __slots__ = ("header", "bundles")
@@ -140,12 +140,14 @@ class EncryptedShares(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ...) -> None: ...
 
 class ShareInbox(_message.Message):
-    __slots__ = ("headers", "bundles")
+    __slots__ = ("headers", "bundles", "paths")
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BUNDLES_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
     headers: _containers.RepeatedCompositeFieldContainer[Header]
     bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
-    def __init__(self, headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ...) -> None: ...
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., paths: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class ShareReport(_message.Message):
     __slots__ = ("slot", "roster1", "roster2", "client_id", "complaint", "signature")

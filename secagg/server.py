@@ -6,10 +6,10 @@ per round; the ids in the comments are the rows of its table of checks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,14 +91,39 @@ class Round:
     executor: Executor | None
 
 
+class Promised(NamedTuple):
+    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
+
+    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
+    """
+
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+    pair: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Promised":
+        """Of a whole bundle."""
+        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dealt:
-    """What ShareKeys fixed: U1, H(headers), and by dealer its bundle for every holder and its self commitment."""
+    """What ShareKeys fixed: U1, H(headers), and by dealer its promise to every holder and its self commitment."""
 
     roster: Roster
     roster2: bytes
-    bundles: Mapping[str, Mapping[str, Bundle]]
+    bundles: Mapping[str, Mapping[str, Promised]]
     self_commitments: Mapping[str, bytes]
+
+    def without_envelopes(self, but_to: Collection[str]) -> "Dealt":
+        """Keeps the sealed pair secrets of these clients alone: nobody else's key will be opened."""
+        bundles = {
+            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            for dealer, sent in self.bundles.items()
+        }
+        return replace(self, bundles=bundles)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -239,7 +264,7 @@ class SharingKeys(Collecting):
         header.verify(self.round.pinned[sender], "S-06", sender)
         if (header.slot, header.roster1) != (self.round.slot, self.roster.hash):
             raise self._elsewhere("S-06", f"the header of {sender} is for another slot or roster")
-        if header.digests != b"".join(bundle.digest() for bundle in message.bundles):
+        if header.bundles_root != message.tree[0]:
             raise InconsistentViewError("S-07", f"the bundles of {sender} do not match its signed header", [sender])
         peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
@@ -255,17 +280,21 @@ class SharingKeys(Collecting):
         """Fix the dealers and relay to each the bundles for it, with all headers."""
         self._leave()
         self._enough()
-        bundles = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
+        dealt = {dealer: self._by_peer(dealer) for dealer in sorted(self.received)}
         headers = tuple(message.header for message in self._in_order())
-        inboxes = {
-            reader: ShareInbox(headers, tuple(sent[reader] for dealer, sent in bundles.items() if dealer != reader))
-            for reader in bundles
+        inboxes = {}
+        for reader in dealt:
+            bundles, paths = zip(*(sent[reader] for dealer, sent in dealt.items() if dealer != reader), strict=True)
+            inboxes[reader] = ShareInbox(headers, bundles, paths)
+        kept = {
+            dealer: {peer: Promised.of(bundle) for peer, (bundle, _) in sent.items()} for dealer, sent in dealt.items()
         }
         commitments = {header.client_id: header.self_commitment for header in headers}
-        return Reporting(self.round, Dealt(self.roster, headers_hash(headers), bundles, commitments)), inboxes
+        return Reporting(self.round, Dealt(self.roster, headers_hash(headers), kept, commitments)), inboxes
 
-    def _by_peer(self, dealer: str) -> dict[str, Bundle]:
-        return dict(zip(self.roster.others(dealer), self.received[dealer].bundles, strict=True))
+    def _by_peer(self, dealer: str) -> dict[str, tuple[Bundle, bytes]]:
+        message = self.received[dealer]
+        return dict(zip(self.roster.others(dealer), zip(message.bundles, message.tree[1], strict=True), strict=True))
 
 
 # --- Round 1b ----------------------------------------------------------------------------------------------------
@@ -346,7 +375,8 @@ class CollectingInputs(Collecting):
         self._enough()
         included = IncludedSet(tuple(self._in_order()))
         collected = Collected(self.round_id, self.expected, included, self._planes, self._slots)
-        return Attesting(self.round, self.dealt, collected), dict.fromkeys(self.received, included)
+        kept = self.dealt.without_envelopes(but_to=collected.dropped)
+        return Attesting(self.round, kept, collected), dict.fromkeys(self.received, included)
 
 
 # --- Round 3 -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from secagg.transcript.record import (
     records,
 )
 from secagg.transcript.verdict import Verdict
+from secagg.writing import PUBLIC, replacing
 
 
 class Writer:
@@ -159,17 +160,8 @@ class Recorder:
                 raise self._failure
             if not self._finished and not self._headers:
                 return None
-            descriptor, draft = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with open(descriptor, "wb") as file:
-                    self._write(Writer(file))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(draft, 0o644)
-                os.replace(draft, self.path)
-            except BaseException:
-                os.unlink(draft)
-                raise
+            with replacing(self.path, PUBLIC) as draft, open(draft, "wb") as file:
+                self._write(Writer(file))
         return self.path
 
     def _write(self, writer: Writer) -> None:

@@ -214,7 +214,8 @@ def _bytes(twin: Message) -> bytes:
 
 def _inbox_parts(inbox: m.ShareInbox) -> tuple[bytes, bytes, bytes]:
     """The encodings of a message's fields, in their order, are its own: the headers are encoded once for everybody."""
-    common, own = _common(inbox.headers), _bytes(pb.ShareInbox(bundles=[_written(item) for item in inbox.bundles]))
+    bundles = [_written(bundle) for bundle in inbox.bundles]
+    common, own = _common(inbox.headers), _bytes(pb.ShareInbox(bundles=bundles, paths=inbox.paths))
     number = pb.FromServer.DESCRIPTOR.fields_by_name["share_inbox"].number
     return _tag(number) + _varint(len(common) + len(own)), common, own
 
@@ -234,7 +235,7 @@ def _read(source: Any, kind: type, values: dict[str, object]) -> object:
             if len(named) != len(value):
                 raise MalformedMessageError("M-01", "a message has ids that are not sorted and distinct")
         elif nested is None:
-            values[name] = value
+            values[name] = value if isinstance(value, bytes | str | int) else tuple(value)
         elif hasattr(value, "add"):
             values[name] = tuple(_read(item, nested, {}) for item in value)
         else:

@@ -16,7 +16,9 @@ def credentials(
     folder: Annotated[Path, typer.Argument(help="New folder for them.", show_default=False)],
     training_run: Annotated[str, typer.Option(help="Name of the run whose rounds are counted.")] = "trial",
 ) -> None:
-    """For a trial: make every party's keys, certificates and federation.toml in one folder.
+    """For a trial: make all parties' keys and certificates.
+
+    They lie in one folder, with federation.toml.
 
     Whoever runs this holds all keys. For patients' data each party makes its own: see docs/howto/run-a-federation.md.
     """

@@ -15,7 +15,10 @@ def demo(
     runs: Annotated[Path, typer.Option("--out", help="Where the demo's folders go.")] = Path(".demo"),
     study: Annotated[Path | None, typer.Option(help="Another phantom study.", show_default=False)] = None,
 ) -> None:
-    """One coordinator and five sites as real processes on this machine; one site is killed in the middle of a round."""
+    """Five sites and a coordinator as real processes here.
+
+    They speak over TLS, and one site is killed in the middle of a round.
+    """
     from fedseg.demo import STUDY, Demo
     from fedseg.screen import Screen
     from fedseg.start import starting_model

@@ -38,7 +38,10 @@ def coordinator(
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
 ) -> None:
-    """Run a study over the network: open rounds, relay the protocol, average; sites connect with `fedseg site`."""
+    """Run a study over the network.
+
+    Opens rounds, relays the protocol and averages; sites connect with `fedseg site`.
+    """
     from fedseg.coordinator import Options, coordinate
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
@@ -47,11 +50,11 @@ def coordinator(
 
     loaded = load_study(study)
     options = Options(
-        host,
-        port,
-        credentials,
-        patience,
-        rejoin_seconds,
+        host=host,
+        port=port,
+        credentials=credentials,
+        patience=patience,
+        rejoin_seconds=rejoin_seconds,
         training_seconds=training_seconds,
         transcripts=transcripts.value,
         command=command_line(),
@@ -75,7 +78,7 @@ def site(
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
     data: Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Durable marks and ledger; default runs/SITE-state.", show_default=False)
+        Path | None, typer.Option(help="Durable marks and ledger; default SITE-state in --out.", show_default=False)
     ] = None,
     runs: Runs = Path("runs"),
     patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
@@ -100,7 +103,10 @@ def site(
         typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
     ] = None,
 ) -> None:
-    """Take part in a study from one hospital: images stay here, only noised and masked updates leave."""
+    """Take part in a study, from one hospital.
+
+    Images stay here. Only masked updates leave, noised first where the study promises privacy.
+    """
     from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
@@ -120,7 +126,15 @@ def site(
     signing_key(credentials, name)
     site_tls(credentials, name, federation)
     found = load_site(data, name, loaded)
-    options = Options(name, address, credentials, kept, patience, audit, command_line())
+    options = Options(
+        site=name,
+        address=address,
+        credentials=credentials,
+        state=kept,
+        patience=patience,
+        audit=audit,
+        command=command_line(),
+    )
     with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
         starting_model(loaded, screen.starting)
         run = take_part(folder, found, options)

@@ -20,7 +20,10 @@ def data_check(
     only: Annotated[str, typer.Option("--site", help="Check this site only; --data is then its own folder.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check every image and label map that a study would train on; exit code 1 where something is wrong."""
+    """Check the images and label maps of a study.
+
+    The exit status is 1 where something is wrong.
+    """
     from fedseg.data.findings import check_site
     from fedseg.study import load_study
 

@@ -16,7 +16,10 @@ def predict(
     output: Annotated[Path, typer.Argument(help="Label map to write (.nii.gz).", show_default=False)],
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
-    """Segment one NIfTI image: a label map on the image's own grid, and an overlay PNG beside it."""
+    """Segment one NIfTI image.
+
+    Writes a label map on the image's own grid, and an overlay PNG beside it.
+    """
     from fedseg.models import load_model, study_of
     from fedseg.predict import predict_file
     from fedseg.study import load_study

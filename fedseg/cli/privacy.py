@@ -22,7 +22,7 @@ def epsilon(
     data: DataFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Explain what a study promises to each patient, before any training."""
+    """Explain what a study promises to each patient."""
     from fedseg.budget.explain import explain
     from fedseg.data.loading import load_cohort
     from fedseg.study import load_study
@@ -68,12 +68,15 @@ def ledger_verify(
     delta: Annotated[float, typer.Option(help="Delta at which epsilon is recomputed.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Verify a ledger's chain and recompute epsilon from its events with two accountants."""
+    """Verify a ledger, and recompute epsilon from it.
+
+    Two accountants do so, from the events.
+    """
     from fedseg.ledger import verify
     from fedseg.privacy.accounting import cross_check
 
     if not ledger.is_file():
-        raise ConfigError(f"{ledger}: no such ledger")
+        raise ConfigError(f"{ledger}: no such ledger; it is ledger.jsonl in the site's --state folder")
     events = list(verify(ledger).values())
     pld, prv = cross_check(events, delta)
     if as_json:

@@ -29,7 +29,10 @@ def simulate(
     alone: Annotated[str, typer.Option(help="Train on this site's data only: what it gets without the others.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
-    """Train a study with all its sites in this process, through the same protocol code as the executables."""
+    """Train a study with all its sites in this process.
+
+    Updates go through the same protocol code as over the network.
+    """
     from fedseg.budget.plan import noise_multiplier
     from fedseg.data.loading import load_cohort
     from fedseg.runfolder import RunFolder

@@ -3,7 +3,6 @@
 It reads only the run folder and must never fetch anything, run a script, or show a number that the run did not record.
 """
 
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from markupsafe import Markup
 
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
-from fedseg.files import private
 from fedseg.privacy.trust import delta_text, no_claim, trust_in
 from fedseg.report import claims, curves, palette, timeline
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
+from secagg.writing import write_whole
 
 __all__ = ["write_report"]
 
@@ -29,7 +28,7 @@ _PACKAGES = ("secagg", "torch", "monai", "cryptography", "dp-accounting", "numpy
 
 
 def write_report(run: Path) -> Path:
-    """Writes `run/report.html`, beside and renamed, so that no half report is ever seen.
+    """Writes `run/report.html`, readable by its owner only; no half report is ever seen.
 
     Args:
         run: a finished run folder (events.jsonl, metrics.json, study.toml; examples.npz and ledger/ if present).
@@ -41,14 +40,10 @@ def write_report(run: Path) -> Path:
         ConfigError: a file of the run is missing, truncated or of another run, or the folder cannot be written.
     """
     target = run / "report.html"
-    beside = run / "report.html.part"
     html = _render(read_run(run))
     try:
-        with open(beside, "w", encoding="utf-8", opener=private) as file:
-            file.write(html)
-        os.replace(beside, target)
+        write_whole(target, html)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise ConfigError(
             f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
         ) from error

@@ -17,7 +17,7 @@ from secagg.client import open_round
 from secagg.context import GENESIS, RoundContext
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
-from secagg.files import policy_text, roster_text, write_new
+from secagg.files import policy_text, roster_text
 from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
@@ -30,6 +30,7 @@ from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore
 from secagg.terminal import out, plain, say
 from secagg.transcript_files import Recorder
+from secagg.writing import write_new
 
 RUN = "demo"
 NOTHING = bytes(HASH_BYTES)
@@ -98,7 +99,10 @@ def demo(
         Path | None, typer.Option(help="Write the round's public transcript here, its roster and policy beside it.")
     ] = None,
 ) -> None:
-    """Add vectors of clients in this process, with dropouts, and check the sum."""
+    """Add vectors in this process, and check the sum.
+
+    Some clients drop out on the way.
+    """
     with sentences():
         if drop > clients:
             raise ConfigError(f"--drop {drop}: there are only {clients} clients")

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from secagg.cli.terminal import app, sentences
-from secagg.files import public_text, secret_text, write_new
+from secagg.files import public_text, secret_text
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
 from secagg.terminal import say
+from secagg.writing import PRIVATE, write_new
 
 
 @app.command()
@@ -25,7 +26,7 @@ def keygen(
         key = SigningKey.generate()
         PinnedRoster({client_id: key.verify_key})
         secret, public = folder / f"{client_id}.signing", folder / f"{client_id}.pub"
-        write_new(secret, secret_text(client_id, key), mode=0o600)
+        write_new(secret, secret_text(client_id, key), mode=PRIVATE)
         write_new(public, public_text(client_id, key))
         say(f"{secret}: keep this file on this machine")
         say(f"{public}: give this one to whoever assembles the roster")

@@ -19,7 +19,7 @@ from secagg.transcript import accept
 
 _TYPED_DIGITS = 8
 
-marks = App("Look at the marks of a data set, replay a round, accept an exposure.")
+marks = App("A data set's marks: look, replay a round, accept one.")
 app.add_typer(marks, name="marks")
 
 StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store of the data set; it must exist.")]
@@ -27,7 +27,7 @@ StoreFile = Annotated[Path, typer.Argument(metavar="STORE", help="The store of t
 
 @marks.command()
 def show(store: StoreFile) -> None:
-    """Show what the data set joined, released, replayed and accepted."""
+    """Show what it joined, released, replayed and accepted."""
     with sentences():
         opened = SqliteStore.existing(store)
         with opened, opened.transaction() as marked:
@@ -65,7 +65,10 @@ def _lines(marked: Marks) -> Iterator[str]:
 
 @marks.command()
 def replay(store: StoreFile, files: Files, roster: OwnRoster, policy: OwnPolicy) -> None:
-    """Verify transcripts and mark the rounds that hold as replayed: later attempts of their run need not wait."""
+    """Mark rounds as replayed, by their transcripts.
+
+    What holds is marked; later attempts of its run need not wait.
+    """
     with sentences():
         with SqliteStore.existing(store) as opened:
             accepted = accept(verified(files, roster, policy, quiet=False), opened)
@@ -87,7 +90,10 @@ def accept_one(
     other: Annotated[bool, typer.Option("--other", help="It is a round of which another site says this.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Accept the exposure of one round that no replay clears; counts for one contribution."""
+    """Accept the exposure of one round, by its name.
+
+    For a round that no replay clears. It counts for one contribution.
+    """
     with sentences():
         accepted = _round_id(round_id)
         name, signing_key = read_secret(key)

@@ -15,6 +15,7 @@ from secagg.cli.terminal import app, sentences
 from secagg.encoding import HASH_BYTES
 from secagg.keys import MLKEM_PUBLIC_BYTES, envelope_length
 from secagg.masking import PAIR_PLAINTEXT_BYTES, SHARES_PLAINTEXT_BYTES
+from secagg.merkle import tree
 from secagg.messages import (
     NONCE_BYTES,
     SIGNATURE_BYTES,
@@ -59,7 +60,7 @@ def policy(
     suite: Suites = Suite.MLKEM768_X25519,
     as_json: AsJson = False,
 ) -> None:
-    """Explain a policy: who must collude, how many may drop out, and what it costs."""
+    """Explain a policy: who must collude, what it costs."""
     with sentences():
         chosen = Policy(
             project="explained",
@@ -126,7 +127,9 @@ def _shaped(policy: Policy, ids: list[str]) -> tuple[list[FromClient], list[From
     bundles = (plain,) * (n // 2) + (paired,) * (n - 1 - n // 2)
     keys = (kem, bytes(32), kem) if hybrid else (bytes(32), bytes(32), b"")
     advertisements = tuple(AdvertiseKeys(h, i, *keys, bytes(NONCE_BYTES), h, signature=signature) for i in ids)
-    headers = tuple(Header(h, h, i, h, h * (n - 1), signature) for i in ids)
+    headers = tuple(Header(h, h, i, h, h, signature) for i in ids)
+    _, by_place = tree([h] * (n - 1))
+    paths = by_place[n // 2 - 1 : n // 2] * (n // 2) + by_place[n // 2 : n // 2 + 1] * (n - 1 - n // 2)
     reports = tuple(ShareReport(h, h, h, i, signature=signature) for i in ids)
     inputs = tuple(AcceptedInput(h, h, h, h, i, h, signature) for i in ids)
     attestations = tuple(Attestation(h, i, signature) for i in ids)
@@ -143,7 +146,7 @@ def _shaped(policy: Policy, ids: list[str]) -> tuple[list[FromClient], list[From
     # The masked input without its vector is an accepted input, which only the server sends.
     down: list[FromServer] = [
         Roster(advertisements),
-        ShareInbox(headers, bundles),
+        ShareInbox(headers, bundles, paths),
         Reports(reports),
         IncludedSet(inputs),
         Attestations(attestations),

@@ -10,9 +10,10 @@ import typer
 
 from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
-from secagg.files import read_public, roster_text, write_new
+from secagg.files import read_public, roster_text
 from secagg.policy import PinnedRoster
 from secagg.terminal import say
+from secagg.writing import write_new
 
 
 @app.command()
@@ -20,7 +21,7 @@ def roster(
     public: Annotated[list[Path], typer.Argument(help="The .pub file of every client.")],
     out: Annotated[Path, typer.Option(help="The roster to write.")] = Path("roster.toml"),
 ) -> None:
-    """Assemble public keys into the roster that every party pins."""
+    """Make the roster that every party pins, of public keys."""
     with sentences():
         keys: dict[str, bytes] = {}
         for path in public:

@@ -45,7 +45,7 @@ def verify_transcript(
     policy: OwnPolicy,
     as_json: AsJson = False,
 ) -> None:
-    """Verify the public transcripts of rounds, without the server.
+    """Verify the transcripts of rounds, without the server.
 
     Ends with 0 where everything holds; 1 where something is violated, and names the first such thing; 2 where nothing
     is violated but something is missing or could not be checked (a round that sites speak of is not among the files, a

@@ -1,18 +1,16 @@
 """Certificates: who the coordinator and the sites are to each other on the wire, and why a connection fails.
 
 Mutual TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site
-certificates differ in extended key usage, so that no site can pose as the coordinator. `make_certificates` is
-for demonstrations and tests: its authority key is thrown away. This module must never write a key that others can
-read, nor put one into a repr, error or pickle.
+certificates differ in extended key usage, so that no site can pose as the coordinator. Must never: make a certificate
+(`secagg.rpc.demo_authority` does for demonstrations), take a key that others can read, or put one into a repr, error or
+pickle.
 """
 
 import datetime as dt
-import ipaddress
-import os
 import socket
 import ssl
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +18,16 @@ from typing import ClassVar, NoReturn, Self
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
 from secagg.text import byte_order_mark
+from secagg.writing import owners_only
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_CLOCK_SKEW = dt.timedelta(minutes=5)
 _DIAGNOSES = 3
 _DIAGNOSIS_SECONDS = 3.0
 _DIAGNOSIS_PAUSE = 0.3
@@ -122,97 +118,6 @@ class ClientTls(Credentials):
                 f"({', '.join(sorted(roster))}); use this site's own certificate"
             )
         return credentials
-
-
-class Authority:
-    """A certificate authority that lives as long as this object: its key is never written.
-
-    Args:
-        valid: first and last moment of the authority's own certificate and, unless given, of those it issues.
-    """
-
-    def __init__(self, valid: tuple[dt.datetime, dt.datetime] | None = None) -> None:
-        now = dt.datetime.now(dt.UTC)
-        self._valid = valid or (now - _CLOCK_SKEW, now + dt.timedelta(days=30))
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"secagg {AUTHORITY}")])
-        builder = self._builder(self._name, self._key.public_key(), self._valid)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        self._certificate = builder.add_extension(_key_usage(authority=True), critical=True).sign(
-            self._key, hashes.SHA256()
-        )
-
-    def write(self, folder: Path) -> Path:
-        """Write `authority.pem`, which every party pins."""
-        pem = self._certificate.public_bytes(serialization.Encoding.PEM)
-        return _write(folder / f"{AUTHORITY}.pem", pem, 0o644)
-
-    def issue(
-        self,
-        folder: Path,
-        name: str,
-        hosts: Iterable[str] = (),
-        valid: tuple[dt.datetime, dt.datetime] | None = None,
-    ) -> tuple[Path, Path]:
-        """Write `NAME.pem` and `NAME.key` (EC P-256, readable by the owner only), and return the two paths.
-
-        A certificate with `hosts`, under which sites reach it, is a coordinator's, without them a site's.
-        """
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        alternatives = [_general_name(host) for host in hosts]
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if alternatives else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = self._builder(subject, key.public_key(), valid or self._valid)
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(_key_usage(authority=False), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        if alternatives:
-            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        certificate = builder.sign(self._key, hashes.SHA256())
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        return (
-            _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
-            _write(folder / f"{name}.key", key_pem, 0o600),
-        )
-
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, valid: tuple[dt.datetime, dt.datetime]
-    ) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .issuer_name(self._name)
-            .subject_name(subject)
-            .public_key(key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(valid[0])
-            .not_valid_after(valid[1])
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
-        )
-
-
-def make_certificates(folder: Path, sites: Iterable[str], hosts: Iterable[str] = ()) -> None:
-    """Write `authority.pem`, `coordinator.pem/.key` and `SITE.pem/.key` for a demonstration, valid for 30 days.
-
-    Existing files are replaced. The coordinator is localhost, 127.0.0.1, ::1 and `hosts`.
-
-    Raises:
-        ConfigError: a site has one of the names above, or the folder cannot be written.
-    """
-    sites = sorted(sites)
-    for name in {AUTHORITY, COORDINATOR} & set(sites):
-        raise ConfigError(f"site id {name!r} is the name of a file that the coordinator needs; choose another id")
-    authority = Authority()
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        authority.write(folder)
-        authority.issue(folder, COORDINATOR, [*LOCAL_HOSTS, *hosts])
-        for site in sites:
-            authority.issue(folder, site)
-    except OSError as error:
-        raise ConfigError(f"folder {folder}: cannot write certificates ({error.strerror}); choose another") from None
 
 
 def site_named_by(pem: bytes) -> str:
@@ -314,8 +219,7 @@ def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
 
 
 def _private_key(path: Path, pem: bytes) -> PrivateKeyTypes:
-    if path.stat().st_mode & 0o077:
-        raise ConfigError(f"key {path}: others can read this private key; run: chmod 600 {path}")
+    owners_only(path)
     try:
         return serialization.load_pem_private_key(pem, password=None)
     except TypeError:
@@ -369,34 +273,3 @@ def _allows(certificate: x509.Certificate, usage: x509.ObjectIdentifier) -> bool
         return usage in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return False
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
-
-
-def _key_usage(authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not authority,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _write(path: Path, data: bytes, mode: int) -> Path:
-    # Beside and renamed: a repeat replaces a key without ever widening its rights or leaving half of it.
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-    os.replace(fresh, path)
-    return path

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from secagg.rpc.client import MailboxClient
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.server import MailboxServer
-from secagg.rpc.tls import ClientTls, ServerTls, make_certificates
+from secagg.rpc.tls import ClientTls, ServerTls
 
 SITE = "site-a"
 ROUND_TRIPS = 300

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from fedseg import dialogue, exposure
-from fedseg import site as site_module
 from fedseg.aggregate import SecureSum
 from fedseg.averaging import fed_avg
 from fedseg.coordinator import Coordinator
@@ -19,6 +18,7 @@ from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
+from fedseg.site import run as site_module
 from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
 from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
@@ -265,7 +265,9 @@ def liver(tmp_path) -> Site:
     """site-b of project "liver", which sent shares in round 1, and after which the coordinator fell silent."""
     study = tiny_study(sites=5, mechanism="none")
     make_credentials(tmp_path / "credentials", study, "run")
-    options = Options("site-b", "127.0.0.1:1", tmp_path / "credentials", tmp_path / "state")
+    options = Options(
+        site="site-b", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
     made = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
     made.store.close()
     (tmp_path / "state" / exposure.MARKS).unlink()
@@ -309,10 +311,10 @@ def test_another_projects_transcript_clears_nothing(tmp_path, liver, changed):
     path = foreign(tmp_path, policy, key)
     assert verify([path], policy, load_federation(tmp_path / "credentials", liver.study).pinned).status == "holds"
     asyncio.run(liver._begin())
-    waiting = dict(liver.waiting)
+    waiting = dict(liver.exposed.waiting)
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
-    assert liver.waiting == waiting
+    assert liver.exposed.waiting == waiting
     assert len(waiting) == 1
     with liver.store.transaction() as marks:
         assert marks.open_release is not None
@@ -327,23 +329,23 @@ def test_another_rounds_transcript_of_the_same_project_clears_nothing(tmp_path, 
     asyncio.run(liver._begin())
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
-    assert liver.waiting
+    assert liver.exposed.waiting
 
 
 def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(tmp_path, liver, monkeypatch):
     policy = replace(liver.policy, project="brain")
     path = foreign(tmp_path, policy, server_key(tmp_path))
-    (waited,) = (asyncio.run(liver._begin()), *liver.waiting)[1:]
+    (waited,) = (asyncio.run(liver._begin()), *liver.exposed.waiting)[1:]
     monkeypatch.setattr(exposure, "verify", lambda paths, _, roster: verify(paths, policy, roster))
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
-    assert list(liver.waiting) == [waited]  # the identifier of the round still says that it is another one
+    assert list(liver.exposed.waiting) == [waited]  # the identifier of the round still says that it is another one
     replay = Marks.replay
     monkeypatch.setattr(Marks, "replay", lambda marks, *args: replay(marks, *args[:-1], waited))
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
-    assert not liver.waiting
-    assert liver.mailbox.sent[-1] == ("ready", b'{"unreplayed":[]}')
+    assert not liver.exposed.waiting
+    assert dialogue.from_site(*liver.mailbox.sent[-1], "site-b").unreplayed == []
 
 
 # --- 2: two live sessions ----------------------------------------------------------------------------------------
@@ -447,7 +449,7 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
 class Hiding(Coordinator):
     """Takes the sum of round 1, and goes on as if it had burned."""
 
-    def _record(self, number, attempt, outcome) -> None:
+    def _record(self, total, ended) -> None:
         self.book.receipts = ()
 
 
@@ -516,20 +518,24 @@ class Rewinding(Coordinator):
         honest = self.mailbox.send
 
         def send(site: str, kind: str, payload: bytes) -> None:
-            if kind == dialogue.PROTOCOL and isinstance(wire.decode_from_server(payload), Result):
+            if kind == dialogue.Protocol.kind and isinstance(wire.decode_from_server(payload), Result):
                 server = self.attempt.server
                 forward = fed_avg(self.vector, dequantize(server.result, self.policy), server.included, self.policy)
                 self.back = (2 * self.vector - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
-                honest(site, dialogue.METRICS, dialogue.pack_round(start.sign(self.book.signing_key), self.back))
+                honest(
+                    site,
+                    dialogue.ToEvaluate.kind,
+                    dialogue.ToEvaluate(start.sign(self.book.signing_key), self.back).packed(),
+                )
             honest(site, kind, payload)
 
         self.mailbox.send = send
         return await super().run()
 
-    def _record(self, number, attempt, outcome) -> None:
-        super()._record(number, attempt, outcome)
-        self.vector = fed_avg(self.back, outcome.total, outcome.included, self.policy)
+    def _record(self, total, ended) -> None:
+        super()._record(total, ended)
+        self.vector = fed_avg(self.back, total, ended.included, self.policy)
 
 
 def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):
@@ -555,9 +561,9 @@ class Repeating(Coordinator):
             await self._hear(0.05)
         return await super()._gather()
 
-    def _record(self, number, attempt, outcome) -> None:
-        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
-        super()._record(number, attempt, outcome)
+    def _record(self, total, ended) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, total, ended.included, self.policy)).astype("f4")
+        super()._record(total, ended)
         self.vector = before
 
 
@@ -581,9 +587,9 @@ def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path)
 class Inventing(Coordinator):
     """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
 
-    def _record(self, number, attempt, outcome) -> None:
-        before = (2 * self.vector - fed_avg(self.vector, outcome.total, outcome.included, self.policy)).astype("f4")
-        super()._record(number, attempt, outcome)
+    def _record(self, total, ended) -> None:
+        before = (2 * self.vector - fed_avg(self.vector, total, ended.included, self.policy)).astype("f4")
+        super()._record(total, ended)
         run, head, hashes = self.book.training_run, self.book.head, (b"r" * 32, b"a" * 32, b"t" * 32)
         self.book.completed(Receipt(run, 2, *hashes, head, next_head(head, *hashes)).sign(self.book.signing_key))
         self.vector = before

@@ -89,6 +89,16 @@ def test_quiet_leaves_errors_only(tmp_path):
     assert "keep this file" in loud.output
 
 
+@pytest.mark.parametrize(
+    ("app", "groups"), [(secagg.cli.app, ["marks"]), (fedseg.cli.app, ["data", "ledger"])], ids=["secagg", "fedseg"]
+)
+def test_what_a_command_is_for_stands_whole_in_the_list(app, groups):
+    for group in ([], *([name] for name in groups)):
+        said = CliRunner().invoke(app, [*group, "-h"], env={"COLUMNS": "80"}).output.partition("Commands:")[2]
+        assert said
+        assert [line for line in said.splitlines() if line.endswith("...")] == []
+
+
 def test_json_is_one_object(tmp_path):
     study = tmp_path / "study.toml"
     study.write_text(tiny_study(rounds=1).toml())

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -23,10 +24,12 @@ from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
 from fedseg.study import Study
 from fedseg.update import assign, flatten
+from secagg import AbortedError
 from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript_files import verify as verify_transcripts
+from secagg.transcript import verify as verify_transcripts
+from tests.support.federation import COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 
 
@@ -35,7 +38,6 @@ async def federate(
     folder: Path,
     *,
     kind: type[Coordinator] = Coordinator,
-    at_sites: Study | None = None,
     run: str = "run",
 ):
     """Run everybody to the end; returns what the coordinator and each site ended with (a folder or an exception)."""
@@ -47,15 +49,20 @@ async def federate(
         if isinstance(event, Listening):
             listening.set_result(event.port)
 
-    options = CoordinatorOptions("127.0.0.1", 0, credentials, patience=5, step_seconds=5, rejoin_seconds=1)
+    options = CoordinatorOptions(credentials=credentials, patience=5, step_seconds=5, rejoin_seconds=1)
     coordinator = kind(RunFolder.create(folder / "coordinator", study, listen), options)
     running = asyncio.create_task(coordinator.run())
     port = await listening
 
     async def site(name: str) -> Path:
-        own = at_sites or study
-        options = SiteOptions(name, f"127.0.0.1:{port}", credentials, folder / f"{name}-state", patience=10)
-        return await Site(RunFolder.create(folder / name, own), load_site(None, name, own), options).run()
+        options = SiteOptions(
+            site=name,
+            address=f"127.0.0.1:{port}",
+            credentials=credentials,
+            state=folder / f"{name}-state",
+            patience=10,
+        )
+        return await Site(RunFolder.create(folder / name, study), load_site(None, name, study), options).run()
 
     sites = await asyncio.gather(*(site(name) for name in study.site_ids), return_exceptions=True)
     (ended,) = await asyncio.gather(running, return_exceptions=True)
@@ -89,10 +96,10 @@ def test_the_network_and_the_simulation_train_the_same_model(tmp_path):
 class Tampering(Coordinator):
     """Publishes another model than the sum gives, signed like any other."""
 
-    def _record(self, number, attempt, outcome) -> None:
+    def _record(self, total, ended) -> None:
         self.vector = self.vector + np.float32(0.01)
         assign(self.model, self.vector)
-        super()._record(number, attempt, outcome)
+        super()._record(total, ended)
 
 
 def test_sites_refuse_a_model_that_the_last_sum_does_not_give(tmp_path):
@@ -124,12 +131,60 @@ def test_a_coordinator_that_gives_up_tells_its_sites_why(tmp_path):
         assert "the coordinator gave up" in (path / "events.jsonl").read_text()
 
 
-def test_sites_refuse_another_study(tmp_path):
+def test_a_site_with_another_study_is_refused_at_once_and_the_others_go_on(tmp_path):
+    """It was refused as the first round began, after every site had been waited for."""
+    study = tiny_study(sites=4, rounds=1)
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            federation.start("site-d", study=study.replace(study={"lr": 0.5}))
+            with pytest.raises(RoundFailedError) as refused:
+                await federation.tasks.pop("site-d")
+            sentence = str(refused.value)
+            assert "site-d was started with another study file" in sentence
+            assert federation.said(COORDINATOR).count(sentence) == 1
+            assert "site-d stopped" not in federation.said(COORDINATOR)
+            assert not federation.of(COORDINATOR, "round")
+            federation.start("site-d")  # with the right one, as its operator would
+            federation.start("site-a", "site-b", "site-c")
+            await federation.finished()
+            (end,) = federation.of(COORDINATOR, "end_round")
+            assert end["included"] == tuple(study.site_ids)
+
+    asyncio.run(scenario())
+
+
+def test_the_coordinator_and_a_waiting_site_name_whom_they_wait_for(tmp_path):
     study = tiny_study(rounds=1)
-    other = study.replace(study={"lr": 0.5})
-    ended, sites = asyncio.run(federate(study, tmp_path, at_sites=other))
-    assert isinstance(ended, RoundFailedError)
-    assert all("[C-23]" in str(error) and "study file" in str(error) for error in sites.values()), sites
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            federation.start("site-a", "site-b")
+            named = lambda who: [event["sites"] for event in federation.of(who, "waiting")]  # noqa: E731
+            await federation.until(lambda: ("site-c",) in named(COORDINATOR) and ("site-c",) in named("site-a"))
+            federation.start("site-c")
+            await federation.finished()
+
+    asyncio.run(scenario())
+
+
+def test_a_site_says_that_no_coordinator_answers(tmp_path):
+    study, events = tiny_study(rounds=1), []
+    make_credentials(tmp_path / "credentials", study, "run")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        options = SiteOptions(
+            site="site-a",
+            address=f"127.0.0.1:{nobody.getsockname()[1]}",
+            credentials=tmp_path / "credentials",
+            state=tmp_path / "state",
+            patience=3,
+        )
+        folder = RunFolder.create(tmp_path / "out", study, events.append)
+        with pytest.raises(AbortedError):
+            asyncio.run(Site(folder, load_site(None, "site-a", study), options).run())
+    assert [event.sites for event in events if event.kind == "waiting"] == [("coordinator",)]
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -156,13 +211,13 @@ def sent_by(site: str, study: Study, folder: Path, monkeypatch) -> tuple[dict[st
 
         async def send(self, kind, payload) -> None:
             if self.watched:
-                sent[kind].append(len(payload) if kind == dialogue.PROTOCOL else json.loads(payload))
-                if kind == dialogue.PROTOCOL:
+                sent[kind].append(len(payload) if kind == dialogue.Protocol.kind else json.loads(payload))
+                if kind == dialogue.Protocol.kind:
                     times.append(time.monotonic())
             await super().send(kind, payload)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedseg.site.MailboxClient", Watched)
+        patched.setattr("fedseg.site.run.MailboxClient", Watched)
         run, _ = asyncio.run(federate(study, folder))
     assert isinstance(run, Path)
     return sent, times
@@ -181,20 +236,22 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         assert (len(data.train), len(data.test)) == (trained, held)
         folder = tmp_path / str(patients)
         sent, _ = sent_by(site, changed, folder, monkeypatch)
-        rows = [message.pop("rows") for message in sent[dialogue.METRICS]]
+        rows = [message.pop("rows") for message in sent[dialogue.Metrics.kind]]
         assert [len(found) for found in rows] == ([held] * 3 if share else [])  # which is what share_metrics gives away
+        for message in sent[dialogue.Ready.kind]:
+            del message["study"]  # names the made patients
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         charged.append([event.model_copy(update={"study_hash": "0" * 64}) for event in events])
     assert told[0] == told[1]
     assert charged[0] == charged[1]
-    assert [message["step"] for message in told[0][dialogue.PROGRESS]] == [0, 0]
+    assert [message["step"] for message in told[0][dialogue.Progress.kind]] == [0, 0]
 
 
 def test_without_privacy_progress_tells_when_each_step_ended(tmp_path, monkeypatch):
     study = tiny_study(rounds=1, steps=2, mechanism="none")
     sent, _ = sent_by("site-b", study, tmp_path, monkeypatch)
-    assert [message["step"] for message in sent[dialogue.PROGRESS]] == [0, 1, 2]
+    assert [message["step"] for message in sent[dialogue.Progress.kind]] == [0, 1, 2]
 
 
 def test_an_update_may_be_held_so_that_the_time_of_training_does_not_show(tmp_path, monkeypatch):
@@ -210,7 +267,7 @@ def test_a_site_does_not_go_on_from_a_ledger_of_the_first_versions(tmp_path):
     state = tmp_path / "state"
     state.mkdir()
     (state / "run.jsonl").write_text("{}\n")
-    options = SiteOptions("site-a", "127.0.0.1:1", tmp_path / "credentials", state)
+    options = SiteOptions(site="site-a", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=state)
     with pytest.raises(
         LedgerError, match=r"run\.jsonl: was written by fedseg 0\.1 or 0\.2, whose epsilon was not true"
     ):
@@ -264,7 +321,7 @@ def test_without_privacy_sites_replay_each_round_before_the_next(tmp_path):
 def test_without_privacy_whole_transcripts_are_kept(tmp_path):
     study = tiny_study(mechanism="none")
     make_credentials(tmp_path / "credentials", study, "run")
-    options = CoordinatorOptions("127.0.0.1", 0, tmp_path / "credentials", transcripts="hashes")
+    options = CoordinatorOptions(credentials=tmp_path / "credentials", transcripts="hashes")
     with pytest.raises(ConfigError, match="keep them"):
         Coordinator(RunFolder.create(tmp_path, study), options)
 

@@ -13,7 +13,8 @@ from fedseg.cli import terminal as command
 from fedseg.cli.ending import show_metrics
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
-from fedseg.dialogue import FAILED, LEAVING, READY, Ready, Said
+from fedseg.dialogue import Failed, Leaving, Progress, Ready
+from fedseg.dialogue import Metrics as Shared
 from fedseg.errors import ConfigError
 from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
 from fedseg.report.records import Metrics
@@ -120,13 +121,13 @@ def credentials(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in HOSTILE if "\ud800" not in HOSTILE[kind]])
-@pytest.mark.parametrize("how", [LEAVING, FAILED])
+@pytest.mark.parametrize("how", [Leaving, Failed])
 def test_a_sites_sentence_does_not_end_the_coordinator(tmp_path, credentials, kind, how):
     """Version 0.2 read it as markup and crashed."""
     screen, file = screen_of(terminal=False)
-    options = Options("127.0.0.1", 0, credentials)
+    options = Options(credentials=credentials)
     coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), options)
-    coordinator._take(Received("site-a", how, Said(reason=HOSTILE[kind]).packed()))
+    coordinator._take(Received("site-a", how.kind, how(reason=HOSTILE[kind]).packed()))
     assert shown_on(file).endswith(f"{printable(HOSTILE[kind])}\n")
     assert shown_on(file).count("\n") == 1
     written = (coordinator.folder.path / "events.jsonl").read_text(encoding="utf-8")
@@ -135,31 +136,59 @@ def test_a_sites_sentence_does_not_end_the_coordinator(tmp_path, credentials, ki
 
 def test_half_a_character_is_refused_where_it_arrives(tmp_path, credentials):
     screen, file = screen_of(terminal=False)
-    coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options("", 0, credentials))
+    coordinator = Coordinator(
+        RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options(credentials=credentials)
+    )
 
     async def scenario() -> None:
-        coordinator.mailbox.receive = lambda _: asyncio.sleep(0, Received("site-a", LEAVING, b'{"reason":"\\ud800"}'))
+        coordinator.mailbox.receive = lambda _: asyncio.sleep(
+            0, Received("site-a", Leaving.kind, b'{"reason":"\\ud800"}')
+        )
         await coordinator._hear(0)
 
     asyncio.run(scenario())
-    assert shown_on(file) == f"{STAMP}site-a sent a malformed Said message; it was ignored\n"
+    assert shown_on(file) == f"{STAMP}site-a sent a malformed Leaving message; it was ignored\n"
 
 
 def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, credentials):
     """600 requests of a few bytes once made the coordinator hold 3.6 GB."""
     screen, _ = screen_of(terminal=False)
-    coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options("", 0, credentials))
+    coordinator = Coordinator(
+        RunFolder.create(tmp_path, tiny_study(rounds=1), screen), Options(credentials=credentials)
+    )
     transcripts = coordinator.folder.path / "transcripts"
     transcripts.mkdir()
     (transcripts / f"0001-0-{'ab' * 8}.transcript").write_bytes(bytes(1000))
-    sent = []
+    sent, waits = [], Ready(study=coordinator.study.hash().hex(), unreplayed=["ab" * 32])
     coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
     for _ in range(2):
         coordinator._take(Received("site-a", HELLO, b""))
         for _ in range(600):
-            coordinator._take(Received("site-a", READY, Ready(unreplayed=["ab" * 32]).packed()))
-            coordinator._take(Received("site-a", FAILED, Said(reason="again").packed()))
+            coordinator._take(Received("site-a", Ready.kind, waits.packed()))
+            coordinator._take(Received("site-a", Failed.kind, Failed(reason="again").packed()))
     assert sent == ["transcript"] * 2
+
+
+def test_figures_of_rounds_that_are_not_there_are_neither_kept_nor_shown(tmp_path, credentials):
+    """A site could fill the coordinator's memory with rounds, and its screen with numbers."""
+    screen, file = screen_of(terminal=False)
+    study = tiny_study(rounds=1).replace(report={"share_metrics": True})
+    coordinator = Coordinator(RunFolder.create(tmp_path, study, screen), Options(credentials=credentials))
+    rows = [[0.5] * len(study.structures)]
+    for number, told in [(0, ""), (1, "not there yet"), (10**30, "not there yet")]:
+        taken = Received("site-a", Shared.kind, Shared(round=number, rows=rows).packed())
+        coordinator.mailbox.receive = lambda _, taken=taken: asyncio.sleep(0, taken)
+        asyncio.run(coordinator._hear(0))
+        assert told in shown_on(file)
+        for step, steps in [(0, 2), (3, 2), (0, 10**30)]:
+            progress = Progress(round=number + 1, step=step, steps=steps, epsilon=None)
+            coordinator._take(Received("site-a", Progress.kind, progress.packed()))
+    assert coordinator.figures.missing({"site-a", "site-b"}) == {"site-b"}
+    events = [json.loads(line) for line in (coordinator.folder.path / "events.jsonl").read_text().splitlines()]
+    assert [(event["kind"], event.get("round")) for event in events if event["kind"] != "note"] == [("dice", 0)]
+    for rows in ([[1.5]], [[-0.1]]):
+        with pytest.raises(ValueError, match=r"less than|greater than"):
+            Shared(round=0, rows=rows)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------

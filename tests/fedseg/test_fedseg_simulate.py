@@ -155,17 +155,17 @@ def test_a_run_cut_after_masking_burns_that_round_and_never_contributes_twice(tm
 
 def liar_in(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, liar: str, victims: dict[int, str]) -> None:
     """`liar` says in every round number that it could not open the shares of a victim, wherever both are there."""
-    send, key = aggregate._Exchange.send, folder.path / "identities" / f"{liar}.key"
+    send, key = aggregate._Speaking.send, folder.path / "identities" / f"{liar}.key"
 
-    def lie(exchange, site, message):
-        state = exchange._server._state
-        if site == liar and exchange._server.step == SHARE_REPORT:
-            victim = victims[state.round.context.round_number]
-            if victim in exchange._server.expected:
+    def lie(speaking, site, message):
+        server = speaking._exchange.server
+        if site == liar and server.step == SHARE_REPORT:
+            victim = victims[speaking._exchange.facts.number]
+            if victim in server.expected:
                 message = replace(message, complaint=victim).sign(SigningKey.from_bytes(key.read_bytes()))
-        send(exchange, site, message)
+        send(speaking, site, message)
 
-    monkeypatch.setattr(aggregate._Exchange, "send", lie)
+    monkeypatch.setattr(aggregate._Speaking, "send", lie)
 
 
 def test_a_site_that_accuses_the_same_site_again_is_named_with_it_over_an_interruption_too(tmp_path, monkeypatch):

@@ -18,10 +18,11 @@ from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept
 from secagg.cli import app
 from secagg.cli.cost import Cost
 from secagg.cli.policy import explanation, traffic
-from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text, write_new
+from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
 from secagg.transcript_files import Recorder
+from secagg.writing import PRIVATE, write_new
 from tests.support.cohort import SERVER_KEY, Cohort, Play
 from tests.support.forge import changed, forge, replace, written
 
@@ -355,7 +356,7 @@ def released(tmp_path, cohort):
         play.server = ServerSession(cohort.policy, cohort.roster, context, SERVER_KEY, record=recorder)
         play.to_the_end()
     cohort.stores["site-a"].close()
-    write_new(tmp_path / "key", secret_text("site-a", cohort.keys["site-a"]), mode=0o600)
+    write_new(tmp_path / "key", secret_text("site-a", cohort.keys["site-a"]), mode=PRIVATE)
     return play.server.receipt.round_id.hex()
 
 
@@ -441,7 +442,7 @@ def test_an_acceptance_needs_the_digits_the_round_and_the_key(tmp_path, released
     refused(*accepting(tmp_path, other, "--yes"), says="this data set sent no shares for that round")
     refused(*accepting(tmp_path, "abc", "--yes"), says="64 hexadecimal digits")
     refused(*accepting(tmp_path, released[:16], "--yes"), says="64 hexadecimal digits")
-    write_new(tmp_path / "b", secret_text("site-b", cohort.keys["site-b"]), mode=0o600)
+    write_new(tmp_path / "b", secret_text("site-b", cohort.keys["site-b"]), mode=PRIVATE)
     theirs = ["marks", "accept", str(tmp_path / "store"), released, "--id", "site-a", "--key", str(tmp_path / "b")]
     refused(*theirs, "--yes", says="is the key of site-b, not of site-a")
     (tmp_path / "key").chmod(0o644)

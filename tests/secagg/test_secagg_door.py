@@ -17,8 +17,9 @@ import pytest
 from secagg.errors import AbortedError, ConfigError
 from secagg.rpc import door as door_module
 from secagg.rpc.client import MailboxClient
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.door import CONNECTIONS, STRANGERS_BYTES, Door
-from secagg.rpc.tls import ClientTls, make_certificates
+from secagg.rpc.tls import ClientTls
 
 SITES = ("a", "b")
 HOST = "127.0.0.1"

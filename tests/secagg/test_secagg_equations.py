@@ -136,7 +136,10 @@ class Round:
                 self.put((u, v), envelope=bundle.shares, pair_envelope=bundle.pair)
                 self.put((u, v), s_commitment=bundle.mask_key_commitment, b_commitment=bundle.self_seed_commitment)
                 self.put((u, v), pair_commitment=bundle.pair_commitment)
-                self.put((u, v), bundle_digest=signed.digest_for(v, self.roster))
+                self.put((u, v), bundle_digest=bundle.digest())
+            self.put(u, bundles_root=signed.bundles_root)
+            for v, path in zip(self.roster.others(u), message.tree[1], strict=True):
+                self.put((u, v), path=path)
 
     def pair(self, u: str, v: str) -> None:
         names, suite = self.names, self.cohort.policy.suite

@@ -553,13 +553,15 @@ class Liar:
     def _assemble(self, reader: str, kind: str, picked: Mapping[str, Any]) -> Any:
         entries = tuple(picked.values())
         if kind == INBOX:
-            headers, bundles = tuple(dealing.header for dealing in entries), []
+            headers, bundles, paths = tuple(dealing.header for dealing in entries), [], []
             for dealer, dealing in picked.items():
                 others = self.rosters[id(dealing)].others(dealer)
                 if dealer != reader and reader not in others:
                     return None
-                bundles += [dealing.bundles[others.index(reader)]] if dealer != reader else []
-            return ShareInbox(headers, tuple(bundles))
+                if dealer != reader:
+                    bundles.append(dealing.bundles[others.index(reader)])
+                    paths.append(dealing.tree[1][others.index(reader)])
+            return ShareInbox(headers, tuple(bundles), tuple(paths))
         if kind == INCLUDED:
             accepted = [
                 self.cached.setdefault(id(e), e.acceptance()) if isinstance(e, MaskedInput) else e for e in entries

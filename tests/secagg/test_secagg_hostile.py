@@ -115,9 +115,13 @@ def earlier_self(message: Roster) -> Roster:
     return Roster(swapped(message.advertisements, cohort.client(VICTIM).start()))
 
 
-def fewer_digests(message: ShareInbox) -> ShareInbox:
-    header = entry_of(message.headers, COLLUDER)
-    return colluding("headers", digests=header.digests[:-32])(message)
+def longer(message: ShareInbox, more: bytes) -> ShareInbox:
+    return replace(message, paths=(message.paths[0] + more, *message.paths[1:]))
+
+
+def swapped_paths(message: ShareInbox) -> ShareInbox:
+    first, second, *rest = message.paths
+    return replace(message, paths=(second, first, *rest))
 
 
 def swapped_bundles(message: ShareInbox) -> ShareInbox:
@@ -146,11 +150,13 @@ SERVER_LIES = [
     ("a header for another slot", INBOX, colluding("headers", slot=OTHER_HASH), "C-09"),
     ("a forged header", INBOX, forged("headers", self_commitment=OTHER_HASH), "C-09"),
     ("a header of an outsider", INBOX, colluding("headers", client_id="stranger"), "C-10"),
-    ("a header with too few digests", INBOX, fewer_digests, "C-10"),
-    ("no own header", INBOX, lambda m: ShareInbox(without(m.headers, VICTIM), m.bundles[1:]), "C-10"),
+    ("no own header", INBOX, lambda m: ShareInbox(without(m.headers, VICTIM), m.bundles[1:], m.paths[1:]), "C-10"),
     ("a bundle too few", INBOX, lambda m: replace(m, bundles=m.bundles[1:]), "C-10"),
+    ("a path too few", INBOX, lambda m: replace(m, paths=m.paths[1:]), "C-10"),
     ("bundles in another order", INBOX, swapped_bundles, "C-11"),
-    ("too few dealers", INBOX, lambda m: ShareInbox(m.headers[:3], m.bundles[:2]), "C-21"),
+    ("paths in another order", INBOX, swapped_paths, "C-11"),
+    ("a path that is too long", INBOX, lambda m: longer(m, bytes(32)), "C-11"),
+    ("too few dealers", INBOX, lambda m: ShareInbox(m.headers[:3], m.bundles[:2], m.paths[:2]), "C-21"),
     ("a report of an outsider", REPORTS, colluding("reports", client_id="stranger"), "C-13"),
     ("a report on other headers", REPORTS, colluding("reports", roster2=OTHER_HASH), "C-13"),
     ("a complaint sold as a report", REPORTS, colluding("reports", complaint="site-b"), "C-13"),
@@ -229,7 +235,8 @@ def test_two_rosters_for_two_halves_never_meet():
 
 
 def test_an_inbox_of_other_headers_shows_before_anybody_masks():
-    play = Play(Cohort(5), down=alone(INBOX, VICTIM, lambda m: ShareInbox(m.headers[:4], m.bundles[:3]))).until(REPORTS)
+    fewer = alone(INBOX, VICTIM, lambda m: ShareInbox(m.headers[:4], m.bundles[:3], m.paths[:3]))
+    play = Play(Cohort(5), down=fewer).until(REPORTS)
     assert play.refusals[VICTIM].check == "S-09"
     assert play.to_the_end().exact
 

@@ -48,6 +48,7 @@ from secagg import (
 )
 from secagg.cli import app
 from secagg.keys import ChannelKey, MaskKey, Secret
+from secagg.merkle import tree
 from secagg.messages import EncryptedShares, SlotMasks, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -446,8 +447,8 @@ def test_nor_does_a_complaint(watch):
 
     def reseal(message: EncryptedShares) -> EncryptedShares:
         bundles = [dataclasses.replace(bundle, shares=bytes(len(bundle.shares))) for bundle in message.bundles]
-        digests = b"".join(bundle.digest() for bundle in bundles)
-        header = dataclasses.replace(message.header, digests=digests).sign(cohort.keys["site-b"])
+        root, _ = tree([bundle.digest() for bundle in bundles])
+        header = dataclasses.replace(message.header, bundles_root=root).sign(cohort.keys["site-b"])
         return EncryptedShares(header, tuple(bundles))
 
     assert play(watch, cohort, up=alone("ShareKeys", "site-b", reseal)).failure is not None

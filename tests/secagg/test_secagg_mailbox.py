@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from secagg.errors import AbortedError
 from secagg.rpc import frames
 from secagg.rpc.client import MailboxClient
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import CHUNK_BYTES, Assembler, Message
 from secagg.rpc.server import UNTAKEN, MailboxServer
-from secagg.rpc.tls import ClientTls, ServerTls, make_certificates
+from secagg.rpc.tls import ClientTls, ServerTls
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
 
 LIMIT = 8 << 20

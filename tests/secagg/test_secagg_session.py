@@ -24,6 +24,7 @@ from secagg import (
 )
 from secagg.client import Joining
 from secagg.complaints import leave_out
+from secagg.merkle import tree
 from secagg.messages import (
     Attestations,
     EncryptedShares,
@@ -434,7 +435,7 @@ def bad_bundle(cohort: Cohort, dealer: str, position: int):
     def change(message: EncryptedShares) -> EncryptedShares:
         bundles = list(message.bundles)
         bundles[position] = replace(bundles[position], shares=bytes(len(bundles[position].shares)))
-        header = replace(message.header, digests=b"".join(bundle.digest() for bundle in bundles))
+        header = replace(message.header, bundles_root=tree([bundle.digest() for bundle in bundles])[0])
         return EncryptedShares(header.sign(cohort.keys[dealer]), tuple(bundles))
 
     return alone("ShareKeys", dealer, change)

@@ -639,12 +639,14 @@ class Slot:
                 dealt = {i: m for i, m in said(EncryptedShares).items() if careless or m.header.roster1 == roster.hash}
                 dealt |= {liar: m for liar in liars if (m := self._deals(liar, roster)) is not None}
                 ordered = [dealt[i] for i in sorted(dealt)]
-                bundles = [
-                    m.bundles[min(roster.others(m.header.client_id).index(reader), len(m.bundles) - 1)]
+                places = [
+                    (m, min(roster.others(m.header.client_id).index(reader), len(m.bundles) - 1))
                     for m in ordered
                     if m.header.client_id != reader and m.header.client_id in roster.by_id
                 ]
-                return ShareInbox(tuple(m.header for m in ordered), tuple(bundles))
+                bundles = tuple(m.bundles[place] for m, place in places)
+                paths = tuple(m.tree[1][place] for m, place in places)
+                return ShareInbox(tuple(m.header for m in ordered), bundles, paths)
             case Reported(reported=own):
                 view = (own.slot, own.roster1, own.roster2)
                 reports = {i: m for i, m in said(ShareReport).items() if careless or same_view(m, own)}

@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from secagg.errors import ConfigError
+from secagg.rpc.demo_authority import Authority, make_certificates
 from secagg.rpc.frames import SERVICE
 from secagg.rpc.server import MailboxServer
-from secagg.rpc.tls import Authority, ClientTls, ServerTls, make_certificates, site_named_by
+from secagg.rpc.tls import ClientTls, ServerTls, site_named_by
 from secagg.rpc.transport_pb2 import Greeting, Welcome
 
 DAY = dt.timedelta(days=1)

@@ -50,6 +50,7 @@ from secagg import (
     encoding,
     keys,
     masking,
+    merkle,
     messages,
     open_round,
     packing,
@@ -100,6 +101,31 @@ def encode(purpose: str, *values: Any) -> bytes:
 
 def H(purpose: str, *values: Any) -> bytes:
     return hashlib.sha256(encode(purpose, *values)).digest()
+
+
+def root_over(leaves: list[bytes]) -> bytes:
+    """RFC 9162, section 2.1.1: the left half is the largest power of two below the number of leaves."""
+    if len(leaves) == 1:
+        return leaves[0]
+    half = max(2**k for k in range(9) if 2**k < len(leaves))
+    return H("bundle-node", root_over(leaves[:half]), root_over(leaves[half:]))
+
+
+def climbed(leaf: bytes, place: int, count: int, path: bytes) -> bytes:
+    """RFC 9162, section 2.1.3.2, step by step."""
+    above, last = place, count - 1
+    for start in range(0, len(path), 32):
+        sibling = path[start : start + 32]
+        assert last > 0
+        if above % 2 or above == last:
+            leaf = H("bundle-node", sibling, leaf)
+            while not above % 2 and above:
+                above, last = above >> 1, last >> 1
+        else:
+            leaf = H("bundle-node", leaf, sibling)
+        above, last = above >> 1, last >> 1
+    assert last == 0
+    return leaf
 
 
 def HV(purpose: str, vector: Any) -> bytes:
@@ -312,7 +338,7 @@ class Port:
 
     def bundles(self, slot: bytes, dealer: str, message: Any) -> None:
         """Shares and commitments follow from the draws, envelopes open to them, and the header commits to both."""
-        header, digests = message.header, b""
+        header, digests = message.header, list[bytes]()
         assert header.self_commitment == H("self-commit", slot, dealer, self.draw(dealer, "self_seed"))
         for peer, bundle in zip([i for i in self.u1 if i != dealer], message.bundles, strict=True):
             shares = {kind: self.share(kind, dealer, peer) for kind in "sb"}
@@ -331,8 +357,8 @@ class Port:
             else:
                 assert (bundle.pair, bundle.pair_commitment) == (b"", b"")
             envelopes = [H("envelope", e) if e else b"" for e in (bundle.shares, bundle.pair)]
-            digests += H("bundle", *envelopes, promised["s"], promised["b"], bundle.pair_commitment)
-        assert header.digests == digests
+            digests.append(H("bundle", *envelopes, promised["s"], promised["b"], bundle.pair_commitment))
+        assert header.bundles_root == root_over(digests)
 
     def behind(self, seed: bytes) -> bytes:
         """The words of a keystream behind the values: what masks the constant slots."""
@@ -781,6 +807,15 @@ def check_envelope_info(case: Json) -> None:
     values = (slot, roster1, case["sender"], case["recipient"])
     assert masking.envelope_info(case["purpose"], *values).hex() == case["output"]
     assert encode("envelope-" + case["purpose"], *values).hex() == case["output"]
+
+
+def check_bundle_tree(case: Json) -> None:
+    leaves = [bytes.fromhex(leaf) for leaf in case["leaves"]]
+    root, paths = merkle.tree(leaves)
+    assert (root.hex(), [path.hex() for path in paths]) == (case["root"], case["paths"])
+    assert root == root_over(leaves)
+    for place, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
+        assert root == climbed(leaf, place, len(leaves), path)
 
 
 def check_bundle_digest(case: Json) -> None:

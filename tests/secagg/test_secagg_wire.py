@@ -326,7 +326,7 @@ def test_no_hash_may_be_short(part):
             replace(part, **{name: getattr(part, name)[:-1]})
     if isinstance(part, Header):
         with pytest.raises(MalformedMessageError, match="M-01"):
-            replace(part, digests=part.digests[1:])
+            replace(part, bundles_root=part.bundles_root[1:])
 
 
 @pytest.mark.parametrize("part", parts().values(), ids=lambda part: type(part).__name__)

@@ -60,7 +60,7 @@ class Federation:
             pinned = self.credentials / "federation.toml"
             pinned.write_text(pinned.read_text().replace("a run", self.run_name))
         options = CoordinatorOptions(
-            "127.0.0.1", 0, self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=0.3
+            credentials=self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=0.3
         )
         folder = RunFolder.create(self.folder / COORDINATOR, self.study, self._listener(COORDINATOR))
         self.coordinator = self.kind(folder, options)
@@ -75,10 +75,10 @@ class Federation:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
         await self.coordinator.mailbox.stop(0.0)  # a server that was cancelled while it stopped hangs the interpreter
 
-    def start(self, *names: str) -> None:
-        """Start sites, or start them again."""
+    def start(self, *names: str, study: Study | None = None) -> None:
+        """Start sites, or start them again, maybe with another study."""
         for name in names or self.study.site_ids:
-            own = ["--state", str(self.folder / f"{name}-state"), "--credentials", str(self.credentials)]
+            given = ["--state", str(self.folder / f"{name}-state"), "--credentials", str(self.credentials)]
             address = f"127.0.0.1:{self.port}"
             command = [
                 "fedseg",
@@ -87,13 +87,19 @@ class Federation:
                 name,
                 "--coordinator",
                 address,
-                *own,
+                *given,
             ]
             options = SiteOptions(
-                name, address, self.credentials, self.folder / f"{name}-state", 10, command=shlex.join(command)
+                site=name,
+                address=address,
+                credentials=self.credentials,
+                state=self.folder / f"{name}-state",
+                patience=10,
+                command=shlex.join(command),
             )
-            run = RunFolder.create(self.folder / name, self.study, self._listener(name))
-            site = Site(run, load_site(None, name, self.study), options)
+            own = study or self.study
+            run = RunFolder.create(self.folder / name, own, self._listener(name))
+            site = Site(run, load_site(None, name, own), options)
             self.tasks[name] = asyncio.create_task(site.run())
 
     def kill(self, *names: str) -> None:

@@ -23,6 +23,7 @@ from secagg.masking import (
     share_commitment,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import (
     AcceptedInput,
     AdvertiseKeys,
@@ -156,7 +157,7 @@ def forge(
         "header",
         dealers,
         lambda u: Header(
-            slot, roster.hash, u, self_commitment(slot, u, seeds[u]), b"".join(b.digest() for b in dealt[u])
+            slot, roster.hash, u, self_commitment(slot, u, seeds[u]), tree([b.digest() for b in dealt[u]])[0]
         ),
     )
     roster2 = headers_hash(headers[u] for u in sorted(headers))

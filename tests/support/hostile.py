@@ -18,6 +18,7 @@ import secagg.client
 from secagg import ClientSession, Policy, SigningKey, wire
 from secagg.keys import MaskKey, Secret
 from secagg.masking import pair_mask_seed, self_mask_seed
+from secagg.merkle import tree
 from secagg.messages import (
     AdvertiseKeys,
     Attestation,
@@ -83,7 +84,7 @@ def unsigned(**changes: Any) -> Lie:
 def dealt(cohort: Cohort, message: EncryptedShares, bundles: Iterable[Bundle]) -> EncryptedShares:
     """Other bundles under a header that commits to them."""
     listed = tuple(bundles)
-    header = replace(message.header, digests=b"".join(bundle.digest() for bundle in listed))
+    header = replace(message.header, bundles_root=tree([bundle.digest() for bundle in listed])[0])
     return EncryptedShares(header.sign(cohort.keys[header.client_id]), listed)
 
 

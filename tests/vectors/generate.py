@@ -30,6 +30,7 @@ from secagg.masking import (
     slot_mask,
     slot_values,
 )
+from secagg.merkle import tree
 from secagg.messages import Bundle, ReleaseClaim
 from secagg.packing import dtype_for, pack, unpack
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
@@ -361,6 +362,11 @@ def derivations() -> Iterator[Json]:
         bundle = Bundle(b"sealed shares", pair, slot, roster1, round_id if pair else b"")
         values = {item.name: getattr(bundle, item.name).hex() for item in fields(bundle)}
         yield {"operation": "bundle_digest"} | values | {"output": bundle.digest().hex()}
+    for count in (1, 2, 3, 4, 5, 7, 8, 9):
+        leaves = [digest("bundle", index.to_bytes(1, "big")) for index in range(count)]
+        root, paths = tree(leaves)
+        listed = {"leaves": [leaf.hex() for leaf in leaves], "paths": [path.hex() for path in paths]}
+        yield {"operation": "bundle_tree"} | listed | {"root": root.hex()}
     yield claim_case()
     for bits in WIDTHS:
         policy = Setting(bits=bits, value_bits=WIDTHS[bits]).policy

@@ -21,6 +21,7 @@ from secagg.context import next_head
 from secagg.errors import MalformedMessageError
 from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import envelope_info, share_commitment
+from secagg.merkle import root_of, tree
 from secagg.messages import (
     AdvertiseKeys,
     Attestation,
@@ -51,11 +52,10 @@ LISTS = {
 HASHES = (
     *("slot", "roster1", "roster2", "round_id", "attested", "sharers_hash", "y_hash", "total_hash", "head"),
     *("previous_head", "model_hash", "task_hash", "self_commitment", "mask_key_commitment", "self_seed_commitment"),
-    *("pair_commitment", "self_seed", "released", "session", "inputs_hash"),
+    *("pair_commitment", "self_seed", "released", "session", "inputs_hash", "bundles_root"),
 )
 SHAPES: dict[str, Any] = dict.fromkeys(HASHES, bytes(31)) | {
     "nonce": bytes(15),
-    "digests": bytes(33),
     "client_id": "",
     "training_run": "",
     "complaint": "x" * 65,
@@ -136,7 +136,8 @@ def cut(name: str, length: int) -> Lie:
 def dealt(message: EncryptedShares, bundles: Iterable[Bundle]) -> EncryptedShares:
     """Other bundles under a header that commits to them."""
     ordered = tuple(bundles)
-    return EncryptedShares(by_itself(replace(message.header, digests=b"".join(b.digest() for b in ordered))), ordered)
+    root, _ = tree([bundle.digest() for bundle in ordered])
+    return EncryptedShares(by_itself(replace(message.header, bundles_root=root)), ordered)
 
 
 def headed(**changes: Any) -> Lie:
@@ -159,8 +160,9 @@ def inbox_with(bundle: Callable[[Bundle], Bundle], dealer: str = LIAR) -> Lie:
         place = [header.client_id for header in message.headers if header.client_id != VICTIM].index(dealer)
         changed, header = bundle(message.bundles[place]), entry(message, dealer)
         bundles = (*message.bundles[:place], changed, *message.bundles[place + 1 :])
-        digests = changed.digest() + header.digests[32:]  # nobody comes before the victim
-        return replace(listed(message, by_itself(replace(header, digests=digests))), bundles=bundles)
+        path = message.paths[place]  # nobody comes before the victim
+        root = root_of(changed.digest(), 0, len(message.headers) - 1, path)
+        return replace(listed(message, by_itself(replace(header, bundles_root=root))), bundles=bundles)
 
     return lie
 
@@ -456,8 +458,8 @@ def lying_inboxes(liars: Liars) -> None:
 
         return check, comment, inbox_with(bundle)
 
-    def fewer(message: ShareInbox) -> ShareInbox:
-        return colluding(digests=entry(message, LIAR).digests[:-32])(message)
+    def longer(message: ShareInbox) -> ShareInbox:
+        return replace(message, paths=(message.paths[0] + OTHER, *message.paths[1:]))
 
     def resent(message: ShareInbox) -> ShareInbox:
         return inbox_with(lambda bundle: replace(bundle, shares=message.bundles[0].shares))(message)
@@ -467,28 +469,28 @@ def lying_inboxes(liars: Liars) -> None:
         return replace(message, bundles=(replace(first, shares=flip(first.shares)), *rest))
 
     def uneven(message: ShareInbox) -> ShareInbox:
-        *rest, last = message.headers
-        return unchecked(message, headers=(*rest, unchecked(last, digests=bytes(33))))
+        return unchecked(message, paths=(*message.paths[1:], bytes(33)))
 
     for check, comment, lie in [
         ("C-09", "A header for another roster", colluding(roster1=OTHER)),
         ("C-09", "A header for another slot", colluding(slot=OTHER)),
         ("C-09", "A header changed after it was signed", forged(self_commitment=OTHER)),
         ("C-10", "A header of an outsider", colluding(client_id=OUTSIDER)),
-        ("C-10", "A header with too few digests", fewer),
         ("C-10", "The reader's own header is missing", lambda m: listed(m, without=VICTIM)),
         ("C-10", "Another header of the reader's own", colluding(VICTIM, self_commitment=OTHER)),
         ("C-10", "A bundle too few", cut("bundles", 3)),
+        ("C-10", "A path too few", cut("paths", 3)),
         ("C-11", "Two bundles in each other's place", swapped),
         ("C-11", "An envelope that the server changed", altered),
+        ("C-11", "A path that goes on above the root", longer),
         ("C-12", "An envelope that does not open", inbox_flipped("shares")),
         ("C-12", "Another dealer's envelope", resent),
         ("C-12", "A share of s that misses its commitment", inbox_flipped("mask_key_commitment")),
         ("C-12", "A share of b that misses its commitment", inbox_flipped("self_seed_commitment")),
         sealed("C-12", "A share that equals the prime", lambda p: PRIME.to_bytes(33, "big") + p[33:]),
         sealed("C-12", "A share of 34 bytes", lambda p: p + b"\0"),
-        ("C-21", "Too few dealers", lambda m: ShareInbox(m.headers[:3], m.bundles[:2])),
-        ("M-01", "Digests that are not 32 bytes each", uneven),
+        ("C-21", "Too few dealers", lambda m: ShareInbox(m.headers[:3], m.bundles[:2], m.paths[:2])),
+        ("M-01", "A path that is not of hashes of 32 bytes", uneven),
     ]:
         liars.to_client(check, comment, "report", lie)
     # Of positions 1 and 3 the larger id deals, which is site-c.
@@ -586,7 +588,7 @@ def lying_clients(liars: Liars) -> None:
         ("S-06", "A header for another roster", shares, headed(roster1=OTHER)),
         ("S-06", "A header for another slot", shares, headed(slot=OTHER)),
         ("S-06", "A header changed after it was signed", shares, other_header),
-        ("S-07", "Bundles in another order than their digests", shares, swapped),
+        ("S-07", "Bundles in another order than in the tree", shares, swapped),
         ("S-08", "A bundle too few", shares, lambda m: dealt(m, m.bundles[:-1])),
         ("S-08", "A bundle too many", shares, lambda m: dealt(m, [*m.bundles, m.bundles[0]])),
         ("S-08", "An envelope of another length", shares, too_long),
@@ -744,7 +746,7 @@ def misshapen_messages(message: Any, seen: set[tuple[str, str]]) -> Iterator[tup
     for item in fields(message):
         value, place = getattr(message, item.name), (type(message).__name__, item.name)
         if isinstance(value, tuple):
-            for what, wrong in misshapen_messages(value[0], seen) if value else ():
+            for what, wrong in misshapen_messages(value[0], seen) if value and is_dataclass(value[0]) else ():
                 yield what, unchecked(message, **{item.name: (wrong,)})
         elif is_dataclass(value):
             for what, wrong in misshapen_messages(value, seen):

@@ -1,0 +1,95 @@
+"""What a coordinator may say about its models: what sites shared of their held-out patients, and public phantoms."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg.dialogue import Metrics
+from fedseg.errors import RoundFailedError
+from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
+from fedseg.events import Ended, EpsilonSpent, Scored
+from fedseg.runfolder import RunFolder
+from fedseg.start import public_cases
+from fedseg.summary import before_training, metrics_of
+
+Rows = NDArray[np.float64]
+"""(patients, structures) Dice, NaN where undefined."""
+
+
+class Figures:
+    """The figures of one run.
+
+    Attributes:
+        epsilon: what each site has said that its patients spent.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._study = folder, folder.study
+        self._shared: dict[int, dict[str, Rows]] = {}
+        self.epsilon: dict[str, float | None] = {}
+
+    def take(self, site: str, metrics: Metrics) -> None:
+        """Keep what a site shared.
+
+        Raises:
+            RoundFailedError: of another study, or of a round that is not there: nothing was kept.
+        """
+        width = len(self._study.structures)
+        if any(len(row) != width for row in metrics.rows):
+            raise RoundFailedError(f"{site} sent metrics of another study; they were ignored")
+        if metrics.round > self._folder.tally.completed:
+            raise RoundFailedError(f"{site} sent metrics of a model that is not there yet; they were ignored")
+        rows = [[np.nan if value is None else value for value in row] for row in metrics.rows]
+        values = np.array(rows, dtype=np.float64).reshape(-1, width)
+        self._shared.setdefault(metrics.round, {})[site] = values
+        means = structure_means(values, self._study)
+        self._folder.emit(Scored(round=metrics.round, site=site, values=means, n=len(values)))
+
+    def missing(self, sites: set[str]) -> set[str]:
+        """Which of these have not shared their figures of the last model."""
+        return sites - self._shared.get(self._folder.tally.completed, {}).keys()
+
+    def record(self, number: int) -> None:
+        """What is known as round `number` completes; call it before the round is counted."""
+        known = {site: spent for site, spent in self.epsilon.items() if spent is not None}
+        for site, spent in known.items():
+            self._folder.emit(EpsilonSpent(round=number, site=site, spent=spent))
+        tally = self._folder.tally
+        entry = {"round": number, "completed": tally.completed + 1, "epsilon": max(known.values(), default=None)}
+        tally.history.append(entry)
+
+    def finish(self, model: torch.nn.Module, parameters: int, command: str, reason: str) -> Path:
+        """Write down everything and give the run folder its final name.
+
+        Args:
+            model: the last one, which is shown on public phantoms.
+            parameters: d.
+            command: how the coordinator was started.
+            reason: why the run ended.
+        """
+        folder, tally = self._folder, self._folder.tally
+        for entry in tally.history:
+            pooled = self._pooled(entry["completed"])
+            entry.update(dice=structure_means(pooled, self._study), mean=overall_mean(pooled))
+        if self._shared.get(0):
+            tally.baselines[before_training(self._study)] = mean_interval(self._pooled(0))
+        last = self._shared.get(tally.completed, {})
+        values = {site: last.get(site, self._nobody) for site in self._study.site_ids}
+        scores = Scores({site: [""] * len(rows) for site, rows in values.items()}, values)
+        public = evaluate(model, {"public phantom": public_cases(self._study)}, self._study)
+        tally.baselines["this model on public phantom cases"] = mean_interval(public.pooled())
+        folder.emit(Ended(seconds=folder.seconds))
+        spent: Mapping[str, float] = {site: spent for site, spent in self.epsilon.items() if spent is not None}
+        table = dice_table(scores, {}, self._study)
+        metrics = metrics_of(folder, parameters, command, table, spent, reason)
+        return folder.complete(metrics, ranked(public))
+
+    @property
+    def _nobody(self) -> Rows:
+        return np.empty((0, len(self._study.structures)))
+
+    def _pooled(self, completed: int) -> Rows:
+        return np.concatenate(list(self._shared.get(completed, {}).values()) or [self._nobody])

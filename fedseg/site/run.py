@@ -1,0 +1,456 @@
+"""A site's process: one site in one run, from its first connection to its report."""
+
+import asyncio
+import contextlib
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedseg import dialogue
+from fedseg.account import Account, chained
+from fedseg.attempt import Facts
+from fedseg.budget.charge import charge, charge_metrics
+from fedseg.credentials import load_federation, signing_key, site_tls
+from fedseg.data.cases import SiteData
+from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
+from fedseg.events import Burned, EpsilonSpent, Note, RoundStarted, Trained, Waiting
+from fedseg.exposure import MARKS
+from fedseg.ledger import Ledger
+from fedseg.models import build_model
+from fedseg.runfolder import POLICY, RunFolder
+from fedseg.site.exposed import Exposed
+from fedseg.site.figures import Figures
+from fedseg.site.following import Following
+from fedseg.site.round import Round
+from fedseg.study import Study
+from fedseg.summary import study_event
+from fedseg.train import train_round
+from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from secagg import AbortedError, ClientSession, ExposureError, OpenRound, ProtocolError, open_round
+from secagg.files import policy_text
+from secagg.messages import FromClient, Receipt, Result, RoundStart, SlotMasks
+from secagg.policy import session_id
+from secagg.quantize import quantize
+from secagg.rpc.client import MailboxClient
+from secagg.rpc.frames import message_limit
+from secagg.rpc.tls import COORDINATOR
+from secagg.sqlite import SqliteStore
+from secagg.writing import PRIVATE_FOLDER
+
+OWN_MARKS = ("C-03", "C-14", "C-24")
+"""Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
+
+FAREWELL_SECONDS = 5.0
+"""How long a site that failed tries to say so."""
+
+UNANSWERED_SECONDS = 2.0
+"""After which it is said that the coordinator does not answer yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a site runs; none of it changes what the study means.
+
+    Attributes:
+        site: own id.
+        address: host:port of the coordinator.
+        credentials: folder of `fedseg.credentials`.
+        state: the data set's own folder, for good, whatever the study: durable marks and the ledger. Never delete it or
+            restore an old copy.
+        patience: seconds without an answer after which the coordinator is given up.
+        audit: folder for the site's own quantised updates and the totals that it was sent; None for none.
+        command: how it was started, for the record and for sentences that say what to run.
+    """
+
+    site: str
+    address: str
+    credentials: Path
+    state: Path
+    patience: float = 120.0
+    audit: Path | None = None
+    command: str = ""
+
+
+class Site:
+    """One process of one site.
+
+    Raises:
+        ConfigError: credentials, state folder or study are wrong; nothing was sent.
+        LedgerError: the ledger is damaged, another site's or of an earlier version.
+    """
+
+    def __init__(self, folder: RunFolder, data: SiteData, options: Options) -> None:
+        self.folder, self.data, self.options = folder, data, options
+        self.study: Study = folder.study
+        self.me = options.site
+        torch.set_num_threads(self.study.run.threads)
+        self.federation = load_federation(options.credentials, self.study)
+        self.key = signing_key(options.credentials, self.me)
+        options.state.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        self.store = SqliteStore(options.state / MARKS, self.me)
+        self.ledger = Ledger.of_site(options.state)
+        self.model = build_model(self.study)
+        self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
+        # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
+        vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
+        limit = vectors * message_limit(self.policy) + 4 * self.policy.length
+        tls = site_tls(options.credentials, self.me, self.federation)
+        self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
+        self.session = session_id(self.policy, self.federation.pinned)
+        self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
+        command = options.command or f"fedseg site STUDY {self.me} ..."
+        self.exposed = Exposed(self.store, options.state, command)
+        self.figures = Figures(folder, self.me, data, self.ledger, options.audit)
+        self.round: Round | None = None
+        self.evaluation: asyncio.Task[None] | None = None
+        self.completed = 0
+        self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
+        self.receipts: tuple[Receipt, ...] = ()
+
+    async def run(self) -> Path:
+        """Take part until the coordinator says that the study is over.
+
+        Returns:
+            The site's own complete run folder, with its local figures; its metrics say where the study is not complete.
+
+        Raises:
+            ConfigError, AbortedError: the coordinator refuses this site or is not there.
+            RoundFailedError: the coordinator broke the protocol, or has another study.
+            FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
+        """
+        self.folder.emit(study_event(self.study, self.policy.length, secure=True))
+        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
+        self.folder.checkpoint(self.model, None)
+        async with self.mailbox:
+            try:
+                await self._connect()
+                await self._begin()
+                while (reason := await self._next()) is None:
+                    pass
+            except FedSegError as error:
+                await self._failed(error)
+                raise
+            finally:
+                self._end_round()
+        self.folder.emit(Note(text=reason))
+        return self.figures.finish(self.model, self.policy.length, self.options.command, reason)
+
+    async def _connect(self) -> None:
+        waiting = Waiting(sites=(COORDINATOR,), seconds=max(self.options.patience - UNANSWERED_SECONDS, 0.0))
+        late = asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self.folder.emit, waiting)
+        try:
+            await self.mailbox.connect()
+        finally:
+            late.cancel()
+
+    async def _failed(self, error: FedSegError) -> None:
+        """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""
+        public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
+        with contextlib.suppress(AbortedError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await self._tell(dialogue.Failed.because(public))
+
+    async def _tell(self, message: dialogue.FromSite) -> None:
+        await self.mailbox.send(message.kind, message.packed())
+
+    async def _next(self) -> str | None:
+        """Answer one message, or go on after training; the reason once the study is over."""
+        received = await self.mailbox.receive(0.2 if self.round or self.exposed.waiting else None)
+        reason = None
+        if received is None:
+            await self._after_waiting()
+        else:
+            reason = await self._answer(dialogue.from_coordinator(received.kind, received.payload))
+        if reason is None:
+            await self._after_training()
+        return reason
+
+    async def _answer(self, message: dialogue.FromCoordinator | None) -> str | None:
+        match message:
+            case dialogue.Opened():
+                await self._open(message.start, message.model)
+            case dialogue.Protocol() if self.round is not None:
+                await self._protocol(self.round, message.data)
+            case dialogue.Transcript():
+                await asyncio.to_thread(self._replay, message.data)
+                await self._after_waiting()
+            case dialogue.ToEvaluate():
+                await self._evaluated()
+                self._take_model(message.start, message.model)
+                await self._evaluate(copy.deepcopy(self.model), self.completed)
+            case dialogue.Closing():
+                await self._evaluated()
+                self._close(message.start, message.model)
+            case Account():
+                self._catch_up(message)
+            case dialogue.Awaiting():
+                self.folder.emit(Waiting(sites=tuple(message.sites), seconds=message.seconds))
+            case dialogue.Refused():
+                raise RoundFailedError(message.reason)
+            case dialogue.Finished():
+                await self._evaluated()
+                return message.reason
+        return None
+
+    # --- Where an update is not private alone -------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""
+        if not self.study.trust.each_update_private and (before := self.exposed.since_before()) is not None:
+            said, round_id = before
+            await self._wait(said, [round_id])
+        else:
+            await self._ready()
+
+    async def _ready(self) -> None:
+        await self._tell(dialogue.Ready(study=self.study.hash().hex(), unreplayed=self.exposed.unreplayed))
+
+    async def _wait(self, said: str, round_ids: Iterable[bytes]) -> None:
+        """Stay out until these rounds are settled: nobody's fault."""
+        self._end_round()
+        if news := self.exposed.wait(said, round_ids):
+            self.folder.emit(Note(text=news))
+        await self._ready()
+
+    async def _after_waiting(self) -> None:
+        """Come back once everything is settled."""
+        if self.exposed.settled():
+            self.folder.emit(Note(text="what kept this site out is settled; it takes part in the next round"))
+            await self._ready()
+
+    def _replay(self, transcript: bytes) -> None:
+        receipt = self.exposed.replay(transcript, self.policy, self.federation.pinned)
+        if isinstance(receipt, str):
+            self.folder.emit(Note(text=receipt))
+            return
+        own = receipt.training_run == self.federation.training_run
+        kept = (self.folder.path if own else self.options.state) / "transcripts"
+        kept.mkdir(exist_ok=True)
+        (kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript").write_bytes(transcript)
+
+    # --- One round ---------------------------------------------------------------------------------------------------
+
+    async def _open(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """Verify the round, charge it, advertise keys, and begin to train."""
+        self._end_round()
+        await self._evaluated()
+        try:
+            opened = self._verified(start, vector)
+            if (last := self._unshown()) is not None:
+                what = f"round {last.round_number}, the last finished one, was one of its cohort"
+                await self._wait(f"nothing shows this site that {what}", [last.round_id])
+                return
+            self._adopt(start, vector)
+            charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
+            begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
+            self.folder.emit(begins)
+            session = ClientSession(self.policy, self.me, self.key, self.federation.pinned, opened, self.store)
+            first = session.start()
+        except ExposureError as error:
+            await self._wait(str(error), error.round_ids)
+            return
+        except BudgetExceededError as error:
+            await self._tell(dialogue.Leaving.because(error))
+            return
+        except ProtocolError as error:  # what the own marks say, such as that it was joined before a restart
+            self.folder.emit(Note(text=str(error)))
+            return
+        model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        opened_on = flatten(self.model)
+        self.round = Round(self.me, session, start.round_number, start.attempt, opened_on, self.folder.emit)
+        self.round.training = asyncio.create_task(self._train(self.round, model))
+        await self._send(self.round, first)
+        self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
+
+    def _verified(self, start: RoundStart, vector: NDArray[np.float32]) -> OpenRound:
+        """The attempt that a round start announces, after this site's own checks.
+
+        Raises:
+            ExposureError: a round keeps this site out.
+            RoundFailedError: the coordinator lies, or has another study.
+        """
+        try:
+            return open_round(
+                self.policy,
+                self.federation.pinned,
+                self.federation.training_run,
+                start,
+                self.store,
+                model_hash=model_hash(vector),
+                task_hash=self.study.hash(),
+                private=self.study.trust.each_update_private,
+            )
+        except ProtocolError as error:
+            told = "; is the study file the same at every party?" if error.check == "C-23" else ""
+            raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
+
+    def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """Take the coordinator's model, if it is the one it signed and, as far as this site knows, the right one."""
+        if vector.shape != (self.policy.length,):
+            raise RoundFailedError("the coordinator sent a model of another length than the study's")
+        self.following.check(start)
+        assign(self.model, vector)
+        self.completed = len(start.missed)
+
+    def _take_model(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """A model that is signed like any other, outside a round."""
+        start.verify(self.federation.server_key, "C-01")
+        if start.model_hash != model_hash(vector):
+            raise RoundFailedError("the coordinator sent another model than its signed round start names")
+        self._adopt(start, vector)
+
+    def _unshown(self) -> Receipt | None:
+        """The last finished round, where only the coordinator says that it was; its transcript shows a quorum.
+
+        On a round that it invented a coordinator could build any model, and sum the same updates again.
+        """
+        run = self.federation.training_run
+        with self.store.transaction() as marks:
+            last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
+            known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
+        return None if known or self.study.trust.each_update_private else last
+
+    async def _train(self, current: Round, model: torch.nn.Module) -> NoisedUpdate:
+        loop, epsilon = asyncio.get_running_loop(), self.figures.epsilon()
+
+        def on_step(step: int, steps: int) -> None:
+            """Ends the training of a round that is over; tells log and coordinator how far it is."""
+            if current.over.is_set():
+                raise RoundFailedError("the round is over")
+            self.folder.emit(Trained(round=current.number, site=self.me, step=step, steps=steps))
+            if step and self.study.trust.claims_epsilon:  # how long a step takes tells how many patients were drawn
+                return
+            progress = dialogue.Progress(round=current.number, step=step, steps=steps, epsilon=epsilon)
+            asyncio.run_coroutine_threadsafe(self._tell(progress), loop)
+
+        def work() -> NoisedUpdate:
+            """What the training thread does."""
+            return train_round(
+                model,
+                self.data,
+                self.study,
+                site=self.me,
+                training_run=self.federation.training_run,
+                round_number=current.number,
+                ledger=self.ledger,
+                on_step=on_step,
+            )
+
+        on_step(0, self.study.study.local_steps)
+        return await asyncio.to_thread(work)
+
+    async def _after_training(self) -> None:
+        """Hand a finished update over; a reply may have waited for it."""
+        current = self.round
+        if current is None or not current.trained or current.training is None:
+            return
+        # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the update.
+        if self.study.trust.claims_epsilon and current.facts.seconds < self.study.run.hold_seconds:
+            return
+        update = current.training.result()
+        current.provided = True
+        if self.options.audit is not None:
+            values, _ = quantize(update.vector, self.policy, self.me, current.rounding(self.study))
+            self.figures.keep(current.number, "update", values)
+        stream = current.rounding(self.study)
+        await self._guarded(current, lambda: current.session.provide(update.vector, update.event_id, stream))
+
+    async def _protocol(self, current: Round, data: bytes) -> None:
+        try:
+            message = current.heard(data)
+        except ProtocolError as error:
+            raise RoundFailedError(f"round {current.number}: the coordinator broke the protocol: {error}") from error
+        await self._guarded(current, lambda: current.session.receive(message))
+        if isinstance(message, Result) and current.session.head is not None:
+            self._completed(current, message, current.session.head)
+
+    def _completed(self, current: Round, result: Result, head: bytes) -> None:
+        total = current.total(result, self.policy)
+        following = current.following(total, self.policy)
+        self.following.expect(head, model_hash(following))
+        assign(self.model, following)
+        self.figures.keep(current.number, "total", total)
+        ended = current.ended(head)
+        if self.study.trust.claims_epsilon:
+            self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=self.figures.epsilon()))
+        self.seen[current.number] = head
+        self.folder.end_round(self.model, None, ended)
+        self.round = None
+
+    async def _guarded(self, current: Round, step: Callable[[], FromClient | None]) -> None:
+        """Take a step of the protocol: a lie of the server ends this site's part, anything else only the round's."""
+        try:
+            reply = step()
+        except ExposureError as error:
+            self._burned(current, str(error))
+            await self._wait(str(error), error.round_ids)
+            return
+        except ProtocolError as error:
+            if error.check not in OWN_MARKS:
+                raise RoundFailedError(
+                    f"round {current.number}: the coordinator broke the protocol: {error}"
+                ) from error
+            self._burned(current, str(error))
+            await self._ready()
+            return
+        except AbortedError as error:
+            self._burned(current, str(error))
+            return
+        if reply is not None:
+            await self._send(current, reply)
+        if isinstance(reply, SlotMasks):
+            self._burned(current, "the constant slots of the sum do not add up; this site showed what masked its own")
+
+    def _burned(self, current: Round, reason: str) -> None:
+        self.folder.emit(Burned(round=current.number, attempt=current.facts.attempt or 0, reason=reason))
+        self._end_round()
+
+    async def _send(self, current: Round, message: FromClient) -> None:
+        await self._tell(dialogue.Protocol(current.speaks(message)))
+
+    def _end_round(self) -> None:
+        if self.round is not None:
+            self.round.close()
+            self.round = None
+
+    # --- Models and figures ------------------------------------------------------------------------------------------
+
+    async def _evaluated(self) -> None:
+        """Wait for the evaluation of the last model, which runs beside training; its errors are this site's."""
+        running, self.evaluation = self.evaluation, None
+        if running is not None:
+            await running
+
+    async def _evaluate(self, model: torch.nn.Module, completed: int) -> None:
+        """Dice of the global model on own held-out patients; leaves only where the study says so."""
+        metrics = await asyncio.to_thread(self.figures.evaluate, model, completed)
+        if self.study.report.share_metrics:
+            charge_metrics(self.ledger, self.study, self.me, self.federation.training_run, completed + 1)
+            await self._tell(metrics)
+
+    def _close(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
+        """The end of the run: the last model, and every receipt."""
+        self._end_round()
+        self._take_model(start, vector)
+        self.receipts = chained(start.missed, self.seen)
+        self.folder.tally.burned = start.round_number - 1 - len(self.receipts)
+
+    def _catch_up(self, account: Account) -> None:
+        """Write down a round that this process did not see to its end."""
+        receipt = account.proved(self.receipts, self.federation.pinned)
+        number = receipt.round_number
+        if number not in self.seen:
+            self.seen[number] = receipt.head
+            facts = Facts(number, None, self.folder.emit)
+            ended = facts.ended(tuple(account.included.by_id), account.dropped, receipt.head)
+            self.folder.end_round(self.model, None, ended)
+
+
+def take_part(folder: RunFolder, data: SiteData, options: Options) -> Path:
+    """Run a site to its end; see `Site`."""
+    return asyncio.run(Site(folder, data, options).run())
