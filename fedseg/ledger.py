@@ -2,21 +2,26 @@
 
 A site has one ledger for good, across training runs and studies, because what is spent composes over all of them.
 
-An event is on disk before its round trains, so that a crash can only overcharge. It holds all that is needed to
-recompute epsilon (`fedseg.privacy.accounting`); the spent epsilon itself is never stored and never trusted. The chain
-shows edited, reordered and missing lines; a cut-off tail shows against the event ids that the durable store of
+An entry is on disk before its round trains, so that a crash can only overcharge. It holds all that is needed to
+recompute epsilon: each kind of entry knows its event for `fedseg.privacy.accounting`. The spent epsilon itself is never
+stored and never trusted. A ledger outlives versions: lines of fedseg 0.3 are read for good. The chain
+shows edited, reordered and missing lines; a cut-off tail shows against the ids that the durable store of
 `secagg` keeps. Nothing here is ever rewritten, and no patient, image or key is ever named.
 """
 
 import fcntl
 import json
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedseg.errors import EARLIER, LedgerError
+from fedseg.privacy.accounting import gaussian_steps
 from secagg.encoding import digest
 from secagg.writing import PRIVATE_FOLDER
 
@@ -26,38 +31,55 @@ Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
 _RESTORE = "restore the ledger from a backup, because what this site's patients have spent is no longer known"
 
 
-class Event(BaseModel):
-    """One charged round of one site: `steps` noisy releases of a sum of clipped patient gradients.
+class _Entry(BaseModel, ABC):
+    """What every line says: of which study, site, run and round something was released.
 
     Attributes:
-        format: of the event; those of fedseg 0.1 and 0.2 have none, and their epsilon was not true.
+        format: of the line; those of fedseg 0.1 and 0.2 have none, and their epsilon was not true.
         study_hash: hash of the study, hexadecimal.
         site: site id.
         training_run: name of the run whose rounds are counted.
-        round_number: at least 1; a round of a training run has one event, whatever the number of its attempts.
-        mechanism: ``local`` or ``none``; ``metrics`` is a release of validation metrics.
-        covered: whether epsilon speaks for this release; shared metrics and unprotected rounds are not covered.
-        unit: whose presence is hidden.
+        round_number: at least 1; a round of a training run has one entry of its `series`, however often it is tried.
+        unit: whose presence is hidden, or is not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    series: ClassVar[Literal["training", "metrics"]]
+    """Whose rounds are counted together: the round numbers of a series only rise."""
+
+    format: Literal[3] = 3
+    study_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    site: str
+    training_run: str
+    round_number: int = Field(ge=1)
+    unit: str
+
+    @abstractmethod
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent | None:
+        """What was released, for the accountant; None where epsilon does not cover it.
+
+        Args:
+            unseeded: as if nobody knew a seed, which is what a seeded study shows.
+        """
+
+
+class NoisySteps(_Entry):
+    """A round of mechanism "local": `steps` noisy releases of a sum of clipped patient gradients.
+
+    Attributes:
         neighbouring: relation between the data sets that an adversary cannot tell apart.
         sample_rate: probability of each unit to be drawn in a step, independently (Poisson).
         noise_multiplier: standard deviation of the noise on the sum, over `clip_norm`.
         clip_norm: largest L2 norm of one unit's gradient, the sensitivity of the sum.
         denominator: public constant that divides the noisy sum.
         steps: draws in this round.
-        generator: where sampling and noise come from; a seeded run claims no privacy.
-        transcript_root: root of the round's transcript; null until transcripts exist.
+        generator: where sampling and noise come from. Whoever knows a seed can recompute both.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    series = "training"
 
-    format: Literal[2] = 2
-    study_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
-    site: str
-    training_run: str
-    round_number: int = Field(ge=1)
-    mechanism: Literal["local", "none", "metrics"]
-    covered: bool
-    unit: str
+    kind: Literal["local"] = "local"
     neighbouring: Literal["add or remove one"] = "add or remove one"
     sample_rate: float = Field(gt=0, le=1)
     noise_multiplier: float = Field(ge=0)
@@ -65,7 +87,49 @@ class Event(BaseModel):
     denominator: float = Field(gt=0)
     steps: int = Field(ge=0)
     generator: Generator
-    transcript_root: str | None = None
+
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+        """Gaussian noise on the sum over a random draw; nothing protects where a seed is known."""
+        if self.generator != "os" and not unseeded:
+            return NonPrivateDpEvent()
+        return gaussian_steps(self.noise_multiplier, self.sample_rate, self.steps)
+
+
+class UnprotectedRound(_Entry):
+    """A round of mechanism "none": after it no epsilon is promised to these patients any more."""
+
+    series = "training"
+
+    kind: Literal["none"] = "none"
+
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+        """No noise, with or without a seed."""
+        return NonPrivateDpEvent()
+
+
+class MetricsRelease(_Entry):
+    """Validation metrics that were sent: not covered by epsilon, which speaks for training."""
+
+    series = "metrics"
+
+    kind: Literal["metrics"] = "metrics"
+
+    def dp_event(self, *, unseeded: bool = False) -> None:
+        """Not covered."""
+        return
+
+
+Entry: TypeAlias = NoisySteps | UnprotectedRound | MetricsRelease
+"""A line of the ledger. A new kind is one more class here, with an event of its own."""
+
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
+_KINDS: dict[str, type[BaseModel]] = {"local": NoisySteps, "none": UnprotectedRound, "metrics": MetricsRelease}
+"""Of format 2, by what it called the mechanism."""
+
+
+def released(entries: Iterable[Entry], *, unseeded: bool = False) -> list[DpEvent]:
+    """Everything in `entries` that epsilon has to speak for; `unseeded` as in `dp_event`."""
+    return [event for entry in entries if (event := entry.dp_event(unseeded=unseeded)) is not None]
 
 
 class Ledger:
@@ -93,16 +157,16 @@ class Ledger:
                 raise LedgerError(f"{path}: {EARLIER}")
         return cls(state / FILE)
 
-    def events(self) -> tuple[Event, ...]:
-        """All events, oldest first.
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, oldest first.
 
         Raises:
             LedgerError: the file does not verify.
         """
         return tuple(verify(self.path).values())
 
-    def append(self, event: Event) -> str:
-        """Make `event` durable and return its event id; a repeat of a round's own event returns the id it has.
+    def append(self, entry: Entry) -> str:
+        """Make `entry` durable and return its id; a repeat of a round's own entry returns the id that it has.
 
         Raises:
             LedgerError: the file does not verify or cannot be written, or the round was charged for something else.
@@ -114,24 +178,22 @@ class Ledger:
             raise self._unwritable(error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            return self._append_locked(descriptor, event)
+            return self._append_locked(descriptor, entry)
         finally:
             os.close(descriptor)
 
-    def _append_locked(self, descriptor: int, event: Event) -> str:
+    def _append_locked(self, descriptor: int, entry: Entry) -> str:
         chain = verify(self.path)
         for event_id, old in chain.items():
-            if old == event:
+            if old == entry:
                 return event_id
-        same = [old for old in chain.values() if old.training_run == event.training_run]
-        metrics = event.mechanism == "metrics"
-        charged = [old.round_number for old in same if (old.mechanism == "metrics") == metrics]
-        if event.round_number <= max(charged, default=0):
+        same = [old for old in chain.values() if (old.training_run, old.series) == (entry.training_run, entry.series)]
+        if entry.round_number <= max((old.round_number for old in same), default=0):
             raise LedgerError(
-                f"{self.path}: round {event.round_number} of site {event.site} in training run '{event.training_run}' "
+                f"{self.path}: round {entry.round_number} of site {entry.site} in training run '{entry.training_run}' "
                 "is charged already with other settings; a changed study needs a new training run"
             )
-        event_id, line = _line(next(reversed(chain), START), event)
+        event_id, line = _line(next(reversed(chain), START), entry.model_dump())
         size = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, line) != len(line):
@@ -147,11 +209,11 @@ class Ledger:
         return LedgerError(f"{self.path}: the ledger cannot be written ({error.strerror}); nothing was trained")
 
 
-def verify(path: Path) -> dict[str, Event]:
-    """Event id to event of every line, in order; empty where there is no file. The id is the line's link in the chain.
+def verify(path: Path) -> dict[str, Entry]:
+    """Id to entry of every line, in order; empty where there is no file. The id is the line's link in the chain.
 
     Raises:
-        LedgerError: a line is cut off, not an event, edited or out of its place, with its number.
+        LedgerError: a line is cut off, no entry, edited or out of its place, or of a later version, with its number.
     """
     try:
         data = path.read_bytes()
@@ -159,44 +221,59 @@ def verify(path: Path) -> dict[str, Event]:
         return {}
     except OSError as error:
         raise LedgerError(f"{path}: the ledger cannot be read ({error.strerror})") from error
-    chain: dict[str, Event] = {}
+    chain: dict[str, Entry] = {}
     previous = START
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        where = f"{path}, line {number}"
         if not line.endswith(b"\n"):
             raise LedgerError(
-                f"{path}, line {number}: the line is cut off, as by a crash while writing; its round did not train, so "
+                f"{where}: the line is cut off, as by a crash while writing; its round did not train, so "
                 "delete this line and go on"
             )
-        event = _parse(line, f"{path}, line {number}")
-        event_id, expected = _line(previous, event)
+        fields, entry = _parse(line, where)
+        event_id, expected = _line(previous, fields)
         if line != expected:
-            raise LedgerError(f"{path}, line {number}: the line was edited, or one before it is missing; {_RESTORE}")
-        chain[event_id] = event
+            raise LedgerError(f"{where}: the line was edited, or one before it is missing; {_RESTORE}")
+        chain[event_id] = entry
         previous = event_id
     return chain
 
 
-def _line(previous: str, event: Event) -> tuple[str, bytes]:
-    """Event id and canonical line: `previous` and the event's fields, sorted, and the id, which hashes all of them."""
-    body = {"previous": previous, **event.model_dump()}
+def _line(previous: str, fields: dict[str, Any]) -> tuple[str, bytes]:
+    """Id and canonical line: `previous` and an entry's fields, sorted, and the id, which hashes all of them."""
+    body = {"previous": previous, **fields}
     event_id = digest("ledger-event", _canonical(body)).hex()
     return event_id, _canonical({**body, "event_id": event_id}) + b"\n"
 
 
-def _canonical(body: dict[str, object]) -> bytes:
+def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
-def _parse(line: bytes, where: str) -> Event:
+def _parse(line: bytes, where: str) -> tuple[dict[str, Any], Entry]:
+    """A line's own fields, which the chain covers, and the entry that they are today."""
     try:
-        body = json.loads(line)
+        body = json.loads(line, parse_constant=_refused)
         if not isinstance(body, dict):
             raise ValueError("not an object")
         if "study_hash" in body and "format" not in body:
             raise LedgerError(f"{where}: {EARLIER}")
-        return Event.model_validate({name: body[name] for name in body if name not in ("previous", "event_id")})
-    except ValueError as error:  # of JSON, UTF-8 or the event's fields
-        raise LedgerError(f"{where}: this is not a ledger event; {_RESTORE}") from error
+        if isinstance(body.get("format"), int) and body["format"] > _Entry.model_fields["format"].default:
+            raise LedgerError(f"{where}: was written by a later version of fedseg; use that one for this data set")
+        fields = {name: body[name] for name in body if name not in ("previous", "event_id")}
+        return fields, _ENTRY.validate_python(_of_format_2(fields) if fields.get("format") == 2 else fields)
+    except ValueError as error:  # of JSON, UTF-8 or the entry's fields
+        raise LedgerError(f"{where}: this is not an entry of a ledger; {_RESTORE}") from error
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _of_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """A line of fedseg 0.3, whose kinds had all fields alike and two that nobody read, as today's entry."""
+    kept = _KINDS.get(fields.get("mechanism", ""), NoisySteps).model_fields
+    return {"kind": fields.get("mechanism"), **{name: fields[name] for name in fields if name in kept}, "format": 3}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -34,7 +34,8 @@ from fedseg.events import (
     Trained,
     Waiting,
 )
-from fedseg.privacy.trust import delta_text, no_claim, trust_in
+from fedseg.privacy.delta import delta_text
+from fedseg.privacy.trust import no_claim, trust_in
 from secagg.steps import STEPS
 from secagg.terminal import plain
 

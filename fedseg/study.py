@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
+from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import TRUST, Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
@@ -200,12 +201,8 @@ class Study(_Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
-        delta, patients = self.privacy.delta, self.expected_patients
-        if self.trust.claims_epsilon and delta is not None and delta * patients >= 1:
-            raise ValueError(
-                f"[privacy] delta = {delta:g} is no protection: with about {patients} patients it would allow "
-                f"publishing one of them whole; choose a tenth of one over the patients, {0.1 / patients:.1g}"
-            )
+        if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
+            raise ValueError(f"[privacy] {said}")
         self.policy(1)
         return self
 

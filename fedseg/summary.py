@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from fedseg.budget.explain import explain
-from fedseg.budget.plan import noise_multiplier
+from fedseg.budget.explain import guarantee_of
+from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
@@ -24,22 +24,22 @@ def before_training(study: Study) -> str:
 
 def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
     """The first event: what the study fixed."""
-    policy, privacy = study.policy(parameters), study.privacy
+    policy, plan = study.policy(parameters), plan_of(study)
     return StudyStarted(
         name=study.study.name,
         study_hash=study.hash().hex(),
         sites=tuple(study.site_ids),
         structures=tuple(study.structures),
-        rounds=study.study.rounds,
-        local_steps=study.study.local_steps,
+        rounds=plan.rounds,
+        local_steps=plan.local_steps,
         parameters=parameters,
-        mechanism=privacy.mechanism,
-        unit=privacy.unit,
-        delta=privacy.delta if study.trust.claims_epsilon else None,
-        budget=privacy.epsilon if study.trust.claims_epsilon else None,
-        sample_rate=privacy.sample_rate,
-        clip_norm=privacy.clip_norm if study.trust.claims_epsilon else None,
-        noise_multiplier=noise_multiplier(study),
+        mechanism=plan.mechanism,
+        unit=plan.unit,
+        delta=plan.delta,
+        budget=plan.budget,
+        sample_rate=plan.sample_rate,
+        clip_norm=plan.clip_norm,
+        noise_multiplier=plan.noise_multiplier,
         suite=policy.suite.value,
         n=policy.clients,
         threshold=policy.threshold,
@@ -54,9 +54,10 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
 
 def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
-    if not study.trust.claims_epsilon:
+    plan = plan_of(study)
+    guarantee = guarantee_of(plan)
+    if guarantee is None:
         return None
-    plan = explain(study)
     return {
         "epsilon": max(per_site.values(), default=0.0),
         "delta": plan.delta,
@@ -68,7 +69,7 @@ def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any]
         "clip_norm": plan.clip_norm,
         "steps": plan.steps,
         "per_site": dict(per_site),
-        "sentence": plan.sentence,
+        "sentence": guarantee.sentence,
     }
 
 

@@ -1,6 +1,6 @@
 """One site's part of a round: `local_steps` noisy steps from the global model, charged in the ledger before the first.
 
-What comes out is the difference of weights, noised (or marked unprotected with mechanism "none"). Must never: train
+What comes out is the difference of weights, noised (or let go unprotected with mechanism "none"). Must never: train
 before the ledger's event is on disk, or keep anything of one round (optimiser, noise, gradients) for the next.
 Each patient has streams of its own in each step: what it adds depends on nobody else's being there.
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from fedseg.budget.charge import charge
-from fedseg.budget.plan import noise_multiplier
+from fedseg.budget.plan import mechanism_of
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import check_model
-from fedseg.privacy.dpsgd import Mechanism, draw, noisy_gradient, stream_of
+from fedseg.privacy.dpsgd import draw, noisy_gradient, plain_gradient, stream_of
 from fedseg.study import Study
 from fedseg.tasks.table import batch_of, task_of
-from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten
+from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps, assign, flatten
 from secagg.encoding import digest
 from secagg.prg import KEY_BYTES, Stream
 
@@ -61,47 +61,68 @@ def train_round(
         LedgerError: the ledger is damaged or cannot be written; nothing was trained.
         UnsupportedModelError: the model mixes patients.
         CaseError: a case has no label.
-        ConfigError: training without privacy diverged.
+        ConfigError: training diverged.
     """
     check_model(model)
     event_id = charge(ledger, study, site, training_run, round_number)
+    steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
+    if isinstance(steps, NoisedSteps):
+        return NoisedUpdate(steps, site, event_id)
+    return NoisedUpdate.unprotected(steps.difference, site, study.trust)
+
+
+def local_steps(
+    model: torch.nn.Module,
+    data: SiteData,
+    study: Study,
+    *,
+    site: str,
+    round_number: int,
+    on_step: OnStep | None = None,
+) -> NoisedSteps | PlainSteps:
+    """The steps of one round, without a charge: `train_round` charges first, attacks and audits need not.
+
+    Args:
+        model: where the steps begin; left as it was.
+        data: the site's cases; those of `data.train` are drawn by patient.
+        study: gives steps, learning rate, privacy and seed.
+        site: the site's id.
+        round_number: at least 1.
+        on_step: called after every step with its number and the number of steps.
+
+    Returns:
+        Noised steps where the mechanism claims an epsilon.
+
+    Raises:
+        CaseError: a case has no label.
+        ConfigError: training diverged.
+    """
+    privacy, lr = study.privacy, study.study.lr
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    cases: dict[str, list[Case]] = {patient: [] for patient in data.patients}
+    for case in data.train:
+        cases[case.patient].append(case)
     start = flatten(model)
+    model.train()
     try:
-        _train(model, data, study, site, round_number, on_step)
-        update = LocalUpdate(flatten(model) - start, site)
+        taken = NoisedSteps(model, lr, MOMENTUM) if study.trust.claims_epsilon else PlainSteps(model, lr, MOMENTUM)
+        for step in range(1, study.study.local_steps + 1):
+            sampling, slices, noise = (
+                _key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
+            )
+            drawn = draw(list(cases), privacy.sample_rate, sampling)
+            losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
+            if isinstance(taken, NoisedSteps):
+                taken.step(noisy_gradient(parameters, losses, mechanism_of(study), Stream(noise)))
+            else:
+                taken.step(plain_gradient(parameters, losses, privacy.denominator))
+            if on_step is not None:
+                on_step(step, study.study.local_steps)
     finally:
         assign(model, start)
-    if not np.isfinite(update.vector).all():
-        raise ConfigError(f"[study] lr = {study.study.lr:g}: training diverged in round {round_number}; lower it")
-    return (
-        NoisedUpdate(update.vector, site, event_id) if study.trust.claims_epsilon else NoisedUpdate.unprotected(update)
-    )
-
-
-def _train(
-    model: torch.nn.Module, data: SiteData, study: Study, site: str, round_number: int, on_step: OnStep | None
-) -> None:
-    privacy, steps = study.privacy, study.study.local_steps
-    mechanism = Mechanism(
-        privacy.clip_norm if study.trust.claims_epsilon else None, noise_multiplier(study), privacy.denominator
-    )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    sizes = [parameter.numel() for parameter in parameters]
-    optimiser = torch.optim.SGD(parameters, lr=study.study.lr, momentum=MOMENTUM)
-    cases = {patient: [case for case in data.train if case.patient == patient] for patient in data.patients}
-    model.train()
-    for step in range(1, steps + 1):
-        sampling, slices, noise = (
-            _key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
-        )
-        drawn = draw(data.patients, privacy.sample_rate, sampling)
-        losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
-        gradient = noisy_gradient(parameters, losses, mechanism, Stream(noise))
-        for parameter, piece in zip(parameters, torch.split(gradient, sizes), strict=True):
-            parameter.grad = piece.view_as(parameter)
-        optimiser.step()
-        if on_step is not None:
-            on_step(step, steps)
+    if not np.isfinite(taken.difference).all():
+        raise ConfigError(f"[study] lr = {lr:g}: training diverged in round {round_number}; lower it")
+    return taken
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:

@@ -1,11 +1,13 @@
-"""Models as flat vectors, and the two kinds of update: one that may leave a site and one that may not.
+"""Models as flat vectors, and the one kind of update that may leave a site.
 
-`LocalUpdate` cannot be serialised and shows no values; the aggregator's type accepts `NoisedUpdate` only. So
-an unprotected update leaving a site is a type error first and a `TypeError` second.
+The wall is a proof: a `NoisedUpdate` is made of `NoisedSteps`, which take nothing but `NoisedGradient`, which only
+`fedseg.privacy.dpsgd` makes. None of them can be copied or pickled, and the aggregator takes nothing else: an
+unprotected update that leaves a site is a type error first and a `TypeError` second. Mechanism "none" has a door of its
+own, which asks the table of trust.
 """
 
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Self, final
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.errors import ConfigError
+from fedseg.privacy.dpsgd import NoisedGradient, Unsent
+from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 
 
@@ -43,35 +47,110 @@ def model_hash(vector: NDArray[np.float32]) -> bytes:
     return digest("model", "float32", len(vector), np.ascontiguousarray(vector, dtype="<f4").tobytes())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LocalUpdate:
-    """A difference of weights without noise, (d,) float32: stays in this process."""
+class _Steps(Unsent):
+    """Steps of SGD with momentum away from a model's weights, on values that nobody else holds; the model follows.
 
-    vector: NDArray[np.float32] = field(repr=False)
-    site: str
+    Args:
+        model: where the steps begin; its trained parameters are set anew after each step, so that gradients follow.
+        lr: learning rate.
+        momentum: share of the last step's velocity that is kept.
+    """
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a local update has no noise and never leaves its process")
+    def __init__(self, model: torch.nn.Module, lr: float, momentum: float) -> None:
+        self._parameters = list(model.parameters())
+        self._start = [parameter.detach().clone() for parameter in self._parameters]
+        self._now = [start.clone() for start in self._start]
+        pairs = zip(self._parameters, self._now, strict=True)
+        self._trained = [now for parameter, now in pairs if parameter.requires_grad]
+        self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        self.__reduce__()
+    @property
+    def difference(self) -> NDArray[np.float32]:
+        """(d,) float32, all steps together, in the order of `flatten`; 0 where a tensor is not trained."""
+        moved = [(now - start).reshape(-1) for now, start in zip(self._now, self._start, strict=True)]
+        return np.array(torch.cat(moved).to("cpu", torch.float32).numpy())
+
+    def _move(self, gradient: torch.Tensor) -> None:
+        sizes = [values.numel() for values in self._trained]
+        for values, piece in zip(self._trained, torch.split(gradient, sizes), strict=True):
+            values.grad = piece.view_as(values)
+        self._optimiser.step()
+        with torch.no_grad():
+            for parameter, now in zip(self._parameters, self._now, strict=True):
+                parameter.copy_(now)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class NoisedUpdate:
+@final
+class NoisedSteps(_Steps):
+    """Steps by noised gradients alone: whatever the model looked like meanwhile, epsilon speaks for where they lead."""
+
+    def step(self, gradient: NoisedGradient) -> None:
+        """One step.
+
+        Raises:
+            TypeError: the gradient is not a noised one.
+        """
+        if not isinstance(gradient, NoisedGradient):
+            raise TypeError(f"a {type(gradient).__name__} is no noised gradient; take it from noisy_gradient")
+        self._move(gradient.values)
+
+
+@final
+class PlainSteps(_Steps):
+    """Steps that protect nobody, for mechanism "none"."""
+
+    def step(self, gradient: torch.Tensor) -> None:
+        """One step by a (d,) gradient."""
+        self._move(gradient)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class NoisedUpdate(Unsent):
     """What may be aggregated: a difference of weights made of noised steps only.
 
-    Attributes:
-        vector: (d,) float32, in the order of `flatten`.
+    Args:
+        steps: from the round's model to the site's.
         site: whose.
-        event_id: the ledger's event that was charged for it; empty only where `unprotected` says so.
+        event_id: the ledger's event that was charged for them.
+
+    Attributes:
+        vector: (d,) float32, in the order of `flatten`; read-only.
+        site: whose.
+        event_id: the ledger's event; empty only where `unprotected` made the update.
+
+    Raises:
+        TypeError: made of anything but noised steps.
     """
 
     vector: NDArray[np.float32] = field(repr=False)
     site: str
     event_id: str
 
+    def __init__(self, steps: NoisedSteps, site: str, event_id: str) -> None:
+        if not isinstance(steps, NoisedSteps):
+            raise TypeError(f"an update is made of noised steps and of nothing else, and this is a {type(steps)}")
+        self._fill(steps.difference, site, event_id)
+
     @classmethod
-    def unprotected(cls, update: LocalUpdate) -> "NoisedUpdate":
-        """Let an update without noise go: only for `mechanism = "none"`, where every output says so."""
-        return cls(vector=update.vector, site=update.site, event_id="")
+    def unprotected(cls, vector: NDArray[np.float32], site: str, trust: Trust) -> Self:
+        """Let an update without noise go, where the mechanism claims nothing and every output says so.
+
+        Args:
+            vector: (d,) float32.
+            site: whose.
+            trust: the row of the study's mechanism.
+
+        Raises:
+            TypeError: the mechanism claims an epsilon.
+        """
+        if trust.claims_epsilon:
+            raise TypeError("the mechanism claims an epsilon, so an update without noise does not leave")
+        update = object.__new__(cls)
+        update._fill(vector.copy(), site, "")
+        return update
+
+    def _fill(self, vector: NDArray[np.float32], site: str, event_id: str) -> None:
+        vector.setflags(write=False)
+        for name, value in (("vector", vector), ("site", site), ("event_id", event_id)):
+            object.__setattr__(self, name, value)

@@ -1,7 +1,7 @@
 """The server's book of rounds: which round and attempt is next, on which head, and without whom.
 
 It outlives rounds and, by `saved` and `restore`, processes; complaints stay in it for the whole run. Specification:
-docs/spec.md, section "Rounds".
+docs/spec.md, section "Steps of a round".
 """
 
 import secrets

@@ -2,8 +2,8 @@
 
 This file is the trust boundary. Each class is what a client holds between two messages; each method checks what the
 server sent, makes the next message and gives up its state. The server is assumed to lie: no parameter, identity or
-threshold is taken from it. Specification: docs/spec.md, section "Rounds"; ids such as C-05, in errors, docstrings and
-comments, are the rows of its table "Checks".
+threshold is taken from it. Specification: docs/spec.md, section "Steps of a round"; ids such as C-05, in errors,
+docstrings and comments, are the rows of its table "Checks".
 """
 
 import secrets
@@ -218,7 +218,7 @@ class _Own:
             )
 
 
-# --- Round 0: AdvertiseKeys --------------------------------------------------------------------------------------
+# --- AdvertiseKeys -----------------------------------------------------------------------------------------------
 
 
 class Joining(State):
@@ -277,7 +277,7 @@ class Joining(State):
         return Advertised(own, channel_key, mask_key, message), message
 
 
-# --- Round 1a: ShareKeys -----------------------------------------------------------------------------------------
+# --- ShareKeys ---------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -383,7 +383,7 @@ def claimants(roster: Roster, round_ids: Collection[bytes]) -> list[str]:
     return [u for u, entry in roster.by_id.items() if any(claim.round_id in round_ids for claim in entry.exposing)]
 
 
-# --- Round 1b: ShareReport ---------------------------------------------------------------------------------------
+# --- ShareReport -------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -468,7 +468,7 @@ class Shared(State):
 
 @opaque
 class _Held(Secret):
-    """The secrets of a slot after round 1: own mask key and self seed, and what the other dealers sent."""
+    """The secrets of a slot after ShareReport: own mask key and self seed, and what the other dealers sent."""
 
     mask_key: MaskKey
     self_seed: bytes
@@ -488,7 +488,7 @@ class _Held(Secret):
         super().wipe()
 
 
-# --- Round 2: MaskedInputCollection ------------------------------------------------------------------------------
+# --- MaskedInputCollection ---------------------------------------------------------------------------------------
 
 
 @opaque
@@ -559,7 +559,7 @@ class Reported(State):
             raise InconsistentViewError("C-13", "the server shows a report that this client did not send")
 
 
-# --- Round 3: ConsistencyCheck -----------------------------------------------------------------------------------
+# --- ConsistencyCheck --------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -601,7 +601,7 @@ class Masked(State):
             raise InconsistentViewError("C-16", "the server shows a masked input that this client did not send")
 
 
-# --- Round 4: Unmasking ------------------------------------------------------------------------------------------
+# --- Unmasking ---------------------------------------------------------------------------------------------------
 
 
 @opaque
@@ -680,7 +680,7 @@ class Attested(State):
         return conclude(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
 
 
-# --- Round 5: Result ---------------------------------------------------------------------------------------------
+# --- Result ------------------------------------------------------------------------------------------------------
 
 
 @opaque

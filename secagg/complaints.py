@@ -4,7 +4,7 @@ Each complaint has a corrupt end, so that c clients always suffice, and which en
 sets the operating system's randomness decides. More complaints against a client are no reason to prefer it: up to c
 liars can accuse one honest client. Only more than c opponents are, and those prove that it is corrupt.
 
-Pure: no keys, no messages. Specification: docs/spec.md, section "Rounds", ShareReport.
+Pure: no keys, no messages. Specification: docs/spec.md, section "Steps of a round", ShareReport.
 """
 
 import secrets

@@ -36,7 +36,7 @@ class Slot:
 
     @property
     def hash(self) -> bytes:
-        """Slot = H(session | training run | round number | attempt): binds rounds 0 and 1, which carry no data."""
+        """Slot = H(session | training run | round number | attempt): binds what comes before masking."""
         return digest("slot", self.session, self.training_run, self.round_number, self.attempt)
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class RoundContext:
         return self.at(session).hash
 
     def round_id(self, slot: bytes, roster2: bytes, sharers: bytes) -> bytes:
-        """Round = H(slot | roster2 | H(U2) | model | task | previous head): binds seeds and rounds 2 to 5."""
+        """Round = H(slot | roster2 | H(U2) | model | task | previous head): binds seeds and all from masking on."""
         return digest("round", slot, roster2, sharers, self.model_hash, self.task_hash, self.previous_head)
 
 

@@ -1,4 +1,4 @@
-"""From keys to masks: infos and commitments of round 1, seeds of round 2, and the vector that a client masks.
+"""From keys to masks: infos and commitments of shares, seeds of masks, and the vector that a client masks.
 
 Pure functions of secrets that the caller holds; nothing is kept here. Specification: docs/spec.md, sections "Keys and
 seeds" and "Commitments".

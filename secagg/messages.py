@@ -191,7 +191,7 @@ class ReleaseClaim:
 
 @dataclass(frozen=True)
 class AdvertiseKeys(Signed):
-    """Round 0, up: fresh public keys of this slot, and what this data set last released.
+    """AdvertiseKeys, up: fresh public keys of this slot, and what this data set last released.
 
     `mask_kem_pk` is empty in the X25519 suite. `released` is the last round of this session for which unmasking shares
     were sent, zeros where there is none; `exposing` proves, where the updates are not private on their own, the rounds
@@ -231,7 +231,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Roster:
-    """Round 0, down: U1, every signed advertisement in order of the ids."""
+    """AdvertiseKeys, down: U1, every signed advertisement in order of the ids."""
 
     advertisements: tuple[AdvertiseKeys, ...]
 
@@ -269,7 +269,7 @@ class Roster:
 
 @dataclass(frozen=True, repr=False)
 class Bundle:
-    """Round 1a, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
+    """ShareKeys, for one peer: the sealed shares, the sealed pair secret, and commitments to both.
 
     `pair` and `pair_commitment` are empty where the recipient deals the pair secret, and in the X25519 suite.
     """
@@ -306,7 +306,7 @@ def bundle_digest(*published: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Header(Signed):
-    """Round 1a: the dealer's signed commitment to b_u and to every bundle.
+    """ShareKeys: the dealer's signed commitment to b_u and to every bundle.
 
     `bundles_root` is the root of the tree over the bundles' digests, in roster order with the dealer left out.
     """
@@ -337,7 +337,7 @@ class Header(Signed):
 
 @dataclass(frozen=True, repr=False)
 class EncryptedShares:
-    """Round 1a, up: a dealer's header and its bundle for every peer, in roster order with itself left out."""
+    """ShareKeys, up: a dealer's header and its bundle for every peer, in roster order with itself left out."""
 
     header: Header
     bundles: tuple[Bundle, ...]
@@ -350,7 +350,7 @@ class EncryptedShares:
 
 @dataclass(frozen=True)
 class ShareInbox:
-    """Round 1a, down: the headers of all dealers, and from each other dealer the bundle for the reader with its path.
+    """ShareKeys, down: the headers of all dealers, and from each other dealer the bundle for the reader with its path.
 
     A path is the concatenation of siblings, 32 bytes each, from the bundle's digest up to the root in the header.
     """
@@ -382,7 +382,7 @@ def headers_hash(headers: Iterable[Header]) -> bytes:
 
 @dataclass(frozen=True)
 class ShareReport(Signed):
-    """Round 1b, up: every envelope opened and every commitment matched, or the id of one dealer whose did not.
+    """ShareReport, up: every envelope opened and every commitment matched, or the id of one dealer whose did not.
 
     A complaint reveals neither key nor share.
     """
@@ -406,7 +406,7 @@ class ShareReport(Signed):
 
 @dataclass(frozen=True)
 class Reports:
-    """Round 1b, down: U2 is the signers of these reports."""
+    """ShareReport, down: U2 is the signers of these reports."""
 
     reports: tuple[ShareReport, ...]
 
@@ -427,7 +427,7 @@ class Reports:
 
 @dataclass(frozen=True, repr=False)
 class MaskedInput(Signed):
-    """Round 2, up: y_u, the values and slots modulo 2^b as `packing.pack` lays them out. The signature covers H(y)."""
+    """MaskedInputCollection, up: y_u, values and slots modulo 2^b as `packing.pack` lays them out; H(y) is signed."""
 
     round_id: bytes
     roster1: bytes
@@ -458,7 +458,7 @@ class MaskedInput(Signed):
 
 @dataclass(frozen=True)
 class AcceptedInput(Signed):
-    """Round 2, down: a client of U3, the hash of its masked input, and its own signature on both."""
+    """MaskedInputCollection, down: a client of U3, the hash of its masked input, and its own signature on both."""
 
     round_id: bytes
     roster1: bytes
@@ -480,7 +480,7 @@ class AcceptedInput(Signed):
 
 @dataclass(frozen=True)
 class IncludedSet:
-    """Round 2, down: U3 with the signature of each of its clients on its own masked input."""
+    """MaskedInputCollection, down: U3 with the signature of each of its clients on its own masked input."""
 
     inputs: tuple[AcceptedInput, ...]
 
@@ -506,7 +506,7 @@ class IncludedSet:
 
 @dataclass(frozen=True)
 class Attestation(Signed):
-    """Round 3, up: one client's signature on the one U3 that it has seen."""
+    """ConsistencyCheck, up: one client's signature on the one U3 that it has seen."""
 
     attested: bytes
     client_id: str
@@ -523,7 +523,7 @@ class Attestation(Signed):
 
 @dataclass(frozen=True)
 class Attestations:
-    """Round 3, down: U4 is the signers."""
+    """ConsistencyCheck, down: U4 is the signers."""
 
     attestations: tuple[Attestation, ...]
 
@@ -539,7 +539,7 @@ class Attestations:
 
 @dataclass(frozen=True, repr=False)
 class UnmaskingShares(Signed):
-    """Round 4, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with those.
+    """Unmasking, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with them.
 
     Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
     """
@@ -574,7 +574,7 @@ class UnmaskingShares(Signed):
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Round 5, down: the packed sum (slots included) and the server's signed receipt with the new head."""
+    """Result, down: the packed sum (slots included) and the server's signed receipt with the new head."""
 
     total: Buffer
     receipt: Receipt
@@ -592,7 +592,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Confirmation(Signed):
-    """Round 5, up: the client recomputed this head from its own view of the round and the sum that it was shown."""
+    """Result, up: the client recomputed this head from its own view of the round and the sum that it was shown."""
 
     head: bytes
     client_id: str

@@ -1,8 +1,8 @@
-"""The server: collects each round's messages, drops culprits, and opens nothing but the sum.
+"""The server: collects each step's messages, drops culprits, and opens nothing but the sum.
 
 It runs every check that a client would, first, so that an honest server never makes an honest client abort. It draws
-no randomness and holds no secret but what clients release in the last round. Specification: docs/spec.md, one section
-per round; the ids in the comments are the rows of its table of checks.
+no randomness and holds no secret but what clients release in Unmasking. Specification: docs/spec.md, section
+"Steps of a round", in the same order; ids such as S-16 are rows of its table of checks.
 """
 
 from abc import ABC, abstractmethod
@@ -143,9 +143,9 @@ class Collected:
 
 
 class Collecting(State, ABC):
-    """One round's worth of messages: at most one from each expected client, checked on arrival.
+    """One step's worth of messages: at most one from each expected client, checked on arrival.
 
-    `step` names the round; `expected` is who may still send; `received` is whose message was accepted.
+    `step` is its name; `expected` is who may still send; `received` is whose message was accepted.
     """
 
     step: ClassVar[str]
@@ -163,7 +163,7 @@ class Collecting(State, ABC):
             Whether the message was new.
 
         Raises:
-            ProtocolError: S-01 out of turn, S-02 a second and different message, or what the round's own checks find.
+            ProtocolError: S-01 out of turn, S-02 a second and different message, or what the step's own checks find.
         """
         if sender not in self.expected or not isinstance(message, self.accepts):
             raise UnexpectedMessageError("S-01", f"{type(message).__name__} of {sender} is out of turn in {self.step}")
@@ -189,7 +189,7 @@ class Collecting(State, ABC):
 
     @abstractmethod
     def _check(self, sender: str, message: Any) -> None:
-        """The round's own checks on a first message of `sender`; takes in what it accepts."""
+        """The step's own checks on a first message of `sender`; takes in what it accepts."""
 
     def _in_order(self) -> list[Any]:
         return [self.received[client_id] for client_id in sorted(self.received)]
@@ -200,7 +200,7 @@ class Collecting(State, ABC):
             raise TooFewClientsError(self.step, len(self.received), need)
 
     def _elsewhere(self, check: str, what: str) -> ProtocolError:
-        """Well signed and about something else: an honest client's message of an earlier attempt may be late."""
+        """No culprit where the signature is good and the subject another: a late message of an honest client."""
         return InconsistentViewError(check, what)
 
     def _own(self, sender: str, claimed: str) -> None:
@@ -208,7 +208,7 @@ class Collecting(State, ABC):
             raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
 
 
-# --- Round 0 -----------------------------------------------------------------------------------------------------
+# --- AdvertiseKeys -----------------------------------------------------------------------------------------------
 
 
 class Advertising(Collecting):
@@ -244,7 +244,7 @@ class Advertising(Collecting):
         return SharingKeys(self.round, roster), dict.fromkeys(self.received, roster)
 
 
-# --- Round 1a ----------------------------------------------------------------------------------------------------
+# --- ShareKeys ---------------------------------------------------------------------------------------------------
 
 
 class SharingKeys(Collecting):
@@ -297,7 +297,7 @@ class SharingKeys(Collecting):
         return dict(zip(self.roster.others(dealer), zip(message.bundles, message.tree[1], strict=True), strict=True))
 
 
-# --- Round 1b ----------------------------------------------------------------------------------------------------
+# --- ShareReport -------------------------------------------------------------------------------------------------
 
 
 class Reporting(Collecting):
@@ -335,7 +335,7 @@ class Reporting(Collecting):
         return CollectingInputs(self.round, self.dealt, reports), dict.fromkeys(self.received, reports)
 
 
-# --- Round 2 -----------------------------------------------------------------------------------------------------
+# --- MaskedInputCollection ---------------------------------------------------------------------------------------
 
 
 class CollectingInputs(Collecting):
@@ -379,7 +379,7 @@ class CollectingInputs(Collecting):
         return Attesting(self.round, kept, collected), dict.fromkeys(self.received, included)
 
 
-# --- Round 3 -----------------------------------------------------------------------------------------------------
+# --- ConsistencyCheck --------------------------------------------------------------------------------------------
 
 
 class Attesting(Collecting):
@@ -407,7 +407,7 @@ class Attesting(Collecting):
         return unmasking, dict.fromkeys(self.received, attestations)
 
 
-# --- Round 4 -----------------------------------------------------------------------------------------------------
+# --- Unmasking ---------------------------------------------------------------------------------------------------
 
 
 class Unmasking(Collecting):
@@ -618,7 +618,7 @@ class _Ahead:
         return self._total
 
 
-# --- Blame, in place of round 5 ----------------------------------------------------------------------------------
+# --- Blame, in place of Result -----------------------------------------------------------------------------------
 
 
 class Blaming(Collecting):
@@ -683,7 +683,7 @@ class Blaming(Collecting):
         return np.array_equal(plain, slot_values(policy, self.collected.round_id))
 
 
-# --- Round 5 -----------------------------------------------------------------------------------------------------
+# --- Result ------------------------------------------------------------------------------------------------------
 
 
 class Confirming(Collecting):

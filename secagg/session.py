@@ -1,7 +1,7 @@
 """The whole automaton, client and server, each as one `match`: bytes are elsewhere, time is elsewhere.
 
 A session never half-advances: a message is answered, or the session ends for good. Specification: docs/spec.md,
-section "Rounds".
+section "Steps of a round".
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -143,7 +143,7 @@ class ClientSession:
     def provide(
         self, update: NDArray[np.float32] | NDArray[np.float64], event_id: str = "", stream: Stream | None = None
     ) -> FromClient | None:
-        """Hand over the update, any time before masking: rounds 0 and 1 run while training.
+        """Hand over the update, any time before masking: the first steps run while training.
 
         Args:
             update: (d,) float32 or float64; it is clipped, weighted, stochastically rounded and masked in one pass when
@@ -324,12 +324,12 @@ class ServerSession:
 
     @property
     def expected(self) -> frozenset[str]:
-        """Whose messages this round takes."""
+        """Whose messages this step takes."""
         return self._collecting.expected
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Who has not been heard in this round."""
+        """Who has not been heard in this step."""
         state = self._collecting
         return tuple(sorted(state.expected - state.received.keys()))
 
@@ -342,7 +342,7 @@ class ServerSession:
         """Take a message of an authenticated sender; after the result, its confirmation.
 
         Returns:
-            None, or the stored reply where this repeats what the last closed round took: the reply may have been lost.
+            None, or the stored reply where this repeats what the last closed step took: the reply may have been lost.
 
         Raises:
             ProtocolError: the message was refused and has left no trace; the round goes on without it.
@@ -364,7 +364,7 @@ class ServerSession:
         raise TypeError("a ServerSession holds released shares and is never copied or pickled")
 
     def close_round(self) -> Mapping[str, FromServer]:
-        """Close the round and return the message for each client that takes part in the next.
+        """Close the step and return the message for each client that takes part in the next one.
 
         Raises:
             TooFewClientsError: fewer than min_survivors (or t) are left; nothing was opened.

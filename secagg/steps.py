@@ -1,7 +1,7 @@
 """The names of the protocol's steps, and one-shot states: what a party holds between two of its steps.
 
 A `State` is used up by the step that leaves it, even when that step fails, so that no message can be answered twice
-with different secrets. Specification: docs/spec.md, section "Rounds".
+with different secrets. Specification: docs/spec.md, section "Steps of a round".
 """
 
 from dataclasses import dataclass, field

@@ -1,12 +1,74 @@
-"""How much noise a study needs for its budget, and what one of its rounds costs."""
+"""What a study plans for its patients: how much noise each step has, and what one of its rounds costs."""
 
-from fedseg.ledger import Event
+from dataclasses import dataclass
+from typing import Any
+
+from fedseg.ledger import Entry, MetricsRelease, NoisySteps, UnprotectedRound
 from fedseg.privacy.accounting import noise_multiplier_for
+from fedseg.privacy.dpsgd import Mechanism
 from fedseg.study import Study
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The numbers that a study fixes.
+
+    Attributes:
+        mechanism: as in the study.
+        unit: whose presence is hidden.
+        neighbouring: relation between the data sets that cannot be told apart.
+        budget: epsilon of the study, None where it claims none.
+        delta: as in the study, None where it claims no epsilon.
+        sample_rate: probability of each patient to be drawn in a step.
+        clip_norm: L2 bound of one patient's gradient, None where nothing is clipped.
+        noise_multiplier: noise standard deviation over `clip_norm`, 0 where there is none.
+        denominator: public divisor of the noisy sum.
+        rounds: completed rounds; a burned round stays charged and takes the place of one.
+        local_steps: steps of a round.
+    """
+
+    mechanism: str
+    unit: str
+    neighbouring: str
+    budget: float | None
+    delta: float | None
+    sample_rate: float
+    clip_norm: float | None
+    noise_multiplier: float
+    denominator: int
+    rounds: int
+    local_steps: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole study."""
+        return self.rounds * self.local_steps
+
+
+def plan_of(study: Study) -> Plan:
+    """A study's plan.
+
+    Raises:
+        ConfigError: no reasonable noise meets the budget.
+    """
+    privacy, claimed = study.privacy, study.trust.claims_epsilon
+    return Plan(
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        neighbouring=f"add or remove one {privacy.unit}",
+        budget=privacy.epsilon if claimed else None,
+        delta=privacy.delta if claimed else None,
+        sample_rate=privacy.sample_rate,
+        clip_norm=privacy.clip_norm if claimed else None,
+        noise_multiplier=noise_multiplier(study),
+        denominator=privacy.denominator,
+        rounds=study.study.rounds,
+        local_steps=study.study.local_steps,
+    )
+
+
 def noise_multiplier(study: Study) -> float:
-    """The study's noise multiplier: the smallest that meets its budget over all planned steps, 0 without privacy.
+    """The study's noise multiplier: the smallest that meets its budget over all planned steps, 0 without a claim.
 
     Raises:
         ConfigError: no reasonable noise meets the budget.
@@ -18,21 +80,51 @@ def noise_multiplier(study: Study) -> float:
     return noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
 
 
-def round_event(study: Study, site: str, training_run: str, round_number: int) -> Event:
-    """What one round of `site` costs, as the ledger's event."""
-    privacy = study.privacy
-    return Event(
-        study_hash=study.hash().hex(),
-        site=site,
-        training_run=training_run,
-        round_number=round_number,
-        mechanism="local" if study.trust.claims_epsilon else "none",
-        covered=study.trust.claims_epsilon,
-        unit=privacy.unit,
-        sample_rate=privacy.sample_rate,
-        noise_multiplier=noise_multiplier(study),
-        clip_norm=privacy.clip_norm or 0.0 if study.trust.claims_epsilon else 0.0,
-        denominator=privacy.denominator,
+def mechanism_of(study: Study) -> Mechanism:
+    """How each step of a study that claims an epsilon is protected.
+
+    Raises:
+        ConfigError: no reasonable noise meets the budget.
+        ValueError: the study claims no epsilon, so nothing is protected.
+    """
+    return Mechanism(study.privacy.clip_norm or 0.0, noise_multiplier(study), study.privacy.denominator)
+
+
+def round_entry(study: Study, site: str, training_run: str, round_number: int) -> Entry:
+    """What one round of `site` costs, as the ledger has it.
+
+    Args:
+        study: gives the mechanism and its numbers.
+        site: the site's id.
+        training_run: name of the run whose rounds are counted.
+        round_number: at least 1.
+    """
+    said = _said(study, site, training_run, round_number)
+    if not study.trust.claims_epsilon:
+        return UnprotectedRound(**said)
+    mechanism = mechanism_of(study)
+    return NoisySteps(
+        **said,
+        sample_rate=study.privacy.sample_rate,
+        noise_multiplier=mechanism.noise_multiplier,
+        clip_norm=mechanism.clip_norm,
+        denominator=mechanism.denominator,
         steps=study.study.local_steps,
         generator="os" if study.study.seed is None else "seeded: no privacy claim",
     )
+
+
+def metrics_entry(study: Study, site: str, training_run: str, round_number: int) -> Entry:
+    """A release of validation metrics before round `round_number`, as the ledger has it; arguments of `round_entry`."""
+    return MetricsRelease(**_said(study, site, training_run, round_number))
+
+
+def _said(study: Study, site: str, training_run: str, round_number: int) -> dict[str, Any]:
+    """What every entry says."""
+    return {
+        "study_hash": study.hash().hex(),
+        "site": site,
+        "training_run": training_run,
+        "round_number": round_number,
+        "unit": study.privacy.unit,
+    }

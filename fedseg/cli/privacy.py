@@ -1,5 +1,6 @@
 """`fedseg epsilon` and `fedseg ledger`: what a study promises its patients, and what they have paid."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,9 @@ from rich.table import Table
 
 from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
 from fedseg.errors import ConfigError
-from fedseg.privacy.trust import delta_text
+from fedseg.events import finite
+from fedseg.privacy.delta import delta_text
+from fedseg.privacy.trust import no_claim
 from secagg.terminal import App, AsJson, out, say, say_json
 
 ledger_app = App("What a site's patients have paid.")
@@ -29,37 +32,42 @@ def epsilon(
 
     loaded = load_study(study)
     cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
-    plan = explain(loaded, cohort)
+    told = explain(loaded, cohort)
+    plan, guarantee = told.plan, told.guarantee
     if as_json:
-        claim = asdict(plan) if loaded.trust.claims_epsilon else {"epsilon": None, "sentence": plan.sentence}
-        say_json(claim)
+        worth = {"epsilon": None, "sentence": no_claim(plan.mechanism)} if guarantee is None else asdict(guarantee)
+        more = {"trust": loaded.trust.sentence, "sites": [asdict(site) for site in told.sites], "notes": told.notes}
+        say_json({**asdict(plan), **worth, **more})
         return
-    if not loaded.trust.claims_epsilon:
-        say(stressed(plan.sentence))
+    if guarantee is None:
+        say(stressed(no_claim(plan.mechanism)))
         return
     say(
-        stressed(f"epsilon {plan.epsilon:.3f}"),
+        stressed(f"epsilon {guarantee.epsilon:.3f}"),
         f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
         f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
     )
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
-        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
-        f"second accountant (PRV): {plan.epsilon_prv:.3f}",
+        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; {_second(guarantee.epsilon_prv)}",
     )
-    say(f"mu-GDP {plan.mu:.3f}: {plan.sentence}")
+    say(f"mu-GDP {guarantee.mu:.3f}: {guarantee.sentence}")
     table = Table(title="epsilon after each round")
     shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
     for number in shown:
         table.add_column(str(number))
-    table.add_row(*(f"{plan.curve[number - 1]:.2f}" for number in shown))
+    table.add_row(*(f"{guarantee.curve[number - 1]:.2f}" for number in shown))
     out.print(table)
-    if cohort:
-        for site in plan.sites:
-            say(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
-    for note in plan.notes:
+    for site in told.sites:
+        say(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
+    for note in told.notes:
         say(f"note: {note}")
+
+
+def _second(prv: float | None) -> str:
+    """What the second accountant says, which does not know every mechanism."""
+    return f"second accountant (PRV): {prv:.3f}" if prv is not None else "no second accountant knows this mechanism"
 
 
 @ledger_app.command("verify")
@@ -70,16 +78,20 @@ def ledger_verify(
 ) -> None:
     """Verify a ledger, and recompute epsilon from it.
 
-    Two accountants do so, from the events.
+    Two accountants do so, from its entries.
     """
-    from fedseg.ledger import verify
+    from fedseg.ledger import released, verify
     from fedseg.privacy.accounting import cross_check
 
     if not ledger.is_file():
         raise ConfigError(f"{ledger}: no such ledger; it is ledger.jsonl in the site's --state folder")
-    events = list(verify(ledger).values())
-    pld, prv = cross_check(events, delta)
+    entries = list(verify(ledger).values())
+    pld, prv = cross_check(released(entries), delta)
     if as_json:
-        say_json({"events": len(events), "epsilon_pld": pld, "epsilon_prv": prv, "delta": delta})
+        figures = {"epsilon_pld": finite(pld), "epsilon_prv": finite(prv)}
+        say_json({"entries": len(entries), **figures, "delta": delta})
         return
-    say(f"{len(events)} events, chain intact; epsilon {pld:.3f} (PLD), {prv:.3f} (PRV) at delta {delta_text(delta)}")
+    if math.isinf(pld):
+        say(f"{len(entries)} entries, chain intact; no epsilon: a round without noise, or with a seed, is among them")
+        return
+    say(f"{len(entries)} entries, chain intact; epsilon {pld:.3f} at delta {delta_text(delta)} (PLD); {_second(prv)}")

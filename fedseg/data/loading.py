@@ -12,6 +12,7 @@ from fedseg.data.cases import Case, SiteData, split
 from fedseg.data.layouts.layout import Entry
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
+from fedseg.privacy.delta import too_large
 from fedseg.study import Study
 
 
@@ -28,12 +29,8 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
             raise ConfigError(f"{data_dir / site}: there is no such folder; --data has one subfolder per site")
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
-    if study.trust.claims_epsilon and study.privacy.delta is not None and study.privacy.delta * patients >= 1:
-        warnings.warn(
-            f"[privacy] delta = {study.privacy.delta:g} is not below 1/{patients} (one over the patients), which "
-            "would allow publishing one patient; choose a tenth of that",
-            stacklevel=2,
-        )
+    if study.trust.claims_epsilon and (said := too_large(study.privacy.delta, patients)):
+        warnings.warn(f"[privacy] {said}", stacklevel=2)
     return cohort
 
 

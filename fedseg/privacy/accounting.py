@@ -1,9 +1,11 @@
-"""Epsilon of Poisson-subsampled Gaussian steps, recomputed from ledger events and never remembered.
+"""Epsilon of what was released, recomputed from events of `dp_accounting` and never remembered.
 
-The accountant is the privacy loss distribution (PLD) of `dp-accounting`, which rounds up on a grid of losses; where
-every step draws everybody (sample_rate 1) the composition is one Gaussian and is computed exactly. Opacus' PRV
-accountant is the second opinion: the two must agree within 1 %. The Gaussian (GDP) limit of subsampling is refused,
-because it is *below* the true epsilon (1.618 where PLD says 1.828). Never add an accountant that is not a bound.
+An event says what a release was: a Gaussian, one over a random draw, anything that `dp_accounting` knows. Nothing here
+knows mechanisms or ledgers: a new kind of release brings its own event. The accountant is the privacy loss distribution
+(PLD) of `dp-accounting`, which rounds up on a grid of losses; Gaussians over everybody compose to one Gaussian, which
+is computed exactly. Opacus' PRV accountant is the second opinion on Gaussians, drawn or not: the two must agree within
+1 %. The Gaussian (GDP) limit of subsampling is refused, because it is *below* the true epsilon (1.618 where PLD says
+1.828). Never add an accountant that is not a bound.
 
 Neighbouring data sets differ in one patient, added or removed. Sources: Balle and Wang 2018 (exact Gaussian),
 Koskela et al. 2020 and Doroshenko et al. 2022 (PLD), Gopi et al. 2021 (PRV), Gomez et al. 2025 (mu as a summary).
@@ -12,19 +14,26 @@ Koskela et al. 2020 and Doroshenko et al. 2022 (PLD), Gopi et al. 2021 (PRV), Go
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from dp_accounting import calibrate_dp_mechanism, get_epsilon_gaussian, get_sigma_gaussian
-from dp_accounting.dp_event import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import (
+    ComposedDpEvent,
+    DpEvent,
+    GaussianDpEvent,
+    NonPrivateDpEvent,
+    PoissonSampledDpEvent,
+    SelfComposedDpEvent,
+)
 from dp_accounting.mechanism_calibration import ExplicitBracketInterval
 from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
 
 from fedseg.errors import ConfigError, PrivacyError
-from fedseg.ledger import Event
+from fedseg.privacy.delta import delta_text
 
 LARGEST_NOISE_MULTIPLIER = 1000.0
 """More noise than this leaves nothing of any gradient, so the budget counts as out of reach."""
@@ -36,27 +45,33 @@ AGREEMENT = 0.01
 """Largest relative difference between the two accountants."""
 
 
-class Release(NamedTuple):
-    """Equal noisy sums: noise standard deviation over sensitivity, probability of drawing a patient, their number."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
+Composition: TypeAlias = tuple[tuple[DpEvent, int], ...]
+"""Each event once, and how often: what the caches and both accountants work on."""
 
 
-Composition: TypeAlias = tuple[Release, ...]
-
-
-def epsilon(spent: Release | Iterable[Event | Release], delta: float, accountant: str = "pld") -> float:
-    """Epsilon at `delta` of everything in `spent`: 0 for nothing, infinite where a step had no noise.
+def gaussian_steps(noise_multiplier: float, sample_rate: float, steps: int) -> DpEvent:
+    """The event of equal noisy sums.
 
     Args:
-        spent: ledger events or releases; shared validation metrics are not covered and do not count.
+        noise_multiplier: noise standard deviation over what one patient can change.
+        sample_rate: probability that a patient is drawn in a step, by a coin of its own.
+        steps: their number.
+    """
+    one: DpEvent = GaussianDpEvent(noise_multiplier)
+    return SelfComposedDpEvent(one if sample_rate == 1 else PoissonSampledDpEvent(sample_rate, one), steps)
+
+
+def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> float:
+    """Epsilon at `delta` of everything in `spent`: 0 for nothing, infinite where something had no noise.
+
+    Args:
+        spent: what was released.
         delta: probability, between 0 and 1.
-        accountant: ``pld`` (the one that is reported) or ``prv`` (the second opinion).
+        accountant: ``pld`` (the one that is reported) or ``prv`` (the second opinion, on Gaussians only).
 
     Raises:
         ConfigError: an accountant that is no bound or not known, or a delta that is not a probability.
+        PrivacyError: the accountant does not know such a release.
     """
     if accountant not in ("pld", "prv"):
         why = "reports less than the true epsilon" if accountant == "gdp" else "is not one that is checked here"
@@ -64,22 +79,26 @@ def epsilon(spent: Release | Iterable[Event | Release], delta: float, accountant
     if not 0 < delta < 1:
         raise ConfigError(f"[privacy] delta = {delta}: choose it between 0 and 1, below 1 / (number of patients)")
     composition = _composed(spent)
-    if not composition:
-        return 0.0
-    if min(release.noise_multiplier for release in composition) == 0:
-        return math.inf
-    return _pld_epsilon(composition, delta) if accountant == "pld" else _prv_epsilon(composition, delta)
+    if not composition or _unbounded(composition):
+        return math.inf if composition else 0.0
+    if accountant == "pld":
+        return _pld_epsilon(composition, delta)
+    second = _prv_epsilon(composition, delta)
+    if second is None:
+        raise PrivacyError("the PRV accountant knows Gaussian noise only; use 'pld'")
+    return second
 
 
-def cross_check(spent: Release | Iterable[Event | Release], delta: float) -> tuple[float, float]:
-    """Epsilon by PLD and by PRV.
+def cross_check(spent: Iterable[DpEvent], delta: float) -> tuple[float, float | None]:
+    """Epsilon by PLD and by PRV, None where PRV knows no such release.
 
     Raises:
         PrivacyError: they differ by more than `AGREEMENT` (and by more than 0.001, where both are next to nothing).
     """
-    composition = _composed(spent)
-    pld, prv = epsilon(composition, delta), epsilon(composition, delta, "prv")
-    if not math.isclose(pld, prv, rel_tol=AGREEMENT, abs_tol=1e-3):
+    spent = list(spent)
+    pld, composition = epsilon(spent, delta), _composed(spent)
+    prv = pld if not composition or _unbounded(composition) else _prv_epsilon(composition, delta)
+    if prv is not None and not math.isclose(pld, prv, rel_tol=AGREEMENT, abs_tol=1e-3):
         raise PrivacyError(f"two accountants disagree: PLD says epsilon {pld:.4g}, PRV {prv:.4g}; claim nothing")
     return pld, prv
 
@@ -93,12 +112,12 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
     Raises:
         ConfigError: no noise up to `LARGEST_NOISE_MULTIPLIER` meets the budget; says what would.
     """
-    least = epsilon(Release(LARGEST_NOISE_MULTIPLIER, sample_rate, steps), delta)
+    least = epsilon([gaussian_steps(LARGEST_NOISE_MULTIPLIER, sample_rate, steps)], delta)
     if not budget > 0 or least > budget:
         raise ConfigError(
             f"[privacy] epsilon = {budget:g} cannot be met: {steps} steps at sample_rate {sample_rate:g} and delta "
-            f"{delta:g} spend at least {max(least, 1e-4):.2g}; raise epsilon, or lower rounds, local_steps or "
-            "sample_rate"
+            f"{delta_text(delta)} spend at least {max(least, 1e-4):.2g}; raise epsilon, or lower rounds, local_steps "
+            "or sample_rate"
         )
     # Enough for steps that draw everybody is enough for steps that draw some.
     enough = get_sigma_gaussian(budget, delta) * math.sqrt(steps)
@@ -106,17 +125,15 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
     return math.ceil(max(sigma, SMALLEST_NOISE_MULTIPLIER) * 1e4 - 1e-9) / 1e4
 
 
-def gaussian_dp(spent: Release | Iterable[Event | Release], delta: float) -> float:
+def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float:
     """The least mu whose Gaussian mechanism reveals at least as much as `spent`, at every probability above `delta`.
 
-    With sample_rate 1 it is exact, sqrt(steps) / noise_multiplier; below, it is the largest mu over PLD's privacy
-    curve and never the central limit.
+    Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier; elsewhere it is the largest mu over PLD's
+    privacy curve and never the central limit.
     """
     composition = _composed(spent)
-    if not composition:
-        return 0.0
-    if min(release.noise_multiplier for release in composition) == 0:
-        return math.inf
+    if not composition or _unbounded(composition):
+        return math.inf if composition else 0.0
     if (sigma := _as_one_gaussian(composition)) is not None:
         return 1 / sigma
     losses = np.linspace(0, _pld_epsilon(composition, delta), 32)
@@ -132,33 +149,53 @@ def in_words(mu: float, prior: float = 0.01) -> str:
     )
 
 
-def _composed(spent: Release | Iterable[Event | Release]) -> Composition:
-    """Equal steps counted together: what the caches and both accountants work on."""
-    counts: Counter[tuple[float, float]] = Counter()
-    for item in [spent] if isinstance(spent, Release) else spent:
-        if isinstance(item, Release) or item.mechanism != "metrics":
-            counts[item.noise_multiplier, item.sample_rate] += item.steps
-    return tuple(Release(*kind, steps) for kind, steps in sorted(counts.items()) if steps > 0)
+def _composed(spent: Iterable[DpEvent]) -> Composition:
+    counts: Counter[DpEvent] = Counter()
+    for event, count in _flat(spent, 1):
+        counts[event] += count
+    return tuple(sorted(((event, count) for event, count in counts.items() if count > 0), key=repr))
+
+
+def _flat(spent: Iterable[DpEvent], times: int) -> Iterator[tuple[DpEvent, int]]:
+    for event in spent:
+        match event:
+            case ComposedDpEvent():
+                yield from _flat(event.events, times)
+            case SelfComposedDpEvent():
+                yield from _flat([event.event], times * event.count)
+            case _:
+                yield event, times
+
+
+def _unbounded(composition: Composition) -> bool:
+    return any(isinstance(event, NonPrivateDpEvent) or (_gaussian(event) or (1, 1))[0] == 0 for event, _ in composition)
+
+
+def _gaussian(event: DpEvent) -> tuple[float, float] | None:
+    """Noise multiplier and probability of being drawn, None where the event is not a Gaussian, drawn or not."""
+    match event:
+        case GaussianDpEvent():
+            return event.noise_multiplier, 1.0
+        case PoissonSampledDpEvent(event=GaussianDpEvent()):
+            return event.event.noise_multiplier, event.sampling_probability
+    return None
 
 
 def _as_one_gaussian(composition: Composition) -> float | None:
-    """Noise over sensitivity of the Gaussian that full-batch steps compose to; None where steps are sampled."""
-    if any(release.sample_rate < 1 for release in composition):
+    """Noise over sensitivity of the one Gaussian that Gaussians over everybody compose to; None for anything else."""
+    if not all(isinstance(event, GaussianDpEvent) for event, _ in composition):
         return None
-    return 1 / math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in composition))
-
-
-def _event(composition: Composition) -> ComposedDpEvent:
-    return ComposedDpEvent(
-        [
-            SelfComposedDpEvent(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
-            for sigma, rate, steps in composition
-        ]
-    )
+    return 1 / math.sqrt(sum(count / event.noise_multiplier**2 for event, count in composition))
 
 
 def _accountant(composition: Composition) -> PLDAccountant:
-    return _fresh(min(release.sample_rate for release in composition)).compose(_event(composition))
+    rate = min(getattr(event, "sampling_probability", 1.0) for event, _ in composition)
+    accountant = _fresh(rate)
+    for event, count in composition:
+        if not accountant.supports(event):
+            raise PrivacyError(f"no accountant here knows a release such as {event}; claim nothing")
+        accountant.compose(event, count)
+    return accountant
 
 
 def _fresh(sample_rate: float) -> PLDAccountant:
@@ -173,11 +210,14 @@ def _pld_epsilon(composition: Composition, delta: float) -> float:
     return float(_accountant(composition).get_epsilon(delta))
 
 
-def _prv_epsilon(composition: Composition, delta: float) -> float:
+def _prv_epsilon(composition: Composition, delta: float) -> float | None:
     from opacus.accountants import PRVAccountant  # seconds to import, and only the cross-check needs it
 
+    history = [(*known, count) for event, count in composition if (known := _gaussian(event)) is not None]
+    if len(history) < len(composition):
+        return None
     accountant = PRVAccountant()
-    accountant.history = list(composition)
+    accountant.history = history
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and the range of RDP orders of its first guess
         rough = float(accountant.get_epsilon(delta))
@@ -186,14 +226,14 @@ def _prv_epsilon(composition: Composition, delta: float) -> float:
 
 def _search(budget: float, delta: float, sample_rate: float, steps: int, enough: float) -> float:
     low = enough
-    while _pld_epsilon((Release(low, sample_rate, steps),), delta) <= budget:
+    while epsilon([gaussian_steps(low, sample_rate, steps)], delta) <= budget:
         if low <= SMALLEST_NOISE_MULTIPLIER:
             return low
         low /= 2
     return float(
         calibrate_dp_mechanism(
             lambda: _fresh(sample_rate),
-            lambda sigma: _event((Release(sigma, sample_rate, steps),)),
+            lambda sigma: gaussian_steps(sigma, sample_rate, steps),
             budget,
             delta,
             bracket_interval=ExplicitBracketInterval(low, 2 * low),

@@ -55,6 +55,9 @@ TRUST: dict[str, Trust] = {
 """By `[privacy] mechanism`. A new mechanism is one more row."""
 
 
+SEEDED = "no privacy is claimed for a seeded run: whoever knows the seed can recompute the noise"
+
+
 def trust_in(mechanism: str) -> Trust:
     """The row of a mechanism.
 
@@ -69,8 +72,3 @@ def trust_in(mechanism: str) -> Trust:
 def no_claim(mechanism: str) -> str:
     """Why a mechanism gives no bound, as one sentence."""
     return f"no differential privacy is claimed: mechanism = '{mechanism}', and {trust_in(mechanism).because}"
-
-
-def delta_text(delta: float | None) -> str:
-    """Delta as the study has it, never rounded: 0.00125 is not 0.0013."""
-    return "n/a" if delta is None else repr(delta)

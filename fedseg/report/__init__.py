@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
-from fedseg.privacy.trust import delta_text, no_claim, trust_in
+from fedseg.privacy.delta import delta_text
+from fedseg.privacy.trust import no_claim, trust_in
 from fedseg.report import claims, curves, palette, timeline
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures

@@ -7,7 +7,8 @@ updates for a plain sum. It never calls data anonymous or anything compliant.
 from collections.abc import Iterator, Sequence
 
 from fedseg.events import Dropped, RoundEnded
-from fedseg.privacy.trust import delta_text, no_claim, trust_in
+from fedseg.privacy.delta import delta_text, too_large
+from fedseg.privacy.trust import SEEDED, no_claim, trust_in
 from fedseg.report.folder import Run, dropouts, ended, of_kind
 from fedseg.report.records import Metrics, Privacy
 
@@ -84,7 +85,7 @@ def warnings(run: Run) -> Iterator[str]:
     if not trust_in(study.mechanism).claims_epsilon:
         yield no_claim(study.mechanism)
     if seeded(run):
-        yield "seeded: no privacy claim: whoever knows the seed can recompute the noise"
+        yield SEEDED
     if found and found.epsilon <= 0:
         yield "no privacy claim: no site has reported what it spent"
     if not study.secure:
@@ -94,8 +95,8 @@ def warnings(run: Run) -> Iterator[str]:
     if found and study.budget is not None and found.epsilon > study.budget * (1 + 1e-6):
         yield f"epsilon {epsilon_text(found.epsilon)} is above the budget of {study.budget:.3g}"
     patients = sum(site.n_train or 0 for site in run.metrics.dice.sites.values())
-    if found and patients and found.delta >= 1 / patients:
-        yield f"delta {delta_text(found.delta)} is not below 1/{patients}: it permits giving one patient away outright"
+    if found and (said := too_large(found.delta, patients)):
+        yield said
     broken = sorted({event.round for event in of_kind(run, RoundEnded) if event.exact is False})
     if broken:
         rounds = ", ".join(map(str, broken))

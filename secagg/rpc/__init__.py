@@ -1,4 +1,4 @@
-"""Transport and durable storage around the sans-I/O core: gRPC mailbox, TLS files, SQLite marks."""
+"""Transport around the sans-I/O core: a gRPC mailbox over mutual TLS, and its certificates."""
 
 import os
 

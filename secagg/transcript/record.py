@@ -121,7 +121,7 @@ class PublishedBundle:
 
 @dataclass(frozen=True)
 class PublishedShares:
-    """Round 1a: a dealer's header and its bundles, in roster order with itself left out."""
+    """ShareKeys: a dealer's header and its bundles, in roster order with itself left out."""
 
     header: Header
     bundles: tuple[PublishedBundle, ...]

@@ -16,10 +16,11 @@ from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.privacy.trust import TRUST
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
-from fedseg.update import LocalUpdate, NoisedUpdate, model_hash
+from fedseg.update import NoisedUpdate, model_hash
 from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
 from secagg.context import next_head
@@ -243,7 +244,7 @@ def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: Sign
 
 def update(site: str, length: int = LENGTH) -> NoisedUpdate:
     values = np.random.default_rng(sum(site.encode())).uniform(-0.4, 0.4, length).astype(np.float32)
-    return NoisedUpdate.unprotected(LocalUpdate(values, site))
+    return NoisedUpdate.unprotected(values, site, TRUST["none"])
 
 
 def quiet(kind: str, **fields) -> None:

@@ -162,7 +162,7 @@ def test_sound_images_pass_the_check_and_train(tmp_path, capsys, monkeypatch, fe
     ledger = complete / "ledger" / "site-a.jsonl"
     code, said, _ = run(capsys, monkeypatch, "ledger", "verify", ledger, "--delta", 0.01)
     assert code == 0
-    assert "1 events, chain intact" in said
+    assert "1 entries, chain intact" in said
     ledger.write_text(ledger.read_text().replace('"steps":1', '"steps":0'))
     code, _, error = run(capsys, monkeypatch, "ledger", "verify", ledger, "--delta", 0.01)
     assert code == 1

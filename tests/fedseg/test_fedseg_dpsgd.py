@@ -7,7 +7,16 @@ from monai.networks.nets import UNet
 from opacus import GradSampleModule
 from scipy import stats
 
-from fedseg.privacy.dpsgd import CHUNK, Mechanism, add_clipped, draw, gaussian, noisy_gradient
+from fedseg.privacy.dpsgd import (
+    CHUNK,
+    Mechanism,
+    add_clipped,
+    draw,
+    gaussian,
+    noisy_gradient,
+    plain_gradient,
+    summed,
+)
 from secagg.prg import Stream
 
 PATIENTS = [f"p{index}" for index in range(60)]
@@ -93,11 +102,10 @@ def test_a_gradient_that_is_not_finite_neither_spreads_nor_stops(bad):
 
 def test_many_slices_count_as_one_patient(model, images):
     parameters = list(model.parameters())
-    mechanism = Mechanism(0.05, 0.0, 1)
     image, label = images
     many = image.repeat(8, 1, 1, 1), label.repeat(8, 1, 1)
     losses = (1e4 * torch.nn.functional.cross_entropy(model(many[0]), many[1], reduction="sum") for _ in range(1))
-    assert torch.linalg.vector_norm(noisy_gradient(parameters, losses, mechanism, Stream())) <= 0.05 * (1 + 1e-6)
+    assert torch.linalg.vector_norm(summed(parameters, losses, 0.05)) <= 0.05 * (1 + 1e-6)
 
 
 def test_noise_has_the_promised_deviation_and_shape():
@@ -114,18 +122,18 @@ def test_noise_has_the_promised_deviation_and_shape():
 
 def test_noise_of_the_step_is_clip_times_multiplier_over_the_denominator():
     weights = torch.zeros(100_000, requires_grad=True)
-    step = noisy_gradient([weights], [], Mechanism(0.05, 3.0, 16), Stream.seeded(4, "noise"))
+    step = noisy_gradient([weights], [], Mechanism(0.05, 3.0, 16), Stream.seeded(4, "noise")).values
     assert float(step.std()) == pytest.approx(3.0 * 0.05 / 16, rel=0.01)
 
 
 def test_the_number_of_patients_changes_neither_noise_nor_divisor():
     weights = torch.zeros(1000, requires_grad=True)
     mechanism = Mechanism(1.0, 2.0, 16)
-    noise_only = noisy_gradient([weights], [], mechanism, Stream.seeded(5, "noise"))
+    noise_only = noisy_gradient([weights], [], mechanism, Stream.seeded(5, "noise")).values
     for patients in (39, 40):
         losses = ((weights * 0).sum() for _ in range(patients))
         assert torch.equal(
-            noisy_gradient([weights], losses, Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise")), noise_only
+            noisy_gradient([weights], losses, Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise")).values, noise_only
         )
 
 
@@ -133,7 +141,7 @@ def test_without_a_clip_there_is_the_plain_mean(model, images):
     parameters = list(model.parameters())
     image, label = images
     losses = (torch.nn.functional.cross_entropy(model(image[k : k + 1]), label[k : k + 1]) for k in range(5))
-    loop = noisy_gradient(parameters, losses, Mechanism(None, 0.0, 5), Stream())
+    loop = plain_gradient(parameters, losses, 5)
     plain = torch.autograd.grad(torch.nn.functional.cross_entropy(model(image), label), parameters)
     assert torch.allclose(loop, torch.cat([gradient.flatten() for gradient in plain]), atol=1e-6)
 
@@ -153,7 +161,7 @@ def test_the_loop_agrees_with_opacus_and_vmap(model, images):
         return torch.nn.functional.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))
 
     losses = (scale[k] * loss(model(image[k : k + 1]), label[k : k + 1])[0] for k in range(5))
-    loop = noisy_gradient(parameters, losses, Mechanism(0.5, 0.0, 1), Stream())
+    loop = summed(parameters, losses, 0.5).float()
 
     def one(weights, pixels, target, factor):
         logits = torch.func.functional_call(model, weights, (pixels[None],))
@@ -175,6 +183,6 @@ def test_untrained_and_unused_tensors_are_no_trouble(model, images):
     trained = list(model.parameters())[-2:]
     extra = torch.ones(3, requires_grad=True)
     losses = (torch.nn.functional.cross_entropy(model(image), label) for _ in range(1))
-    step = noisy_gradient([*trained, extra], losses, Mechanism(10.0, 0.0, 1), Stream())
+    step = summed([*trained, extra], losses, 10.0).float()
     assert len(step) == sum(parameter.numel() for parameter in trained) + 3
     assert torch.equal(step[-3:], torch.zeros(3))

@@ -1,7 +1,5 @@
 """Networks, flat vectors, model files, and the update that cannot leave."""
 
-import copy
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from fedseg import models
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.models import build_model, check_model, load_model, metadata_of, save_model, study_of
 from fedseg.study import Study, load_study
-from fedseg.update import LocalUpdate, NoisedUpdate, assign, flatten, model_hash
+from fedseg.update import assign, flatten, model_hash
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -111,17 +109,6 @@ def test_model_hash_sees_every_value_and_the_length() -> None:
     hashes = {model_hash(vector), model_hash(other), model_hash(vector[:9])}
     assert len(hashes) == 3
     assert model_hash(vector.astype(">f4")) == model_hash(vector)
-
-
-def test_a_local_update_cannot_be_serialised_and_shows_nothing() -> None:
-    update = LocalUpdate(np.full(3, 0.123456, np.float32), "site-a")
-    for leave in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="never leaves"):
-            leave(update)
-    assert "0.123" not in repr(update)
-    released = NoisedUpdate.unprotected(update)
-    assert (released.site, released.event_id) == ("site-a", "")
-    assert "0.123" not in repr(released)
 
 
 def test_a_model_file_gives_back_weights_and_study(study: Study, tmp_path: Path) -> None:

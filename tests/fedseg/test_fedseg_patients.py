@@ -116,7 +116,7 @@ class Trace:
                 model, data, study, site=SITE, training_run="run", round_number=1, ledger=ledger,
                 on_step=lambda *step: self.told.append(step),
             )  # fmt: skip
-            self.charged = ledger.events()
+            self.charged = ledger.entries()
 
     def _patient_loss(self, real):
         def watched(model, cases, *rest):
@@ -156,8 +156,11 @@ class Trace:
             self.sums.append(torch.zeros(length, dtype=torch.float64))
             gradient = real(parameters, losses, mechanism, stream)
             self.told.append(("divisor", mechanism.denominator, mechanism.noise_multiplier))
-            np.testing.assert_allclose(gradient.numpy() * mechanism.denominator, self.sums[-1].numpy(), atol=1e-7)
-            return torch.zeros_like(gradient)
+            np.testing.assert_allclose(
+                gradient.values.numpy() * mechanism.denominator, self.sums[-1].numpy(), atol=1e-7
+            )
+            gradient.values.zero_()
+            return gradient
 
         return watched
 

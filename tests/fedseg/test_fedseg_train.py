@@ -114,7 +114,7 @@ def test_the_charge_is_on_disk_before_the_first_gradient(one_round, study, tmp_p
     loss = train.patient_loss
 
     def watched(*arguments):
-        seen.append(len(ledger.events()))
+        seen.append(len(ledger.entries()))
         return loss(*arguments)
 
     monkeypatch.setattr(train, "patient_loss", watched)
@@ -138,7 +138,7 @@ def test_the_round_after_the_last_affordable_one_does_not_train(one_round, study
     monkeypatch.setattr(train, "patient_loss", lambda *_: pytest.fail("trained"))
     with pytest.raises(BudgetExceededError, match="round 4"):
         one_round(study, round_number=4, ledger=ledger)
-    assert len(ledger.events()) == 3
+    assert len(ledger.entries()) == 3
 
 
 def test_a_seeded_round_is_reproducible_and_an_unseeded_one_is_not(one_round, study):
@@ -221,7 +221,7 @@ def test_without_privacy_the_update_says_so_and_learns(one_round, study, model, 
     ledger = Ledger(tmp_path / "a.jsonl")
     update = one_round(open_study, ledger=ledger)
     assert update.event_id == ""
-    assert [(event.mechanism, event.covered) for event in ledger.events()] == [("none", False)]
+    assert [entry.kind for entry in ledger.entries()] == ["none"]
 
     def loss():
         cases = site_data().train
@@ -244,7 +244,7 @@ def test_a_model_that_mixes_patients_is_refused_and_not_charged(study, tmp_path)
     mixing = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
     with pytest.raises(UnsupportedModelError, match="BatchNorm2d"):
         train_round(mixing, site_data(), study, site="a", training_run="run", round_number=1, ledger=ledger)
-    assert ledger.events() == ()
+    assert ledger.entries() == ()
 
 
 def test_untrained_tensors_stay_where_they_are(one_round, study, model):

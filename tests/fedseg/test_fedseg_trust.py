@@ -15,7 +15,8 @@ from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.privacy.trust import TRUST, Trust, delta_text, no_claim, trust_in
+from fedseg.privacy.delta import delta_text
+from fedseg.privacy.trust import TRUST, Trust, no_claim, trust_in
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen

@@ -96,7 +96,7 @@ def forge(
         messages = ((u, signed(kind, u, make(u))) for u in senders)
         return {u: message for u, message in messages if message is not None}
 
-    # Round 0
+    # AdvertiseKeys
     mask_keys = {u: MaskKey(policy.suite) for u in cohort.ids}
     nonces = iter(secrets.token_bytes(16) for _ in cohort.ids)
     u1 = talking(STEPS[0])
@@ -116,7 +116,7 @@ def forge(
     roster = Roster(tuple(advertised[u] for u in sorted(advertised)))
     dealers, positions = talking(SHARE_KEYS), roster.positions
 
-    # Round 1
+    # ShareKeys, ShareReport
     seeds = {u: secrets.token_bytes(32) for u in dealers}
     held = {
         (kind, dealer): dict(
@@ -165,7 +165,7 @@ def forge(
     reports = everybody("report", sharers, lambda u: ShareReport(slot, roster.hash, roster2, u))
     sharers_hash = digest("sharers", sorted(reports))
 
-    # Round 2
+    # MaskedInputCollection to Unmasking
     round_id = context.round_id(slot, roster2, sharers_hash)
     u3 = said("members", "U3", talking(STEPS[3]))
 
@@ -225,7 +225,7 @@ def forge(
     ]
     pairs = said("pair", "", pairs)
 
-    # Round 5
+    # Result
     total = said("total", "", pack(np.sum(list(plain.values()), axis=0, dtype=dtype_for(policy.bits)), policy.bits))
     total_hash = Result.hash_of(total)
     head = next_head(context.previous_head, round_id, included.attested, total_hash)

@@ -1,0 +1,170 @@
+"""The wall around updates: an update without noise is a type error before it is a TypeError, and nothing is pickled."""
+
+import copy
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mypy import api
+
+from fedseg.privacy.dpsgd import Mechanism, NoisedGradient, noisy_gradient
+from fedseg.privacy.trust import TRUST
+from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps, flatten
+from secagg.prg import Stream
+
+ROOT = Path(__file__).parents[2]
+RAW = np.full(3, 0.123456, np.float32)
+
+SNIPPET = """
+import numpy as np
+from numpy.typing import NDArray
+from fedseg.aggregate import Train
+from fedseg.privacy.dpsgd import NoisedGradient
+from fedseg.privacy.trust import TRUST
+from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps
+
+def as_it_should_be(steps: NoisedSteps, gradient: NoisedGradient) -> NoisedUpdate:
+    steps.step(gradient)
+    return NoisedUpdate(steps, "a", "b")
+
+def a_raw_vector(raw: NDArray[np.float32]) -> None:
+    NoisedUpdate(raw, "a", "b")  # wrong
+
+def steps_without_noise(steps: PlainSteps) -> None:
+    NoisedUpdate(steps, "a", "b")  # wrong
+
+def a_raw_gradient(steps: NoisedSteps, gradient: NDArray[np.float32]) -> None:
+    steps.step(gradient)  # wrong
+
+def a_made_up_gradient(gradient: NDArray[np.float32]) -> None:
+    NoisedGradient(gradient)  # wrong
+    NoisedGradient(gradient, object())  # wrong
+
+def an_unsaid_exception(raw: NDArray[np.float32]) -> None:
+    NoisedUpdate.unprotected(raw, "a")  # wrong
+
+def another_vector(update: NoisedUpdate, raw: NDArray[np.float32]) -> None:
+    update.vector = raw  # wrong
+
+def to_the_aggregator(raw: NDArray[np.float32]) -> Train:
+    return lambda site: raw  # wrong
+"""
+
+
+SETTINGS = """
+[mypy]
+strict = True
+follow_imports = skip
+[mypy-fedseg.*,secagg.*,numpy.*]
+follow_imports = silent
+"""
+"""torch takes mypy half a minute and has no part in this."""
+
+
+def test_what_has_no_noise_does_not_type_check(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    snippet, settings = tmp_path / "updates.py", tmp_path / "mypy.ini"
+    snippet.write_text(SNIPPET)
+    settings.write_text(SETTINGS)
+    files = ["--config-file", str(settings), "--cache-dir", str(tmp_path / "cache"), str(snippet)]
+    told, _, status = api.run(["--no-error-summary", *files])
+    wrong = {int(line.split(":")[1]) for line in told.splitlines() if ": error:" in line}
+    meant = {number for number, line in enumerate(SNIPPET.splitlines(), start=1) if line.endswith("# wrong")}
+    assert status == 1
+    assert wrong == meant, told
+    assert len(meant) == 8
+
+
+@pytest.fixture
+def model():
+    return torch.nn.Linear(2, 1)
+
+
+@pytest.fixture
+def gradient():
+    weights = torch.zeros(3, requires_grad=True)
+    return noisy_gradient([weights], [], Mechanism(1.0, 1.0, 1), Stream.seeded(1, "noise"))
+
+
+@pytest.fixture
+def update(model, gradient):
+    steps = NoisedSteps(model, 0.1, 0.9)
+    steps.step(gradient)
+    return NoisedUpdate(steps, "site-a", "event")
+
+
+def test_an_update_is_made_of_noised_steps_only(model):
+    for raw in (RAW, torch.zeros(3), PlainSteps(model, 0.1, 0.9), None):
+        with pytest.raises(TypeError, match="made of noised steps"):
+            NoisedUpdate(raw, "a", "b")
+
+
+def test_noised_steps_take_noised_gradients_only(model):
+    steps = NoisedSteps(model, 0.1, 0.9)
+    for raw in (torch.zeros(3), RAW):
+        with pytest.raises(TypeError, match="no noised gradient"):
+            steps.step(raw)
+    assert not steps.difference.any()
+
+
+@pytest.mark.parametrize("made", [None, object(), True])
+def test_a_noised_gradient_is_made_where_the_noise_is(made):
+    with pytest.raises(TypeError, match="noisy_gradient only"):
+        NoisedGradient(torch.zeros(3), made)
+
+
+@pytest.mark.parametrize("numbers", [(0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, -1.0)])
+def test_a_mechanism_that_clips_or_noises_nothing_is_none(numbers):
+    with pytest.raises(ValueError, match="protects nobody"):
+        Mechanism(*numbers, 1)
+
+
+def test_nothing_of_a_sites_training_is_pickled_copied_or_shown(model, gradient, update, tmp_path):
+    for kept in (gradient, update, NoisedSteps(model, 0.1, 0.9), PlainSteps(model, 0.1, 0.9)):
+        for leave in (
+            pickle.dumps,
+            copy.copy,
+            copy.deepcopy,
+            lambda found: torch.save(found, tmp_path / "saved"),
+            lambda found: np.save(tmp_path / "saved", np.array([found], dtype=object)),
+            json.dumps,
+        ):
+            with pytest.raises(TypeError):
+                leave(kept)
+        assert f"{update.vector[0]:.3f}" not in repr(kept)
+
+
+def test_a_model_changed_by_something_else_is_in_no_update(model, gradient):
+    before = flatten(model)
+    steps = NoisedSteps(model, 0.1, 0.9)
+    with torch.no_grad():
+        model.weight.add_(100)  # such as a gradient that was never clipped
+    steps.step(gradient)
+    assert np.allclose(steps.difference, -0.1 * gradient.values.numpy(), rtol=1e-6, atol=1e-7)
+    assert np.array_equal(flatten(model), before + steps.difference)
+
+
+def test_an_update_does_not_move_with_later_steps_or_writes(model, gradient):
+    steps = NoisedSteps(model, 0.1, 0.9)
+    steps.step(gradient)
+    update = NoisedUpdate(steps, "a", "b")
+    held = update.vector.copy()
+    steps.step(gradient)
+    assert np.array_equal(update.vector, held)
+    with pytest.raises(ValueError, match="read-only"):
+        update.vector[0] = 1
+    with pytest.raises(AttributeError):
+        update.vector = RAW
+
+
+def test_an_unprotected_update_leaves_only_where_the_mechanism_claims_nothing():
+    update = NoisedUpdate.unprotected(RAW, "a", TRUST["none"])
+    assert (update.site, update.event_id) == ("a", "")
+    assert np.array_equal(update.vector, RAW)
+    for name, row in TRUST.items():
+        if name != "none":
+            with pytest.raises(TypeError, match="claims an epsilon"):
+                NoisedUpdate.unprotected(RAW, "a", row)
