@@ -94,7 +94,7 @@ def leave_out(
 
 
 class _SpentError(Exception):
-    """The budget is spent."""
+    """The search took as many steps as it may; what was found until then stands."""
 
 
 class _Search:
@@ -193,7 +193,7 @@ class _Search:
         return cover
 
     def _degrees(self, among: int) -> dict[int, int]:
-        """Opponents of each who has one."""
+        """For each client that has a complaint, the set of those at the other end."""
         degrees = ((vertex, (self._opponents[vertex] & among).bit_count()) for vertex in self._walk(among))
         return {vertex: degree for vertex, degree in degrees if degree}
 

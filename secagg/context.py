@@ -75,7 +75,7 @@ class RoundContext:
             raise ConfigError("model_hash, task_hash and previous_head have 32 bytes each")
 
     def at(self, session: bytes) -> Slot:
-        """This attempt in a session."""
+        """This attempt with its session, as a site's marks and error messages name it."""
         return Slot(session, self.training_run, self.round_number, self.attempt)
 
     def slot(self, session: bytes) -> bytes:
@@ -83,7 +83,15 @@ class RoundContext:
         return self.at(session).hash
 
     def round_id(self, slot: bytes, roster2: bytes, sharers: bytes) -> bytes:
-        """Round = H(slot | roster2 | H(U2) | model | task | previous head): binds seeds and all from masking on."""
+        """The identifier of the round, to which every seed and every message from masking on is bound: 32 bytes.
+
+        It is H(slot | roster2 | H(U2) | model | task | previous head).
+
+        Args:
+            slot: hash of this attempt, 32 bytes.
+            roster2: hash of the signed headers, 32 bytes.
+            sharers: H(U2), 32 bytes.
+        """
         return digest("round", slot, roster2, sharers, self.model_hash, self.task_hash, self.previous_head)
 
 
@@ -93,5 +101,14 @@ def attested_statement(round_id: bytes, inputs: bytes) -> bytes:
 
 
 def next_head(previous: bytes, round_id: bytes, statement: bytes, total: bytes) -> bytes:
-    """Head = H(previous head | round | H(attested statement) | H(sum)); burned rounds do not advance it."""
+    """The head after a round that has a sum: H(previous head | round | attested statement | H(sum)), 32 bytes.
+
+    A burned round leaves the head as it was.
+
+    Args:
+        previous: head before the round, 32 bytes.
+        round_id: of the round, 32 bytes.
+        statement: what U3 attested, 32 bytes.
+        total: H(sum), 32 bytes.
+    """
     return digest("head", previous, round_id, statement, total)

@@ -20,7 +20,7 @@ _Read = TypeVar("_Read")
 
 
 def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
-    """What `build` makes of a file; ConfigError with `what` where it holds something else.
+    """Read a TOML file and let `build` make something of it; ConfigError with `what` where it holds something else.
 
     No frame that a crash report could show holds the text, which may be a key: the error is raised anew outside.
     """
@@ -85,7 +85,7 @@ def read_public(path: Path) -> tuple[str, bytes]:
 
 
 def roster_text(pinned: PinnedRoster) -> str:
-    """The text of a roster file."""
+    """The text of a roster file: one line for each client, with its verify key in hexadecimal."""
     return "\n".join(["[clients]", *(f'"{client_id}" = "{key.hex()}"' for client_id, key in pinned.items()), ""])
 
 

@@ -103,7 +103,13 @@ class SigningKey(Secret):
 
 
 def verify(verify_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is the Ed25519 signature of `message`; False for malformed bytes of any kind."""
+    """Check an Ed25519 signature; bytes that are no key or no signature are False, never an error.
+
+    Args:
+        verify_key: the signer's, 32 bytes.
+        message: what was signed.
+        signature: 64 bytes.
+    """
     try:
         VerifyKey(bytes(verify_key)).verify(bytes(message), bytes(signature))
     except CryptoError:
@@ -112,7 +118,13 @@ def verify(verify_key: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def hkdf(key: bytes, info: bytes, salt: bytes = b"") -> bytes:
-    """HKDF-SHA256 (RFC 5869), 32 bytes. `info` comes from `encoding.encode`; an empty salt is the RFC's default."""
+    """HKDF-SHA256 (RFC 5869): 32 bytes.
+
+    Args:
+        key: the secret that the result follows from.
+        info: made by `encoding.encode`, so that every purpose has its own result.
+        salt: the RFC's default, zeros, where it is empty.
+    """
     return HKDF(SHA256(), KEY_BYTES, salt, info).derive(key)
 
 
@@ -179,7 +191,16 @@ class MaskKey(Secret):
 
 
 def seal(suite: Suite, public: bytes, info: bytes, plaintext: bytes) -> bytes:
-    """HPKE envelope that only the holder of `public` opens, and only under the same `info`.
+    """Seal a plaintext for one reader (HPKE base mode, RFC 9180).
+
+    Args:
+        suite: of `public`.
+        public: the reader's key; whoever holds its private half opens the envelope, and nobody else.
+        info: the envelope opens only under the same bytes: who sent it to whom in which attempt.
+        plaintext: what is sealed.
+
+    Returns:
+        The envelope, `envelope_length` bytes.
 
     Raises:
         ValueError: `public` is not a key of the suite.
@@ -194,9 +215,16 @@ def envelope_length(suite: Suite, plaintext_length: int) -> int:
 
 
 def check_public(suite: Suite, channel_pk: bytes, mask_dh_pk: bytes, mask_kem_pk: bytes) -> bool:
-    """Whether the three keys of an AdvertiseKeys message are ones that an honest client can have made.
+    """Check the three keys of an AdvertiseKeys message: False for any that no honest client can have made.
 
-    Lengths of the suite, canonical encodings, no X25519 point of low order, reduced ML-KEM keys (FIPS 203, 7.2).
+    Checked are the lengths of the suite, canonical encodings, that no X25519 point is of low order, and that ML-KEM
+    keys are reduced (FIPS 203, 7.2).
+
+    Args:
+        suite: of the policy.
+        channel_pk: 32 or 1216 bytes.
+        mask_dh_pk: 32 bytes.
+        mask_kem_pk: 1216 bytes, or none in the X25519 suite.
     """
     if suite is Suite.X25519 and mask_kem_pk:
         return False

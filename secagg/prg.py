@@ -141,7 +141,17 @@ def begin_masks(
 
 
 def mask_part(part: NDArray[Any], add: Sequence[bytes], subtract: Sequence[bytes], first_chunk: int) -> NDArray[Any]:
-    """One part of `apply_masks`, masked in place and returned: what an executor runs, here or on a copy elsewhere."""
+    """Mask one part of a vector: the task that `apply_masks` gives to an executor.
+
+    Args:
+        part: unsigned integers; masked in place where it is writeable, else in a copy.
+        add: 32-byte seeds whose masks are added.
+        subtract: 32-byte seeds whose masks are subtracted.
+        first_chunk: number of the keystream chunk at which the part begins.
+
+    Returns:
+        The masked part, which is `part` itself unless it had to be copied.
+    """
     if not part.flags.writeable:  # as some clusters hand out what they deserialised
         part = part.copy()
     Masks(add, subtract).apply(part, first_chunk)
@@ -157,7 +167,12 @@ def zeros(length: int, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def keystream(seed: bytes, start: int, length: int) -> bytes:
-    """Bytes `start` to `start + length` of a seed's keystream, by plain AES-256-CTR.
+    """A piece of a seed's keystream, by plain AES-256-CTR.
+
+    Args:
+        seed: 32 bytes.
+        start: position of the first byte.
+        length: how many bytes.
 
     Raises:
         ValueError: a seed that is not 32 bytes, or a negative position or length.

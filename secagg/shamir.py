@@ -45,7 +45,7 @@ def split(secret: bytes, threshold: int, positions: Sequence[int]) -> list[bytes
 
 
 def is_share(share: bytes) -> bool:
-    """Whether these bytes are a canonical field element: 33 bytes, below p."""
+    """Tell whether these bytes can be a share: 33 bytes whose number is below p."""
     return len(share) == SHARE_BYTES and int.from_bytes(share, "big") < PRIME
 
 

@@ -84,7 +84,7 @@ class SqliteStore:
             yield Marks(_Entries(self._database))
 
     def close(self) -> None:
-        """Release the file; the marks stay."""
+        """Close the database file. The marks in it stay, for the next process."""
         self._database.close()
 
     def __enter__(self) -> "SqliteStore":

@@ -82,7 +82,13 @@ class App(typer.Typer):
 
 
 def versioned(app: App, command: str, more: Callable[[], str] = str) -> None:
-    """Gives an application `--version`: the command, its version, and `more` in brackets."""
+    """Give an application the option `--version`.
+
+    Args:
+        app: gets the option.
+        command: its name, which is printed first.
+        more: called when somebody asks; its text is printed behind the version.
+    """
 
     def tell(wanted: bool) -> None:
         if wanted:
@@ -95,11 +101,17 @@ def versioned(app: App, command: str, more: Callable[[], str] = str) -> None:
             bool, typer.Option("--version", callback=tell, is_eager=True, help="Print the version and exit.")
         ] = False,
     ) -> None:
-        """Options of every command."""
+        """Options that stand before the command's name."""
 
 
 def plain(text: object, style: str = "", *, console: Console = out) -> Text:
-    """Text, perhaps of others, for a console: shown as it stands, in one line."""
+    """Text of others for a console: shown in one line as it stands, and never read as markup.
+
+    Args:
+        text: anything; its `str` is shown.
+        style: of rich, such as "bold red".
+        console: where it will be printed, which decides the characters that it can show.
+    """
     return Text(printable(text, console.encoding), style)
 
 

@@ -34,7 +34,7 @@ _KINDS = (
 
 
 def kind_of(start: bytes) -> str:
-    """What bytes are that should be something else, from the first of them; "" where that is not known."""
+    """Recognise bytes that are no text by how they begin, such as "a PDF"; "" where they are nothing known."""
     start = start.removeprefix(codecs.BOM_UTF8)
     if start[128:132] == b"DICM":
         return "a DICOM file"
@@ -42,7 +42,7 @@ def kind_of(start: bytes) -> str:
 
 
 def byte_order_mark(data: bytes) -> bool:
-    """Whether bytes begin with a mark of UTF-8, UTF-16 or UTF-32."""
+    """Tell whether bytes begin with a byte-order mark of UTF-8, UTF-16 or UTF-32."""
     return data.startswith(tuple(mark for mark, _ in _MARKS))
 
 

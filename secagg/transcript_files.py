@@ -46,19 +46,19 @@ class Writer:
         self._link = CHAIN_START
 
     def write(self, record: bytes) -> None:
-        """Append one encoded record."""
+        """Append one encoded record, with its length before it, and extend the chain."""
         self._file.write(len(record).to_bytes(4, "big"))
         self._file.write(record)
         self._link = next_link(self._link, record)
 
     def close(self, signing_key: SigningKey | None) -> None:
-        """Append the closing record."""
+        """Append the closing record: the end of the chain, signed where a key is given."""
         closing = Closing(self._link)
         self.write(encode_record(closing.sign(signing_key) if signing_key else closing))
 
 
 class Recorder:
-    """What `ServerSession(record=...)` is given; a context manager that publishes at its end.
+    """Records one attempt: give it to `ServerSession(record=...)`. A context manager, which publishes at its end.
 
     Args:
         path: the transcript to write; a file of that name is replaced, but only by a whole transcript.

@@ -104,7 +104,7 @@ def parts(message: m.FromClient | m.FromServer) -> tuple[Buffer, ...]:
 
 
 def decode_from_client(data: Buffer) -> m.FromClient:
-    """What a client sent; its vector is a view of `data`, which must not change afterwards.
+    """Decode a client's message. Its vector is a view of `data`, which must not change afterwards.
 
     Raises:
         MalformedMessageError: W-01, any bytes that no client could have encoded; M-01, a field of the wrong shape.
@@ -113,7 +113,7 @@ def decode_from_client(data: Buffer) -> m.FromClient:
 
 
 def decode_from_server(data: Buffer) -> m.FromServer:
-    """What the server sent; its vector is a view of `data`, which must not change afterwards.
+    """Decode a message of the server. Its vector is a view of `data`, which must not change afterwards.
 
     Raises:
         MalformedMessageError: as `decode_from_client`.
@@ -151,9 +151,9 @@ def _split(data: memoryview, envelope: type[Message], kinds: dict[str, type]) ->
 
 
 def _crowded(head: bytes) -> bool:
-    """Whether a large message is cut into more parts than an honest one can be.
+    """Tell whether a large message consists of more parts than an honest one can have.
 
-    The parser takes a hundred bytes for a part of two, which is how a message could fill the memory.
+    The parser spends a hundred bytes of memory on a part of two bytes: such a message could fill the memory (W-01).
     """
     if len(head) <= _SMALL:
         return False
@@ -169,7 +169,7 @@ def _crowded(head: bytes) -> bool:
 
 
 def _announced(envelope: type[Message], length: int) -> bytes:
-    """What precedes a vector of so many bytes: the tag of its field and its length."""
+    """The bytes before a vector in a message: the tag of its field, and how many bytes it has."""
     return _tag(envelope.DESCRIPTOR.fields_by_name["vector"].number) + _varint(length)
 
 
@@ -183,7 +183,10 @@ def _varint(value: int) -> bytes:
 
 
 def _varint_at(data: Buffer, start: int) -> tuple[int, int]:
-    """The integer that begins at `start`, and where it ends; any integer at all where none does."""
+    """The integer that begins at `start`, and the position behind it.
+
+    Where no integer begins there, the value means nothing; callers compare lengths and refuse the message.
+    """
     value = 0
     for count, byte in enumerate(data[start : start + _LARGEST_VARINT]):
         value |= (byte & 0x7F) << 7 * count

@@ -45,7 +45,12 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
 
 
 def write_whole(path: Path, data: bytes | str, mode: int = PRIVATE) -> Path:
-    """Write a file in one piece; see `replacing`. Text is written as UTF-8.
+    """Write a file in one piece; see `replacing`.
+
+    Args:
+        path: may exist, unless it is a folder; its folder must exist.
+        data: all of it; text is written as UTF-8.
+        mode: rights of the file, whatever the umask.
 
     Returns:
         The path.
@@ -59,7 +64,12 @@ def write_whole(path: Path, data: bytes | str, mode: int = PRIVATE) -> Path:
 
 
 def write_new(path: Path, data: bytes | str, mode: int = PUBLIC) -> Path:
-    """Write a file that must not exist yet; see `write_whole`.
+    """Write a file that must not exist yet.
+
+    Args:
+        path: its folder must exist.
+        data: all of it; text is written as UTF-8.
+        mode: rights of the file, whatever the umask.
 
     Raises:
         ConfigError: it exists; nothing was overwritten.

@@ -39,7 +39,7 @@ NOTHING = bytes(HASH_BYTES)
 
 @dataclass
 class _Step:
-    """What one step of the demonstration took."""
+    """Time and bytes of one step of the demonstration."""
 
     name: str
     heard: int = 0

@@ -84,7 +84,7 @@ def policy(
 
 
 def explanation(policy: Policy) -> Iterator[tuple[str, str]]:
-    """What the policy means, row by row."""
+    """Rows of the table that says what a policy means: a name and a sentence each."""
     n, t, survivors = policy.clients, policy.threshold, policy.min_survivors
     breaking = min(2 * t - n, survivors - 1)
     up, down = traffic(policy)
@@ -99,7 +99,7 @@ def explanation(policy: Policy) -> Iterator[tuple[str, str]]:
 
 
 def seconds(policy: Policy) -> Iterator[tuple[str, str]]:
-    """What the policy costs on this machine, row by row; measures for less than a second."""
+    """Rows of the table that says how many seconds a round takes here; measures for less than a second."""
     cost = Cost(policy)
     most = policy.clients - policy.min_survivors
     yield "Seconds per client", f"about {cost.client():.2g} on this machine, dropouts or not; training left out"

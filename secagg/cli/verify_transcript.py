@@ -62,7 +62,14 @@ def verify_transcript(
 
 
 def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verdict:
-    """The verdict on files under the roster and policy in two others, with a bar where it takes a while."""
+    """Verify transcripts, with a progress bar where it takes a while.
+
+    Args:
+        files: the transcripts.
+        roster: file of the reader's own roster.
+        policy: file of the reader's own policy.
+        quiet: never show a bar.
+    """
     pinned, pinned_policy = read_roster(roster), read_policy(policy)
     total = sum(path.stat().st_size for path in files)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -296,7 +296,7 @@ class MailboxClient:
 
 
 def _cancelled() -> bool:
-    """Whether somebody asked the current task to end."""
+    """Tell whether somebody cancelled the current task: then a closed connection is no news."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 

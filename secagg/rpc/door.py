@@ -218,7 +218,7 @@ def _prepare(outer: socket.socket) -> None:
 
 
 def _network(address: str) -> str:
-    """What one stranger can choose freely counts as one address: in version 6 the lower half."""
+    """The part of an address that a stranger cannot choose at will: all of IPv4, the upper half of IPv6."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is None:
         return found.exploded[:19]
@@ -226,7 +226,7 @@ def _network(address: str) -> str:
 
 
 def _places(sites: int) -> int:
-    """How many strangers there is room for beside the sites and the owner's own files."""
+    """The number of strangers' connections that fit beside those of the sites and the owner's own files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserved = len(os.listdir("/dev/fd")) + _FILES_OF_THE_OWNER + _FILES_EACH * CONNECTIONS * sites
     needed = reserved + _FILES_EACH * _FEWEST_STRANGERS

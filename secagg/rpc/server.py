@@ -43,7 +43,7 @@ _REMEMBERED_SESSIONS = 64
 
 @dataclass(eq=False)
 class _Peer:
-    """What is known of one allowed client; the sequence numbers of what it is sent go on across its sessions."""
+    """The state of one allowed client. The numbers of the messages to it go on over all its sessions."""
 
     client_id: str
     session: bytes = b""
@@ -140,8 +140,8 @@ class MailboxServer:
     async def receive(self, timeout: float | None = None) -> Received | None:
         """The next message or piece of news, or None after `timeout` seconds; None waits for ever.
 
-        What `send` is given before the owner has received a client's "hello" was meant for an earlier process of that
-        client, and never reaches the new one.
+        When a client's "hello" is received here, messages that were queued for it before are dropped: they were meant
+        for its previous process.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -159,6 +159,11 @@ class MailboxServer:
 
         A client that leaves more than `UNTAKEN` limits of bytes waiting is gone: its queue is dropped, and only a new
         process of it is served.
+
+        Args:
+            client_id: one of the allowed clients.
+            kind: a short word that says what the payload is.
+            payload: at most `max_message_bytes`.
 
         Raises:
             ConfigError: an unknown client, a kind that is no short word, or more bytes than the limit.
@@ -182,7 +187,7 @@ class MailboxServer:
         peer.changed.set()
 
     def forget(self, client_id: str) -> None:
-        """Drop everything queued for a client."""
+        """Drop every message that is queued for a client and that it has not acknowledged."""
         peer = self._peer(client_id)
         peer.queue.clear()
         peer.untaken = 0

@@ -75,7 +75,7 @@ class Credentials:
 
 
 class ServerTls(Credentials):
-    """The coordinator's credentials."""
+    """The coordinator's certificate and key: a certificate that authenticates a server."""
 
     _usage = ExtendedKeyUsageOID.SERVER_AUTH
     _role = "coordinator"
@@ -83,6 +83,11 @@ class ServerTls(Credentials):
     @classmethod
     def load(cls, authority: Path, certificate: Path, key: Path) -> Self:
         """Read three PEM files.
+
+        Args:
+            authority: the certificate of the authority that every party pins.
+            certificate: the coordinator's own, with any intermediate ones behind it.
+            key: its private key, which only its owner may read.
 
         Raises:
             ConfigError: a file is missing or unreadable, expired, not yet valid, from another authority, not a
@@ -106,7 +111,13 @@ class ClientTls(Credentials):
 
     @classmethod
     def load(cls, authority: Path, certificate: Path, key: Path, roster: Collection[str]) -> Self:
-        """Read three PEM files; the certificate's common name must be one of `roster`.
+        """Read three PEM files.
+
+        Args:
+            authority: the certificate of the authority that every party pins.
+            certificate: the site's own, with any intermediate ones behind it.
+            key: its private key, which only its owner may read.
+            roster: the sites' ids; the common name of the certificate must be one of them.
 
         Raises:
             ConfigError: as `ServerTls.load`, or the name is not in the roster.
@@ -135,7 +146,7 @@ def site_named_by(pem: bytes) -> str:
 
 
 def _site(certificate: x509.Certificate) -> str:
-    """Whom a certificate names, if it names one party and is for authenticating a client."""
+    """The one site that a certificate names. ValueError where it names another number, or is not for a client."""
     if not _allows(certificate, ExtendedKeyUsageOID.CLIENT_AUTH):
         raise ValueError("is not for a site: its extended key usage lacks client authentication")
     names = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
@@ -150,6 +161,11 @@ def _site(certificate: x509.Certificate) -> str:
 
 def diagnose(host: str, port: int, tls: ClientTls) -> str:
     """Connect with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
+
+    Args:
+        host: of the coordinator.
+        port: of the coordinator.
+        tls: this site's credentials.
 
     Returns:
         Why nothing answers (it may be there later), or "" if the connection is sound.
@@ -181,7 +197,7 @@ def diagnose(host: str, port: int, tls: ClientTls) -> str:
 
 
 def _answers(host: str, port: int, tls: ClientTls) -> bool:
-    """Whether the server goes on after the handshake: in TLS 1.3 it sees our certificate only then."""
+    """Tell whether the server still talks after the handshake: in TLS 1.3 it looks at our certificate only then."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
     context.load_cert_chain(*tls.paths)
@@ -263,7 +279,7 @@ def _public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def _allows(certificate: x509.Certificate, usage: x509.ObjectIdentifier) -> bool:
-    """Whether the certificate says so itself: one without an extended key usage is for nothing here."""
+    """Tell whether a certificate names this usage. One that names no usage at all is refused here."""
     try:
         if not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.digital_signature:
             return False

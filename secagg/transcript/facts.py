@@ -21,7 +21,7 @@ from secagg.transcript.vectors import Vectors
 
 @dataclass
 class Past:
-    """What the transcripts before this one leave.
+    """Memory of a reader from one transcript to the next: rounds must follow, and fresh values must not return.
 
     Attributes:
         last: training run to the round of its last transcript, and the head after it.
@@ -34,7 +34,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Reader:
-    """What whoever verifies brings along, and never takes from a file."""
+    """Whoever verifies: his own policy and roster, which he never takes from a file."""
 
     policy: Policy
     pinned: PinnedRoster
@@ -47,7 +47,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Secrets:
-    """What the released shares open: b_u of the included, s_w of the dropped, r of the pairs between."""
+    """The secrets that released shares open: b_u of the included, s_w of the dropped, r of the pairs between."""
 
     self_seeds: Mapping[str, bytes]
     mask_keys: Mapping[str, MaskKey]
@@ -91,12 +91,12 @@ class Transcript(Messages):
 
     @cached_property
     def roster(self) -> Roster:
-        """U1."""
+        """U1: the clients that advertised keys, in the order of their ids."""
         return Roster(tuple(self.advertisements[client_id] for client_id in sorted(self.advertisements)))
 
     @cached_property
     def slot(self) -> bytes:
-        """The slot that the sites signed."""
+        """The slot that the sites signed: 32 bytes."""
         return self.signed_headers[0].slot
 
     @cached_property
@@ -106,17 +106,17 @@ class Transcript(Messages):
 
     @cached_property
     def roster2(self) -> bytes:
-        """H(headers), recomputed."""
+        """The hash of all headers, recomputed: 32 bytes."""
         return headers_hash(self.signed_headers)
 
     @cached_property
     def sharers_hash(self) -> bytes:
-        """H(U2), recomputed."""
+        """H(U2), recomputed from who reported: 32 bytes."""
         return digest("sharers", sorted(self.reports))
 
     @cached_property
     def included(self) -> IncludedSet:
-        """U3."""
+        """U3: the clients whose masked input was accepted, with their signatures."""
         return IncludedSet(tuple(self.inputs[client_id] for client_id in sorted(self.inputs)))
 
     @cached_property
@@ -131,23 +131,23 @@ class Transcript(Messages):
 
     @cached_property
     def head(self) -> bytes:
-        """The head, recomputed."""
+        """The head after the round, recomputed from messages and sum: 32 bytes."""
         total = self.vectors.hashes[""]
         return next_head(self.context.previous_head, self.round_id, self.attested, total)
 
     @cached_property
     def dropped(self) -> list[str]:
-        """U2 minus U3."""
+        """U2 minus U3: who shared keys and sent no masked input, sorted."""
         return sorted(self.reports.keys() - self.inputs.keys())
 
     @cached_property
     def hybrid(self) -> bool:
-        """Whether pairs have secrets."""
+        """Whether the suite is the hybrid one, in which every pair has a secret of its own besides X25519."""
         return self.policy.suite is Suite.MLKEM768_X25519
 
     @cached_property
     def bundles(self) -> Mapping[str, Mapping[str, PublishedBundle]]:
-        """What each dealer sent to each holder."""
+        """The published bundle from each dealer (first key) to each holder (second key)."""
         return {u: dict(zip(self.roster.others(u), sent.bundles, strict=True)) for u, sent in self.shares.items()}
 
     @cached_property
@@ -158,7 +158,7 @@ class Transcript(Messages):
 
     @cached_property
     def secrets(self) -> Secrets:
-        """What the released shares open. ViolationError T-12 where they open nothing."""
+        """The secrets that the released shares open. ViolationError T-12 where they open nothing."""
         self_seeds = {
             u: self.releases[u].self_seed if u in self.releases else self._combined(u, "self_seed_shares")
             for u in sorted(self.inputs)

@@ -74,7 +74,11 @@ def judge(transcripts: Iterable[tuple[str, Iterable[bytes]]], policy: Policy, pi
 
 
 def _checked(transcript: Transcript) -> tuple[dict[str, int], set[str]]:
-    """What each check that applies to this transcript looked at, and which could not be run."""
+    """Run every check that applies to this transcript.
+
+    Returns:
+        Check id to how many things it looked at; and the checks that could not be run.
+    """
     held = {"T-20": len(transcript.numbers) + transcript.vectors.blocks}
     if not transcript.burned:
         held["T-18"] = transcript.vectors.blocks
@@ -134,7 +138,7 @@ def _missing(reports: Sequence[RoundReport], claimed: Sequence[tuple[str, Releas
 def _denied_by(
     training_run: str, place: tuple[int, int], reports: Sequence[RoundReport], policy: Policy
 ) -> tuple[str, ...]:
-    """Who proves that no sum was taken at this (round number, attempt) of a run: empty unless they are enough.
+    """The sites that prove that no sum was taken at this (round number, attempt) of a run; empty unless they suffice.
 
     A site that released shares there says so, or names a later round, in its next advertisement; and it releases none
     there once it advertised for a later attempt (C-03, C-24). Of m sites that name an earlier round, or none, at most c

@@ -94,12 +94,18 @@ class Messages:
             raise ViolationError("T-04", "a message is for more clients than your roster lists", number)
 
     def wrong(self, check: str, record: Record, sentence: str) -> ViolationError:
-        """A violation that names a record of this file."""
+        """A violation that names a record of this transcript, for the check to raise.
+
+        Args:
+            check: id of the row, such as ``T-12``.
+            record: which one is wrong.
+            sentence: what is wrong with it.
+        """
         return ViolationError(check, sentence, self.numbers.get(place(record)), sender_of(record))
 
     @property
     def burned(self) -> bool:
-        """Whether there are headers and nothing else."""
+        """Whether the round has no sum: the transcript then holds headers and nothing else."""
         return self.receipt is None
 
     @property

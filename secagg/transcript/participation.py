@@ -20,7 +20,7 @@ _Vector = dict[int, Fraction]
 
 @dataclass(frozen=True)
 class Singled:
-    """How a client is left alone.
+    """A combination of rounds in which one client's update stands alone, but for helpers who know their own.
 
     Attributes:
         rounds: index of a round to its coefficient; in their combination the client's own update has coefficient 1.
@@ -33,7 +33,7 @@ class Singled:
 
 @dataclass(frozen=True)
 class Isolation:
-    """Whom a server with up to c clients can single out.
+    """The clients that a server and up to c corrupt clients can single out, as far as the search went.
 
     Attributes:
         found: client id to a way with the fewest helpers; of a client that is also undecided, perhaps not the fewest.
@@ -45,7 +45,7 @@ class Isolation:
 
     @property
     def decided(self) -> bool:
-        """Whether a client that is not in `found` is safe."""
+        """Whether the search was finished: then no client outside `found` can be singled out."""
         return not set(self.undecided) - self.found.keys()
 
 
@@ -61,7 +61,7 @@ def isolated(rounds: Sequence[Collection[str]], max_corrupt: int, budget: int = 
         budget: steps after which the rest is left undecided.
 
     Returns:
-        Of rounds with the same set the first is named.
+        Rounds with the same included set count once, under the index of the earliest.
     """
     distinct = {frozenset(included): i for i, included in reversed(list(enumerate(rounds)))}
     columns: dict[frozenset[int], list[str]] = {}  # clients that were always there together are one column

@@ -120,13 +120,25 @@ def t03_opening(opening: Opening, own: Opening) -> None:
 
 
 def t19_order(number: int, before: Record, record: Record) -> None:
-    """T-19: records are sorted by kind and sender, each once, and every round continues the file before."""
+    """T-19: records are sorted by kind and sender, each once, and every round continues the file before.
+
+    Args:
+        number: of the record in the file.
+        before: the record before it that is no block.
+        record: the record.
+    """
     if place(before) >= place(record):
         sentence = f"a record of kind {name_of(record)} stands in the wrong place or twice"
         raise ViolationError("T-19", sentence, number, sender_of(record))
 
 
 def t20_schema(number: int, data: bytes, record: Record) -> None:
-    """T-20: every record has its one encoding: no unknown field, no second spelling, nothing behind the end."""
+    """T-20: every record has its one encoding: no unknown field, no second spelling, nothing behind the end.
+
+    Args:
+        number: of the record in the file.
+        data: its bytes there.
+        record: what they were decoded to.
+    """
     if encode_record(record) != data:
         raise ViolationError("T-20", "a record is not spelt in the one way that it can be", number, sender_of(record))

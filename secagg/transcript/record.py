@@ -68,7 +68,14 @@ class Opening:
 
     @classmethod
     def of(cls, policy: Policy, roster_hash: bytes, context: RoundContext, vectors: bool) -> "Opening":
-        """The opening of one attempt."""
+        """The opening record of one attempt.
+
+        Args:
+            policy: of the session.
+            roster_hash: of the pinned roster, 32 bytes.
+            context: of the attempt.
+            vectors: whether masked inputs are published whole; otherwise by their hashes.
+        """
         return cls(
             FORMAT,
             policy.project,
@@ -94,7 +101,7 @@ class Opening:
 
     @property
     def context(self) -> RoundContext:
-        """What the attempt is about. ConfigError for a field of the wrong size or range."""
+        """The context of the attempt. ConfigError for a field of the wrong size or range."""
         hashes = (self.model_hash, self.task_hash, self.previous_head)
         return RoundContext(self.training_run, self.round_number, self.attempt, *hashes)
 
@@ -111,7 +118,7 @@ class PublishedBundle:
 
     @classmethod
     def of(cls, bundle: Bundle) -> "PublishedBundle":
-        """What may be seen of a bundle. Its envelopes may not: s_u, once released, opens one of them."""
+        """The published form of a bundle, without its envelopes: s_u, once released, would open one of them."""
         return cls(*bundle.published())
 
     def digest(self) -> bytes:
@@ -128,7 +135,7 @@ class PublishedShares:
 
     @property
     def client_id(self) -> str:
-        """The dealer."""
+        """Id of the dealer, whose message this was."""
         return self.header.client_id
 
 
@@ -201,22 +208,22 @@ _HINTS = {
 
 
 def place(record: Record) -> tuple[int, str, str]:
-    """What the records of a file are sorted by, strictly: kind, sender, second name."""
+    """The sort key of a record in its file: kind, sender, second name. No two records have the same."""
     return _RANKS[type(record)], sender_of(record), getattr(record, "dropped", "")
 
 
 def sender_of(record: Record) -> str:
-    """Whose message it is; empty for the server's."""
+    """Id of the client whose message this is; empty for the server's."""
     return str(getattr(record, "client_id", ""))
 
 
 def name_of(record: Record) -> str:
-    """The word for its kind."""
+    """The word for a record's kind, as in `KINDS`."""
     return _NAMES[type(record)]
 
 
 def encode_record(record: Record) -> bytes:
-    """The one encoding of a record."""
+    """The one encoding of a record: `encode("transcript-<kind>", field, ...)`."""
     return encode(f"transcript-{name_of(record)}", *(_written(getattr(record, f.name)) for f in fields(record)))
 
 

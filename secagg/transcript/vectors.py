@@ -20,7 +20,7 @@ from secagg.transcript.violation import ViolationError
 
 
 class Vectors:
-    """What stays of all vectors.
+    """Everything that is kept of the vectors after they went by.
 
     Attributes:
         hashes: sender to the hash of its masked vector, 32 bytes; that of the sum under the empty name.
@@ -106,6 +106,13 @@ class _Passing:
 
 
 def t18_packing(number: int, sender: str, block: Block, plain: bytes) -> None:
-    """T-18: vectors are quantised and packed as the policy says: so many values of b bits, and zeros to fill up."""
+    """T-18: vectors are quantised and packed as the policy says: so many values of b bits, and zeros to fill up.
+
+    Args:
+        number: of the block's record in the file.
+        sender: whose vector it is; empty for the sum.
+        block: as it is in the file.
+        plain: the same bytes with zeros for padding.
+    """
     if plain != block.data:
         raise ViolationError("T-18", "a block has padding bits that are not zero", number, sender)

@@ -55,7 +55,7 @@ class RoundReport:
 
     @classmethod
     def of(cls, transcript: Transcript, unchecked: Iterable[str]) -> "RoundReport":
-        """What stays of a transcript once it is verified."""
+        """The report on a transcript that held, with the checks that could not be run on it."""
         context, burned = transcript.context, transcript.burned
         advertised = {u: transcript.advertisements[u] for u in sorted(transcript.advertisements)}
         return cls(
@@ -78,7 +78,7 @@ class RoundReport:
 
     @property
     def finished(self) -> bool:
-        """Whether there is a sum; otherwise the file holds headers only."""
+        """Whether the round has a sum; otherwise the file holds headers only."""
         return self.receipt is not None
 
     @property
@@ -138,7 +138,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of some transcripts, under the reader's own policy and roster.
+    """The outcome of verifying some transcripts under the reader's own policy and roster.
 
     Attributes:
         session: of policy and roster, 32 bytes.

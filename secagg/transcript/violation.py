@@ -4,7 +4,7 @@ from secagg.errors import SecAggError
 
 
 class ViolationError(SecAggError):
-    """A transcript that does not hold.
+    """A check on a transcript failed: the file does not show what it claims.
 
     Attributes:
         check: id of the row in the specification's table, such as ``T-12``.

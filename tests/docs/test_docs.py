@@ -98,6 +98,28 @@ def test_what_an_api_page_lists_is_there_and_documented(page):
             assert [key for key in undocumented if not vars(found)[key].__doc__] == [], name
 
 
+def found(name: str) -> object:
+    """What a dotted name of the packages means.
+
+    Raises:
+        AttributeError, ImportError: nothing.
+    """
+    parts = name.split(".")
+    there = importlib.import_module(parts[0])
+    for depth, part in enumerate(parts[1:], start=2):
+        there = getattr(there, part) if hasattr(there, part) else importlib.import_module(".".join(parts[:depth]))
+    return there
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_imports_or_names_is_there(page):
+    text = page.read_text()
+    for module, names in re.findall(r"^ *from ((?:secagg|fedseg)[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+        assert all(found(f"{module}.{name.strip()}") for name in names.split(",")), module
+    for name in re.findall(r"`((?:secagg|fedseg)(?:\.\w+)+)(?!\w*/)", text):
+        assert name.endswith((".proto", ".toml", ".py")) or found(name), name
+
+
 def test_every_word_of_the_glossary_is_there_once():
     words = re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
     assert len(words) > 40

@@ -28,7 +28,7 @@ from secagg import AbortedError
 from secagg.rpc.client import MailboxClient
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import verify as verify_transcripts
+from secagg.transcript_files import verify as verify_transcripts
 from tests.support.federation import COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 

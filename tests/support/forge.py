@@ -165,7 +165,7 @@ def forge(
     reports = everybody("report", sharers, lambda u: ShareReport(slot, roster.hash, roster2, u))
     sharers_hash = digest("sharers", sorted(reports))
 
-    # MaskedInputCollection to Unmasking
+    # MaskedInputCollection
     round_id = context.round_id(slot, roster2, sharers_hash)
     u3 = said("members", "U3", talking(STEPS[3]))
 
@@ -200,7 +200,7 @@ def forge(
     included = IncludedSet(tuple(inputs[u] for u in sorted(inputs)))
     dropped = sorted(set(reports) & set(dealers) - set(u3))
 
-    # Rounds 3 and 4
+    # ConsistencyCheck and Unmasking
     u4 = said("members", "U4", [u for u in talking(STEPS[4]) if u in u3])
     attestations = everybody("attestation", u4, lambda u: Attestation(included.attested, u))
     u5 = said("members", "U5", [u for u in talking(UNMASKING) if u in u4])
