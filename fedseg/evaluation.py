@@ -98,6 +98,7 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict
 
     pooled = scores.pooled()
     return {
+        "grid": _grid(scores, study),
         "overall": by_structure(pooled),
         "mean": mean_interval(pooled),
         "sites": {
@@ -109,4 +110,18 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict
             }
             for site, values in scores.values.items()
         },
+    }
+
+
+def _grid(scores: Scores, study: Study) -> dict[str, Any]:
+    """Where Dice was computed, and how wide its voxels are over the cases that have one; see `report.records.Grid`."""
+    cases = [case for _, case, _ in scores.examples]
+    stacked = study.data.dims == 2
+    inside = [mm for case in cases for axis, mm in enumerate(case.spacing) if not stacked or axis != case.slice_axis]
+    apart = [case.spacing[case.slice_axis] for case in cases] if stacked else []
+    return {
+        "size": study.data.size,
+        "dims": study.data.dims,
+        "spacing": (min(inside), max(inside)) if inside else None,
+        "apart": (min(apart), max(apart)) if apart else None,
     }

@@ -26,6 +26,10 @@ Number = Annotated[float | None, BeforeValidator(finite)]
 Words = Annotated[str, BeforeValidator(_whole)]
 
 
+MUCH_CUT = 0.03
+"""Share of an update's values cut by `clip_range` from which on people are told."""
+
+
 class Event(BaseModel):
     """Something that happened `t` seconds after the start of the run, which whoever writes it down fills in.
 
@@ -201,6 +205,16 @@ class RoundEnded(Event):
     bytes_up: int
     bytes_down: int
     seconds: Mapping[Words, float]
+
+    @property
+    def much_cut(self) -> dict[str, str]:
+        """A sentence with share and remedy for each site of whose update `clip_range` cut more than `MUCH_CUT`."""
+        return {
+            site: f"round {self.round}: clip_range cut {100 * share:.2g} % of the values of {site}'s update, so that "
+            "the sum is not that of what was trained; raise [secagg] clip_range, or lower [study] lr"
+            for site, share in self.clip_rate.items()
+            if share is not None and share > MUCH_CUT
+        }
 
 
 class Scored(Event):

@@ -1,21 +1,30 @@
-"""A picture of a prediction: slices with the structures outlined. The only room here that loads matplotlib.
+"""Slices with structures drawn on them, for the report and beside predictions. Loads matplotlib.
 
-Must never: be imported by a process that trains or coordinates.
+Must never: be imported by a process that trains or coordinates, or show a patient's name.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from fedseg.data.cases import Case
+from fedseg.data.view import View, busiest, pixels
+from fedseg.palette import tint
 from secagg.writing import replacing
 
 PANELS = 6
+LEGIBLE = {"color": "white", "fontweight": "bold", "path_effects": [withStroke(linewidth=1.8, foreground="black")]}
+"""Letters on any image."""
+_ROOM = 1.6
+"""Least distance in pixels of a structure's innermost point to its edge, for its number to be written there."""
 
 
 def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Sequence[str]) -> Path:
@@ -38,21 +47,50 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
 
 
 def picture(case: Case, labels: NDArray[np.uint8], names: Sequence[str]) -> Figure:
-    """Slices with the most structure, outlined in one colour per structure."""
-    axis = case.slice_axis
-    image = np.moveaxis(case.image[case.image.shape[0] // 2], axis, 0)
-    stack = np.moveaxis(labels, axis, 0)
-    busiest = np.argsort(-np.count_nonzero(stack, axis=(1, 2)), kind="stable")[: max(len(stack) // 2, PANELS)]
-    chosen = np.sort(busiest)[np.linspace(0, len(busiest) - 1, min(PANELS, len(busiest))).round().astype(int)]
-    figure = Figure(figsize=(3 * len(chosen), 3.4), facecolor="black", layout="constrained")
-    colours = colormaps["tab10"](range(10))
+    """Slices with the most structure, each with its plane, number and sides; the legend is below them."""
+    ranked = busiest(labels, case)
+    some = sorted(ranked[: max(len(ranked) // 2, PANELS)])
+    chosen = [some[i] for i in np.linspace(0, len(some) - 1, min(PANELS, len(some))).round().astype(int)]
+    figure = Figure(figsize=(3 * len(chosen), 3.9), facecolor="black", layout="constrained")
+    channel = case.image[case.image.shape[0] // 2]
     for panel, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-        panel.imshow(np.rot90(image[index]), cmap="gray", vmin=0, vmax=1.2)
-        for value in range(1, len(names) + 1):
-            mask = np.rot90(stack[index] == value)
-            if mask.any():
-                panel.contour(mask, levels=[0.5], colors=[colours[(value - 1) % 10]], linewidths=1.2)
+        view = View.of_slice(case, index)
+        panel.imshow(pixels(channel, case, index), cmap="gray", vmin=0, vmax=1.2)
+        draw_labels(panel, pixels(labels, case, index), len(names))
+        draw_edges(panel, view)
+        panel.set_title(view.words, color="white", fontsize=10)
         panel.axis("off")
-    handles = [Line2D([], [], color=colours[value % 10], label=name) for value, name in enumerate(names)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=8, labelcolor="white", frameon=False, fontsize=9)
+    handles = [
+        Line2D([], [], color=tint(value), lw=2.5, label=f"{value} {name}") for value, name in enumerate(names, start=1)
+    ]
+    place = {"loc": "outside lower center", "ncols": min(8, 2 * len(chosen))}
+    figure.legend(handles=handles, labelcolor="white", frameon=False, fontsize=9, **place)
     return figure
+
+
+def draw_labels(axes: Any, labels: NDArray[np.uint8], structures: int, fill: float = 0.0) -> None:
+    """Outlines each structure and writes its number where there is room, because colour must not be the only sign.
+
+    Args:
+        axes: show the image that the labels belong to.
+        labels: (rows, columns) label values.
+        structures: how many the study has; one needs no number.
+        fill: opacity of its area.
+    """
+    y, x = (np.arange(-1, length + 1) for length in labels.shape)
+    for label in np.unique(labels[labels > 0]).tolist():
+        field = np.pad(labels == label, 1).astype(float)
+        if fill:
+            axes.contourf(x, y, field, levels=[0.5, 2], colors=[tint(label)], alpha=fill)
+        axes.contour(x, y, field, levels=[0.5], colors=[tint(label)], linewidths=1.2)
+        depth = distance_transform_edt(field)
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        if structures > 1 and depth[row, column] >= _ROOM:
+            axes.text(x[column], y[row], str(label), ha="center", va="center", fontsize=8, **LEGIBLE)
+
+
+def draw_edges(axes: Any, view: View) -> None:
+    """The patient's sides at the edges of a picture."""
+    sides, ends = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")), ((0.5, 0.98, "center", "top"),)
+    for letter, (x, y, ha, va) in zip(view.edges, (*sides, *ends, (0.5, 0.02, "center", "bottom")), strict=True):
+        axes.text(x, y, letter, ha=ha, va=va, fontsize=9, transform=axes.transAxes, **LEGIBLE)

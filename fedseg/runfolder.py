@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
+from fedseg.data.view import View, busiest, pixels
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
 from fedseg.files import private
@@ -247,12 +248,11 @@ def _save_examples(path: Path, examples: Sequence[Picture]) -> None:
     for i, (rank, case, prediction, score) in enumerate(examples):
         if case.label is None:
             continue
-        truth = np.moveaxis(case.label, case.slice_axis, 0)
-        shown = int(np.argmax(np.count_nonzero(truth, axis=(1, 2))))
-        channels = np.moveaxis(case.image[case.image.shape[0] // 2], case.slice_axis, 0)
-        arrays[f"image_{i}"] = np.rot90(channels[shown])
-        arrays[f"truth_{i}"] = np.rot90(truth[shown])
-        arrays[f"prediction_{i}"] = np.rot90(np.moveaxis(prediction, case.slice_axis, 0)[shown])
-        meta.append({"rank": rank, "site": case.site, "case": case.name, "dice": score})
+        shown = busiest(case.label, case)[0]
+        arrays[f"image_{i}"] = pixels(case.image[case.image.shape[0] // 2], case, shown)
+        arrays[f"truth_{i}"] = pixels(case.label, case, shown)
+        arrays[f"prediction_{i}"] = pixels(prediction, case, shown)
+        view = asdict(View.of_slice(case, shown))
+        meta.append({"rank": rank, "site": case.site, "case": case.name, "dice": score, "view": view})
     with open(path, "wb", opener=private) as file:
         np.savez_compressed(file, allow_pickle=False, meta=np.array(json.dumps(meta)), **arrays)

@@ -61,6 +61,7 @@ class Screen:
         self._round = 0
         self._done = 0
         self._sites: dict[str, _Site] = {}
+        self._cut: set[str] = set()
         self._said: deque[Text] = deque(maxlen=MESSAGES)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True, get_renderable=self._draw)
 
@@ -135,6 +136,15 @@ class Screen:
             case Note():
                 self.say(event.text)
 
+    @property
+    def _per(self) -> str:
+        """What belongs to an epsilon: unit, delta, and that a seeded one is no claim."""
+        study = self._study
+        if study is None or study.budget is None:
+            return ""
+        per = f" per {study.unit} at delta {delta_text(study.delta)}"
+        return per if study.seed is None else f"{per}, seeded: no claim"
+
     def _of(self, site: str) -> "_Site":
         return self._sites.get(site) or _Site()
 
@@ -156,16 +166,21 @@ class Screen:
 
     def _finish_round(self, event: RoundEnded) -> None:
         self._done += 1
+        for site, text in event.much_cut.items():
+            if site not in self._cut:  # once a site is enough
+                self._cut.add(site)
+                self.say(text)
         parts = [f"round {event.round}: sum of {len(event.included)} of {len(self._sites)} sites"]
         if event.dropped:
             without = f"without {', '.join(event.dropped)}"
             parts.append(f"{without}, the exact sum of the survivors" if event.exact else without)
         spent = [site.epsilon for site in self._sites.values() if site.epsilon is not None]
         if spent and self._study is not None and self._study.budget is not None:
-            parts.append(f"epsilon {max(spent):.2f} of {self._study.budget:g}")
+            parts.append(f"epsilon {max(spent):.2f} of {self._study.budget:g}{self._per}")
         dice = [site.dice for site in self._sites.values() if site.dice is not None]
         if dice:
-            parts.append(f"Dice {sum(dice) / len(dice):.2f} in the round before")
+            sites = "1 site" if len(dice) == 1 else f"{len(dice)} sites"
+            parts.append(f"Dice {sum(dice) / len(dice):.2f} in the round before, mean of {sites}")
         if event.dropped or not self._drawn:
             self.say("; ".join(parts))
 
@@ -186,8 +201,11 @@ class Screen:
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=study.rounds, completed=self._done, width=40)
         head.add_row(f"round {self._round} of {study.rounds}", bar)
+        trusted = trust_in(study.mechanism).trusted
+        about = f"epsilon{self._per}; {trusted} is trusted" if study.budget is not None else no_claim(study.mechanism)
         said = Text("\n", style="dim", overflow="fold").join(self._said)
-        return Panel(Group(head, table, said), title=self._plain(study.name), border_style="blue")
+        shown = Group(head, table, self._plain(about, "dim"), said)
+        return Panel(shown, title=self._plain(study.name), border_style="blue")
 
     def _row(self, name: str, site: "_Site") -> list[RenderableType]:
         gone = site.state in ("dropped", "out")

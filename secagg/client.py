@@ -7,7 +7,7 @@ docstrings and comments, are the rows of its table "Checks".
 """
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from secagg import merkle
@@ -293,7 +293,7 @@ class Advertised(State):
         """Check U1, then share s_u and a fresh b_u among the others, sealed and committed.
 
         Raises:
-            ProtocolError: C-06 an unknown id or bad signature, C-07 unusable or repeated keys, C-08 own entry changed,
+            ProtocolError: C-06 an unknown id or another slot, C-07 unusable or repeated keys, C-08 own entry changed,
                 C-21 |U1| < min_survivors, C-25 a claim that nobody attested.
             ExposureError: C-26, another member released shares for a round that is unaccounted for here.
         """
@@ -308,7 +308,9 @@ class Advertised(State):
                 try:
                     marks.refuse_claims(own.attempt, claims, SHARE_KEYS)
                 except ExposureError as error:
-                    raise error.said_by(claimants(roster, error.round_ids)) from None
+                    named = claimants(roster, error.round_ids)
+                    verify_advertisements(own, roster, named)  # C-06: the server must not put words in their mouths
+                    raise error.said_by(named) from None
         self_seed = secrets.token_bytes(32)
         others = roster.others(own.me)
         positions = [roster.positions[client_id] for client_id in others]
@@ -330,7 +332,7 @@ class Advertised(State):
         info = envelope_info("shares", slot, roster.hash, me, peer)
         shares = seal(suite, keys.channel_pk, info, mask_key_share + self_seed_share)
         pair, committed = b"", b""
-        if keys.mask_kem_pk and roster.dealer_of_pair(me, peer) == me:
+        if keys.mask_kem_pk and roster.pair(me, peer).dealer == me:
             secret = self.mask_key.pair_secret(peer)
             committed = pair_commitment(slot, me, peer, secret)
             pair = seal(suite, keys.mask_kem_pk, envelope_info("pair", slot, roster.hash, me, peer), secret)
@@ -344,7 +346,7 @@ class Advertised(State):
 
 
 def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> None:
-    """Checks C-06 to C-08 on U1 and its size."""
+    """Checks C-06 to C-08 on U1 and its size, but no signature yet: see `verify_advertisements`."""
     own.enough(SHARE_KEYS, len(roster.by_id))
     if roster.by_id.get(own.me) != advertisement:
         raise InconsistentViewError("C-08", "the roster does not list this client's own keys")
@@ -352,12 +354,23 @@ def verify_roster(own: _Own, roster: Roster, advertisement: AdvertiseKeys) -> No
     for client_id, entry in roster.by_id.items():
         if client_id not in own.pinned or entry.slot != own.slot:
             raise InconsistentViewError("C-06", f"the roster lists {client_id}, who is unknown or in another slot")
-        entry.verify(own.pinned[client_id], "C-06")
         keys = (entry.channel_pk, entry.mask_dh_pk, entry.mask_kem_pk)
         fresh = {key for key in keys if key}
         if not check_public(own.policy.suite, *keys) or seen & fresh or len(fresh) != sum(map(bool, keys)):
             raise MalformedMessageError("C-07", f"the roster lists unusable or repeated keys for {client_id}")
         seen |= fresh
+
+
+def verify_advertisements(own: _Own, roster: Roster, client_ids: Iterable[str]) -> None:
+    """C-06: these clients signed what the roster says of them.
+
+    Nothing that depends on data leaves before U2 is known, and all secrets until then are of this slot. Who reports on
+    this very roster has found its own entry in it (C-08), so that its one signature on the report stands for all that
+    it signed before. Verified by themselves are the entries of all others of U1, before anything is masked, and
+    whoever is accused or named.
+    """
+    for client_id in client_ids:
+        roster.by_id[client_id].verify(own.pinned[client_id], "C-06")
 
 
 def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
@@ -372,7 +385,7 @@ def verify_claims(own: _Own, roster: Roster) -> tuple[ReleaseClaim, ...]:
             endorsers, policy = len(claim.endorsers(own.pinned)), own.policy
             same = claim.session == own.attempt.session
             if same and endorsers < policy.threshold:
-                raise AuthenticationError("C-25", f"{client_id} claims a release that no quorum attested")
+                raise AuthenticationError("C-25", f"the roster shows a claim of {client_id} that no quorum attested")
             if same or endorsers > policy.max_corrupt:
                 concerning[claim.round_id] = claim
     return tuple(concerning.values())
@@ -402,9 +415,9 @@ class Shared(State):
         """Open every envelope now and report ok, or name the first dealer whose bundle does not open.
 
         Raises:
-            ProtocolError: the server's fault. C-09 a header that is not its dealer's for this slot and roster, C-10
-                dealers outside U1 or own header changed, C-11 a bundle that is not the one in the signed header, C-21
-                fewer than min_survivors dealers.
+            ProtocolError: the server's fault. C-06, C-09 what would be complained about was not signed by its dealer,
+                or a header is for another slot or roster, C-10 dealers outside U1 or own header changed, C-11 a bundle
+                that is not the one in its header, C-21 fewer than min_survivors dealers.
         """
         self._leave()
         own = self.own
@@ -416,10 +429,13 @@ class Shared(State):
                 continue
             bundle, path = next(delivered)
             if not header.covers(bundle, path, own.me, self.roster):
-                raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its signed header")
+                raise InconsistentViewError("C-11", f"the bundle of {dealer} is not the one in its header")
             try:
                 self._open(dealer, bundle, held)
             except ShareError:  # C-12: one complaint ends the attempt; the other bundles still have to pass C-11
+                if not complaint:  # C-06, C-09: a server that forges a dealer's words must not make us accuse it
+                    verify_advertisements(own, self.roster, [dealer])
+                    header.verify(own.pinned[dealer], "C-09")
                 complaint = complaint or dealer
         self.channel_key.wipe()
         message = ShareReport(own.slot, self.roster.hash, inbox.roster2, own.me, complaint).sign(own.signing_key)
@@ -433,7 +449,6 @@ class Shared(State):
                 raise InconsistentViewError("C-10", f"{dealer} deals without being in the roster")
             if (header.slot, header.roster1) != (own.slot, roster.hash):
                 raise InconsistentViewError("C-09", f"the header of {dealer} is for another slot or roster")
-            header.verify(own.pinned[dealer], "C-09")
         if inbox.by_dealer.get(own.me) != self.header:
             raise InconsistentViewError("C-10", "the server shows a header that this client did not send, or none")
         if not len(inbox.bundles) == len(inbox.paths) == len(inbox.headers) - 1:
@@ -445,7 +460,7 @@ class Shared(State):
         try:
             opened = self.channel_key.open(envelope_info("shares", slot, roster1, dealer, own.me), bundle.shares)
             mask_key_share, self_seed_share = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
-            expects_pair = bool(self.mask_key.kem_public) and self.roster.dealer_of_pair(dealer, own.me) == dealer
+            expects_pair = bool(self.mask_key.kem_public) and self.roster.pair(dealer, own.me).dealer == dealer
             secret = b""
             if expects_pair:
                 secret = self.mask_key.open_pair(envelope_info("pair", slot, roster1, dealer, own.me), bundle.pair)
@@ -515,7 +530,8 @@ class Reported(State):
 
         Raises:
             ConfigError: an update of another policy, or with values that are not finite.
-            ProtocolError: C-13 reports that are not U2's on this very view, C-14 a second contribution, C-21 |U2| <
+            ProtocolError: C-06 an entry of U1 that neither its own signature nor a report stands for, C-13 reports that
+                are not U2's on this very view, C-14 a second contribution, C-21 |U2| <
                 min_survivors, C-24 another attempt was joined meanwhile.
             ExposureError: C-05 or C-26, what changed since the roster was checked.
             AbortedError: this client is not in U2: it contributes nothing.
@@ -557,6 +573,7 @@ class Reported(State):
             report.verify(own.pinned[client_id], "C-13")
         if reports.by_id[own.me] != self.reported:
             raise InconsistentViewError("C-13", "the server shows a report that this client did not send")
+        verify_advertisements(own, self.roster, self.roster.by_id.keys() - reports.by_id.keys())
 
 
 # --- ConsistencyCheck --------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     metrics = Metrics.model_validate_json((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     say(f"model {run / 'model.safetensors'}")
-    say(f"report {report}")
+    say_report(report)
     if credentials is not None and (run / "transcripts").is_dir():
         own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
         command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"
@@ -34,6 +34,15 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     if metrics.unfinished:
         done = f"{metrics.protocol.rounds_completed} of {metrics.rounds} rounds have a sum"
         raise RoundFailedError(f"the study did not finish, {done}: {metrics.unfinished}")
+
+
+def say_report(report: Path) -> None:
+    """Name a report, and the private one beside it where there is one."""
+    from fedseg.report import PRIVATE
+
+    say(f"report {report}")
+    if (private := report.with_name(PRIVATE)).is_file():
+        say(f"private report, with images of patients: {private}")
 
 
 def show_metrics(metrics: "Metrics") -> None:
@@ -54,13 +63,15 @@ def show_metrics(metrics: "Metrics") -> None:
 
 
 def _show_dice(dice: "Dice") -> None:
+    from fedseg.report.claims import grid_sentence
+
     columns = {"all sites": (dice.mean, dice.overall)}
     columns |= {name: (site.mean, site.structures) for name, site in dice.sites.items()}
     columns = {name: column for name, column in columns.items() if column[0] is not None}
     if len(columns) == 2:  # one site's own figures are all that there is
         del columns["all sites"]
     title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
-    table = Table("", title=title, box=None, padding=(0, 2, 0, 0))
+    table = Table("", title=title, caption=grid_sentence(dice) or None, box=None, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(plain(name))
     for name in dice.overall:

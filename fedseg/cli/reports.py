@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedseg.cli.ending import say_report
 from fedseg.cli.terminal import app
-from secagg.terminal import say
 
 
 @app.command()
@@ -17,4 +17,4 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
     """
     from fedseg.report import write_report
 
-    say(f"report {write_report(run)}")
+    say_report(write_report(run))

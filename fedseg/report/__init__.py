@@ -1,4 +1,4 @@
-"""Writes a run folder's report: one HTML file that works offline and can be forwarded.
+"""Writes a run folder's report: one HTML file that works offline, shows no patient and can be forwarded.
 
 It reads only the run folder and must never fetch anything, run a script, or show a number that the run did not record.
 """
@@ -13,35 +13,50 @@ from statistics import median
 import jinja2
 from markupsafe import Markup
 
+from fedseg import palette
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import no_claim, trust_in
-from fedseg.report import claims, curves, palette, timeline
+from fedseg.report import claims, curves, timeline
+from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
 from fedseg.report.records import Interval
 from secagg.writing import write_whole
 
-__all__ = ["write_report"]
+__all__ = ["PRIVATE", "write_report"]
 
 _PACKAGES = ("secagg", "torch", "monai", "cryptography", "dp-accounting", "numpy")
 
 
+PRIVATE = "report-private.html"
+"""Beside report.html where a run has pictures of patients: the same page with them. It is never to be forwarded."""
+
+
 def write_report(run: Path) -> Path:
-    """Writes `run/report.html`, readable by its owner only; no half report is ever seen.
+    """Writes `run/report.html`, which shows no patient, and `PRIVATE` where there are pictures of patients.
+
+    Each is written beside and renamed, so that no half report is ever seen, and only its owner can read it.
 
     Args:
         run: a finished run folder (events.jsonl, metrics.json, study.toml; examples.npz and ledger/ if present).
 
     Returns:
-        The path of the report.
+        The path of the report that may be forwarded.
 
     Raises:
         ConfigError: a file of the run is missing, truncated or of another run, or the folder cannot be written.
     """
-    target = run / "report.html"
-    html = _render(read_run(run))
+    found = read_run(run)
+    if claims.pictures_of_patients(found):
+        _write(run / PRIVATE, _render(found, with_patients=True))
+    else:
+        (run / PRIVATE).unlink(missing_ok=True)
+    return _write(run / "report.html", _render(found))
+
+
+def _write(target: Path, html: str) -> Path:
     try:
         write_whole(target, html)
     except OSError as error:
@@ -51,7 +66,7 @@ def write_report(run: Path) -> Path:
     return target
 
 
-def _render(run: Run) -> str:
+def _render(run: Run, *, with_patients: bool = False) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -62,6 +77,8 @@ def _render(run: Run) -> str:
     environment.filters.update(
         size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text, delta=delta_text
     )
+    hidden = claims.pictures_of_patients(run)
+    shown = run.examples if with_patients or not hidden else ()
     zoomed = _zoomed_round(run)
     ends = ended(run)
     return environment.get_template("template.html").render(
@@ -74,12 +91,17 @@ def _render(run: Run) -> str:
         claimed=claims.claimed(run),
         trust=trust_in(run.study.mechanism),
         no_claim=no_claim(run.study.mechanism),
-        shows_patients=claims.shows_patients(run),
+        shows_patients=with_patients,
+        withheld=hidden and not with_patients,
+        private_page=PRIVATE,
+        grid=claims.grid_sentence(run.metrics.dice),
         simulated=claims.simulated(run),
-        warnings=list(claims.warnings(run)),
+        warnings=list(claims.warnings(run, with_patients=with_patients)),
         summary=claims.summary(run),
         guarantees=list(claims.guarantees(run)),
-        sentences=list(claims.dropout_sentences(run)),
+        account=list(claims.account(run)),
+        seen_here=list(claims.seen_here(run)),
+        most_cut=claims.most_cut(run),
         dropped=dropouts(run),
         convergence=curves.convergence(run),
         budget=curves.budget(run),
@@ -89,8 +111,9 @@ def _render(run: Run) -> str:
         steps=timeline.STEPS,
         structures=_structures(run),
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
-        pictures=[(example, pictures(example)) for example in run.examples],
+        pictures=[(example, pictures(example, len(run.study.structures))) for example in shown],
         palette=palette,
+        mark=mark,
         colour_of=timeline.colour_of,
         costs=list(_costs(run)),
         final_head=ends[-1].head if ends else "",

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
-from fedseg.report.palette import LIGHT
+from fedseg.palette import LIGHT, MARKERS, series
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x from and to, y from and to."""
@@ -74,3 +74,21 @@ def bars(axes: Any, boxes: Sequence[Box], fill: str, **style: Any) -> None:
         corners = [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, x1, y0, y1 in boxes]
         outline = Outline.make_compound_path_from_polys(np.array(corners))
         axes.add_patch(PathPatch(outline, facecolor=fill, **{"lw": 0, **style}))
+
+
+_SHAPES = {
+    "o": "M6 1a5 5 0 1 0 .01 0z",
+    "s": "M1.5 1.5h9v9h-9z",
+    "^": "M6 1l5 9.5H1z",
+    "D": "M6 .5 11.5 6 6 11.5 .5 6z",
+    "v": "M1 1.5h10L6 11z",
+    "P": "M4 .5h4V4h3.5v4H8v3.5H4V8H.5V4H4z",
+    "X": "M3 1l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
+}
+
+
+def mark(index: int) -> Markup:
+    """The marker of a structure's curve, for tables."""
+    fill, shape = series(index), _SHAPES[MARKERS[index % len(MARKERS)]]
+    path = f'<path fill="var(--{fill})" d="{shape}"/>'
+    return Markup(f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')  # noqa: S704

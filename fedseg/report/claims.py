@@ -6,11 +6,11 @@ updates for a plain sum. It never calls data anonymous or anything compliant.
 
 from collections.abc import Iterator, Sequence
 
-from fedseg.events import Dropped, RoundEnded
+from fedseg.events import Burned, Dropped, RoundEnded
 from fedseg.privacy.delta import delta_text, too_large
 from fedseg.privacy.trust import SEEDED, no_claim, trust_in
-from fedseg.report.folder import Run, dropouts, ended, of_kind
-from fedseg.report.records import Metrics, Privacy
+from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
+from fedseg.report.records import Dice, Metrics, Privacy
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -40,9 +40,26 @@ def claimed(run: Run) -> Privacy | None:
     return found if found and not seeded(run) and found.epsilon > 0 else None
 
 
-def shows_patients(run: Run) -> bool:
+def pictures_of_patients(run: Run) -> bool:
     """Whether pictures are of a site's own cases; a coordinator shows public phantoms under another name."""
     return run.layout != "phantom" and any(example.site in run.study.sites for example in run.examples)
+
+
+def grid_sentence(dice: Dice) -> str:
+    """On which grid Dice was computed; empty where the run did not record it."""
+    grid = dice.grid
+    if grid is None:
+        return ""
+    sides = " x ".join([str(grid.size)] * grid.dims)
+    wide = f", {_millimetres(grid.spacing)} wide" if grid.spacing else ""
+    apart = f", with the files' own slices {_millimetres(grid.apart)} apart" if grid.apart else ""
+    what = "pixels a slice" if grid.dims == 2 else "voxels"
+    return f"Dice is computed on the study's working grid of {sides} {what}{wide}{apart}; not on the files' own grids."
+
+
+def _millimetres(found: tuple[float, float]) -> str:
+    low, high = (f"{value:.2g}" for value in found)
+    return f"{low} mm" if low == high else f"{low} to {high} mm"
 
 
 def simulated(run: Run) -> bool:
@@ -76,9 +93,11 @@ def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
     return claim, f"; {found.sentence}"
 
 
-def warnings(run: Run) -> Iterator[str]:
+def warnings(run: Run, *, with_patients: bool = False) -> Iterator[str]:
     """What a reader must know before any number, most important first."""
     study, found = run.study, privacy(run)
+    if with_patients:
+        yield "private: shows images of patients and must not leave the place where the data is; forward report.html"
     if run.metrics.unfinished:
         done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
         yield f"the study did not finish: {done}; {run.metrics.unfinished}"
@@ -97,12 +116,14 @@ def warnings(run: Run) -> Iterator[str]:
     patients = sum(site.n_train or 0 for site in run.metrics.dice.sites.values())
     if found and (said := too_large(found.delta, patients)):
         yield said
+    much = [text for end in ended(run) for text in end.much_cut.values()]
+    if much:
+        more = f"; {len(much) - 1} more updates were cut much" if len(much) > 1 else ""
+        yield f"{much[-1]}{more}"
     broken = sorted({event.round for event in of_kind(run, RoundEnded) if event.exact is False})
     if broken:
         rounds = ", ".join(map(str, broken))
         yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
-    if shows_patients(run):
-        yield ("shows images of patients: keep it where the data is, or delete examples.npz and write the report again")
 
 
 def summary(run: Run) -> str:
@@ -178,11 +199,10 @@ def _about_patients(run: Run) -> tuple[str, str]:
     )
 
 
-def dropout_sentences(run: Run) -> Iterator[str]:
-    """What each dropout meant for its round's sum; and what else this party heard, or did not hear any more."""
+def account(run: Run) -> Iterator[str]:
+    """What happened between the sites, the same words at every party: it follows from what sites signed."""
     ends = {end.round: end for end in ended(run)}
-    found = dropouts(run)
-    for drop in found:
+    for drop in dropouts(run):
         end = ends[drop.round]
         exact = ", checked value by value" if end.exact else ""
         yield (
@@ -190,7 +210,20 @@ def dropout_sentences(run: Run) -> Iterator[str]:
             f"which is that of {len(end.included)} of {len(run.study.sites)} sites ({_listed(end.included)}){exact}. "
             + (f"It is in the sum of round {drop.back} again." if drop.back else "It is in no later sum.")
         )
-    told = {(drop.round, drop.site) for drop in found}
+    spent = " What it cost in epsilon stays spent." if privacy(run) else ""
+    for number in burned(run):
+        yield f"Round {number} burned: it has no sum, and its number is not used again.{spent}"
+    if run.metrics.unfinished:
+        done = f"{run.metrics.protocol.rounds_completed} of {run.study.rounds} rounds have a sum"
+        yield f"The study did not finish, {done}: {run.metrics.unfinished}."
+
+
+def seen_here(run: Run) -> Iterator[str]:
+    """What only this party knows: attempts that ended, and who fell silent without being a dropout of a sum."""
+    for failed in of_kind(run, Burned):
+        yield f"Round {failed.round}, attempt {failed.attempt}, ended without a sum: {failed.reason}."
+    ends = {end.round: end for end in ended(run)}
+    told = {(drop.round, drop.site) for drop in dropouts(run)}
     for silent in of_kind(run, Dropped):
         if (silent.round, silent.site) in told:
             continue
@@ -202,3 +235,11 @@ def dropout_sentences(run: Run) -> Iterator[str]:
         else:
             what = "and took no part"
         yield f"Round {silent.round}: {silent.site} fell silent {after}, {what}."
+
+
+def most_cut(run: Run) -> tuple[float, int, str] | None:
+    """Share, round and site of the update of which `clip_range` cut most, of those that this party knows."""
+    rates = [
+        (share, end.round, site) for end in ended(run) for site, share in end.clip_rate.items() if share is not None
+    ]
+    return max(rates, default=None)

@@ -8,9 +8,9 @@ from markupsafe import Markup
 from matplotlib import rc_context
 
 from fedseg.events import EpsilonSpent
+from fedseg.palette import DASHES, MARKERS, SERIES, series
 from fedseg.report.canvas import STYLE, canvas, colour, short, svg
 from fedseg.report.folder import Run, of_kind
-from fedseg.report.palette import DASHES, MARKERS, SERIES, series
 
 WIDTH, HEIGHT = 480, 330
 _MARGINS = {"left": 30, "right": 165, "top": 14, "bottom": 34}

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 from pydantic import ValidationError
 
+from fedseg.data.view import View
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import (
     Audited,
@@ -87,6 +88,13 @@ def dropouts(run: Run) -> list[Dropout]:
         for end in ends
         for site in end.dropped
     ]
+
+
+def burned(run: Run) -> list[int]:
+    """Numbers of rounds without a sum, the same at every party: those that the chain of receipts leaves out."""
+    protocol = run.metrics.protocol
+    numbers = range(1, protocol.rounds_completed + protocol.burned + 1)
+    return sorted(set(numbers) - {end.round for end in of_kind(run, RoundEnded)})
 
 
 def seen(run: Run) -> list[str]:
@@ -201,8 +209,8 @@ def _examples(path: Path) -> tuple[Example, ...]:
                     prediction=np.asarray(arrays[f"prediction_{i}"], np.uint8),
                     rank=str(item["rank"]),
                     site=str(item["site"]),
-                    case=str(item["case"]),
                     dice=finite(item["dice"]),
+                    view=View(**item["view"]) if item.get("view") else None,
                 )
                 for i, item in enumerate(meta)
             ]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from fedseg.data.view import View
 from fedseg.events import Number, finite
 
 
@@ -64,12 +65,27 @@ class SiteDice(Record):
     structures: dict[str, MaybeInterval] = {}
 
 
+class Grid(Record):
+    """Where Dice was computed: `size` pixels (2D) or voxels (3D) a side.
+
+    Attributes:
+        spacing: smallest and largest width in millimetres over the cases, in the slice (2D) or on any axis (3D).
+        apart: the same between slices (2D).
+    """
+
+    size: int
+    dims: int
+    spacing: tuple[float, float] | None = None
+    apart: tuple[float, float] | None = None
+
+
 class Dice(Record):
     """Dice over all test patients and site by site."""
 
     overall: dict[str, MaybeInterval] = {}
     mean: MaybeInterval = None
     sites: dict[str, SiteDice] = {}
+    grid: Grid | None = None
 
 
 class Validated(Record):
@@ -113,12 +129,15 @@ class Metrics(Record):
 
 @dataclass(frozen=True)
 class Example:
-    """One picture: image (H, W) float32, truth and prediction (H, W) uint8, and whose it is."""
+    """One picture: image (H, W) float32, truth and prediction (H, W) uint8, and whose it is.
+
+    A case has a name in the file, for its owner; a page says site and slice only.
+    """
 
     image: NDArray[np.float32]
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     rank: str
     site: str
-    case: str
     dice: float | None
+    view: View | None = None

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from matplotlib import rc_context
 
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.palette import series
 from fedseg.report.canvas import STYLE, Box, bars, canvas, colour, short, svg
 from fedseg.report.folder import Run, dropouts, of_kind, seen
-from fedseg.report.palette import series
 from secagg import steps
 
 STEPS = {

@@ -74,7 +74,7 @@ class Cost:
         policy, peers = self._policy, self._policy.clients - 1
         envelopes = 1.5 if policy.suite is Suite.MLKEM768_X25519 else 1.0
         fixed = self._keys + 7 * self._sign + 2 * self._split
-        per_peer = 5 * self._verify + self._check + self._agree + envelopes * (self._seal + self._open)
+        per_peer = 3 * self._verify + self._check + self._agree + envelopes * (self._seal + self._open)
         per_value = self._quantise + policy.clients * self._mask
         return fixed + peers * (per_peer + 10 * self._hash) + policy.length * per_value
 

@@ -1,6 +1,7 @@
 """One account of a run, at every party: what a site did not see is proved to it, and an unfinished study says so."""
 
 import asyncio
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from fedseg.coordinator import Coordinator
 from fedseg.errors import RoundFailedError
 from fedseg.models import load_model
 from fedseg.report import claims, write_report
-from fedseg.report.folder import Dropout, dropouts, ended, read_run
+from fedseg.report.folder import Dropout, burned, dropouts, ended, read_run
 from fedseg.update import flatten
 from secagg.messages import IncludedSet, Reports
 from tests.support.federation import COORDINATOR, Federation
@@ -55,7 +56,7 @@ def test_the_killed_site_the_others_and_the_coordinator_give_one_account(tmp_pat
     assert [dropouts(run) for run in runs] == [[Dropout(2, "site-d", 3)]] * 5
     accounts = [[(end.round, end.included, end.dropped, end.head) for end in ended(run)] for run in runs]
     assert accounts == accounts[:1] * 5
-    sentences = {tuple(claims.dropout_sentences(run)) for run in runs}
+    sentences = {tuple(claims.account(run)) for run in runs}
     assert len(sentences) == 1
     assert "site-d dropped after it had shared its keys" in next(iter(sentences))[0]
     assert len({claims.summary(run) for run in runs}) == 1
@@ -67,6 +68,44 @@ def test_the_killed_site_the_others_and_the_coordinator_give_one_account(tmp_pat
     assert all(np.array_equal(model, models[0]) for model in models)  # of the last sum, not of the one before
     for folder in folders:
         write_report(folder)
+
+
+class KillingTwo:
+    """Kills two sites once all attested in round 1, so that it burns, and starts them again."""
+
+    federation: Federation
+
+    def __call__(self, who: str, event: dict) -> None:
+        if (who, event["kind"], event.get("step"), event.get("round")) == (COORDINATOR, "close", "ConsistencyCheck", 1):
+            self.federation.kill("site-d", "site-e")
+        if (who, event["kind"], event.get("round")) == (COORDINATOR, "burned", 1):
+            self.federation.start("site-d", "site-e")
+
+
+def test_a_burned_round_has_one_number_in_every_report_and_an_unfinished_study_says_so_in_each(tmp_path):
+    killing = KillingTwo()
+
+    async def scenario() -> list[Path]:
+        federation = killing.federation = Federation(tiny_study(sites=5, rounds=2), tmp_path, on=killing)
+        async with federation:
+            federation.start()
+            await federation.finished()
+            return [task.result() for task in federation.tasks.values()]
+
+    folders = asyncio.run(scenario())
+    assert len(folders) == 6
+    runs = [read_run(folder) for folder in folders]
+    assert [burned(run) for run in runs] == [[1]] * 6
+    (told,) = {tuple(claims.account(run)) for run in runs}
+    assert told[0] == (
+        "Round 1 burned: it has no sum, and its number is not used again. What it cost in epsilon stays spent."
+    )
+    assert told[-1].startswith("The study did not finish, 1 of 2 rounds have a sum: too few sites have budget left")
+    assert len({claims.summary(run) for run in runs}) == 1
+    for folder in folders:
+        page = write_report(folder).read_text()
+        assert all(html.escape(sentence) in page for sentence in told)
+        assert "No site dropped out of a sum." in page
 
 
 class GivingUp(Coordinator):

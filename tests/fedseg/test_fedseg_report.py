@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import stat
 import subprocess
 
 import matplotlib.image
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fedseg.errors import FedSegError
-from fedseg.report import claims, write_report
+from fedseg.report import PRIVATE, claims, write_report
 from fedseg.report.folder import read_run
 from tests.support.run_folder import SITES, STEPS, STRUCTURES, interval, make_run
 
@@ -58,6 +59,7 @@ def test_every_number_stands_beside_what_it_needs(demo):
     assert "20 of 20 0 burned" in text
     assert "Dropouts survived 1 site-d, round 7" in text
     assert "20 MB 6.17 MB up, 13.8 MB down" in text
+    assert "zero-shot 0.41 0.36 to 0.46, n = 40" in text
     assert "zero-shot 0.41 0.36 to 0.46 40" in text
     assert "site-a 40 12 0.58" in text
     for name in STRUCTURES + SITES + STEPS:
@@ -177,9 +179,30 @@ def test_other_weaknesses_are_named_first_too(tmp_path):
 def test_images_of_patients_are_announced(tmp_path):
     real = make_run(tmp_path / "real", layout="feta", rounds=3)
     keep_one_example(real)
-    assert "shows images of patients" in write_report(real).read_text()
+    page, private = write_report(real).read_text(), real / PRIVATE
+    assert "data:image" not in page
+    assert "The pictures are of patients and are not on this page. report-private.html beside it has them." in page
+    assert private.read_text().count("data:image") == 4
+    first = text_of(private.read_text()).split("Federated segmentation report")[0]
+    assert "private: shows images of patients and must not leave the place where the data is" in first
+    assert [stat.S_IMODE((real / name).stat().st_mode) for name in ("report.html", PRIVATE)] == [0o600, 0o600]
     (real / "examples.npz").unlink()
-    assert "shows images of patients" not in write_report(real).read_text()
+    assert "are not on this page" not in write_report(real).read_text()
+    assert not private.exists()
+
+
+def test_no_page_names_a_patient_and_every_picture_says_where_left_is(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, layout="feta")
+    pages = [write_report(folder).read_text(), (folder / PRIVATE).read_text()]
+    assert not any("sub-DOE" in page for page in pages)
+    assert "Best: Dice 0.74 · one case of site-a · axial slice 12 of 24" in text_of(pages[1])
+    with np.load(folder / "examples.npz") as arrays:
+        assert "sub-DOE" in str(arrays["meta"])  # its owner finds the files
+
+
+def test_the_grid_of_dice_is_said(demo):
+    said = "Dice is computed on the study's working grid of 64 x 64 pixels a slice, 2.6 to 3.4 mm wide, with the files'"
+    assert f"{said} own slices 5 mm apart; not on the files' own grids." in text_of(demo.read_text())
 
 
 def test_a_coordinator_shows_public_phantoms_of_any_study(tmp_path):
@@ -187,7 +210,7 @@ def test_a_coordinator_shows_public_phantoms_of_any_study(tmp_path):
     keep_one_example(folder, site="public phantom")
     page = write_report(folder).read_text()
     assert "no patient is shown" in page
-    assert "shows images of patients" not in page
+    assert not (folder / PRIVATE).exists()
 
 
 def test_a_coordinator_that_heard_no_epsilon_and_no_metrics_claims_none(tmp_path):
@@ -212,7 +235,7 @@ def test_a_coordinator_that_heard_no_epsilon_and_no_metrics_claims_none(tmp_path
 def test_phantoms_are_not_patients(demo):
     page = demo.read_text()
     assert "no patient is shown" in page
-    assert "shows images of patients" not in page
+    assert not demo.with_name(PRIVATE).exists()
     assert [page.index(f"{rank}: Dice") for rank in ("Best", "Median", "Worst")] == sorted(
         page.index(f"{rank}: Dice") for rank in ("Best", "Median", "Worst")
     )
@@ -260,8 +283,8 @@ def test_a_party_that_saw_little_gives_the_same_account_and_draws_no_empty_rows(
 
     rewrite_events(own, seen_by_site_d)
     rewrite(own / "metrics.json", figures_of_site_d)
-    account = claims.dropout_sentences
-    sentences = [list(account(read_run(folder))) for folder in (whole, own)]
+    told = claims.account
+    sentences = [list(told(read_run(folder))) for folder in (whole, own)]
     assert [text.replace(", checked value by value", "") for text in sentences[0]] == [
         text.replace(", checked value by value", "") for text in sentences[1]
     ]
@@ -294,6 +317,39 @@ def test_a_study_that_did_not_finish_says_so_first(tmp_path):
     assert "every round completed" not in body
 
 
+def test_what_clip_range_cut_is_among_the_first_lines(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, pictures=False)
+
+    def cut(share):
+        return lambda events: [e | {"clip_rate": {"site-a": share}} if e["kind"] == "end_round" else e for e in events]
+
+    rewrite_events(folder, cut(0.98))
+    text = text_of(write_report(folder).read_text())
+    first = text.split("Federated segmentation report")[0]
+    assert "round 3: clip_range cut 98 % of the values of site-a's update" in first
+    assert "raise [secagg] clip_range" in first
+    assert "2 more updates were cut much" in first
+    assert "values cut by clip_range, at most 98 % (site-a, round 3)" in text
+    rewrite_events(folder, cut(0.01))
+    text = text_of(write_report(folder).read_text())
+    assert "clip_range cut" not in text
+    assert "values cut by clip_range, at most 1 % (site-a, round 3)" in text
+
+
+def test_a_burned_round_and_what_only_this_party_saw_of_it(tmp_path):
+    folder = make_run(tmp_path / "run", rounds=3, drop_round=None, pictures=False)
+    rewrite(folder / "metrics.json", lambda metrics: metrics["protocol"].update(rounds_completed=2, burned=1))
+
+    def burn(events):
+        kept = [e for e in events if (e["kind"], e.get("round")) != ("end_round", 2)]
+        return [*kept, {"kind": "burned", "t": 99.0, "round": 2, "attempt": 1, "reason": "3 of 4 released shares"}]
+
+    rewrite_events(folder, burn)
+    text = text_of(write_report(folder).read_text())
+    assert "Round 2 burned: it has no sum, and its number is not used again." in text
+    assert "Seen by this party alone Round 2, attempt 1, ended without a sum: 3 of 4 released shares." in text
+
+
 def test_a_site_lost_after_its_masked_input_is_in_the_sum(tmp_path):
     folder = make_run(tmp_path / "run", rounds=3, drop_round=None, pictures=False)
 
@@ -322,7 +378,7 @@ def test_a_run_without_dropouts_metrics_or_pictures(tmp_path):
 
     rewrite(folder / "metrics.json", unshared)
     text = text_of(write_report(folder).read_text())
-    assert "No site dropped out." in text
+    assert "No site dropped out of a sum." in text
     assert "the sites did not share metrics" in text
     assert "every site stayed" in text
     assert "Round 1, step by step" in text

@@ -10,7 +10,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from fedseg.report import palette, write_report
+from fedseg import palette
+from fedseg.report import write_report
+from fedseg.report.canvas import mark
 from fedseg.report.timeline import STEPS
 from secagg import steps
 from tests.support.run_folder import make_run
@@ -94,9 +96,9 @@ def test_deuteranopes_tell_structures_and_steps_apart(theme):
 
 def test_colour_is_never_the_only_sign(page):
     """Each structure has a marker of its own, each step a height of its own."""
-    assert len({palette.mark(i) for i in range(7)}) == 7
-    assert len({re.search(r' d="([^"]+)"', palette.mark(i))[1] for i in range(7)}) == 7
-    assert all(str(palette.mark(i)) in page for i in range(7))
+    assert len({mark(i) for i in range(7)}) == 7
+    assert len({re.search(r' d="([^"]+)"', mark(i))[1] for i in range(7)}) == 7
+    assert all(str(mark(i)) in page for i in range(7))
     assert "1 external CSF" in page
     assert tuple(STEPS) == steps.STEPS[:-1]
 

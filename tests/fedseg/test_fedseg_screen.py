@@ -16,7 +16,7 @@ from fedseg.credentials import make_credentials
 from fedseg.dialogue import Failed, Leaving, Progress, Ready
 from fedseg.dialogue import Metrics as Shared
 from fedseg.errors import ConfigError
-from fedseg.events import AnyEvent, Burned, Dropped, Left, Note, RoundEnded, RoundStarted, Trained
+from fedseg.events import AnyEvent, Burned, Dropped, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Trained
 from fedseg.report.records import Metrics
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
@@ -108,6 +108,36 @@ def test_random_text_never_ends_the_screen():
                 for event in events(text):
                     screen(event)
         assert shown_on(file)
+
+
+def test_what_clip_range_cuts_is_said_at_once_with_share_and_remedy():
+    screen, file = screen_of(terminal=False)
+    ended = {"attempt": 0, "exact": None, "head": "", "bytes_up": 0, "bytes_down": 0, "seconds": {}, "dropped": ()}
+    with screen:
+        screen(STUDY)
+        for number in (1, 2):
+            screen(RoundEnded(round=number, included=("a",), clip_rate={"a": 0.98, "b": 0.02}, **ended))
+    said = shown_on(file)
+    assert said.count("round 1: clip_range cut 98 % of the values of a's update") == 1  # once a site
+    assert "raise [secagg] clip_range, or lower [study] lr" in said
+    assert "of b's update" not in said
+
+
+def test_an_epsilon_stands_beside_unit_delta_and_trust():
+    study = study_event(tiny_study(seed=None), 3, secure=True)
+    ended = {"attempt": 0, "exact": None, "head": "", "bytes_up": 0, "bytes_down": 0, "seconds": {}, "dropped": ()}
+    for terminal in (False, True):
+        screen, file = screen_of(terminal=terminal)
+        with screen:
+            screen(study)
+            screen(EpsilonSpent(round=1, site="site-a", spent=2.5))
+            screen(RoundEnded(round=1, included=("site-a",), clip_rate={}, **ended))
+            drawn = Console(file=io.StringIO(), width=200, color_system=None, legacy_windows=False)
+            drawn.print(screen._draw())
+        said = drawn.file.getvalue() if terminal else shown_on(file)
+        assert "per patient at delta 0.01" in said
+        assert ("nobody is trusted" if terminal else "trusting nobody") in said
+        assert "2.50" in said
 
 
 # --- Through the coordinator ------------------------------------------------------------------------------------------

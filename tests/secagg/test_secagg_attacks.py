@@ -1005,7 +1005,7 @@ def surround(cohort: Cohort, known_to_the_victim: PinnedRoster) -> np.ndarray:
 
 def test_a_site_talks_to_the_identities_that_it_pinned(sybils):
     cohort, pinned = sybils
-    with pytest.raises(AuthenticationError, match="C-06"):
+    with pytest.raises(AuthenticationError, match="C-13"):  # no report of theirs can be by who is pinned
         surround(cohort, pinned)
 
 

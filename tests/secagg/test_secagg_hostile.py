@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import secagg.client
+import secagg.server
 from secagg import (
     ClientSession,
     ComplaintError,
@@ -24,6 +26,9 @@ from secagg import (
 )
 from secagg.client import LARGEST_STEP
 from secagg.context import LARGEST_NUMBER, next_head
+from secagg.keys import ChannelKey
+from secagg.masking import envelope_info
+from secagg.merkle import root_of
 from secagg.messages import (
     Attestation,
     Attestations,
@@ -38,7 +43,7 @@ from secagg.messages import (
     SlotsFailed,
 )
 from secagg.policy import session_id
-from secagg.shamir import PRIME
+from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.steps import BLAME
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone
 from tests.support.hostile import (
@@ -115,6 +120,15 @@ def earlier_self(message: Roster) -> Roster:
     return Roster(swapped(message.advertisements, cohort.client(VICTIM).start()))
 
 
+def provoking(message: ShareInbox) -> ShareInbox:
+    """An envelope of an honest dealer that does not open, under a header that only the server can have made."""
+    first, *rest = message.bundles
+    wrong, dealer = replace(first, shares=bytes(len(first.shares))), message.headers[1].client_id
+    root = root_of(wrong.digest(), 0, len(message.headers) - 1, message.paths[0])  # nobody comes before the victim
+    lie = forged("headers", dealer, bundles_root=root)(message)
+    return replace(lie, bundles=(wrong, *rest))
+
+
 def longer(message: ShareInbox, more: bytes) -> ShareInbox:
     return replace(message, paths=(message.paths[0] + more, *message.paths[1:]))
 
@@ -137,7 +151,6 @@ def own_input_changed(message: IncludedSet) -> IncludedSet:
 SERVER_LIES = [
     ("an id that nobody pinned", ROSTER, colluding("advertisements", client_id="stranger"), "C-06"),
     ("an advertisement for another slot", ROSTER, colluding("advertisements", slot=OTHER_HASH), "C-06"),
-    ("a forged advertisement", ROSTER, forged("advertisements", nonce=bytes(16)), "C-06"),
     ("a key of low order", ROSTER, colluding("advertisements", mask_dh_pk=bytes(32)), "C-07"),
     ("a key encoded otherwise", ROSTER, colluding("advertisements", channel_pk=b"\xff" * 32), "C-07"),
     ("a key of another suite", ROSTER, colluding("advertisements", mask_kem_pk=bytes(1216)), "C-07"),
@@ -148,7 +161,7 @@ SERVER_LIES = [
     ("too small a roster", ROSTER, lambda m: Roster(m.advertisements[:3]), "C-21"),
     ("a header for another roster", INBOX, colluding("headers", roster1=OTHER_HASH), "C-09"),
     ("a header for another slot", INBOX, colluding("headers", slot=OTHER_HASH), "C-09"),
-    ("a forged header", INBOX, forged("headers", self_commitment=OTHER_HASH), "C-09"),
+    ("a complaint provoked by a forged header", INBOX, provoking, "C-09"),
     ("a header of an outsider", INBOX, colluding("headers", client_id="stranger"), "C-10"),
     ("no own header", INBOX, lambda m: ShareInbox(without(m.headers, VICTIM), m.bundles[1:], m.paths[1:]), "C-10"),
     ("a bundle too few", INBOX, lambda m: replace(m, bundles=m.bundles[1:]), "C-10"),
@@ -201,6 +214,72 @@ def test_a_client_sees_through_the_server(step, lie, check):
     assert client._state is None
     assert VICTIM not in play.out
     assert set(play.errors) == {VICTIM}
+
+
+# --- signatures that are verified late, or that others stand for (C-06, C-09) ----------------------------------------
+
+
+def forging(monkeypatch, cohort: Cohort) -> tuple[Play, ChannelKey]:
+    """A server with site-b puts a channel key of its own in the place of site-e's, and site-e says nothing more."""
+    key = ChannelKey(cohort.policy.suite)
+    forged_entry = lambda m: replace(m, channel_pk=key.public)  # noqa: E731 - under the signature on the old one
+    monkeypatch.setattr(secagg.server.Advertising, "_check", lambda self, *_: None)
+    play = Play(cohort, silent={"site-e": SHARES}, up=alone(KEYS, "site-e", forged_entry))
+    return play.to_the_end(), key
+
+
+def test_forged_keys_of_a_client_that_falls_silent_are_seen_before_anything_is_masked(monkeypatch):
+    play, _ = forging(monkeypatch, Cohort(5))
+    assert {who: error.check for who, error in play.errors.items()} == {
+        **dict.fromkeys(("site-a", "site-b", "site-c", "site-d"), "C-06"),
+        "site-e": "C-08",
+    }
+    assert all(client.step == REPORT for who, client in play.clients.items() if who != "site-e")
+
+
+def test_without_that_look_the_server_holds_one_share_more_than_its_clients(monkeypatch):
+    """Then fewer than t - c honest clients need to release: what lies between the rounds counts on t - c marks."""
+    cohort, dealt = Cohort(5), {}
+    monkeypatch.setattr(secagg.client, "verify_advertisements", lambda *_: None)
+    seen = secagg.server.SharingKeys._check
+    monkeypatch.setattr(
+        secagg.server.SharingKeys, "_check", lambda self, who, m: dealt.update({who: m}) or seen(self, who, m)
+    )
+    play, key = forging(monkeypatch, cohort)
+    assert play.exact
+    header = dealt[VICTIM].header
+    info = envelope_info("shares", header.slot, header.roster1, VICTIM, "site-e")
+    assert len(key.open(info, dealt[VICTIM].bundles[-1].shares)) == 2 * SHARE_BYTES
+
+
+def test_a_forged_entry_of_a_client_that_goes_on_meets_no_header_for_it():
+    """Nobody else can make a header, report or input of site-b for a roster that does not hold its own entry."""
+    play = Play(Cohort(5), down=alone(ROSTER, VICTIM, forged("advertisements", nonce=bytes(16)))).until(SHARES)
+    own = play.out[VICTIM]
+    play.collect()
+    assert play.refusals[VICTIM].check == "S-06"
+    inbox = play.server.close_round()["site-b"]
+    with pytest.raises(InconsistentViewError, match="C-09"):
+        play.clients[VICTIM].receive(replace(inbox, headers=swapped(inbox.headers, own.header)))
+
+
+def test_a_forged_header_of_a_client_that_goes_on_meets_no_report_on_it():
+    play = Play(Cohort(5), down=alone(INBOX, VICTIM, forged("headers", self_commitment=OTHER_HASH))).until(REPORT)
+    own = play.out[VICTIM]
+    assert own.complaint == ""
+    play.collect()
+    assert play.refusals[VICTIM].check == "S-09"
+    reports = play.server.close_round()["site-b"]
+    with pytest.raises(InconsistentViewError, match="C-13"):
+        play.clients[VICTIM].receive(Reports(swapped(reports.reports, own)))
+
+
+def test_nobody_is_named_for_a_claim_that_it_did_not_sign():
+    """The claim is true; the server moves it to another member, whose operator would be asked."""
+    play = announcing(Cohort(4))
+    play.down = alone(ROSTER, VICTIM, forged("advertisements", nonce=bytes(16)))
+    play.until(SHARES)
+    assert play.errors[VICTIM].check == "C-06"
 
 
 def test_a_sharer_that_masked_without_reporting_is_not_included():
@@ -656,7 +735,7 @@ def test_who_does_not_show_its_slot_masks_is_named_and_not_convicted():
 
 def test_where_everybodys_slots_are_right_the_server_looks_at_itself():
     play = Play(Cohort(5)).until("Unmasking")
-    play.server._state.inputs.total[-1] += 1
+    play.damage_the_sum()
     play.to_the_end()
     assert (play.failure.check, play.failure.culprits) == ("S-19", ())
     assert "this server's own memory" in str(play.failure)

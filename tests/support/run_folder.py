@@ -226,7 +226,13 @@ def make_run(
     }
     metrics |= {"mechanism": mechanism, "privacy": privacy if mechanism != "none" else None, "history": history}
     overall = {s: interval(v, 40, 0.03) for s, v in zip(structures, final, strict=True)}
-    metrics["dice"] = {"overall": overall, "mean": interval(sum(final) / len(final), 40, 0.025), "sites": per_site}
+    grid = {"size": 64, "dims": 2, "spacing": [2.6, 3.4], "apart": [5.0, 5.0]}
+    metrics["dice"] = {
+        "grid": grid,
+        "overall": overall,
+        "mean": interval(sum(final) / len(final), 40, 0.025),
+        "sites": per_site,
+    }
     metrics["baselines"] = {"zero-shot": interval(0.41, 40), "one site alone": interval(0.50, 40)}
     metrics["protocol"] = protocol | {"seconds": ended[0]["seconds"]}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -235,6 +241,10 @@ def make_run(
         for i in range(3):
             arrays[f"image_{i}"], arrays[f"truth_{i}"], arrays[f"prediction_{i}"] = phantom([1, 3, 2][i])
         ranks = zip(["best", "worst", "median"], [0.74, 0.47, 0.61], sites, strict=False)
-        meta = [{"rank": r, "dice": d, "site": s, "case": f"{s}-{i:03d}"} for i, (r, d, s) in enumerate(ranks)]
+        view = {"plane": "axial", "number": 12, "of": 24, "edges": ["L", "R", "A", "P"]}
+        meta = [
+            {"rank": r, "dice": d, "site": s, "case": f"/data/{s}/sub-DOE-{i:03d}.nii.gz", "view": view}
+            for i, (r, d, s) in enumerate(ranks)
+        ]
         np.savez(folder / "examples.npz", meta=json.dumps(meta), **arrays)
     return folder

@@ -124,6 +124,10 @@ def forged(who: str = "site-b", **changes: Any) -> Lie:
     return lambda message: listed(message, replace(entry(message, who), **changes))
 
 
+def impostor(message: Roster) -> Roster:
+    return listed(message, entry(message, "site-b").sign(signing_key(LIAR)))
+
+
 def colluding(who: str = LIAR, **changes: Any) -> Lie:
     """The liar's entry changed, and signed."""
     return lambda message: listed(message, by_itself(replace(entry(message, who), **changes)))
@@ -169,6 +173,12 @@ def inbox_with(bundle: Callable[[Bundle], Bundle], dealer: str = LIAR) -> Lie:
 
 def inbox_flipped(name: str, dealer: str = LIAR) -> Lie:
     return inbox_with(lambda bundle: replace(bundle, **{name: flip(getattr(bundle, name))}), dealer)
+
+
+def provoking(message: ShareInbox) -> ShareInbox:
+    """An honest dealer's envelope flipped, under a header that carries its signature on another one."""
+    lie = inbox_flipped("shares", "site-b")(message)
+    return listed(lie, replace(entry(lie, "site-b"), signature=entry(message, "site-b").signature))
 
 
 def receipt(**changes: Any) -> Lie:
@@ -350,11 +360,13 @@ def between_rounds(liars: Liars) -> None:
         run.do(operation, VICTIM, data=run.messages[heard])
         liars.whole("C-24", comment, run)
 
-    for comment, clear in [
-        ("A round that others released and nobody accounts for", ""),
-        ("Its transcript comes after the attempt was joined", "mark_replayed"),
+    for check, comment, clear, lie in [
+        ("C-26", "A round that others released and nobody accounts for", "", same),
+        ("C-26", "Its transcript comes after the attempt was joined", "mark_replayed", same),
+        ("C-06", "A claim in an advertisement changed after it was signed", "", forged(nonce=bytes(16))),
+        ("C-06", "A claim in an advertisement that somebody else signed", "", impostor),
     ]:
-        run = liars.files.run(liars.name("C-26", comment), n=4)
+        run = liars.files.run(liars.name(check, comment), n=4)
         run.open()
         run.play(silent={VICTIM: "advertise_keys"})
         round_id = run.views[0]["Result"].receipt.round_id.hex()
@@ -364,8 +376,9 @@ def between_rounds(liars: Liars) -> None:
         run.play(1, silent={VICTIM: "share_keys"}, until="share_keys")
         if clear:
             run.do(clear, VICTIM, round=round_id)
-        run.do("share_keys", VICTIM, 1, run.messages["Roster@1"])
-        liars.whole("C-26", comment, run)
+        told = lie(wire.decode_from_server(run.messages["Roster@1"]))
+        run.do("share_keys", VICTIM, 1, data=wire.encode(told), name="lie")
+        liars.whole(check, comment, run)
 
     run = liars.files.runs[BASE]
     claim = invented(run, run.session)
@@ -394,9 +407,6 @@ def lying_rosters(liars: Liars) -> None:
             channel, mask = ChannelKey(Suite.X25519), MaskKey(Suite.X25519)
         return colluding(VICTIM, channel_pk=channel.public, mask_dh_pk=mask.dh_public)(message)
 
-    def impostor(message: Roster) -> Roster:
-        return listed(message, entry(message, "site-b").sign(signing_key(LIAR)))
-
     def no_nonce(message: Roster) -> Roster:
         first, *rest = message.advertisements
         return unchecked(message, advertisements=(unchecked(first, nonce=b""), *rest))
@@ -406,8 +416,6 @@ def lying_rosters(liars: Liars) -> None:
     for check, comment, lie in [
         ("C-06", "An id that nobody pinned", colluding(client_id=OUTSIDER)),
         ("C-06", "An advertisement for another slot", colluding(slot=OTHER)),
-        ("C-06", "An advertisement changed after it was signed", forged(nonce=bytes(16))),
-        ("C-06", "An advertisement that somebody else signed", impostor),
         ("C-07", "A mask key of zero", colluding(mask_dh_pk=bytes(32))),
         ("C-07", "A channel key of order eight", colluding(channel_pk=order_eight)),
         ("C-07", "A channel key at the prime", colluding(channel_pk=at_the_prime)),
@@ -474,7 +482,7 @@ def lying_inboxes(liars: Liars) -> None:
     for check, comment, lie in [
         ("C-09", "A header for another roster", colluding(roster1=OTHER)),
         ("C-09", "A header for another slot", colluding(slot=OTHER)),
-        ("C-09", "A header changed after it was signed", forged(self_commitment=OTHER)),
+        ("C-09", "A complaint provoked by a header that its dealer did not sign", provoking),
         ("C-10", "A header of an outsider", colluding(client_id=OUTSIDER)),
         ("C-10", "The reader's own header is missing", lambda m: listed(m, without=VICTIM)),
         ("C-10", "Another header of the reader's own", colluding(VICTIM, self_commitment=OTHER)),

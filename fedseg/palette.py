@@ -1,11 +1,9 @@
-"""All colours of the report, as a page, on paper and in pictures.
+"""All colours of what is shown: the report as a page and on paper, and pictures.
 
 Hues are those of Okabe and Ito (2008, "Color universal design"), which people with red-green blindness tell apart. On
 white they are darkened to a contrast of 3 to 1. No colour is the only sign: lines have markers and dashes, steps have
 their own height, words stand beside everything. Text has a contrast of 4.5 to 1 on all grounds (WCAG 2.1, 1.4.3).
 """
-
-from markupsafe import Markup
 
 OKABE_ITO = ("#56b4e9", "#e69f00", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Of structures in pictures, by label value, which lie on black; and of series on dark paper."""
@@ -64,21 +62,3 @@ def style_sheet() -> str:
     """CSS variables for light and paper, and for dark screens."""
     light, dark = (" ".join(f"--{name}: {value};" for name, value in colours.items()) for colours in (LIGHT, DARK))
     return f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
-
-
-_SHAPES = {
-    "o": "M6 1a5 5 0 1 0 .01 0z",
-    "s": "M1.5 1.5h9v9h-9z",
-    "^": "M6 1l5 9.5H1z",
-    "D": "M6 .5 11.5 6 6 11.5 .5 6z",
-    "v": "M1 1.5h10L6 11z",
-    "P": "M4 .5h4V4h3.5v4H8v3.5H4V8H.5V4H4z",
-    "X": "M3 1l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
-}
-
-
-def mark(index: int) -> Markup:
-    """The marker of a structure's curve, for tables."""
-    fill, shape = series(index), _SHAPES[MARKERS[index % len(MARKERS)]]
-    path = f'<path fill="var(--{fill})" d="{shape}"/>'
-    return Markup(f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true">{path}</svg>')  # noqa: S704
