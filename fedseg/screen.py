@@ -200,8 +200,8 @@ class Screen:
         if study is None:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
-        steps = ("training", *SHORT.values()) if self._wide else ("steps",)
-        for heading in ("site", *steps, f"epsilon of {study.budget or '-'}", "Dice"):
+        columns = ("training", *SHORT.values()) if self._wide else ("steps",)
+        for heading in ("site", *columns, f"epsilon of {study.budget or '-'}", "Dice"):
             table.add_column(self._plain(heading))
         for name, site in self._sites.items():
             table.add_row(*self._row(name, site))
