@@ -173,7 +173,10 @@ class SecureSum:
         return Outcome(dequantize(exchange.total, self._policy), ended)
 
     def _replay(self, receipt: Receipt) -> None:
-        """What each site that released shares does without differential privacy, computed once for all of them."""
+        """Check C-05: where an update is not private alone, a site that sent shares replays the last transcript.
+
+        All sites are in one process, so it is verified once, and accepted in the name of each.
+        """
         verdict = verify([self._transcript], self._policy, self._pinned)
         for store in self._stores.values():
             with store.transaction() as marks:
@@ -200,8 +203,10 @@ class SecureSum:
         return ClientSession(self._policy, site, self._keys[site], self._pinned, opened, store)
 
     def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
-        session.provide(update.vector, update.event_id, self._rounding(update.site, self.number))
-        return quantize(update.vector, self._policy, update.site, self._rounding(update.site, self.number))[0]
+        """Hands an update over; returns what the session masks of it, filled as it does."""
+        quantised = np.zeros(self._policy.length, dtype_for(self._policy.bits))
+        session.provide(update.vector, update.event_id, self._rounding(update.site, self.number), quantised)
+        return quantised
 
     def close(self) -> None:
         """Close the sites' stores."""

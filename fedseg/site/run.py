@@ -33,9 +33,9 @@ from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
 from secagg import AbortedError, ClientSession, ExposureError, OpenRound, ProtocolError, open_round
 from secagg.files import policy_text
-from secagg.messages import FromClient, Receipt, Result, RoundStart, SlotMasks
+from secagg.messages import FromClient, MaskedInput, Receipt, Result, RoundStart, SlotMasks
+from secagg.packing import dtype_for
 from secagg.policy import session_id
-from secagg.quantize import quantize
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.tls import COORDINATOR
@@ -355,10 +355,9 @@ class Site:
         update = current.training.result()
         current.provided = True
         if self.options.audit is not None:
-            values, _ = quantize(update.vector, self.policy, self.me, current.rounding(self.study))
-            self.figures.keep(current.number, "update", values)
-        stream = current.rounding(self.study)
-        await self._guarded(current, lambda: current.session.provide(update.vector, update.event_id, stream))
+            current.quantised = np.zeros(self.policy.length, dtype_for(self.policy.bits))
+        given = update.vector, update.event_id, current.rounding(self.study), current.quantised
+        await self._guarded(current, lambda: current.session.provide(*given))
 
     async def _protocol(self, current: Round, data: bytes) -> None:
         try:
@@ -411,6 +410,8 @@ class Site:
         self._end_round()
 
     async def _send(self, current: Round, message: FromClient) -> None:
+        if isinstance(message, MaskedInput) and current.quantised is not None:
+            self.figures.keep(current.number, "update", current.quantised)
         await self._tell(dialogue.Protocol(current.speaks(message)))
 
     def _end_round(self) -> None:
