@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model docs walks clean
+.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model starts docs walks clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -16,6 +16,7 @@ help:
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
+	@echo "make starts  the public starts that come with fedseg trained again and compared: four minutes of one core"
 	@echo "make docs    the site of docs/ in build/site, strictly; make walks: what docs/ copies from the code"
 	@echo "make chromium  headless browser for the report's screenshot"
 
@@ -56,7 +57,7 @@ compat:
 	@sh tests/compat.sh
 
 bench: $(STAMP)
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python tests/benchmarks/reach.py --reps 1
 
 vectors: $(STAMP)
 	@$(BIN)/python tests/vectors/generate.py
@@ -75,6 +76,9 @@ chromium:
 model:
 	@command -v spin gcc >/dev/null || { apt-get update -qq && apt-get install -y -qq spin gcc; }
 	@$(PYTHON) audits/model/check.py
+
+starts: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python studies/starts.py
 
 docs: $(STAMP) walks
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

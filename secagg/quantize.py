@@ -45,6 +45,8 @@ class Quantised:
         policy: gives d, clip range, weights and bits.
         client_id: whose public weight applies.
         stream: fresh randomness, one word a value.
+        copy: where given, (d,) of `dtype_for(bits)`, filled with the integers below 2^b as they are read: for whoever
+            holds the update anyway and wants to hold the sum against it.
 
     Attributes:
         policy: as given.
@@ -55,14 +57,19 @@ class Quantised:
     """
 
     def __init__(
-        self, update: NDArray[np.float32] | NDArray[np.float64], policy: Policy, client_id: str, stream: Words
+        self,
+        update: NDArray[np.float32] | NDArray[np.float64],
+        policy: Policy,
+        client_id: str,
+        stream: Words,
+        copy: NDArray[Any] | None = None,
     ) -> None:
         if update.shape != (policy.length,) or update.dtype not in (np.float32, np.float64):
             raise ConfigError(
                 f"the update is {update.dtype} of shape {update.shape}; the policy needs float32 or float64 of shape "
                 f"({policy.length},)"
             )
-        self._update, self._stream, self._read = update, stream, 0
+        self._update, self._stream, self._copy, self._read = update, stream, copy, 0
         self.policy, self._clip_range = policy, policy.clip_range
         self._scale = policy.scale(client_id) * _STEP
         # So coarse that words add without rounding to values of any magnitude; finer up to 21 value bits.
@@ -91,8 +98,12 @@ class Quantised:
         """
         if self._read + len(out) > len(self._update):
             raise ValueError("an update is read once, and not beyond its end")
+        begin = self._read
         for start in range(0, len(out), _QUANTIZE_CHUNK):
             self._round(out[start : start + _QUANTIZE_CHUNK])
+        if self._copy is not None:
+            self._copy[begin : self._read] = out
+            modulo(self._copy[begin : self._read], self.policy.bits)
 
     def _round(self, out: NDArray[Any]) -> None:
         """Rounds the next values stochastically into `out`: adds a random fraction, then lets `_MAGIC` round.

@@ -141,7 +141,11 @@ class ClientSession:
         return message
 
     def provide(
-        self, update: NDArray[np.float32] | NDArray[np.float64], event_id: str = "", stream: Stream | None = None
+        self,
+        update: NDArray[np.float32] | NDArray[np.float64],
+        event_id: str = "",
+        stream: Stream | None = None,
+        copy: Vector | None = None,
     ) -> FromClient | None:
         """Hand over the update, any time before masking: the first steps run while training.
 
@@ -150,6 +154,7 @@ class ClientSession:
                 the reports are there. Not to be changed until then: `step` is "MaskedInputCollection" afterwards.
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
+            copy: where given, filled with the quantised update as it is masked, see `secagg.quantize.Quantised`.
 
         Returns:
             The masked input, to be sent now, where the reports came before the update; else None.
@@ -161,7 +166,7 @@ class ClientSession:
         """
         if self._provided or self._finished:
             raise IllegalTransitionError("this session is over, or has its update")
-        self._update = Quantised(update, self._policy, self._me, stream or Stream())
+        self._update = Quantised(update, self._policy, self._me, stream or Stream(), copy)
         self._clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
         return None if self._waiting is None else self._answer(self._waiting)
 

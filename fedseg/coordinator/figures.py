@@ -12,7 +12,7 @@ from fedseg.errors import RoundFailedError
 from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Ended, EpsilonSpent, Scored
 from fedseg.runfolder import RunFolder
-from fedseg.start import public_cases
+from fedseg.start import public_phantom
 from fedseg.summary import before_training, metrics_of
 
 Rows = NDArray[np.float64]
@@ -79,7 +79,7 @@ class Figures:
         last = self._shared.get(tally.completed, {})
         values = {site: last.get(site, self._nobody) for site in self._study.site_ids}
         scores = Scores({site: [""] * len(rows) for site, rows in values.items()}, values)
-        public = evaluate(model, {"public phantom": public_cases(self._study)}, self._study)
+        public = evaluate(model, {"public phantom": public_phantom(self._study)}, self._study)
         tally.baselines["this model on public phantom cases"] = mean_interval(public.pooled())
         folder.emit(Ended(seconds=folder.seconds))
         spent: Mapping[str, float] = {site: spent for site, spent in self.epsilon.items() if spent is not None}

@@ -1,7 +1,6 @@
 """One round that a site takes part in, on the model that it was opened on."""
 
 import asyncio
-import secrets
 import threading
 from typing import Any
 
@@ -33,6 +32,7 @@ class Round:
     Attributes:
         training: runs beside the first steps; `over` stops it.
         provided: the update was handed to the session.
+        quantised: what an audit wants of it, filled as it is masked; None where there is no audit.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Round:
         self.training: asyncio.Task[NoisedUpdate] | None = None
         self.over = threading.Event()
         self.provided = False
-        self._rounding_key = secrets.token_bytes(32)
+        self.quantised: NDArray[Any] | None = None
         self._sharers: frozenset[str] = frozenset()
 
     @property
@@ -57,10 +57,10 @@ class Round:
         return not self.provided and self.training is not None and self.training.done()
 
     def rounding(self, study: Study) -> Stream:
-        """The stream of stochastic rounding, the same at each call."""
+        """The stream of stochastic rounding."""
         if study.study.seed is not None:
             return Stream.seeded(study.study.seed, "rounding", self.me, self.number)
-        return Stream(self._rounding_key)
+        return Stream()
 
     def heard(self, data: bytes) -> FromServer:
         """The coordinator's message of these bytes.

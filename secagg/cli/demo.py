@@ -21,10 +21,9 @@ from secagg.files import policy_text, roster_text
 from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
-from secagg.packing import modulo
+from secagg.packing import dtype_for, modulo
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.prg import Stream
-from secagg.quantize import quantize
 from secagg.session import ClientSession, ServerSession
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore
@@ -152,9 +151,8 @@ def _prepare(
         sessions[client_id] = ClientSession(policy, client_id, keys[client_id], pinned, opened, store)
     shown = Demo(policy, frozenset(ids[clients - drop :]), server, sessions)
     for client_id, session in sessions.items():
-        update, rounding = 2 * Stream().uniform(length) - 1, Stream().words(1).tobytes() * 8
-        session.provide(update, stream=Stream(rounding))
-        shown.plain[client_id] = quantize(update, policy, client_id, Stream(rounding))[0]
+        shown.plain[client_id] = np.zeros(length, dtype_for(policy.bits))
+        session.provide(2 * Stream().uniform(length) - 1, copy=shown.plain[client_id])
     return shown
 
 

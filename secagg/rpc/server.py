@@ -15,7 +15,7 @@ broke and did not come back) and "back" (the same process returned; nothing was 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NoReturn, TypeAlias
@@ -38,6 +38,7 @@ UNTAKEN = 4
 
 _COST_OF_A_MESSAGE = 4096  # beside its bytes, more than it really takes: it bounds how many there can be
 _FLUSH_SECONDS = 5.0
+_STOP_SECONDS = 0.2
 _REMEMBERED_SESSIONS = 64
 
 
@@ -114,16 +115,28 @@ class MailboxServer:
         return self._door.port
 
     async def stop(self, flush_seconds: float = _FLUSH_SECONDS) -> None:
-        """Wait until connected clients have acknowledged what was sent to them, at most so long, then stop."""
+        """Wait until connected clients have acknowledged what was sent to them, at most so long, then stop.
+
+        Also where this is cancelled, at once: a server that was not stopped may hang the interpreter as it ends.
+        """
         try:
-            async with asyncio.timeout(flush_seconds):
-                for peer in self._peers.values():
-                    while peer.present and peer.queue:
-                        await asyncio.sleep(0.02)
-        except TimeoutError:
-            pass
+            with suppress(TimeoutError):
+                async with asyncio.timeout(flush_seconds):
+                    for peer in self._peers.values():
+                        while peer.present and peer.queue:
+                            await asyncio.sleep(0.02)
+        finally:
+            ending = asyncio.create_task(self._end())
+            try:
+                await asyncio.shield(ending)
+            except asyncio.CancelledError:
+                await ending
+                raise
+
+    async def _end(self) -> None:
+        """Stop in a fraction of a second."""
         if self._server is not None:
-            await self._server.stop(0.2)
+            await self._server.stop(_STOP_SECONDS)
         if self._door is not None:
             await self._door.close()
         for peer in self._peers.values():

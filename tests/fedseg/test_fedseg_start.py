@@ -1,5 +1,6 @@
-"""Where a study starts: same weights everywhere, kept in the cache, better than scratch at hospitals never seen."""
+"""Where a study starts: same weights everywhere, shipped or kept, better than scratch at hospitals never seen."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg import start
+from fedseg import pretraining, start
 from fedseg.augment import augmented
 from fedseg.data.cases import Case, split
 from fedseg.data.phantoms import tumour
@@ -18,7 +19,8 @@ from fedseg.data.phantoms.tumour import PROFILES, TUMOUR, lesion_case
 from fedseg.errors import ConfigError
 from fedseg.evaluation import evaluate, overall_mean
 from fedseg.models import build_model
-from fedseg.start import public_cases, starting_model
+from fedseg.pretraining import recipe_hash
+from fedseg.start import public_phantom, starting_model
 from fedseg.study import Study, load_study
 from fedseg.update import flatten
 
@@ -30,8 +32,8 @@ TINY = {"data": {"size": 32}, "model": {"start": "phantom", "channels": (8, 8, 8
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "_unkept", {})
-    monkeypatch.setattr(start, "STEPS", {2: 4, 3: 1})
-    monkeypatch.setattr(start, "POOL", {2: 4, 3: 1})
+    monkeypatch.setattr(pretraining, "STEPS", {2: 4, 3: 1})
+    monkeypatch.setattr(pretraining, "POOL", {2: 4, 3: 1})
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_another_network_or_grid_or_recipe_is_another_start(
     starting_model(fetal)
     starting_model(fetal.replace(model={"channels": (8, 8)}))
     starting_model(fetal.replace(data={"size": 48}))
-    monkeypatch.setattr(start.augment, "__file__", __file__)
+    monkeypatch.setattr(pretraining, "VERSION", 0)
     starting_model(fetal)
     assert len(cached(tmp_path)) == 4
 
@@ -105,7 +107,7 @@ def test_no_phantom_for_other_images(fetal: Study, data: dict[str, object]) -> N
     other = fetal.replace(data=data)
     with pytest.raises(ConfigError, match=r"\[model\] start = 'phantom'.*seven structures.*'scratch'"):
         starting_model(other)
-    assert public_cases(other).test == ()
+    assert public_phantom(other).test == ()
 
 
 def test_no_phantom_for_other_structures(fetal: Study, glioma: Study) -> None:
@@ -117,7 +119,7 @@ def test_no_phantom_for_other_structures(fetal: Study, glioma: Study) -> None:
     ):
         with pytest.raises(ConfigError, match="phantom"):
             starting_model(other)
-        assert public_cases(other).test == ()
+        assert public_phantom(other).test == ()
 
 
 def test_a_file_or_nothing(glioma: Study, tmp_path: Path) -> None:
@@ -133,33 +135,33 @@ def test_a_file_or_nothing(glioma: Study, tmp_path: Path) -> None:
 
 def test_public_cases_fit_the_study_and_were_not_trained_on(fetal: Study, glioma: Study) -> None:
     for study in (fetal, glioma):
-        shown = public_cases(study)
+        shown = public_phantom(study)
         assert shown.train == ()
-        assert len(shown.test) == start.PUBLIC
+        assert len(shown.test) == start.SHOWN
         assert {case.site for case in shown.test} == {"public phantom"}
         assert all(case.image.shape[:3] == (study.in_channels, 32, 32) for case in shown.test)
-    volumes = public_cases(fetal.replace(data={"dims": 3, "slices_per_patient": 1}))
+    volumes = public_phantom(fetal.replace(data={"dims": 3, "slices_per_patient": 1}))
     assert volumes.test[0].image.shape == (1, 32, 32, 32)
 
 
 def test_public_cases_were_not_trained_on(fetal: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Case] = []
-    train = start._pretrained
+    train = pretraining._trained
 
-    def spy(study: Study, cases: Sequence[Case], progress: start.Progress | None) -> torch.nn.Module:
+    def spy(study: Study, cases: Sequence[Case], progress: pretraining.Progress | None) -> torch.nn.Module:
         trained.extend(cases)
         return train(study, cases, progress)
 
-    monkeypatch.setattr(start, "_pretrained", spy)
+    monkeypatch.setattr(pretraining, "_trained", spy)
     starting_model(fetal)
     assert len(trained) == 4
-    assert not {case.patient for case in trained} & {case.patient for case in public_cases(fetal).test}
+    assert not {case.patient for case in trained} & {case.patient for case in public_phantom(fetal).test}
 
 
 def test_phantom_hospitals_see_patients_that_the_start_has_not_seen() -> None:
     study = load_study(STUDIES / "phantom.toml").replace(**TINY)
-    weeks = [case.weeks for case in public_cases(study).test if isinstance(case, PhantomCase)]
-    assert len(weeks) == start.PUBLIC
+    weeks = [case.weeks for case in public_phantom(study).test if isinstance(case, PhantomCase)]
+    assert len(weeks) == start.SHOWN
     assert min(weeks) >= NEAR_TERM[0]
     hospital = made(FETAL, study, study.site_ids[0], 16, 1)
     assert min(case.weeks for case in hospital if isinstance(case, PhantomCase)) < NEAR_TERM[0] - 5
@@ -175,8 +177,8 @@ def test_it_transfers_to_hospitals_never_seen(
     which: str, gain: float, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study: Study = request.getfixturevalue(which)
-    monkeypatch.setattr(start, "STEPS", {2: 80})
-    monkeypatch.setattr(start, "POOL", {2: 24})
+    monkeypatch.setattr(pretraining, "STEPS", {2: 80})
+    monkeypatch.setattr(pretraining, "POOL", {2: 24})
     phantom = FETAL if which == "fetal" else TUMOUR
     halves = study.replace(data={"holdout": 0.5})
     hospitals = {site: split(site, made(phantom, halves, site, 6, 5), halves) for site in study.site_ids[:2]}
@@ -229,3 +231,75 @@ def test_lesions_are_lesions() -> None:
         if one.label is not None and one.label.sum() > 40
     ]
     assert np.mean(brighter) > 0.8
+
+
+# --- The starts that come with the package ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the true recipe
+    monkeypatch.setattr(start, "pretrained", lambda *_: pytest.fail("trained though it is shipped"))
+
+
+STARTS = (*sorted(STUDIES.glob("*.toml")), STUDIES.parent / "fedseg" / "demo.toml")
+
+
+@pytest.mark.parametrize("path", STARTS, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("shipped")
+def test_a_study_of_this_repository_begins_with_what_was_shipped(path: Path) -> None:
+    study = load_study(path)
+    model = starting_model(study)
+    other = study.replace(study={"name": "other", "seed": 7, "rounds": 1}, privacy={"epsilon": 1.0})
+    assert np.array_equal(flatten(model), flatten(starting_model(other)))
+    shown = {"": public_phantom(study)}
+    scores = (overall_mean(evaluate(one, shown, study).pooled()) for one in (model, build_model(study)))
+    good, fresh = (score or 0.0 for score in scores)
+    assert good > fresh + 0.3
+    assert (start.SHIPPED / f"{recipe_hash(study)}.safetensors").stat().st_size < 200_000
+
+
+def test_every_shipped_start_is_some_studys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    wanted = {f"{recipe_hash(load_study(path))}.safetensors" for path in STARTS}
+    assert set(start.checksums()) == wanted == {path.name for path in start.SHIPPED.glob("*.safetensors")}
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_shipped_start_that_was_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    study = load_study(STUDIES / "lgg.toml")
+    shutil.copytree(start.SHIPPED, tmp_path / "starts")
+    monkeypatch.setattr(start, "SHIPPED", tmp_path / "starts")
+    path = tmp_path / "starts" / f"{recipe_hash(study)}.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"is not the start that came with fedseg.*install fedseg again$"):
+        starting_model(study)
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        starting_model(study)
+
+
+@pytest.mark.parametrize(
+    ("phantom", "version", "mean", "spread", "labelled"),
+    [(FETAL, 1, 0.154013, 0.238945, 0.96948), (TUMOUR, 1, 0.219843, 0.275102, 0.04033)],
+    ids=["fetal", "tumour"],
+)
+def test_a_generator_that_makes_other_patients_has_another_version(
+    phantom: Phantom[Any], version: int, mean: float, spread: float, labelled: float
+) -> None:
+    """The recipe names a version and no code: whoever changes what a seed gives raises it, and writes these anew."""
+    study = load_study(STUDIES / ("fetal.toml" if phantom is FETAL else "lgg.toml"))
+    case = phantom.make(phantom.public(study), 1, study)
+    assert case.label is not None
+    assert phantom.version == version
+    assert (case.image.mean(), case.image.std()) == pytest.approx((mean, spread), abs=2e-6)
+    assert case.label.mean() == pytest.approx(labelled, abs=2e-3)  # a voxel may go either way elsewhere
+
+
+def test_a_recipe_that_gives_other_weights_has_another_version(fetal: Study) -> None:
+    """As above, for the pretraining: four steps, whose weights other processors may round a little otherwise."""
+    weights = flatten(starting_model(fetal)).astype(np.float64)
+    assert pretraining.VERSION == 1
+    assert (np.abs(weights).sum(), weights.sum()) == pytest.approx((254.375, 25.524), rel=1e-4)

@@ -352,3 +352,28 @@ def test_no_frame_but_the_last_is_less_than_full(size, sizes):
             assert len(message.payload) == size
             return
         assert message is None
+
+
+@pytest.mark.parametrize("while_it", ["flushes", "stops"])
+def test_a_mailbox_that_is_cancelled_as_it_stops_has_stopped(folder, while_it):
+    """A server that was left running could hang the interpreter as it ended."""
+
+    async def scenario() -> None:
+        tls = ServerTls.load(folder / "authority.pem", folder / "coordinator.pem", folder / "coordinator.key")
+        mailbox = MailboxServer(["a", "b"], tls, max_message_bytes=LIMIT)
+        port = await mailbox.start("127.0.0.1", 0)
+        async with raw(folder, port) as channel:
+            await hello(channel)
+            await mailbox.receive()
+            mailbox.send("a", "kind", b"which nobody takes")
+            stopping = asyncio.create_task(mailbox.stop(60.0 if while_it == "flushes" else 0.0))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not stopping.done()
+            stopping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+    asyncio.run(scenario())

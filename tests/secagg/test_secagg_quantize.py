@@ -239,13 +239,15 @@ class TestQuantised:
         update = np.linspace(-1.5, 1.5, sum(pieces) + 1, dtype=np.float32)
         rules = policy(len(update), bits=bits)
         whole, clip_rate = quantize(update, rules, "a", Stream(KEY))
-        quantised = Quantised(update, rules, "a", Stream(KEY))
+        copy = np.zeros(len(update), dtype_for(bits))
+        quantised = Quantised(update, rules, "a", Stream(KEY), copy)
         assert quantised.clip_rate == clip_rate
         low = dtype_for(bits).type(2**bits - 1)
         for stop in np.cumsum([*pieces, 1]):
             piece = np.empty(pieces.pop(0) if pieces else 1, dtype_for(bits))
             quantised.read_into(piece)
             np.testing.assert_array_equal(piece & low, whole[stop - len(piece) : stop])
+        np.testing.assert_array_equal(copy, whole)
 
     def test_is_read_once(self):
         quantised = Quantised(np.zeros(3), policy(3), "a", Stream(KEY))

@@ -73,7 +73,6 @@ class Federation:
         for task in self.tasks.values():
             task.cancel()
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
-        await self.coordinator.mailbox.stop(0.0)  # a server that was cancelled while it stopped hangs the interpreter
 
     def start(self, *names: str, study: Study | None = None) -> None:
         """Start sites, or start them again, maybe with another study."""

@@ -1,0 +1,125 @@
+"""Training on a public phantom: the recipe of every public start.
+
+A public start is fully given by what `recipe` says of it, because phantom, order, views and initial weights are seeded.
+One thread trains it, so that on one kind of processor the bits repeat. Must never: see a site's images.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from fedseg.augment import augmented
+from fedseg.data.cases import Case
+from fedseg.data.phantoms.phantom import Phantom
+from fedseg.data.phantoms.table import phantom_of
+from fedseg.models import build_model
+from fedseg.study import Study
+from fedseg.tasks.table import task_of
+from secagg.encoding import digest
+from secagg.prg import Stream
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+VERSION = 1  # raised whenever this file, the views or the networks change so that other weights come out
+SEED = 1
+RATE = 0.01
+POOL = {2: 160, 3: 12}  # patients, by dims
+STEPS = {2: 480, 3: 200}
+BATCH = {2: 16, 3: 1}  # slices or volumes of a step
+
+
+def recipe(study: Study) -> dict[str, Any]:
+    """What the weights of a study's public start come from; of the study nothing else matters, such as its name.
+
+    Raises:
+        ConfigError: no phantom fits the study.
+    """
+    phantom, dims = _phantom(study), study.data.dims
+    return {
+        "phantom": phantom.name,
+        "phantom version": phantom.version,
+        "hospital": asdict(phantom.public(study)),
+        "pretraining version": VERSION,
+        "patients": POOL[dims],
+        "steps": STEPS[dims],
+        "batch": BATCH[dims],
+        "task": study.study.task,
+        "structures": len(study.structures),
+        "channels": study.in_channels,
+        "dims": dims,
+        "size": study.data.size,
+        "network": study.model.name,
+        "features": list(study.model.channels),
+    }
+
+
+def recipe_hash(study: Study) -> str:
+    """32 hexadecimal digits that name a study's public start: no path, no source file, no version of torch."""
+    return digest("public start", json.dumps(recipe(study), sort_keys=True)).hex()[:32]
+
+
+def public_cases(phantom: Phantom[Any], study: Study, purpose: str, patients: int) -> list[Case]:
+    """Patients of the public hospital; other purposes get other patients."""
+    seeds = [int(seed) for seed in Stream.seeded(SEED, "public phantom", purpose).words64(patients)]
+    return phantom.public_cases(seeds, study)
+
+
+def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Module:
+    """Train a study's public start: a minute of one core.
+
+    Args:
+        study: gives network, grid and phantom.
+        progress: called with steps done and in all.
+
+    Raises:
+        ConfigError: no phantom fits the study.
+        UnsupportedModelError: the network mixes patients.
+    """
+    study = study.replace(study={"name": "phantom", "seed": None})  # the same start whatever a study's name and seed
+    cases = public_cases(_phantom(study), study, "pretraining", POOL[study.data.dims])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _trained(study, cases, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(study: Study, cases: Sequence[Case], progress: Progress | None) -> torch.nn.Module:
+    """The study's network after `STEPS` steps on random views of the cases."""
+    images, labels = _stacked(cases)
+    steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
+    generator = torch.Generator().manual_seed(int(Stream.seeded(SEED, "pretraining").integers(1, 2**62)[0]))
+    model, task = build_model(study), task_of(study)
+    model.train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
+    for step in range(1, steps + 1):
+        drawn = torch.randint(len(images), (batch,), generator=generator)
+        image, label = augmented(images[drawn], labels[drawn].long(), len(study.structures), generator)
+        optimiser.zero_grad()
+        loss = task.loss(model(image), label)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress(step, steps)
+    return model
+
+
+def _phantom(study: Study) -> Phantom[Any]:
+    return phantom_of(study, "[model] start = 'phantom'", "use start = 'scratch' or give a .safetensors file")
+
+
+def _stacked(cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All slices (2D) or volumes: images (k, C, *size) float32, labels (k, *size) uint8."""
+    images, labels = [], []
+    for case in cases:
+        assert case.label is not None  # noqa: S101  phantoms are born labelled
+        images.append(np.moveaxis(case.image, 3, 0) if case.axes == 2 else case.image[None])
+        labels.append(np.moveaxis(case.label, 2, 0) if case.axes == 2 else case.label[None])
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
