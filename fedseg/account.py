@@ -20,7 +20,7 @@ _LENGTH_BYTES = 4
 
 @dataclass(frozen=True)
 class Account:
-    """U2 and U3 of one round, with their signatures."""
+    """U2 (who shared keys) and U3 (who is in the sum) of one round, with their signatures."""
 
     kind: ClassVar[str] = "account"
 

@@ -70,6 +70,12 @@ def accept_round(study: Study, credentials: Path, state: Path, site: str, round_
 def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Receipt:
     """Recompute the sum of a round from its transcript, under this site's own policy and roster, and mark it.
 
+    Args:
+        store: the site's marks.
+        policy: the site's own.
+        pinned: the site's own roster.
+        path: the transcript; whoever sent it is not believed.
+
     Returns:
         The round's receipt.
 

@@ -16,13 +16,17 @@ from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
-from fedseg.privacy.delta import too_large
+from fedseg.privacy.delta import SMALLEST_DELTA, too_large
 from fedseg.privacy.trust import TRUST, Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
 
 VALUE_BITS = 20
+
+LARGEST_EPSILON = 100.0
+"""From here on even one patient's presence is as good as shown, whatever delta."""
+
 UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
 SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
 
@@ -133,6 +137,14 @@ class PrivacySection(_Section):
                 if getattr(self, name) is None:
                     needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
                     raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
+            if self.epsilon is not None and self.epsilon > LARGEST_EPSILON:
+                raise ValueError(
+                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {LARGEST_EPSILON:g}, and at most 10 "
+                    "for a promise that means something"
+                )
+            if self.delta is not None and self.delta < SMALLEST_DELTA:
+                least = f"choose at least {SMALLEST_DELTA:g}"
+                raise ValueError(f"delta = {self.delta:g} is smaller than the accountants resolve; {least}")
         return self
 
 

@@ -109,6 +109,12 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
 
     Never less than `SMALLEST_NOISE_MULTIPLIER`.
 
+    Args:
+        budget: epsilon that all steps together may spend.
+        delta: probability, between 0 and 1.
+        sample_rate: probability that a patient is drawn in a step.
+        steps: of the whole study.
+
     Raises:
         ConfigError: no noise up to `LARGEST_NOISE_MULTIPLIER` meets the budget; says what would.
     """
@@ -129,7 +135,11 @@ def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float:
     """The least mu whose Gaussian mechanism reveals at least as much as `spent`, at every probability above `delta`.
 
     Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier; elsewhere it is the largest mu over PLD's
-    privacy curve and never the central limit.
+    privacy curve and never the central limit. 0 for nothing, infinite where something had no noise.
+
+    Args:
+        spent: what was released.
+        delta: below which probabilities the privacy curve is not looked at.
     """
     composition = _composed(spent)
     if not composition or _unbounded(composition):

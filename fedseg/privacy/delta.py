@@ -1,4 +1,7 @@
-"""Delta, the probability that the promise fails altogether: when it is small enough, and how it is written."""
+"""Delta, the probability that the promise fails altogether: which values say something, and how it is written."""
+
+SMALLEST_DELTA = 1e-12
+"""Below it the accountants resolve nothing, and nobody has that many patients."""
 
 
 def delta_text(delta: float | None) -> str:

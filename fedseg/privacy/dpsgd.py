@@ -88,7 +88,16 @@ def stream_of(patient: str, key: bytes) -> Stream:
 
 
 def draw(patients: Sequence[str], sample_rate: float, key: bytes) -> list[str]:
-    """Poisson sampling: each patient with probability `sample_rate`, by a coin of its own; may draw nobody."""
+    """Poisson sampling: each patient with probability `sample_rate`, by a coin of its own; may draw nobody.
+
+    Args:
+        patients: identifiers, in any order: who else is there changes nobody's coin.
+        sample_rate: between 0 and 1.
+        key: 32 bytes, of this step's sampling only.
+
+    Returns:
+        The drawn, in the order given.
+    """
     return [patient for patient in patients if stream_of(patient, key).bernoulli(1, sample_rate)[0]]
 
 
@@ -146,6 +155,11 @@ def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | 
     """Add one patient's (d,) gradient to `total` in place, scaled down to L2 norm `clip_norm` where it is longer.
 
     A gradient that is not finite adds nothing: stopping would reveal that such a patient was drawn.
+
+    Args:
+        total: (d,) float64, changed.
+        gradient: (d,) float32 or float64.
+        clip_norm: None adds the gradient as it is.
     """
     if clip_norm is None:
         total += gradient
@@ -156,7 +170,16 @@ def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | 
 
 
 def gaussian(n: int, deviation: float, stream: Stream) -> NDArray[np.float32]:
-    """(n,) independent Gaussian values by inversion of cryptographic uniforms, up to 8.2 deviations."""
+    """Independent Gaussian values by inversion of cryptographic uniforms, up to 8.2 deviations.
+
+    Args:
+        n: how many.
+        deviation: their standard deviation.
+        stream: read once, for nothing else.
+
+    Returns:
+        (n,) float32.
+    """
     noise = np.empty(n, dtype=np.float32)
     for start in range(0, n, CHUNK):
         part = noise[start : start + CHUNK]

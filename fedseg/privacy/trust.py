@@ -55,7 +55,7 @@ TRUST: dict[str, Trust] = {
 """By `[privacy] mechanism`. A new mechanism is one more row."""
 
 
-SEEDED = "no privacy is claimed for a seeded run: whoever knows the seed can recompute the noise"
+SEEDED = "seeded: no privacy claim: whoever knows the seed can recompute the noise"
 
 
 def trust_in(mechanism: str) -> Trust:

@@ -259,7 +259,7 @@ def test_a_seeded_study_claims_no_privacy(study):
     seeded = study.replace(study={"seed": 3})
     assert round_entry(study, "a", "run", 1).generator == "os"
     assert round_entry(seeded, "a", "run", 1).generator == "seeded: no privacy claim"
-    assert any("no privacy is claimed" in note for note in explain(seeded).notes)
+    assert any("seeded: no privacy claim" in note for note in explain(seeded).notes)
 
 
 def test_explain_tells_the_whole_promise_before_training(study):

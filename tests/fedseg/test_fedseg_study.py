@@ -38,6 +38,17 @@ BAD = {
     "missing epsilon": (r"epsilon = .*\n", "", "[privacy] epsilon is missing"),
     "missing clip norm": (r"clip_norm = .*\n", "", "[privacy] clip_norm is missing"),
     "delta of one": (r"delta = .*\n", "delta = 1.0\n", "[privacy] delta = 1.0: must be less than 1"),
+    "delta of a half": (r"delta = .*\n", "delta = 0.5\n", "[privacy] delta 0.5 is not below 1/"),
+    "delta out of reach": (
+        r"delta = .*\n",
+        "delta = 1e-18\n",
+        "[privacy] delta = 1e-18 is smaller than",
+    ),
+    "epsilon of a million": (
+        r"epsilon = .*\n",
+        "epsilon = 1e6\n",
+        "[privacy] epsilon = 1e+06 promises nothing",
+    ),
     "unknown mechanism": ('"local"', '"laplace"', "[privacy] mechanism = 'laplace': use 'local' or 'none'"),
     "weaker unit": ('unit = "patient"', 'unit = "slice"', "[privacy] unit = 'slice': use 'patient'"),
     "sampling above one": (r"sample_rate = .*\n", "sample_rate = 1.5\n", "[privacy] sample_rate = 1.5"),
@@ -108,7 +119,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "57d748c0f620516c1e1d6ab6bb32dda6e6189acdc0480e51168703a6191ef3bb"
+    assert parse_study(text, "s").hash().hex() == "26f88ab9295aa4af3a53e27af254f3585f957b73b9026b3750413c03044450dd"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -27,8 +27,8 @@ LEVELS = (
 )  # of the slices, in half lengths of the cerebrum: from pons and cerebellum to above the ventricles
 POINTS = 1 << 16  # at once: the working arrays stay in the processor's cache
 NEAR_TERM = (34.0, 36.0)
-"""Weeks that the public hospital sees where the study's sites are phantoms too: one generator makes both, so with the
-sites' own ages it would not be a start but the answer."""
+"""Weeks that the public hospital sees where the study's sites are made too. One generator makes both: drawing the
+sites' own weeks would pretrain on the very distribution that the study is tested on."""
 BLUR = 1.5  # of a reconstructed voxel, in voxels: motion and thick slices
 SKULL = 0.4  # signal within the mask but outside the brain, relative to white matter
 
