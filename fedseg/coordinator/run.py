@@ -122,7 +122,7 @@ class Coordinator:
         (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
         async with self.mailbox:
             if self.study.model.start == "phantom":
-                self.folder.emit(Note(text="the public start is read, or trained now on made patients where it did not come with fedseg"))
+                self.folder.emit(Note(text="the public start is read, or trained now if fedseg ships none"))
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.vector = flatten(self.model)
             try:
