@@ -332,7 +332,7 @@ class Advertised(State):
         info = envelope_info("shares", slot, roster.hash, me, peer)
         shares = seal(suite, keys.channel_pk, info, mask_key_share + self_seed_share)
         pair, committed = b"", b""
-        if keys.mask_kem_pk and roster.dealer_of_pair(me, peer) == me:
+        if keys.mask_kem_pk and roster.pair(me, peer).dealer == me:
             secret = self.mask_key.pair_secret(peer)
             committed = pair_commitment(slot, me, peer, secret)
             pair = seal(suite, keys.mask_kem_pk, envelope_info("pair", slot, roster.hash, me, peer), secret)
@@ -460,7 +460,7 @@ class Shared(State):
         try:
             opened = self.channel_key.open(envelope_info("shares", slot, roster1, dealer, own.me), bundle.shares)
             mask_key_share, self_seed_share = opened[:SHARE_BYTES], opened[SHARE_BYTES:]
-            expects_pair = bool(self.mask_key.kem_public) and self.roster.dealer_of_pair(dealer, own.me) == dealer
+            expects_pair = bool(self.mask_key.kem_public) and self.roster.pair(dealer, own.me).dealer == dealer
             secret = b""
             if expects_pair:
                 secret = self.mask_key.open_pair(envelope_info("pair", slot, roster1, dealer, own.me), bundle.pair)

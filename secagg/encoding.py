@@ -5,7 +5,7 @@ Protobuf bytes are not canonical and never enter a hash. Specification: docs/spe
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 from blake3 import blake3
@@ -45,6 +45,18 @@ def digest(purpose: str, *fields: Field) -> bytes:
     return hashlib.sha256(encode(purpose, *fields)).digest()
 
 
+def size_of_field(size: int) -> bytes:
+    """What precedes a field of so many bytes."""
+    return size.to_bytes(4, "big")
+
+
+@lru_cache(maxsize=1024)
+def text_field(text: str) -> bytes:
+    """A text as `encode` spells it: for who joins the encoding of many statements that differ in little."""
+    data = text.encode("ascii")
+    return size_of_field(len(data)) + data
+
+
 def vector_digest(purpose: str, vector: Buffer) -> bytes:
     """HV: BLAKE3 over `encode(purpose, vector)`, 32 bytes; the vector is hashed where it lies.
 
@@ -55,7 +67,7 @@ def vector_digest(purpose: str, vector: Buffer) -> bytes:
 
 def vector_hash(purpose: str, size: int) -> VectorHash:
     """Begins `vector_digest` of a vector of `size` bytes, below 2^32, that then comes in pieces."""
-    return blake3(encode(purpose) + size.to_bytes(4, "big"))
+    return blake3(encode(purpose) + size_of_field(size))
 
 
 def _append(pieces: list[Buffer], fields: Sequence[Field]) -> None:

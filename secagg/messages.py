@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NoReturn, Self, TypeAlias
+from typing import NamedTuple, NoReturn, Self, TypeAlias
 
 from secagg import merkle
 from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
@@ -222,6 +222,13 @@ class AdvertiseKeys(Signed):
         return encode("advertise-keys", self.slot, self.client_id, *keys, self.nonce, self.released, claims)
 
 
+class Pair(NamedTuple):
+    """Two clients as the post-quantum suite sees them: who deals the pair secret, and who gets it sealed."""
+
+    dealer: str
+    recipient: str
+
+
 @dataclass(frozen=True)
 class Roster:
     """AdvertiseKeys, down: U1, every signed advertisement in order of the ids."""
@@ -251,13 +258,13 @@ class Roster:
         """Everybody else, in order: whom the bundles and digests of a client are for."""
         return [peer for peer in self.by_id if peer != client_id]
 
-    def dealer_of_pair(self, first: str, second: str) -> str:
-        """Who derives and seals a pair secret: of neighbours the smaller id, of next but one the larger, and so on.
+    def pair(self, first: str, second: str) -> Pair:
+        """Who of two derives their pair secret and seals it: of neighbours the smaller id, of next but one the larger.
 
-        So every client deals half of its pairs, and uploads and works as much as any other.
+        And so on, so that every client deals half of its pairs, and uploads and works as much as any other.
         """
         even = (self.positions[first] - self.positions[second]) % 2 == 0
-        return max(first, second) if even else min(first, second)
+        return Pair(max(first, second), min(first, second)) if even else Pair(min(first, second), max(first, second))
 
 
 @dataclass(frozen=True, repr=False)

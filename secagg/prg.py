@@ -37,6 +37,8 @@ _LINE_BYTES = 64
 class Executor(Protocol):
     """What takes the parts of a mask expansion: any `concurrent.futures.Executor`, or a cluster's look-alike.
 
+    Parts that it begins as soon as `map` is called are done while the server waits for messages.
+
     It sees seeds and the vector, so it is as trusted as this process.
     """
 
@@ -107,7 +109,21 @@ def apply_masks(
     """
     if executor is None:
         Masks(add, subtract).apply(vector, first_chunk)
-        return
+    else:
+        begin_masks(vector, add, subtract, executor, first_chunk)()
+
+
+def begin_masks(
+    vector: NDArray[Any],
+    add: Sequence[bytes],
+    subtract: Sequence[bytes],
+    executor: Executor,
+    first_chunk: int = 0,
+) -> Callable[[], None]:
+    """`apply_masks` in two steps: the executor begins, and what is returned waits until the masks are applied.
+
+    The vector is the executor's until then. Call it once, or never and throw the vector away.
+    """
     _check_vector(vector)
     for seed in (*add, *subtract):
         _gcm(seed)
@@ -115,9 +131,13 @@ def apply_masks(
     parts = [vector[start : start + step] for start in range(0, len(vector), step)]
     chunks = range(first_chunk, first_chunk + len(parts) * (PART_BYTES // CHUNK_BYTES), PART_BYTES // CHUNK_BYTES)
     done = executor.map(mask_part, parts, repeat(tuple(add)), repeat(tuple(subtract)), chunks)
-    for part, masked in zip(parts, done, strict=True):
-        if masked is not part:
-            part[:] = masked
+
+    def finish() -> None:
+        for part, masked in zip(parts, done, strict=True):
+            if masked is not part:
+                part[:] = masked
+
+    return finish
 
 
 def mask_part(part: NDArray[Any], add: Sequence[bytes], subtract: Sequence[bytes], first_chunk: int) -> NDArray[Any]:

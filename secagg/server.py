@@ -7,10 +7,12 @@ no randomness and holds no secret but what clients release in Unmasking. Specifi
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secagg.context import RoundContext, next_head
 from secagg.errors import (
@@ -33,7 +35,7 @@ from secagg.masking import (
     pair_mask_seed,
     self_commitment,
     self_mask_seed,
-    share_commitment,
+    share_commitments,
     slot_mask,
     slot_values,
     without_masks,
@@ -46,7 +48,6 @@ from secagg.messages import (
     Confirmation,
     EncryptedShares,
     FromClient,
-    Header,
     IncludedSet,
     MaskedInput,
     Receipt,
@@ -62,7 +63,7 @@ from secagg.messages import (
 )
 from secagg.packing import add_packed, modulo, pack_into, packed_size, unpack, values_at
 from secagg.policy import PinnedRoster, Policy, Suite
-from secagg.prg import Executor, apply_masks, zeros
+from secagg.prg import Executor, apply_masks, begin_masks, zeros
 from secagg.shamir import combine
 from secagg.steps import (
     ADVERTISE_KEYS,
@@ -88,6 +89,57 @@ class Round:
     slot: bytes
     signing_key: SigningKey | None
     executor: Executor | None
+
+
+class Promised(NamedTuple):
+    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
+
+    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
+    """
+
+    mask_key_commitment: bytes
+    self_seed_commitment: bytes
+    pair_commitment: bytes
+    pair: bytes
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "Promised":
+        """Of a whole bundle."""
+        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dealt:
+    """What ShareKeys fixed: U1, H(headers), and by dealer its promise to every holder and its self commitment."""
+
+    roster: Roster
+    roster2: bytes
+    bundles: Mapping[str, Mapping[str, Promised]]
+    self_commitments: Mapping[str, bytes]
+
+    def without_envelopes(self, but_to: Collection[str]) -> "Dealt":
+        """Keeps the sealed pair secrets of these clients alone: nobody else's key will be opened."""
+        bundles = {
+            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            for dealer, sent in self.bundles.items()
+        }
+        return replace(self, bundles=bundles)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Collected:
+    """What MaskedInputCollection fixed: the round, U2, U3, the packed sum of all y, and the constant slots of each."""
+
+    round_id: bytes
+    sharers: frozenset[str]
+    included: IncludedSet
+    planes: NDArray[np.uint8]
+    slots: Mapping[str, Vector]
+
+    @property
+    def dropped(self) -> list[str]:
+        """U2 minus U3, sorted."""
+        return sorted(self.sharers - self.included.by_id.keys())
 
 
 class Collecting(State, ABC):
@@ -217,7 +269,7 @@ class SharingKeys(Collecting):
         peers = self.roster.others(sender)
         sealed = envelope_length(suite, SHARES_PLAINTEXT_BYTES)
         for peer, bundle in zip(peers, message.bundles, strict=False):
-            paired = hybrid and self.roster.dealer_of_pair(sender, peer) == sender
+            paired = hybrid and self.roster.pair(sender, peer).dealer == sender
             pair = envelope_length(suite, PAIR_PLAINTEXT_BYTES) if paired else 0
             if (len(bundle.shares), len(bundle.pair), bool(bundle.pair_commitment)) != (sealed, pair, paired):
                 raise MalformedMessageError("S-08", f"{sender} sends envelopes of the wrong size", [sender])
@@ -237,7 +289,8 @@ class SharingKeys(Collecting):
         kept = {
             dealer: {peer: Promised.of(bundle) for peer, (bundle, _) in sent.items()} for dealer, sent in dealt.items()
         }
-        return Reporting(self.round, self.roster, headers, kept), inboxes
+        commitments = {header.client_id: header.self_commitment for header in headers}
+        return Reporting(self.round, Dealt(self.roster, headers_hash(headers), kept, commitments)), inboxes
 
     def _by_peer(self, dealer: str) -> dict[str, tuple[Bundle, bytes]]:
         message = self.received[dealer]
@@ -247,51 +300,21 @@ class SharingKeys(Collecting):
 # --- ShareReport -------------------------------------------------------------------------------------------------
 
 
-class Promised(NamedTuple):
-    """What is kept of a bundle that was delivered: the commitments, and the pair secret's envelope.
-
-    The envelope is needed only where a dropped client's key has to open it, because the dealer fell silent too.
-    """
-
-    mask_key_commitment: bytes
-    self_seed_commitment: bytes
-    pair_commitment: bytes
-    pair: bytes
-
-    @classmethod
-    def of(cls, bundle: Bundle) -> "Promised":
-        """Of a whole bundle."""
-        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
-
-
 class Reporting(Collecting):
     """Collects share reports: U2, unless somebody complains, which ends the attempt."""
 
     step = SHARE_REPORT
     accepts = ShareReport
 
-    def __init__(
-        self,
-        round: Round,
-        roster: Roster,
-        headers: tuple[Header, ...],
-        bundles: Mapping[str, Mapping[str, Promised]],
-    ) -> None:
-        super().__init__(round, bundles)
-        self.roster, self.roster2, self.bundles = roster, headers_hash(headers), bundles
-        self.self_commitments = {header.client_id: header.self_commitment for header in headers}
-
-    def forget_envelopes(self, but_to: Collection[str]) -> None:
-        """Keep the sealed pair secrets of these clients alone: nobody else's key will be opened."""
-        self.bundles = {
-            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
-            for dealer, sent in self.bundles.items()
-        }
+    def __init__(self, round: Round, dealt: Dealt) -> None:
+        super().__init__(round, dealt.bundles)
+        self.dealt = dealt
 
     def _check(self, sender: str, message: ShareReport) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-09", sender)
-        if (message.slot, message.roster1, message.roster2) != (self.round.slot, self.roster.hash, self.roster2):
+        view = (self.round.slot, self.dealt.roster.hash, self.dealt.roster2)
+        if (message.slot, message.roster1, message.roster2) != view:
             raise self._elsewhere("S-09", f"{sender} reports on another round")
         if message.complaint and message.complaint not in self.expected - {sender}:
             raise MalformedMessageError("S-09", f"{sender} complains about somebody who dealt nothing", [sender])
@@ -309,7 +332,7 @@ class Reporting(Collecting):
             raise ComplaintError(self.step, complaints)
         self._enough()
         reports = Reports(tuple(self._in_order()))
-        return CollectingInputs(self, reports), dict.fromkeys(self.received, reports)
+        return CollectingInputs(self.round, self.dealt, reports), dict.fromkeys(self.received, reports)
 
 
 # --- MaskedInputCollection ---------------------------------------------------------------------------------------
@@ -321,13 +344,13 @@ class CollectingInputs(Collecting):
     step = MASKED_INPUT_COLLECTION
     accepts = MaskedInput
 
-    def __init__(self, shares: Reporting, reports: Reports) -> None:
-        super().__init__(shares.round, reports.by_id)
-        self.shares, policy = shares, shares.round.policy
-        round_id = self.round.context.round_id(self.round.slot, shares.roster2, reports.sharers_hash)
-        self.view = (round_id, shares.roster.hash, shares.roster2, reports.sharers_hash)
-        self.planes = zeros(packed_size(policy.length + policy.slots, policy.bits), np.uint8)
-        self.slots: dict[str, Vector] = {}
+    def __init__(self, round: Round, dealt: Dealt, reports: Reports) -> None:
+        super().__init__(round, reports.by_id)
+        self.dealt, policy = dealt, round.policy
+        self.round_id = round.context.round_id(round.slot, dealt.roster2, reports.sharers_hash)
+        self._view = (self.round_id, dealt.roster.hash, dealt.roster2, reports.sharers_hash)
+        self._planes = zeros(packed_size(policy.length + policy.slots, policy.bits), np.uint8)
+        self._slots: dict[str, Vector] = {}
 
     def _kept(self, message: MaskedInput) -> Any:
         return message.acceptance()
@@ -335,24 +358,25 @@ class CollectingInputs(Collecting):
     def _check(self, sender: str, message: MaskedInput) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-10", sender)
-        if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self.view:
+        if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self._view:
             raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
         policy = self.round.policy
         count = policy.length + policy.slots
         try:
-            add_packed(self.planes, message.y, count, policy.bits)
+            add_packed(self._planes, message.y, count, policy.bits)
         except ValueError as error:
             raise MalformedMessageError("S-11", f"the masked input of {sender}: {error}", [sender]) from None
         # Whose they are is only asked where their sum is wrong (S-19).
-        self.slots[sender] = values_at(message.y, slice(policy.length, count), count, policy.bits)
+        self._slots[sender] = values_at(message.y, slice(policy.length, count), count, policy.bits)
 
     def close(self) -> tuple["Attesting", Mapping[str, IncludedSet]]:
         """Fix U3 and show each of its members every signature on it."""
         self._leave()
         self._enough()
         included = IncludedSet(tuple(self._in_order()))
-        self.shares.forget_envelopes(but_to=self.expected - self.received.keys())
-        return Attesting(self, included), dict.fromkeys(self.received, included)
+        collected = Collected(self.round_id, self.expected, included, self._planes, self._slots)
+        kept = self.dealt.without_envelopes(but_to=collected.dropped)
+        return Attesting(self.round, kept, collected), dict.fromkeys(self.received, included)
 
 
 # --- ConsistencyCheck --------------------------------------------------------------------------------------------
@@ -364,14 +388,14 @@ class Attesting(Collecting):
     step = CONSISTENCY_CHECK
     accepts = Attestation
 
-    def __init__(self, inputs: CollectingInputs, included: IncludedSet) -> None:
-        super().__init__(inputs.round, included.by_id)
-        self.inputs, self.included = inputs, included
+    def __init__(self, round: Round, dealt: Dealt, collected: Collected) -> None:
+        super().__init__(round, collected.included.by_id)
+        self.dealt, self.collected = dealt, collected
 
     def _check(self, sender: str, message: Attestation) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-12", sender)
-        if message.attested != self.included.attested:
+        if message.attested != self.collected.included.attested:
             raise self._elsewhere("S-12", f"{sender} attests another set of included clients")
 
     def close(self) -> tuple["Unmasking", Mapping[str, Attestations]]:
@@ -379,7 +403,8 @@ class Attesting(Collecting):
         self._leave()
         self._enough(self.round.policy.threshold)
         attestations = Attestations(tuple(self._in_order()))
-        return Unmasking(self.inputs, self.included, self.received), dict.fromkeys(self.received, attestations)
+        unmasking = Unmasking(self.round, self.dealt, self.collected, self.received)
+        return unmasking, dict.fromkeys(self.received, attestations)
 
 
 # --- Unmasking ---------------------------------------------------------------------------------------------------
@@ -388,43 +413,61 @@ class Attesting(Collecting):
 class Unmasking(Collecting):
     """Collects released shares: U5; reconstructs each self seed of U3 and each mask key of U2 minus U3.
 
-    `opened` holds, once it is closed, the pair secrets that only an envelope held because their dealer fell silent, by
-    (dealer, dropped): a transcript shows them, since nobody else can open them.
+    With an executor the work begins at the t-th message: U3 and the dropped are fixed, and every share that was taken
+    is the one that its dealer committed to (S-16). `close` decides everything with the shares that it has then.
+
+    Attributes:
+        opened: (dealer, dropped) to the pair secret that was opened with the key of the dropped: its dealer is silent.
     """
 
     step = UNMASKING
     accepts = UnmaskingShares
 
-    def __init__(self, inputs: CollectingInputs, included: IncludedSet, attesters: Iterable[str]) -> None:
-        super().__init__(inputs.round, attesters)
-        self.inputs, self.included, self.shares = inputs, included, inputs.shares
-        self.dropped = sorted(inputs.expected - included.by_id.keys())
+    def __init__(self, round: Round, dealt: Dealt, collected: Collected, attesters: Iterable[str]) -> None:
+        super().__init__(round, attesters)
+        self.dealt, self.collected, self.dropped = dealt, collected, collected.dropped
         self.opened: dict[tuple[str, str], bytes] = {}
+        self._keys: dict[str, MaskKey] = {}
+        self._pair_seeds: dict[tuple[str, str], bytes] = {}
+        self._ahead: _Ahead | None = None
 
     def _check(self, sender: str, message: UnmaskingShares) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-13", sender)
-        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
+        included, roster, slot = self.collected.included, self.dealt.roster, self.round.slot
+        if (message.round_id, message.attested) != (self.collected.round_id, included.attested):
             raise self._elsewhere("S-13", f"{sender} unmasks another round")
-        advertised, roster1, slot = self.shares.roster.by_id, self.shares.roster.hash, self.round.slot
-        paired = [peer for peer in self.dropped if advertised[peer].mask_kem_pk]
+        paired = [peer for peer in self.dropped if roster.by_id[peer].mask_kem_pk]
         lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
-        if lists != (sorted(self.included.by_id.keys() - {sender}), self.dropped, paired):
+        if lists != (sorted(included.by_id.keys() - {sender}), self.dropped, paired):
             raise InconsistentViewError("S-14", f"{sender} releases shares for the wrong clients", [sender])
-        if self_commitment(slot, sender, message.self_seed) != self.shares.self_commitments[sender]:
+        if self_commitment(slot, sender, message.self_seed) != self.dealt.self_commitments[sender]:
             raise ShareError("S-15", f"{sender} releases a self seed that it never committed to", [sender])
         for kind, released in (("s", message.mask_key_shares), ("b", message.self_seed_shares)):
-            for dealer, share in released.items():
-                bundle = self.shares.bundles[dealer][sender]
-                promised = bundle.mask_key_commitment if kind == "s" else bundle.self_seed_commitment
-                if share_commitment(slot, roster1, dealer, sender, kind, share) != promised:
+            for dealer, commitment in share_commitments(slot, roster.hash, sender, kind, released).items():
+                bundle = self.dealt.bundles[dealer][sender]
+                if commitment != (bundle.mask_key_commitment if kind == "s" else bundle.self_seed_commitment):
                     raise ShareError("S-16", f"{sender} releases a share of {dealer} that does not match", [sender])
         for peer, secret in message.pair_secrets.items():
-            dealer = self.shares.roster.dealer_of_pair(sender, peer)
-            recipient = peer if dealer == sender else sender
-            promised = self.shares.bundles[dealer][recipient].pair_commitment
-            if pair_commitment(slot, dealer, recipient, secret) != promised:
+            pair = roster.pair(sender, peer)
+            promised = self.dealt.bundles[pair.dealer][pair.recipient].pair_commitment
+            if pair_commitment(slot, *pair, secret) != promised:
                 raise ShareError("S-17", f"{sender} releases a pair secret with {peer} that does not match", [sender])
+
+    def receive(self, sender: str, message: FromClient) -> bool:
+        """See `Collecting.receive`; where there is an executor it begins to expand masks when t messages are there."""
+        new = super().receive(sender, message)
+        if new and self.round.executor is not None and len(self.received) >= self.round.policy.threshold:
+            with suppress(ShareError):  # a dealer lied: `close` convicts it, with the shares that are there then
+                self._go_ahead(self.round.executor, sender)
+        return new
+
+    def _go_ahead(self, executor: Executor, sender: str) -> None:
+        if self._ahead is None:
+            self._ahead = _Ahead(self._total(), self._masks(self._self_mask_seeds(), self.received), executor)
+        else:
+            for dropped, key in self._keys.items():  # the exchanges are done when `close` wants the seeds
+                self._pair_seed(key, dropped, sender)
 
     def close(self) -> tuple["Confirming", Mapping[str, Result]] | tuple["Blaming", Mapping[str, SlotsFailed]]:
         """Remove the masks that did not cancel, and tell the sum to every included client.
@@ -436,54 +479,70 @@ class Unmasking(Collecting):
             ShareError: S-18 a dealer whose shares miss what it committed to.
         """
         self._leave()
-        policy = self.round.policy
+        policy, included = self.round.policy, self.collected.included
         self._enough(policy.threshold)
-        round_id, roster1 = self.inputs.view[0], self.shares.roster.hash
-        own = {u: self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.included.by_id}
-        pairs = self._pairwise_seeds()
-        add = [seed for (u, w), seed in pairs.items() if w < u]
-        subtract = [seed for (u, w), seed in pairs.items() if u < w] + [*own.values()]
-        total = unpack(self.inputs.planes.data, policy.length + policy.slots, policy.bits)
-        apply_masks(total, add, subtract, self.round.executor)
+        own = self._self_mask_seeds()
+        masks = self._masks(own, included.by_id)
+        if self._ahead is None:
+            total = self._total()
+            apply_masks(total, *masks, self.round.executor)
+        else:
+            total = self._ahead.finish(masks)
         modulo(total, policy.bits)
-        expected = slot_values(policy, round_id) * total.dtype.type(len(self.included.by_id))
+        expected = slot_values(policy, self.collected.round_id) * total.dtype.type(len(included.by_id))
         if not np.array_equal(total[policy.length :], modulo(expected, policy.bits)):
-            blaming = Blaming(self, own, pairs)
-            return blaming, dict.fromkeys(self.received, SlotsFailed(round_id, self.included.attested))
+            blaming = Blaming(self.round, self.collected, self.received, own, self._pair_seeds)
+            return blaming, dict.fromkeys(self.received, SlotsFailed(self.collected.round_id, included.attested))
         result = self._result(total)
-        confirming = Confirming(self.round, self.included.by_id, total[: policy.length], result)
-        return confirming, dict.fromkeys(self.included.by_id, result)
+        confirming = Confirming(self.round, included.by_id, total[: policy.length], result)
+        return confirming, dict.fromkeys(included.by_id, result)
+
+    def _total(self) -> Vector:
+        """The sum of the masked inputs as integers."""
+        policy = self.round.policy
+        return unpack(self.collected.planes.data, policy.length + policy.slots, policy.bits)
 
     def _result(self, total: Vector) -> Result:
-        bits, context = self.round.policy.bits, self.round.context
-        pack_into(total, bits, self.inputs.planes)  # the inputs' own sum is not needed any more
-        packed = self.inputs.planes.data.toreadonly()
+        bits, context, planes = self.round.policy.bits, self.round.context, self.collected.planes
+        pack_into(total, bits, planes)  # the inputs' own sum is not needed any more
+        packed = planes.data.toreadonly()
         total_hash = Result.hash_of(packed)
-        round_id, attested = self.inputs.view[0], self.included.attested
+        round_id, attested = self.collected.round_id, self.collected.included.attested
         head = next_head(context.previous_head, round_id, attested, total_hash)
         receipt = Receipt(
             context.training_run, context.round_number, round_id, attested, total_hash, context.previous_head, head
         )
         return Result(packed, receipt.sign(self.round.signing_key) if self.round.signing_key else receipt)
 
+    def _self_mask_seeds(self) -> dict[str, bytes]:
+        """By included client. ShareError S-18 where its shares give another b_u than it committed to."""
+        roster1, round_id = self.dealt.roster.hash, self.collected.round_id
+        return {u: self_mask_seed(roster1, round_id, u, self._self_seed(u)) for u in self.collected.included.by_id}
+
     def _self_seed(self, client_id: str) -> bytes:
         if client_id in self.received:
             own: bytes = self.received[client_id].self_seed
             return own
         seed = self._combine(client_id, "self_seed_shares")
-        if self_commitment(self.round.slot, client_id, seed) != self.shares.self_commitments[client_id]:
+        if self_commitment(self.round.slot, client_id, seed) != self.dealt.self_commitments[client_id]:
             raise self._convict(client_id)
         return seed
 
     def _mask_key(self, client_id: str) -> MaskKey:
-        key = MaskKey(self.round.policy.suite, self._combine(client_id, "mask_key_shares"))
-        advertised = self.shares.roster.by_id[client_id]
+        """The key that the shares that are here give: made once, for they may be others than before."""
+        seed = self._combine(client_id, "mask_key_shares")
+        known = self._keys.get(client_id)
+        if known is not None and known.seed == seed:
+            return known
+        key = MaskKey(self.round.policy.suite, seed)
+        advertised = self.dealt.roster.by_id[client_id]
         if (key.dh_public, key.kem_public) != (advertised.mask_dh_pk, advertised.mask_kem_pk):
             raise self._convict(client_id)
+        self._keys[client_id] = key
         return key
 
     def _combine(self, dealer: str, kind: str) -> bytes:
-        positions = self.shares.roster.positions
+        positions = self.dealt.roster.positions
         held = {
             positions[holder]: getattr(message, kind)[dealer]
             for holder, message in self.received.items()
@@ -497,19 +556,26 @@ class Unmasking(Collecting):
     def _convict(self, dealer: str) -> ProtocolError:
         return ShareError("S-18", f"{dealer} dealt shares of something else than it committed to", [dealer])
 
-    def _pairwise_seeds(self) -> dict[tuple[str, str], bytes]:
-        """Seeds of the masks between each included u and each dropped w, by (u, w); u added the mask where u < w."""
-        round_id, roster = self.inputs.view[0], self.shares.roster
-        seeds = {}
-        for dropped in self.dropped:
-            key = self._mask_key(dropped)
-            for client_id in self.included.by_id:
-                exchanged = key.exchange(roster.by_id[client_id].mask_dh_pk)
-                secret = self._pair_secret(key, dropped, client_id) if key.kem_public else b""
-                seeds[client_id, dropped] = pair_mask_seed(
-                    roster.hash, round_id, (client_id, dropped), exchanged, secret
-                )
-        return seeds
+    def _masks(self, own: Mapping[str, bytes], survivors: Iterable[str]) -> tuple[list[bytes], list[bytes]]:
+        """Seeds of the masks to add and to subtract: the given self masks, and between each survivor and each dropped.
+
+        The included u added the mask that it shares with w where u < w.
+        """
+        survivors = list(survivors)
+        keys = {dropped: self._mask_key(dropped) for dropped in self.dropped}
+        pairs = {(u, w): self._pair_seed(key, w, u) for w, key in keys.items() for u in survivors}
+        add = [seed for (u, w), seed in pairs.items() if w < u]
+        return add, [seed for (u, w), seed in pairs.items() if u < w] + [*own.values()]
+
+    def _pair_seed(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
+        seed = self._pair_seeds.get((client_id, dropped))
+        if seed is None:
+            roster = self.dealt.roster
+            exchanged = key.exchange(roster.by_id[client_id].mask_dh_pk)
+            secret = self._pair_secret(key, dropped, client_id) if key.kem_public else b""
+            seed = pair_mask_seed(roster.hash, self.collected.round_id, (client_id, dropped), exchanged, secret)
+            self._pair_seeds[client_id, dropped] = seed
+        return seed
 
     def _pair_secret(self, key: MaskKey, dropped: str, client_id: str) -> bytes:
         """r_uv as the survivor released it (S-17), which a corrupt dealer that dropped out cannot spoil.
@@ -519,22 +585,37 @@ class Unmasking(Collecting):
         if client_id in self.received:
             released: bytes = self.received[client_id].pair_secrets[dropped]
             return released
-        dealer = self.shares.roster.dealer_of_pair(dropped, client_id)
-        recipient = client_id if dealer == dropped else dropped
-        bundle = self.shares.bundles[dealer][recipient]
-        if dealer == dropped:
-            secret = key.pair_secret(recipient)
+        pair = self.dealt.roster.pair(dropped, client_id)
+        bundle = self.dealt.bundles[pair.dealer][pair.recipient]
+        if pair.dealer == dropped:
+            secret = key.pair_secret(pair.recipient)
         else:
-            info = envelope_info("pair", self.round.slot, self.shares.roster.hash, dealer, recipient)
+            info = envelope_info("pair", self.round.slot, self.dealt.roster.hash, *pair)
             try:
                 secret = key.open_pair(info, bundle.pair)
             except ValueError:
-                raise self._convict(dealer) from None
-        if pair_commitment(self.round.slot, dealer, recipient, secret) != bundle.pair_commitment:
-            raise self._convict(dealer)
-        if dealer == client_id:
-            self.opened[dealer, dropped] = secret
+                raise self._convict(pair.dealer) from None
+        if pair_commitment(self.round.slot, *pair, secret) != bundle.pair_commitment:
+            raise self._convict(pair.dealer)
+        if pair.dealer == client_id:
+            self.opened[client_id, dropped] = secret
         return secret
+
+
+class _Ahead:
+    """Masks that an executor takes off the sum while the last shares come in."""
+
+    def __init__(self, total: Vector, masks: tuple[list[bytes], list[bytes]], executor: Executor) -> None:
+        self._total, self._begun, self._executor = total, masks, executor
+        self._wait = begin_masks(total, *masks, executor)
+
+    def finish(self, masks: tuple[list[bytes], list[bytes]]) -> Vector:
+        """Takes off those of `masks` that it did not begin with: the sum of the inputs."""
+        self._wait()
+        (add, subtract), begun = masks, {seed for seeds in self._begun for seed in seeds}
+        left = ([seed for seed in add if seed not in begun], [seed for seed in subtract if seed not in begun])
+        apply_masks(self._total, *left, self._executor)
+        return self._total
 
 
 # --- Blame, in place of Result -----------------------------------------------------------------------------------
@@ -549,20 +630,26 @@ class Blaming(Collecting):
     step = BLAME
     accepts = SlotMasks
 
-    def __init__(self, unmasking: Unmasking, own: Mapping[str, bytes], pairs: Mapping[tuple[str, str], bytes]) -> None:
-        super().__init__(unmasking.round, unmasking.received)
-        self.inputs, self.included = unmasking.inputs, unmasking.included
-        policy = self.round.policy
-        self._own_masks = {client_id: slot_mask(seed, policy) for client_id, seed in own.items()}
-        self._opened = {ids: slot_mask(seed, policy) for ids, seed in pairs.items()}
+    def __init__(
+        self,
+        round: Round,
+        collected: Collected,
+        asked: Iterable[str],
+        own: Mapping[str, bytes],
+        pairs: Mapping[tuple[str, str], bytes],
+    ) -> None:
+        super().__init__(round, asked)
+        self.collected = collected
+        self._own_masks = {client_id: slot_mask(seed, round.policy) for client_id, seed in own.items()}
+        self._opened = {ids: slot_mask(seed, round.policy) for ids, seed in pairs.items()}
 
     def _check(self, sender: str, message: SlotMasks) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-23", sender)
-        if (message.round_id, message.attested) != (self.inputs.view[0], self.included.attested):
+        if (message.round_id, message.attested) != (self.collected.round_id, self.collected.included.attested):
             raise self._elsewhere("S-23", f"{sender} shows the slot masks of another round")
-        lengths = {len(mask) for mask in message.masks.values()}
-        if list(message.masks) != sorted(self.inputs.expected - {sender}) or lengths != {len(self._own_masks[sender])}:
+        lengths, peers = {len(mask) for mask in message.masks.values()}, sorted(self.collected.sharers - {sender})
+        if list(message.masks) != peers or lengths != {len(self._own_masks[sender])}:
             raise InconsistentViewError("S-23", f"{sender} does not show one slot mask for every peer", [sender])
 
     def close(self) -> NoReturn:
@@ -581,7 +668,7 @@ class Blaming(Collecting):
         pairs = [(u, v) for u in sorted(answers) for v in sorted(answers) if u < v and answers[u][v] != answers[v][u]]
         if pairs:
             raise ComplaintError(self.step, pairs)
-        silent = ", ".join(sorted(self.included.by_id.keys() - self.received.keys()))
+        silent = ", ".join(sorted(self.collected.included.by_id.keys() - self.received.keys()))
         suspect = f"{silent} did not show any slot masks" if silent else "the fault is in this server's own memory"
         raise ShareError("S-19", f"{burned}: {suspect}, and no client is convicted")
 
@@ -592,8 +679,8 @@ class Blaming(Collecting):
             return False
         added = [self._own_masks[client_id], *(mask for peer, mask in masks.items() if client_id < peer)]
         subtracted = [mask for peer, mask in masks.items() if peer < client_id]
-        plain = without_masks(self.inputs.slots[client_id], policy, added, subtracted)
-        return np.array_equal(plain, slot_values(policy, self.inputs.view[0]))
+        plain = without_masks(self.collected.slots[client_id], policy, added, subtracted)
+        return np.array_equal(plain, slot_values(policy, self.collected.round_id))
 
 
 # --- Result ------------------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def t08_envelopes(told: Transcript) -> int | None:
     seen: set[bytes] = set()
     for dealer, sent in told.shares.items():
         for peer, bundle in zip(told.roster.others(dealer), sent.bundles, strict=True):
-            due = told.hybrid and told.roster.dealer_of_pair(dealer, peer) == dealer
+            due = told.hybrid and told.roster.pair(dealer, peer).dealer == dealer
             lengths = (len(bundle.shares_hash), len(bundle.pair_hash), len(bundle.pair_commitment))
             if lengths != (HASH_BYTES, due * HASH_BYTES, due * HASH_BYTES):
                 raise told.wrong("T-08", sent, f"the bundle for {peer} lacks an envelope or has one too many")
@@ -261,8 +261,7 @@ def t12_commitments(told: Transcript) -> int | None:
         if (key.dh_public, key.kem_public) != (advertised.mask_dh_pk, advertised.mask_kem_pk):
             raise told.wrong("T-12", told.shares[client_id], "it dealt shares of another mask key than it advertised")
     for (dropped, survivor), secret in told.secrets.pair_secrets.items() if told.hybrid else ():
-        dealer = told.roster.dealer_of_pair(dropped, survivor)
-        recipient = survivor if dealer == dropped else dropped
+        dealer, recipient = told.roster.pair(dropped, survivor)
         if pair_commitment(slot, dealer, recipient, secret) != told.bundles[dealer][recipient].pair_commitment:
             raise told.wrong("T-12", told.shares[dealer], f"the pair secret with {recipient} misses its commitment")
         if dealer == dropped and secret != told.secrets.mask_keys[dealer].pair_secret(recipient):

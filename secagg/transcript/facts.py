@@ -154,7 +154,7 @@ class Transcript(Messages):
     def pairs_to_open(self) -> list[tuple[str, str]]:
         """(dealer, dropped) of the pair secrets that only an envelope held once their dealer fell silent."""
         silent = sorted(self.inputs.keys() - self.releases.keys()) if self.hybrid else []
-        return [(u, w) for u in silent for w in self.dropped if self.roster.dealer_of_pair(u, w) == u]
+        return [(u, w) for u in silent for w in self.dropped if self.roster.pair(u, w).dealer == u]
 
     @cached_property
     def secrets(self) -> Secrets:
@@ -182,6 +182,6 @@ class Transcript(Messages):
     def _pair_secret(self, key: MaskKey, dropped: str, survivor: str) -> bytes:
         if survivor in self.releases:
             return self.releases[survivor].pair_secrets.get(dropped, b"")
-        if self.hybrid and self.roster.dealer_of_pair(dropped, survivor) == survivor:
+        if self.hybrid and self.roster.pair(dropped, survivor).dealer == survivor:
             return self.pairs[survivor, dropped].secret
         return key.pair_secret(survivor)

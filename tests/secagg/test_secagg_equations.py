@@ -143,7 +143,7 @@ class Round:
 
     def pair(self, u: str, v: str) -> None:
         names, suite = self.names, self.cohort.policy.suite
-        dealer = self.roster.dealer_of_pair(u, v)
+        dealer = self.roster.pair(u, v).dealer
         exchanged = names["mask_key"][u].exchange(names["mask_dh_pk"][v])
         secret = names["mask_key"][dealer].pair_secret(v if dealer == u else u)
         seed = pair_mask_seed(names["roster1"], names["round_id"], (u, v), exchanged, secret)

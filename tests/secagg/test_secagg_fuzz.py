@@ -106,7 +106,7 @@ def everything_said(suite: Suite) -> Mapping[str, object]:
 
 def spoil(play: Play) -> Play:
     """A round whose constant slots do not add up, by an accident in the server's memory."""
-    play.until("Unmasking").server._state.inputs.total[-1] += 1
+    play.until("Unmasking").damage_the_sum()
     return play
 
 

@@ -42,7 +42,6 @@ from secagg.messages import (
     SlotMasks,
     SlotsFailed,
 )
-from secagg.packing import pack_into, unpack
 from secagg.policy import session_id
 from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.steps import BLAME
@@ -736,10 +735,7 @@ def test_who_does_not_show_its_slot_masks_is_named_and_not_convicted():
 
 def test_where_everybodys_slots_are_right_the_server_looks_at_itself():
     play = Play(Cohort(5)).until("Unmasking")
-    inputs, policy = play.server._state.inputs, play.cohort.policy
-    total = unpack(inputs.planes.data, policy.length + policy.slots, policy.bits)
-    total[-1] += 1
-    pack_into(total, policy.bits, inputs.planes)
+    play.damage_the_sum()
     play.to_the_end()
     assert (play.failure.check, play.failure.culprits) == ("S-19", ())
     assert "this server's own memory" in str(play.failure)

@@ -328,7 +328,7 @@ def play(watch: Watch, cohort: Cohort, **options) -> Play:
 
 def fail_slots(playing: Play) -> None:
     """An accident in the server's memory, so that it asks everybody for its slot masks."""
-    playing.until("Unmasking").server._state.inputs.total[-1] += 1
+    playing.until("Unmasking").damage_the_sum()
 
 
 @pytest.mark.parametrize("suite", list(Suite))
@@ -384,16 +384,21 @@ def test_nor_do_two_rounds_that_end_because_too_many_fall_silent(watch, step):
     play(watch, cohort_of(watch), silent=dict.fromkeys(("site-a", "site-b"), step))
 
 
+def flipped(value) -> bytes:
+    return bytes(value[:-1]) + bytes([value[-1] ^ 1])
+
+
 def spoilt(message) -> Iterator:
     """The same message with one byte of one field changed, for every field, and no new signature."""
     for field in dataclasses.fields(message):
         value = getattr(message, field.name)
         if isinstance(value, bytes | memoryview) and len(value):
-            changed = [bytes(value[:-1]) + bytes([value[-1] ^ 1])]
+            changed = [flipped(value)]
         elif isinstance(value, Mapping):
-            changed = [{**value, name: item[:-1] + bytes([item[-1] ^ 1])} for name, item in [*value.items()][:1]]
+            changed = [{**value, name: flipped(item)} for name, item in [*value.items()][:1]]
         elif isinstance(value, tuple):
-            changed = [(other, *value[1:]) for part in value[:1] for other in spoilt(part)]
+            firsts = ([flipped(part)] if isinstance(part, bytes) else spoilt(part) for part in value[:1])
+            changed = [(other, *value[1:]) for first in firsts for other in first]
         else:
             changed = spoilt(value) if dataclasses.is_dataclass(value) else ()
         for other in changed:

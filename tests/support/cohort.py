@@ -21,6 +21,7 @@ from secagg import (
     wire,
 )
 from secagg.messages import FromClient
+from secagg.packing import packed_size
 from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
@@ -93,9 +94,9 @@ class Cohort:
             self.stores[client_id],
         )
 
-    def server(self, context: RoundContext | None = None, leave_out=()) -> ServerSession:
+    def server(self, context: RoundContext | None = None, leave_out=(), **given) -> ServerSession:
         key = SERVER_KEY if self.signed else None
-        return ServerSession(self.policy, self.roster, context or self.context(), key, leave_out)
+        return ServerSession(self.policy, self.roster, context or self.context(), key, leave_out, **given)
 
     def provide(self, client: ClientSession, client_id: str) -> FromClient | None:
         return client.provide(self.updates[client_id], f"event of {client_id}", Stream.seeded(7, client_id))
@@ -182,6 +183,14 @@ class Play:
             else:
                 if reply is not None:
                     self.out[client_id] = reply
+
+    def damage_the_sum(self) -> None:
+        """An accident in the server's memory while it unmasks: the lowest bit of the last constant slot flips."""
+        policy, planes = self.cohort.policy, self.server._state.collected.planes
+        block = (policy.length + policy.slots - 1) // 2**16 * 2**16
+        count = policy.length + policy.slots - block
+        row, lane = divmod(count - 1, -(-count // 32))
+        planes[packed_size(block, policy.bits) + 4 * lane + row // 8] ^= 1 << row % 8
 
     def until(self, step: str) -> "Play":
         """Go on until the server is about to collect `step`."""

@@ -135,11 +135,11 @@ def forge(
     }
 
     def pair_secret(u: str, v: str) -> bytes:
-        dealer = roster.dealer_of_pair(u, v)
-        return mask_keys[dealer].pair_secret(v if dealer == u else u) if hybrid else b""
+        dealer, recipient = roster.pair(u, v)
+        return mask_keys[dealer].pair_secret(recipient) if hybrid else b""
 
     def bundle(dealer: str, peer: str) -> PublishedBundle:
-        deals = hybrid and roster.dealer_of_pair(dealer, peer) == dealer
+        deals = hybrid and roster.pair(dealer, peer).dealer == dealer
         return said(
             "bundle",
             f"{dealer}>{peer}",
@@ -221,7 +221,7 @@ def forge(
         OpenedPair(u, w, pair_secret(u, w))
         for u in sorted(set(u3) - set(u5))
         for w in dropped
-        if hybrid and roster.dealer_of_pair(u, w) == u
+        if hybrid and roster.pair(u, w).dealer == u
     ]
     pairs = said("pair", "", pairs)
 

@@ -457,8 +457,8 @@ def intermediates(run: Run, index: int) -> Json:
     for u in reports.by_id:
         for v in reports.by_id:
             if u < v:
-                dealer = roster.dealer_of_pair(u, v)
-                secret = keys[dealer].pair_secret(v if dealer == u else u)
+                dealer, recipient = roster.pair(u, v)
+                secret = keys[dealer].pair_secret(recipient)
                 exchanged = keys[u].exchange(roster.by_id[v].mask_dh_pk)
                 if secret:
                     pair_secrets[f"{u} {v}"] = {"dealer": dealer, "secret": secret.hex()}
