@@ -14,9 +14,10 @@ from fedseg.events import Ended, EpsilonSpent, Scored
 from fedseg.runfolder import RunFolder
 from fedseg.start import public_phantom
 from fedseg.summary import before_training, metrics_of
+from fedseg.tasks.table import task_of
 
 Rows = NDArray[np.float64]
-"""(patients, structures) Dice, NaN where undefined."""
+"""(patients, names of the task) scores, NaN where undefined."""
 
 
 class Figures:
