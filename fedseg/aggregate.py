@@ -113,7 +113,8 @@ class SecureSum:
         self.book = book
         self._pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
         folder.mkdir(parents=True, exist_ok=True)
-        self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site) for site in keys}
+        # After a power cut nobody relies on these marks: all data is in this process. The run's checkpoint is synced.
+        self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site, synced=False) for site in keys}
         self._transcript = folder / "round.transcript"
 
     @property

@@ -164,7 +164,10 @@ class RunFolder:
             self._tell(self._append(event))
 
     def end_round(self, model: torch.nn.Module, book: RoundBook | None, ended: RoundEnded) -> None:
-        """Count and append a completed round and make it durable, before anybody is told."""
+        """Append a completed round, count it, write the checkpoint, and only then tell the listeners.
+
+        In this order a listener never hears of a round that a crash could undo.
+        """
         with self._lock:
             event = self._append(ended)
             self.tally.add(ended)

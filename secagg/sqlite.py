@@ -32,13 +32,15 @@ class SqliteStore:
     Args:
         path: the file; created for its owner only when absent.
         data_set: name of the data set; a file belongs to one data set for good.
+        synced: whether a mark is on the disk when it returns. False is for simulations only, where one process holds
+            all sites: a killed process then still loses nothing, but a power cut may lose or damage the file.
 
     Raises:
         ConfigError: the file cannot be opened, is not a store, is another data set's, or its log was changed.
     """
 
-    def __init__(self, path: Path, data_set: str) -> None:
-        self.path, self.data_set = Path(path), data_set
+    def __init__(self, path: Path, data_set: str, *, synced: bool = True) -> None:
+        self.path, self.data_set, self._synced = Path(path), data_set, synced
         self._lock = RLock()
         try:
             self.path.touch(mode=0o600)
@@ -98,7 +100,7 @@ class SqliteStore:
     def _open(self, data_set: str) -> None:
         with self._described_errors():
             self._switch_to_rollback_journal()
-            self._database.execute("PRAGMA synchronous = EXTRA")
+            self._database.execute(f"PRAGMA synchronous = {'EXTRA' if self._synced else 'OFF'}")
         with self._exclusive():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -2,35 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedseg import dialogue
-from fedseg.account import Account
 from fedseg.attempt import Exchange, Facts
 from fedseg.averaging import fed_avg
-from fedseg.coordinator.figures import Figures
-from fedseg.coordinator.presence import Presence
-from fedseg.coordinator.transcripts import Transcripts
-from fedseg.credentials import coordinator_tls, load_federation, signing_key
+from fedseg.coordinator.hearing import Hearing
+from fedseg.coordinator.options import Options
 from fedseg.errors import RoundFailedError
-from fedseg.events import Burned, Left, Listening, Note, Rejoined, RoundEnded, RoundStarted, Trained, Waiting
-from fedseg.models import build_model
+from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundStarted, Waiting
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
 from fedseg.update import assign, flatten, model_hash
-from secagg import AbortedError, MalformedMessageError, ProtocolError, RoundBook, ServerSession, dequantize
+from secagg import AbortedError, ProtocolError, ServerSession, dequantize
 from secagg.files import policy_text
-from secagg.rpc import frames
-from secagg.rpc.frames import Received, message_limit
-from secagg.rpc.server import MailboxServer
-from secagg.rpc.tls import COORDINATOR
 from secagg.steps import MASKED_INPUT_COLLECTION
 
 FAILURES = 5
@@ -40,70 +29,12 @@ TOLD_SECONDS = 10.0
 """How often it is said who is waited for, at most; somebody who is late by less is not named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a coordinator runs; none of it changes what the study means.
-
-    Attributes:
-        host, port: where to listen; port 0 takes a free one.
-        credentials: folder of `fedseg.credentials`.
-        patience: seconds to wait for sites at the start, and later where too few are there for a sum.
-        rejoin_seconds: seconds that a later round waits for a site that is missing.
-        step_seconds: deadline of a protocol step, training excepted.
-        training_seconds: deadline of the step that waits for training.
-        grace: seconds after a site's connection broke until a step closes without it.
-        transcripts: keep each round's public transcript with the masked inputs "whole", as "hashes", or not ("none").
-        command: how it was started, for the record.
-    """
-
-    credentials: Path
-    host: str = "127.0.0.1"
-    port: int = 0
-    patience: float = 60.0
-    rejoin_seconds: float = 15.0
-    step_seconds: float = 60.0
-    training_seconds: float = 3600.0
-    grace: float = 3.0
-    transcripts: str = "whole"
-    command: str = ""
-
-
-class Coordinator:
+class Coordinator(Hearing):
     """One run of one study.
 
     Raises:
         ConfigError: credentials, port or study are wrong; nothing was sent.
     """
-
-    def __init__(self, folder: RunFolder, options: Options) -> None:
-        self.folder, self.study, self.options = folder, folder.study, options
-        self.federation = load_federation(options.credentials, self.study)
-        key = signing_key(options.credentials, COORDINATOR)
-        torch.set_num_threads(self.study.run.threads)
-        self.model = build_model(self.study)
-        self.vector: NDArray[np.float32] = flatten(self.model)
-        self.policy = self.study.policy(len(self.vector), key.verify_key)
-        self.book = RoundBook(self.federation.training_run, self.study.hash(), key, self.policy.max_corrupt)
-        self.transcripts = Transcripts(
-            folder.path,
-            options.transcripts,
-            replayed=not self.study.trust.each_update_private,
-            policy=self.policy,
-            pinned=self.federation.pinned,
-            key=key,
-        )
-        self.mailbox = MailboxServer(
-            self.study.site_ids,
-            coordinator_tls(options.credentials),
-            max_message_bytes=message_limit(self.policy) + 4 * len(self.vector),
-            gone_after=min(1.0, options.grace),
-        )
-        self.presence = Presence(self.study.site_ids)
-        self.figures = Figures(folder)
-        self.accounts: dict[int, Account] = {}
-        self.seen: dict[str, set[int]] = {}  # rounds whose result a site's process has confirmed
-        self.attempt: Exchange | None = None
-        self.over: set[str] = set()  # of whom nothing more is waited for in the attempt that runs
 
     async def run(self) -> Path:
         """Serve until the study is complete or too few sites are left.
@@ -199,103 +130,6 @@ class Coordinator:
 
     def _wanted(self) -> set[str]:
         return set(self.study.site_ids) - self.presence.left - self.book.leave_out
-
-    def _send(self, sites: Iterable[str], message: dialogue.FromCoordinator) -> None:
-        payload = message.packed()
-        for site in sorted(sites):
-            self.mailbox.send(site, message.kind, payload)
-
-    async def _hear(self, seconds: float) -> None:
-        received = await self.mailbox.receive(max(seconds, 0.0))
-        if received is not None:
-            try:
-                self._take(received)
-            except RoundFailedError as error:
-                self.folder.emit(Note(text=str(error)))
-
-    def _take(self, received: Received) -> None:
-        site = received.sender
-        match received.kind:
-            case frames.HELLO:  # a new process
-                self.presence.began(site)
-                self.seen.pop(site, None)
-                self.over.add(site)
-            case frames.GONE:
-                self.presence.gone(site)
-            case frames.BACK:
-                self.presence.back(site)
-            case kind:
-                self._answer(site, dialogue.from_site(kind, received.payload, site))
-
-    def _answer(self, site: str, message: dialogue.FromSite | None) -> None:
-        match message:
-            case dialogue.Ready():
-                self.over.add(site)
-                self._take_ready(site, message)
-            case dialogue.Progress():
-                self._take_progress(site, message)
-            case dialogue.Metrics() if self.study.report.share_metrics:
-                self.figures.take(site, message)
-            case dialogue.Leaving():
-                self.presence.left.add(site)
-                self.folder.emit(Left(site=site, reason=message.reason))
-            case dialogue.Failed():
-                self.presence.failed(site)
-                self.over.add(site)
-                if site not in self.presence.refused:  # of whom it was said why
-                    self.folder.emit(Note(text=f"{site} stopped: {message.reason}"))
-            case dialogue.Protocol() if self.attempt is not None:
-                self._take_protocol(self.attempt, site, message)
-
-    def _take_ready(self, site: str, message: dialogue.Ready) -> None:
-        """A site is in no round; it joins the next one if it has this study and waits for nothing."""
-        if message.study != self.study.hash().hex():
-            if self.presence.refuse(site):
-                theirs, ours = message.study[:8], self.study.hash().hex()[:8]
-                both = f"{site} was started with another study file ({theirs}) than the coordinator ({ours})"
-                reason = f"{both}: compare the two files, and start with the same one"
-                self.folder.emit(Note(text=reason))
-                self._send([site], dialogue.Refused.because(reason))
-            return
-        news = self.presence.free(site, message.unreplayed)
-        here = [round_id for round_id in message.unreplayed if self._send_transcript(round_id, [site])]
-        if news:
-            whole = len(here) == len(message.unreplayed)
-            there = "which it gets" if whole else "which is not here: its operator decides"
-            named = ", ".join(message.unreplayed)
-            self.folder.emit(Note(text=f"{site} waits for the transcript of round {named}, {there}"))
-
-    def _take_progress(self, site: str, progress: dialogue.Progress) -> None:
-        self.figures.epsilon[site] = progress.epsilon
-        steps = self.study.study.local_steps
-        running = self.attempt is not None and progress.round == self.attempt.facts.number
-        if running and progress.step <= progress.steps == steps:  # else late, or not true
-            self.folder.emit(Trained(round=progress.round, site=site, step=progress.step, steps=steps))
-
-    def _take_protocol(self, attempt: Exchange, site: str, message: dialogue.Protocol) -> None:
-        """Give a site's message to the session; one that is refused leaves no trace but a note."""
-        try:
-            attempt.take(site, message.data)
-        except ProtocolError as error:
-            if error.culprits or isinstance(error, MalformedMessageError):
-                number = attempt.facts.number
-                self.folder.emit(Note(text=f"round {number}: a message of {site} was refused: {error}"))
-
-    def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
-        """To sites that without differential privacy go on only once they replayed this very round; once a connection.
-
-        Returns:
-            Whether there is such a transcript.
-        """
-        found = self.transcripts.find(round_id)
-        if found is None:
-            return False
-        fresh = [site for site in sites if round_id not in self.presence.shown.setdefault(site, set())]
-        if fresh:
-            self._send(fresh, dialogue.Transcript(found.read_bytes()))
-        for site in fresh:
-            self.presence.shown[site].add(round_id)
-        return True
 
     # --- One round ---------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,8 @@
 """A site's process: one site in one run, from its first connection to its report."""
 
 import asyncio
-import contextlib
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +13,13 @@ from fedseg import dialogue
 from fedseg.account import Account, chained
 from fedseg.attempt import Facts
 from fedseg.budget.charge import charge, charge_metrics
-from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
 from fedseg.events import Burned, EpsilonSpent, Note, RoundStarted, Trained, Waiting
-from fedseg.exposure import MARKS
-from fedseg.ledger import Ledger
-from fedseg.models import build_model
 from fedseg.runfolder import POLICY, RunFolder
-from fedseg.site.exposed import Exposed
-from fedseg.site.figures import Figures
-from fedseg.site.following import Following
+from fedseg.site.options import Options
+from fedseg.site.party import Party
 from fedseg.site.round import Round
-from fedseg.study import Study
 from fedseg.summary import study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
@@ -35,82 +27,18 @@ from secagg import AbortedError, ClientSession, ExposureError, OpenRound, Protoc
 from secagg.files import policy_text
 from secagg.messages import FromClient, MaskedInput, Receipt, Result, RoundStart, SlotMasks
 from secagg.packing import dtype_for
-from secagg.policy import session_id
-from secagg.rpc.client import MailboxClient
-from secagg.rpc.frames import message_limit
-from secagg.rpc.tls import COORDINATOR
-from secagg.sqlite import SqliteStore
-from secagg.writing import PRIVATE_FOLDER
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
 
-FAREWELL_SECONDS = 5.0
-"""How long a site that failed tries to say so."""
 
-UNANSWERED_SECONDS = 2.0
-"""After which it is said that the coordinator does not answer yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a site runs; none of it changes what the study means.
-
-    Attributes:
-        site: own id.
-        address: host:port of the coordinator.
-        credentials: folder of `fedseg.credentials`.
-        state: the data set's own folder, for good, whatever the study: durable marks and the ledger. Never delete it or
-            restore an old copy.
-        patience: seconds without an answer after which the coordinator is given up.
-        audit: folder for the site's own quantised updates and the totals that it was sent; None for none.
-        command: how it was started, for the record and for sentences that say what to run.
-    """
-
-    site: str
-    address: str
-    credentials: Path
-    state: Path
-    patience: float = 120.0
-    audit: Path | None = None
-    command: str = ""
-
-
-class Site:
+class Site(Party):
     """One process of one site.
 
     Raises:
         ConfigError: credentials, state folder or study are wrong; nothing was sent.
         LedgerError: the ledger is damaged, another site's or of an earlier version.
     """
-
-    def __init__(self, folder: RunFolder, data: SiteData, options: Options) -> None:
-        self.folder, self.data, self.options = folder, data, options
-        self.study: Study = folder.study
-        self.me = options.site
-        torch.set_num_threads(self.study.run.threads)
-        self.federation = load_federation(options.credentials, self.study)
-        self.key = signing_key(options.credentials, self.me)
-        options.state.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-        self.store = SqliteStore(options.state / MARKS, self.me)
-        self.ledger = Ledger.of_site(options.state)
-        self.model = build_model(self.study)
-        self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
-        # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
-        vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
-        limit = vectors * message_limit(self.policy) + 4 * self.policy.length
-        tls = site_tls(options.credentials, self.me, self.federation)
-        self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
-        self.session = session_id(self.policy, self.federation.pinned)
-        self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
-        command = options.command or f"fedseg site STUDY {self.me} ..."
-        self.exposed = Exposed(self.store, options.state, command)
-        self.figures = Figures(folder, self.me, data, self.ledger, options.audit)
-        self.round: Round | None = None
-        self.evaluation: asyncio.Task[None] | None = None
-        self.completed = 0
-        self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
-        self.receipts: tuple[Receipt, ...] = ()
 
     async def run(self) -> Path:
         """Take part until the coordinator says that the study is over.
@@ -139,24 +67,6 @@ class Site:
                 self._end_round()
         self.folder.emit(Note(text=reason))
         return self.figures.finish(self.model, self.policy.length, self.options.command, reason)
-
-    async def _connect(self) -> None:
-        waiting = Waiting(sites=(COORDINATOR,), seconds=max(self.options.patience - UNANSWERED_SECONDS, 0.0))
-        late = asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self.folder.emit, waiting)
-        try:
-            await self.mailbox.connect()
-        finally:
-            late.cancel()
-
-    async def _failed(self, error: FedSegError) -> None:
-        """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""
-        public = str(error) if isinstance(error, RoundFailedError) else "an error of its own, see its log"
-        with contextlib.suppress(AbortedError, TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
-                await self._tell(dialogue.Failed.because(public))
-
-    async def _tell(self, message: dialogue.FromSite) -> None:
-        await self.mailbox.send(message.kind, message.packed())
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
@@ -196,42 +106,6 @@ class Site:
                 await self._evaluated()
                 return message.reason
         return None
-
-    # --- Where an update is not private alone -------------------------------------------------------------------------
-
-    async def _begin(self) -> None:
-        """Tell the coordinator that this site is there, or which round keeps it out (C-05)."""
-        if not self.study.trust.each_update_private and (before := self.exposed.since_before()) is not None:
-            said, round_id = before
-            await self._wait(said, [round_id])
-        else:
-            await self._ready()
-
-    async def _ready(self) -> None:
-        await self._tell(dialogue.Ready(study=self.study.hash().hex(), unreplayed=self.exposed.unreplayed))
-
-    async def _wait(self, said: str, round_ids: Iterable[bytes]) -> None:
-        """Stay out until these rounds are settled: nobody's fault."""
-        self._end_round()
-        if news := self.exposed.wait(said, round_ids):
-            self.folder.emit(Note(text=news))
-        await self._ready()
-
-    async def _after_waiting(self) -> None:
-        """Come back once everything is settled."""
-        if self.exposed.settled():
-            self.folder.emit(Note(text="what kept this site out is settled; it takes part in the next round"))
-            await self._ready()
-
-    def _replay(self, transcript: bytes) -> None:
-        receipt = self.exposed.replay(transcript, self.policy, self.federation.pinned)
-        if isinstance(receipt, str):
-            self.folder.emit(Note(text=receipt))
-            return
-        own = receipt.training_run == self.federation.training_run
-        kept = (self.folder.path if own else self.options.state) / "transcripts"
-        kept.mkdir(exist_ok=True)
-        (kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript").write_bytes(transcript)
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
@@ -413,11 +287,6 @@ class Site:
         if isinstance(message, MaskedInput) and current.quantised is not None:
             self.figures.keep(current.number, "update", current.quantised)
         await self._tell(dialogue.Protocol(current.speaks(message)))
-
-    def _end_round(self) -> None:
-        if self.round is not None:
-            self.round.close()
-            self.round = None
 
     # --- Models and figures ------------------------------------------------------------------------------------------
 

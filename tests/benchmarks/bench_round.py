@@ -5,12 +5,11 @@ python tests/benchmarks/bench_round.py [--case N D DROPPED] [--reps REPS] [--cor
 Every message goes through its wire bytes, and every sum is compared with that of the quantised updates. The time is the
 process's CPU time; a party's is all that runs between its messages, from its keys to the verified result. Next to it
 in the same run the floor: raw AES-256-GCM keystream of the masks and one numpy addition, in memory, for every vector
-that the party meets; and, told apart, SHA-256 of the vectors on the wire. Uploads are held against a plain vector of
+that the party meets; and, told apart, BLAKE3 of the vectors on the wire. Uploads are held against a plain vector of
 16-bit values. The last line of a party is a sampled profile.
 """
 
 import argparse
-import hashlib
 import linecache
 import os
 import re
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
@@ -55,7 +55,7 @@ STAGES = [
     ("keys", r"^(seal|_open|_hpke)", "envelopes"),
     ("keys", r"^hkdf", "HKDF"),
     ("keys", r"", "key pairs, X25519"),
-    ("encoding", r"", "SHA-256, encoding"),
+    ("encoding", r"", "hashes, encoding"),
     ("shamir", r"", "shares"),
     ("wire", r"", "wire"),
 ]
@@ -223,9 +223,9 @@ def pass_seconds(policy: secagg.Policy) -> float:
 
 
 def hash_seconds(octets: int) -> float:
-    """SHA-256 over so many bytes."""
+    """BLAKE3 over so many bytes."""
     data = bytes(1 << 24)
-    return octets / len(data) * statistics.median(_cpu(lambda: hashlib.sha256(data).digest()) for _ in range(5))
+    return octets / len(data) * statistics.median(_cpu(lambda: blake3(data).digest()) for _ in range(5))
 
 
 def rates() -> str:
@@ -235,7 +235,7 @@ def rates() -> str:
         f"{name} {size / 1e9 / seconds:.1f} GB/s"
         for name, size, seconds in (
             ("AES-256-GCM", 10**9, keystream_seconds(10**9)),
-            ("SHA-256", 10**9, hash_seconds(10**9)),
+            ("BLAKE3", 10**9, hash_seconds(10**9)),
             ("numpy addition in memory", 4 * policy.length, pass_seconds(policy)),
         )
     )
@@ -243,7 +243,7 @@ def rates() -> str:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds below which nobody gets: keystream and one pass a vector; SHA-256 of the vectors on the wire."""
+    """Seconds below which nobody gets: keystream and one pass a vector; BLAKE3 of the vectors on the wire."""
 
     masks: float
     hashes: float
@@ -292,7 +292,7 @@ def case(suite: secagg.Suite, clients: int, length: int, dropped: int, reps: int
         limit = FLOOR_LIMIT if (clients, length, dropped) == (10, 10**7, 0) else None
         print(
             f"    {who} {1e3 * time_taken:7.1f} ms = {_against(time_taken / masks, limit)} x keystream and passes "
-            f"({1e3 * masks:.1f} ms) = {time_taken / (masks + hashes):.2f} x these and SHA-256 ({1e3 * hashes:.1f} ms)"
+            f"({1e3 * masks:.1f} ms) = {time_taken / (masks + hashes):.2f} x these and BLAKE3 ({1e3 * hashes:.1f} ms)"
         )
         print(f"        {stages[who]}")
 

@@ -217,7 +217,7 @@ def sent_by(site: str, study: Study, folder: Path, monkeypatch) -> tuple[dict[st
             await super().send(kind, payload)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedseg.site.run.MailboxClient", Watched)
+        patched.setattr("fedseg.site.party.MailboxClient", Watched)
         run, _ = asyncio.run(federate(study, folder))
     assert isinstance(run, Path)
     return sent, times

@@ -75,7 +75,7 @@ def test_a_report_has_the_new_rows_words_and_nobody_elses(study, tmp_path, secur
 
 def test_a_coordinator_keeps_whole_transcripts_for_it(study, tmp_path):
     make_credentials(tmp_path / "credentials", study, "run")
-    options = CoordinatorOptions("127.0.0.1", 0, tmp_path / "credentials", transcripts="hashes")
+    options = CoordinatorOptions(credentials=tmp_path / "credentials", transcripts="hashes")
     with RunFolder.create(tmp_path, study) as folder, pytest.raises(ConfigError, match="whole transcripts"):
         Coordinator(folder, options)
 
@@ -85,7 +85,9 @@ def test_a_site_that_sent_shares_comes_back_only_after_a_replay(study, tmp_path,
     monkeypatch.setattr(Marks, "open_release", Release(bytes(32), "round 1", None))
     study, notes = study.replace(privacy={"mechanism": mechanism}), []
     make_credentials(tmp_path / "credentials", study, "run")
-    options = SiteOptions("site-a", "127.0.0.1:1", tmp_path / "credentials", tmp_path / "state")
+    options = SiteOptions(
+        site="site-a", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
 
     async def begin() -> None:
         site = Site(folder, load_cohort(None, study)["site-a"], options)

@@ -457,6 +457,8 @@ def test_every_commit_is_flushed_and_the_file_is_private(path):
     with SqliteStore(path, "d") as store:
         assert store._database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         assert store._database.execute("PRAGMA synchronous").fetchone() == (3,)
+    with SqliteStore(path, "d", synced=False) as store:
+        assert store._database.execute("PRAGMA synchronous").fetchone() == (0,)
         assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -616,10 +618,11 @@ def child(program: str, path: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_marks_of_a_killed_process_stand(path):
+@pytest.mark.parametrize("synced", [True, False])
+def test_marks_of_a_killed_process_stand(path, synced):
     """SIGKILL at an arbitrary moment of a busy loop: whatever was reported as marked stays marked, as a whole."""
     process = child(
-        "store = SqliteStore(Path(sys.argv[1]), 'd')\n"
+        f"store = SqliteStore(Path(sys.argv[1]), 'd', synced={synced})\n"
         "for number in range(1, 100000):\n"
         "    with store.transaction() as marks:\n"
         "        marks.join(slot(number), MODEL, True)\n"
