@@ -5,7 +5,7 @@ order and no masks, so that with a seed both give the same model bit for bit. On
 Nothing here keeps an update after its round.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,15 +162,18 @@ class SecureSum:
             for text in book.failed(error, server.burned):
                 emit(Note(text=text))
             raise RoundFailedError(str(error)) from error
-        plain = np.zeros(self._policy.length, dtype_for(self._policy.bits))
-        for site in server.included:
-            plain += values[site]
-        exact = np.array_equal(exchange.total, modulo(plain, self._policy.bits))
-        ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         book.completed(exchange.receipt)
         if recorder is not None:
             self._replay(exchange.receipt)
+        exact = np.array_equal(exchange.total, self._plain(values[site] for site in server.included))
+        ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         return Outcome(dequantize(exchange.total, self._policy), ended)
+
+    def _plain(self, values: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        total = np.zeros(self._policy.length, dtype_for(self._policy.bits))
+        for update in values:
+            total += update
+        return modulo(total, self._policy.bits)
 
     def _replay(self, receipt: Receipt) -> None:
         """Check C-05: where an update is not private alone, a site that sent shares replays the last transcript.

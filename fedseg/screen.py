@@ -41,6 +41,7 @@ from secagg.terminal import plain
 
 SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked", "attest", "unmask"), strict=True))
 MESSAGES = 6
+WIDE = 80
 
 
 class Screen:
@@ -137,6 +138,11 @@ class Screen:
                 self.say(event.text)
 
     @property
+    def _wide(self) -> bool:
+        """Whether each step has a column of its own; on a narrow terminal their marks stand together."""
+        return self._console.width >= WIDE
+
+    @property
     def _per(self) -> str:
         """What belongs to an epsilon: unit, delta, and that a seeded one is no claim."""
         study = self._study
@@ -194,7 +200,8 @@ class Screen:
         if study is None:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("site", "training", *SHORT.values(), f"epsilon of {study.budget or '-'}", "Dice"):
+        columns = ("training", *SHORT.values()) if self._wide else ("steps",)
+        for heading in ("site", *columns, f"epsilon of {study.budget or '-'}", "Dice"):
             table.add_column(self._plain(heading))
         for name, site in self._sites.items():
             table.add_row(*self._row(name, site))
@@ -214,8 +221,7 @@ class Screen:
         marks = [done if step in site.done else lost if gone else open_ for step in SHORT]
         return [
             self._plain(name, "red" if gone else ""),
-            bar,
-            *marks,
+            *([bar, *marks] if self._wide else [Text.assemble(*marks)]),
             "" if site.epsilon is None else f"{site.epsilon:.2f}",
             "" if site.dice is None else f"{site.dice:.2f}",
         ]

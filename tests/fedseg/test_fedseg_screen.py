@@ -140,6 +140,19 @@ def test_an_epsilon_stands_beside_unit_delta_and_trust():
         assert "2.50" in said
 
 
+def test_a_narrow_terminal_cuts_neither_names_nor_figures():
+    file = io.StringIO()
+    screen = Screen(Console(file=file, force_terminal=True, color_system=None, width=60, legacy_windows=False))
+    screen(study_event(tiny_study(seed=None), 3, secure=True))
+    screen(EpsilonSpent(round=1, site="site-a", spent=2.5))
+    drawn = Console(file=io.StringIO(), width=60, color_system=None, legacy_windows=False)
+    drawn.print(screen._draw())
+    text = drawn.file.getvalue()
+    assert "…" not in text
+    assert all(name in text for name in ("site-a", "site-b", "site-c", "2.50", "······", "epsilon of 8.0"))
+    assert max(map(len, text.splitlines())) == 60
+
+
 # --- Through the coordinator ------------------------------------------------------------------------------------------
 
 
