@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
 	@echo "make test    every test but the slow ones"
-	@echo "make check   what CI runs: lint, types, floors, tests"
+	@echo "make check   what CI runs: lint, types, floors, tests, the site of docs/"
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
@@ -46,7 +46,7 @@ types: $(STAMP)
 floors: $(STAMP)
 	@$(BIN)/lint-imports
 
-check: lint types floors test
+check: lint types floors test docs
 
 slow: $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || \

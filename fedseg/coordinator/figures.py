@@ -14,9 +14,10 @@ from fedseg.events import Ended, EpsilonSpent, Scored
 from fedseg.runfolder import RunFolder
 from fedseg.start import public_phantom
 from fedseg.summary import before_training, metrics_of
+from fedseg.tasks.table import task_of
 
 Rows = NDArray[np.float64]
-"""(patients, structures) Dice, NaN where undefined."""
+"""(patients, names of the task) scores, NaN where undefined."""
 
 
 class Figures:
@@ -37,7 +38,7 @@ class Figures:
         Raises:
             RoundFailedError: of another study, or of a round that is not there: nothing was kept.
         """
-        width = len(self._study.structures)
+        width = len(task_of(self._study).names)
         if any(len(row) != width for row in metrics.rows):
             raise RoundFailedError(f"{site} sent metrics of another study; they were ignored")
         if metrics.round > self._folder.tally.completed:
@@ -89,7 +90,7 @@ class Figures:
 
     @property
     def _nobody(self) -> Rows:
-        return np.empty((0, len(self._study.structures)))
+        return np.empty((0, len(task_of(self._study).names)))
 
     def _pooled(self, completed: int) -> Rows:
         return np.concatenate(list(self._shared.get(completed, {}).values()) or [self._nobody])

@@ -54,7 +54,7 @@ class Coordinator(Hearing):
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         async with self.mailbox:
             if self.study.model.start == "phantom":
-                self.folder.emit(Note(text="the start is trained on a public phantom, or taken from the cache"))
+                self.folder.emit(Note(text="the public start is read, or trained now if fedseg ships none"))
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.vector = flatten(self.model)
             try:
