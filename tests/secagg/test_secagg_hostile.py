@@ -871,8 +871,12 @@ def test_copied_keys_blame_the_copier():
     assert play.exact
 
 
-def test_another_dealers_envelope_does_not_open_as_ones_own():
+@pytest.mark.parametrize("relayed", [False, True])
+def test_another_dealers_envelope_does_not_open_as_ones_own(monkeypatch, relayed):
+    """An honest server refuses it; where a lying one passes it on, it does not open."""
     cohort, seen = Cohort(5), {}
+    if relayed:
+        monkeypatch.setattr(secagg.server, "_repeats", lambda *_: False)
 
     def steal(step, who, message):
         if step != SHARES or who not in ("site-b", COLLUDER):
@@ -883,8 +887,14 @@ def test_another_dealers_envelope_does_not_open_as_ones_own():
         return message
 
     play = cohort.play(up=steal)
-    assert isinstance(play.failure, ComplaintError)
-    assert play.failure.complaints == ((VICTIM, COLLUDER),)
+    if relayed:
+        assert isinstance(play.failure, ComplaintError)
+        assert play.failure.complaints == ((VICTIM, COLLUDER),)
+    else:
+        assert {who: (error.check, error.culprits) for who, error in play.refusals.items()} == {
+            COLLUDER: ("S-08", (COLLUDER,))
+        }
+        assert play.exact
 
 
 BAD_COMMITMENTS = ("shares", "mask_key_commitment", "self_seed_commitment", "pair", "pair_commitment")
