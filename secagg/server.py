@@ -474,13 +474,16 @@ class Unmasking(Collecting):
         """See `Collecting.receive`; where there is an executor it begins to expand masks when t messages are there."""
         new = super().receive(sender, message)
         if new and self.round.executor is not None and len(self.received) >= self.round.policy.threshold:
-            with suppress(ShareError):  # a dealer lied: `close` convicts it, with the shares that are there then
+            # A dealer lied, or the executor fails: `close` does it all again, with the shares that are there then, and
+            # says so. The message was good and was taken.
+            with suppress(Exception):
                 self._go_ahead(self.round.executor, sender)
         return new
 
     def _go_ahead(self, executor: Executor, sender: str) -> None:
         if self._ahead is None:
-            self._ahead = _Ahead(self._total(), self._masks(self._self_mask_seeds(), self.received), executor)
+            masks = self._masks(self._self_mask_seeds(), self.received)  # first: a lie costs no pass over the sum
+            self._ahead = _Ahead(self._total(), masks, executor)
         else:
             for dropped, key in self._keys.items():  # the exchanges are done when `close` wants the seeds
                 self._pair_seed(key, dropped, sender)
