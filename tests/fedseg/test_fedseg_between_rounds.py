@@ -79,7 +79,7 @@ def test_a_federation_in_which_every_site_refuses_goes_on_once_every_operator_ac
                 assert "shares" in federation.said(site)
                 assert open_release(tmp_path, site).startswith("round 1, attempt 0")
             assert not federation.of(COORDINATOR, "end_round")
-            assert not federation.coordinator.shown  # there is no transcript of this round, and no other one is sent
+            assert not any(federation.coordinator.presence.shown.values())  # no transcript of this round, and no other
             printed = await federation.accept(*FIVE[:3])
             assert all("itself sent shares" in text for text in printed)
             # Those who had not released see what the others say, and give nothing before they accepted too (C-26).
@@ -435,7 +435,7 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
             study, tmp_path, run="another run"
         ) as honest:  # it finds the transcript beside its own folder
             honest.start()
-            await honest.until(lambda: honest.coordinator.shown)
+            await honest.until(lambda: any(honest.coordinator.presence.shown.values()))
             running = asyncio.create_task(honest.accept_whatever_is_asked())
             await honest.finished()
             running.cancel()
