@@ -32,7 +32,7 @@ from secagg import (
     open_round,
     wire,
 )
-from secagg.context import GENESIS
+from secagg.context import GENESIS, RoundContext
 from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
@@ -137,9 +137,8 @@ class SecureSum:
         Raises:
             RoundFailedError: the attempt ended without a sum; the book is ready for the next one.
         """
-        book, context, recorder = self.book, self.book.context(model_hash), None
-        if not self._private:
-            recorder = Recorder(self._transcript, self._policy, self._pinned, context, signing_key=book.signing_key)
+        book, context = self.book, self.book.context(model_hash)
+        recorder = self._recorder(context)
         server = ServerSession(self._policy, self._pinned, context, book.signing_key, book.leave_out, recorder)
         start = wire.encode(book.start(model_hash))
         asked = sorted(server.expected & set(sites))
@@ -168,6 +167,12 @@ class SecureSum:
         exact = np.array_equal(exchange.total, self._plain(values[site] for site in server.included))
         ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         return Outcome(dequantize(exchange.total, self._policy), ended)
+
+    def _recorder(self, context: RoundContext) -> Recorder | None:
+        """Of the transcript that sites replay where an update is not private alone (C-05)."""
+        if self._private:
+            return None
+        return Recorder(self._transcript, self._policy, self._pinned, context, signing_key=self.book.signing_key)
 
     def _plain(self, values: Iterable[NDArray[Any]]) -> NDArray[Any]:
         total = np.zeros(self._policy.length, dtype_for(self._policy.bits))

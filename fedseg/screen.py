@@ -35,7 +35,7 @@ from fedseg.events import (
     Waiting,
 )
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED, no_claim, trust_in
 from secagg.steps import STEPS
 from secagg.terminal import plain
 
@@ -149,7 +149,7 @@ class Screen:
         if study is None or study.budget is None:
             return ""
         per = f" per {study.unit} at delta {delta_text(study.delta)}"
-        return per if study.seed is None else f"{per}, seeded: no claim"
+        return per if study.seed is None else f"{per}, {NO_CLAIM_SEEDED}"
 
     def _of(self, site: str) -> "_Site":
         return self._sites.get(site) or _Site()
@@ -163,7 +163,7 @@ class Screen:
         if trust.claims_epsilon:
             privacy = f"epsilon at most {event.budget:g} per {event.unit}, delta {delta}, trusting {trust.trusted}"
             if event.seed is not None:
-                privacy += f"; seed {event.seed}: reproducible, no privacy claim"
+                privacy += f"; {SEEDED}"
         masks = f"secure aggregation {event.suite}, {event.threshold} of {event.n} open a sum"
         if not event.secure:
             masks = "PLAIN SUM: no secure aggregation"

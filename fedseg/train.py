@@ -7,7 +7,7 @@ PyTorch, NumPy and the cipher release the interpreter lock while they compute, s
 """
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -97,8 +97,7 @@ def local_steps(
         CaseError: a case has no label.
         ConfigError: training diverged.
     """
-    privacy, lr = study.privacy, study.study.lr
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr = study.study.lr
     cases: dict[str, list[Case]] = {patient: [] for patient in data.patients}
     for case in data.train:
         cases[case.patient].append(case)
@@ -107,15 +106,8 @@ def local_steps(
     try:
         taken = NoisedSteps(model, lr, MOMENTUM) if study.trust.claims_epsilon else PlainSteps(model, lr, MOMENTUM)
         for step in range(1, study.study.local_steps + 1):
-            sampling, slices, noise = (
-                _key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise")
-            )
-            drawn = draw(list(cases), privacy.sample_rate, sampling)
-            losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
-            if isinstance(taken, NoisedSteps):
-                taken.step(noisy_gradient(parameters, losses, mechanism_of(study), Stream(noise)))
-            else:
-                taken.step(plain_gradient(parameters, losses, privacy.denominator))
+            keys = (_key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise"))
+            _step(taken, model, cases, study, *keys)
             if on_step is not None:
                 on_step(step, study.study.local_steps)
     finally:
@@ -123,6 +115,25 @@ def local_steps(
     if not np.isfinite(taken.difference).all():
         raise ConfigError(f"[study] lr = {lr:g}: training diverged in round {round_number}; lower it")
     return taken
+
+
+def _step(
+    taken: NoisedSteps | PlainSteps,
+    model: torch.nn.Module,
+    cases: Mapping[str, Sequence[Case]],
+    study: Study,
+    sampling: bytes,
+    slices: bytes,
+    noise: bytes,
+) -> None:
+    """Draw patients, add up what each gives, noised where the mechanism says so, and move `model`; a key a purpose."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    drawn = draw(list(cases), study.privacy.sample_rate, sampling)
+    losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
+    if isinstance(taken, NoisedSteps):
+        taken.step(noisy_gradient(parameters, losses, mechanism_of(study), Stream(noise)))
+    else:
+        taken.step(plain_gradient(parameters, losses, study.privacy.denominator))
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:

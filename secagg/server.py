@@ -211,6 +211,12 @@ class Collecting(State, ABC):
             raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
 
 
+def _repeats(seen: Collection[bytes], values: Iterable[bytes]) -> bool:
+    """Whether one of these values, empty ones aside, is among the others or was seen before in this slot."""
+    given = [value for value in values if value]
+    return len(set(given)) != len(given) or any(value in seen for value in given)
+
+
 # --- AdvertiseKeys -----------------------------------------------------------------------------------------------
 
 
@@ -230,14 +236,13 @@ class Advertising(Collecting):
         if message.slot != self.round.slot:
             raise self._elsewhere("S-04", f"{sender} joins another slot: it is late, or its study or roster differs")
         keys = (message.channel_pk, message.mask_dh_pk, message.mask_kem_pk)
-        fresh = {key for key in keys if key}
-        if not check_public(self.round.policy.suite, *keys) or self._seen & fresh or len(fresh) != sum(map(bool, keys)):
-            raise MalformedMessageError("S-05", f"{sender} advertises unusable or repeated keys", [sender])
+        if not check_public(self.round.policy.suite, *keys) or _repeats(self._seen, (*keys, message.nonce)):
+            raise MalformedMessageError("S-05", f"{sender} advertises keys that are unusable or not fresh", [sender])
         for claim in message.exposing:
             same = claim.session == self.round.session
             if same and len(claim.endorsers(self.round.pinned)) < self.round.policy.threshold:
                 raise AuthenticationError("S-22", f"{sender} claims a release that no quorum attested", [sender])
-        self._seen |= fresh
+        self._seen.update(filter(None, (*keys, message.nonce)))
 
     def close(self) -> tuple["SharingKeys", Mapping[str, Roster]]:
         """Fix U1 and tell it to its members."""
@@ -259,6 +264,7 @@ class SharingKeys(Collecting):
     def __init__(self, round: Round, roster: Roster) -> None:
         super().__init__(round, roster.by_id)
         self.roster = roster
+        self._seen = {key for u in roster.by_id.values() for key in (u.channel_pk, u.mask_dh_pk, u.mask_kem_pk) if key}
 
     def _check(self, sender: str, message: EncryptedShares) -> None:
         header, suite = message.header, self.round.policy.suite
@@ -278,6 +284,14 @@ class SharingKeys(Collecting):
                 raise MalformedMessageError("S-08", f"{sender} sends envelopes of the wrong size", [sender])
         if len(peers) != len(message.bundles):
             raise MalformedMessageError("S-08", f"{sender} does not send one bundle to every peer", [sender])
+        # Nobody opens what is for a silent peer: a liar's repetition would show first in this server's transcript.
+        said = [header.self_commitment, header.bundles_root]
+        for bundle in message.bundles:
+            said += (bundle.shares, bundle.pair)
+            said += (bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment)
+        if _repeats(self._seen, said):
+            raise MalformedMessageError("S-08", f"{sender} sends an envelope or a commitment twice", [sender])
+        self._seen.update(filter(None, said))
 
     def close(self) -> tuple["Reporting", Mapping[str, ShareInbox]]:
         """Fix the dealers and relay to each the bundles for it, with all headers."""
@@ -363,6 +377,8 @@ class CollectingInputs(Collecting):
         message.verify(self.round.pinned[sender], "S-10", sender)
         if (message.round_id, message.roster1, message.roster2, message.sharers_hash) != self._view:
             raise self._elsewhere("S-10", f"{sender} masked for another round, model or set of sharers")
+        if any(message.y_hash == accepted.y_hash for accepted in self.received.values()):
+            raise MalformedMessageError("S-11", f"{sender} sends the masked input of another client", [sender])
         policy = self.round.policy
         count = policy.length + policy.slots
         try:
@@ -461,13 +477,16 @@ class Unmasking(Collecting):
         """See `Collecting.receive`; where there is an executor it begins to expand masks when t messages are there."""
         new = super().receive(sender, message)
         if new and self.round.executor is not None and len(self.received) >= self.round.policy.threshold:
-            with suppress(ShareError):  # a dealer lied: `close` convicts it, with the shares that are there then
+            # A dealer lied, or the executor fails: `close` does it all again, with the shares that are there then, and
+            # says so. The message was good and was taken.
+            with suppress(Exception):
                 self._go_ahead(self.round.executor, sender)
         return new
 
     def _go_ahead(self, executor: Executor, sender: str) -> None:
         if self._ahead is None:
-            self._ahead = _Ahead(self._total(), self._masks(self._self_mask_seeds(), self.received), executor)
+            masks = self._masks(self._self_mask_seeds(), self.received)  # first: a lie costs no pass over the sum
+            self._ahead = _Ahead(self._total(), masks, executor)
         else:
             for dropped, key in self._keys.items():  # the exchanges are done when `close` wants the seeds
                 self._pair_seed(key, dropped, sender)

@@ -21,6 +21,7 @@ from fedseg.update import assign, flatten, model_hash
 from secagg import AbortedError, ProtocolError, ServerSession, dequantize
 from secagg.files import policy_text
 from secagg.steps import MASKED_INPUT_COLLECTION
+from secagg.writing import write_whole
 
 FAILURES = 5
 """Rounds that end without a sum, one after the other, after which a coordinator gives up."""
@@ -50,7 +51,7 @@ class Coordinator(Hearing):
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit(Listening(host=self.options.host, port=port))
         self.folder.emit(study_event(self.study, len(self.vector), secure=True))
-        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
+        write_whole(self.folder.path / POLICY, policy_text(self.policy))
         async with self.mailbox:
             if self.study.model.start == "phantom":
                 self.folder.emit(Note(text="the public start is read, or trained now if fedseg ships none"))

@@ -8,6 +8,7 @@ from secagg.context import RoundContext
 from secagg.messages import Receipt
 from secagg.policy import PinnedRoster
 from secagg.transcript_files import Recorder
+from secagg.writing import PRIVATE, PRIVATE_FOLDER
 
 FOLDER = "transcripts"
 
@@ -38,13 +39,15 @@ class Transcripts:
         if self._keep == "none":
             return None
         path = self._folder / f"{context.round_number:04d}-{context.attempt}.transcript"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(PRIVATE_FOLDER, exist_ok=True)
         return Recorder(path, self._policy, self._pinned, context, self._keep == "whole", self._key)
 
     def publish(self, recorder: Recorder, receipt: Receipt | None) -> str:
         """Give a recorded attempt its name; returns a sentence where that failed, for the sum is there all the same."""
         try:
             path = recorder.publish()
+            if path is not None:
+                path.chmod(PRIVATE)  # a run folder is its owner's, who hands transcripts to auditors
             if path is not None and receipt is not None:  # found by its identifier, by a coordinator of a later run too
                 path.replace(path.with_stem(f"{path.stem}-{_short(receipt.round_id.hex())}"))
         except OSError as error:

@@ -55,7 +55,9 @@ TRUST: dict[str, Trust] = {
 """By `[privacy] mechanism`. A new mechanism is one more row."""
 
 
-SEEDED = "seeded: no privacy claim: whoever knows the seed can recompute the noise"
+NO_CLAIM_SEEDED = "seeded: no privacy claim"
+SEEDED = f"{NO_CLAIM_SEEDED}: whoever knows the seed can recompute the noise"
+"""Of a study with a seed, whatever its mechanism; the first is the same where there is little room."""
 
 
 def trust_in(mechanism: str) -> Trust:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -17,7 +18,7 @@ from fedseg import palette
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, no_claim, trust_in
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
@@ -66,7 +67,7 @@ def _write(target: Path, html: str) -> Path:
     return target
 
 
-def _render(run: Run, *, with_patients: bool = False) -> str:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,31 +78,26 @@ def _render(run: Run, *, with_patients: bool = False) -> str:
     environment.filters.update(
         size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text, delta=delta_text
     )
+    return environment.get_template("template.html")
+
+
+def _render(run: Run, *, with_patients: bool = False) -> str:
     hidden = claims.pictures_of_patients(run)
     shown = run.examples if with_patients or not hidden else ()
     zoomed = _zoomed_round(run)
     ends = ended(run)
-    return environment.get_template("template.html").render(
+    return _template().render(
         run=run,
         study=run.study,
         metrics=run.metrics,
+        command=run.metrics.command if with_patients else claims.without_paths(run.metrics.command),
         dice=run.metrics.dice,
-        privacy=claims.privacy(run),
-        seeded=claims.seeded(run),
-        claimed=claims.claimed(run),
-        trust=trust_in(run.study.mechanism),
-        no_claim=no_claim(run.study.mechanism),
+        **_sentences(run),
         shows_patients=with_patients,
         withheld=hidden and not with_patients,
         private_page=PRIVATE,
         grid=claims.grid_sentence(run.metrics.dice),
-        simulated=claims.simulated(run),
         warnings=list(claims.warnings(run, with_patients=with_patients)),
-        summary=claims.summary(run),
-        guarantees=list(claims.guarantees(run)),
-        account=list(claims.account(run)),
-        seen_here=list(claims.seen_here(run)),
-        most_cut=claims.most_cut(run),
         dropped=dropouts(run),
         convergence=curves.convergence(run),
         budget=curves.budget(run),
@@ -119,6 +115,24 @@ def _render(run: Run, *, with_patients: bool = False) -> str:
         final_head=ends[-1].head if ends else "",
         versions=run.metrics.versions or _versions(),
     )
+
+
+def _sentences(run: Run) -> dict[str, Any]:
+    """What is claimed and told, the same on the page that shows patients and on the other."""
+    return {
+        "privacy": claims.privacy(run),
+        "seeded": claims.seeded(run),
+        "claimed": claims.claimed(run),
+        "trust": trust_in(run.study.mechanism),
+        "no_claim": no_claim(run.study.mechanism),
+        "no_claim_seeded": NO_CLAIM_SEEDED,
+        "simulated": claims.simulated(run),
+        "summary": claims.summary(run),
+        "guarantees": list(claims.guarantees(run)),
+        "account": list(claims.account(run)),
+        "seen_here": list(claims.seen_here(run)),
+        "most_cut": claims.most_cut(run),
+    }
 
 
 def _zoomed_round(run: Run) -> int | None:

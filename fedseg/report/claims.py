@@ -4,13 +4,27 @@ It must never claim more than the run gave: no privacy sentence for a seeded run
 updates for a plain sum. It never calls data anonymous or anything compliant.
 """
 
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 from fedseg.events import Burned, Dropped, RoundEnded
 from fedseg.privacy.delta import delta_text, too_large
-from fedseg.privacy.trust import SEEDED, no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED, no_claim, trust_in
 from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
 from fedseg.report.records import Dice, Metrics, Privacy
+
+HARMLESS = frozenset(
+    f"--{option}"
+    for options in (
+        ["plain", "seed", "set", "alone", "resume"],
+        ["host", "port", "patience", "rejoin-seconds", "training-seconds", "transcripts"],
+        ["coordinator", "accept-exposure"],
+    )
+    for option in options
+)
+"""Options of commands that run a study whose values are no paths."""
+LEFT_OUT = "..."
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -67,6 +81,30 @@ def simulated(run: Run) -> bool:
     return "simulate" in run.metrics.command.split()
 
 
+def without_paths(command: str) -> str:
+    """A command as a page may show it that is forwarded: names of folders and files can be names of patients.
+
+    Of an option that this version does not know to be harmless the value is left out.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    shown, taken = [], False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        is_option = word.startswith("-")
+        hidden = is_option and option not in HARMLESS
+        if taken:
+            shown.append(LEFT_OUT)
+        elif hidden and equals:
+            shown.append(f"{option}={LEFT_OUT}")
+        else:
+            shown.append(word if is_option else re.split(r"[/\\]", word)[-1])
+        taken = hidden and not equals and not taken
+    return " ".join(shown)
+
+
 def epsilon_text(epsilon: float | None) -> str:
     """Epsilon with two decimals, or two figures where that would say 0.0."""
     if epsilon is None:
@@ -89,7 +127,7 @@ def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
         f"{trust_in(metrics.mechanism).sentence}"
     )
     if metrics.seeded_no_privacy_claim:
-        return "seeded: no privacy claim", f"; unseeded it would be {claim}"
+        return NO_CLAIM_SEEDED, f"; unseeded it would be {claim}"
     return claim, f"; {found.sentence}"
 
 

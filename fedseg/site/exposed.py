@@ -12,6 +12,7 @@ from fedseg.exposure import replay
 from secagg import PinnedRoster, Policy, SecAggError
 from secagg.messages import Receipt
 from secagg.sqlite import SqliteStore
+from secagg.writing import write_whole
 
 REFUSED = "refused.transcript"
 """In the state folder: the last transcript that settled nothing."""
@@ -87,7 +88,7 @@ class Exposed:
             The round's receipt, or a sentence on why the transcript settles nothing; it is kept then.
         """
         came = self._state / REFUSED
-        came.write_bytes(transcript)
+        write_whole(came, transcript)
         try:
             receipt = replay(self._store, policy, pinned, came)
         except SecAggError as error:

@@ -29,7 +29,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.tls import COORDINATOR
 from secagg.sqlite import SqliteStore
-from secagg.writing import PRIVATE_FOLDER
+from secagg.writing import PRIVATE_FOLDER, write_whole
 
 FAREWELL_SECONDS = 5.0
 """How long a site that failed tries to say so."""
@@ -130,5 +130,5 @@ class Party:
             return
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
-        kept.mkdir(exist_ok=True)
-        (kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript").write_bytes(transcript)
+        kept.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        write_whole(kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript", transcript)

@@ -17,22 +17,23 @@ from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, FedSegError, RoundFailedError
 from fedseg.events import Burned, EpsilonSpent, Note, RoundStarted, Trained, Waiting
 from fedseg.runfolder import POLICY, RunFolder
+from fedseg.site.opening import Opening
 from fedseg.site.options import Options
-from fedseg.site.party import Party
 from fedseg.site.round import Round
 from fedseg.summary import study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
-from secagg import AbortedError, ClientSession, ExposureError, OpenRound, ProtocolError, open_round
+from secagg import AbortedError, ClientSession, ExposureError, ProtocolError
 from secagg.files import policy_text
-from secagg.messages import FromClient, MaskedInput, Receipt, Result, RoundStart, SlotMasks
+from secagg.messages import FromClient, MaskedInput, Result, RoundStart, SlotMasks
 from secagg.packing import dtype_for
+from secagg.writing import write_whole
 
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in this site's own marks: they end a round here and are nobody's lie."""
 
 
-class Site(Party):
+class Site(Opening):
     """One process of one site.
 
     Raises:
@@ -52,7 +53,7 @@ class Site(Party):
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
         self.folder.emit(study_event(self.study, self.policy.length, secure=True))
-        (self.folder.path / POLICY).write_text(policy_text(self.policy), encoding="utf-8")
+        write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
             try:
@@ -140,54 +141,6 @@ class Site(Party):
         self.round.training = asyncio.create_task(self._train(self.round, model))
         await self._send(self.round, first)
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
-
-    def _verified(self, start: RoundStart, vector: NDArray[np.float32]) -> OpenRound:
-        """The attempt that a round start announces, after this site's own checks.
-
-        Raises:
-            ExposureError: a round keeps this site out.
-            RoundFailedError: the coordinator lies, or has another study.
-        """
-        try:
-            return open_round(
-                self.policy,
-                self.federation.pinned,
-                self.federation.training_run,
-                start,
-                self.store,
-                model_hash=model_hash(vector),
-                task_hash=self.study.hash(),
-                private=self.study.trust.each_update_private,
-            )
-        except ProtocolError as error:
-            told = "; is the study file the same at every party?" if error.check == "C-23" else ""
-            raise RoundFailedError(f"the coordinator's round start was refused: {error}{told}") from error
-
-    def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
-        """Take the coordinator's model, if it is the one it signed and, as far as this site knows, the right one."""
-        if vector.shape != (self.policy.length,):
-            raise RoundFailedError("the coordinator sent a model of another length than the study's")
-        self.following.check(start)
-        assign(self.model, vector)
-        self.completed = len(start.missed)
-
-    def _take_model(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
-        """A model that is signed like any other, outside a round."""
-        start.verify(self.federation.server_key, "C-01")
-        if start.model_hash != model_hash(vector):
-            raise RoundFailedError("the coordinator sent another model than its signed round start names")
-        self._adopt(start, vector)
-
-    def _unshown(self) -> Receipt | None:
-        """The last finished round, where only the coordinator says that it was; its transcript shows a quorum.
-
-        On a round that it invented a coordinator could build any model, and sum the same updates again.
-        """
-        run = self.federation.training_run
-        with self.store.transaction() as marks:
-            last = marks.receipt(self.session, run, marks.head(self.session, run)[0])
-            known = last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id)
-        return None if known or self.study.trust.each_update_private else last
 
     async def _train(self, current: Round, model: torch.nn.Module) -> NoisedUpdate:
         loop, epsilon = asyncio.get_running_loop(), self.figures.epsilon()

@@ -30,6 +30,7 @@ from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript_files import verify as verify_transcripts
 from tests.support.federation import COORDINATOR, Federation
+from tests.support.folders import wider_than_its_owner
 from tests.support.tiny import tiny_study
 
 
@@ -311,6 +312,8 @@ def test_without_privacy_sites_replay_each_round_before_the_next(tmp_path):
     run, sites = asyncio.run(federate(study, tmp_path))
     assert all(isinstance(ended, Path) for ended in sites.values()), sites
     assert len(_heads(run)) == 2
+    for party in (run, *sites.values(), *(tmp_path / f"{name}-state" for name in sites)):
+        assert set(wider_than_its_owner(party)) <= {"model.safetensors"}
     for name, ended in sites.items():
         with SqliteStore(tmp_path / f"{name}-state" / "marks.sqlite", name) as store, store.transaction() as marks:
             assert marks.open_release is None

@@ -191,6 +191,22 @@ def test_images_of_patients_are_announced(tmp_path):
     assert not private.exists()
 
 
+def test_a_command_names_no_folder_on_the_page_that_may_be_forwarded(tmp_path):
+    """A folder may be called after a patient, the last one too; the owner's page and metrics.json have it whole."""
+    command = (
+        "fedseg simulate /srv/DOE/study.toml --seed 3 --data DOE --out='/tmp/DOE x' --plain 'C:\\DOE\\b.toml' --new DOE"
+    )
+    folder = make_run(tmp_path / "run", rounds=3, layout="feta")
+    rewrite(folder / "metrics.json", lambda metrics: metrics.update(command=command))
+    page, private = write_report(folder).read_text(), (folder / PRIVATE).read_text()
+    shown = "fedseg simulate study.toml --seed 3 --data ... --out=... --plain b.toml --new ..."
+    assert f"<pre>{shown}</pre>" in page
+    assert "metrics.json has the whole command" in page
+    assert "DOE" not in page
+    assert html.escape(command, quote=False) in html.unescape(private)
+    assert html.escape(command, quote=False) in html.unescape(private).replace("&#39;", "'")
+
+
 def test_no_page_names_a_patient_and_every_picture_says_where_left_is(tmp_path):
     folder = make_run(tmp_path / "run", rounds=3, layout="feta")
     pages = [write_report(folder).read_text(), (folder / PRIVATE).read_text()]

@@ -56,6 +56,24 @@ def test_the_sum_is_exact_and_the_transcript_holds(tmp_path, suite, executor):
     assert verify([tmp_path / "t"], cohort.policy, cohort.roster).status == "holds"
 
 
+def test_an_executor_that_fails_at_first_costs_no_message(tmp_path):
+    """The share that was taken meanwhile is recorded as well: without it the transcript would not hold."""
+
+    class FailsOnce(Begins):
+        def map(self, *given):
+            if not self.calls:
+                self.calls.append(())
+                raise RuntimeError("no workers")
+            return super().map(*given)
+
+    cohort, executor = Cohort(7, length=5), FailsOnce()
+    with Recorder(tmp_path / "t", cohort.policy, cohort.roster, cohort.context(), signing_key=SERVER_KEY) as recorder:
+        play = unmasking(cohort, executor, record=recorder).to_the_end()
+    assert play.exact
+    assert len(executor.calls) > 1
+    assert verify([tmp_path / "t"], cohort.policy, cohort.roster).status == "holds"
+
+
 def test_begins_at_the_t_th_message_and_expands_every_mask_once():
     cohort, executor = Cohort(7, length=5), Begins()
     play = unmasking(cohort, executor)

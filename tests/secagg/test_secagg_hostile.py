@@ -32,6 +32,7 @@ from secagg.merkle import root_of
 from secagg.messages import (
     Attestation,
     Attestations,
+    Bundle,
     IncludedSet,
     Receipt,
     ReleaseClaim,
@@ -803,6 +804,8 @@ CLIENT_LIES = [
     ("a bundle too few", SHARES, rebundled(lambda b: b[:-1]), "S-08"),
     ("an envelope too long", SHARES, rebundled(altered(0, shares=bytes(500))), "S-08"),
     ("a pair secret to an earlier id", SHARES, rebundled(altered(0, pair_commitment=OTHER_HASH)), "S-08"),
+    ("an envelope for two peers", SHARES, rebundled(lambda b: (replace(b[0], shares=b[1].shares), *b[1:])), "S-08"),
+    ("one commitment to both shares", SHARES, rebundled(lambda b: (one_commitment(b[0]), *b[1:])), "S-08"),
     ("a report on other headers", REPORT, resigned(roster2=OTHER_HASH), "S-09"),
     ("a complaint about an outsider", REPORT, resigned(complaint="stranger"), "S-09"),
     ("a complaint about itself", REPORT, resigned(complaint=COLLUDER), "S-09"),
@@ -822,6 +825,10 @@ CLIENT_LIES = [
     ("a wrong share of a mask key", UNMASK, wrong_list("mask_key_shares", flipped), "S-16"),
     ("a wrong pair secret", UNMASK, wrong_list("pair_secrets", flipped), "S-17"),
 ]
+
+
+def one_commitment(bundle: Bundle) -> Bundle:
+    return replace(bundle, self_seed_commitment=bundle.mask_key_commitment)
 
 
 MAY_BE_LATE = ("S-04", "S-06", "S-09", "S-10", "S-12", "S-13")
@@ -864,8 +871,12 @@ def test_copied_keys_blame_the_copier():
     assert play.exact
 
 
-def test_another_dealers_envelope_does_not_open_as_ones_own():
+@pytest.mark.parametrize("relayed", [False, True])
+def test_another_dealers_envelope_does_not_open_as_ones_own(monkeypatch, relayed):
+    """An honest server refuses it; where a lying one passes it on, it does not open."""
     cohort, seen = Cohort(5), {}
+    if relayed:
+        monkeypatch.setattr(secagg.server, "_repeats", lambda *_: False)
 
     def steal(step, who, message):
         if step != SHARES or who not in ("site-b", COLLUDER):
@@ -876,8 +887,14 @@ def test_another_dealers_envelope_does_not_open_as_ones_own():
         return message
 
     play = cohort.play(up=steal)
-    assert isinstance(play.failure, ComplaintError)
-    assert play.failure.complaints == ((VICTIM, COLLUDER),)
+    if relayed:
+        assert isinstance(play.failure, ComplaintError)
+        assert play.failure.complaints == ((VICTIM, COLLUDER),)
+    else:
+        assert {who: (error.check, error.culprits) for who, error in play.refusals.items()} == {
+            COLLUDER: ("S-08", (COLLUDER,))
+        }
+        assert play.exact
 
 
 BAD_COMMITMENTS = ("shares", "mask_key_commitment", "self_seed_commitment", "pair", "pair_commitment")

@@ -59,6 +59,7 @@ from secagg.transcript.record import (
 from secagg.transcript_files import Recorder, verify
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play
 from tests.support.forge import changed, forge, written
+from tests.support.hostile import believe_own_lie, headed, lying, rebundled
 from tests.support.lies import LIES, claiming, plus_one, put, told
 
 KEYS, SHARES, REPORT, MASKED, ATTEST, UNMASK = SENDING
@@ -276,6 +277,53 @@ class FullAfter:
         if self._writes < 0:
             raise OSError(28, "No space left on device")
         return self._file.write(data)
+
+
+@pytest.mark.parametrize(
+    ("silent", "lie", "check"),
+    [
+        ("site-e", headed(self_commitment=bytes(32)), None),  # a lie that spoils nothing: the others are seen to refuse
+        ("site-e", lambda cohort, m: headed(self_commitment=m.bundles[0].mask_key_commitment)(cohort, m), "S-08"),
+        ("site-b", rebundled(lambda b: (b[0], replace(b[1], shares=b[0].shares), *b[2:])), "S-08"),
+        ("site-b", rebundled(lambda b: (b[0], replace(b[1], mask_key_commitment=bytes(32)), *b[2:])), None),
+        (
+            "site-b",
+            rebundled(lambda b: (b[0], replace(b[1], mask_key_commitment=b[0].self_seed_commitment), *b[2:])),
+            "S-08",
+        ),
+    ],
+)
+def test_a_liar_that_falls_silent_or_deals_to_a_silent_site_spoils_no_transcript(tmp_path, silent, lie, check):
+    """Nobody opens these commitments in the round, so only the server can refuse what T-05 and T-08 would."""
+    cohort, liar = Cohort(6), "site-e"
+    with Recorder(tmp_path / "t", cohort.policy, cohort.roster, cohort.context(), signing_key=SERVER_KEY) as recorder:
+        play = Play(cohort, silent={silent: MASKED if silent == liar else SHARES})
+        play.server = cohort.server(record=recorder)
+        lying(play, SHARES, liar, lie).to_the_end()
+    assert [error.check for error in play.refusals.values()] == ([check] if check else [])
+    assert play.exact
+    assert verify([tmp_path / "t"], cohort.policy, cohort.roster).status == "holds"
+
+
+@pytest.mark.parametrize("step", [KEYS, MASKED])
+def test_two_liars_that_say_the_same_spoil_no_transcript(tmp_path, step):
+    cohort, said = Cohort(7, c=2), {}
+    copied = "nonce" if step == KEYS else "y"
+
+    def up(at, who, message):
+        if at != step or who not in ("site-f", "site-g"):
+            return message
+        message = replace(message, **{copied: said.setdefault(copied, getattr(message, copied))}).sign(cohort.keys[who])
+        believe_own_lie(play.clients[who], message)
+        return message
+
+    with Recorder(tmp_path / "t", cohort.policy, cohort.roster, cohort.context(), signing_key=SERVER_KEY) as recorder:
+        play = Play(cohort, up=up)
+        play.server = cohort.server(record=recorder)
+        play.to_the_end()
+    assert {who: error.check for who, error in play.refusals.items()} == {"site-g": "S-05" if step == KEYS else "S-11"}
+    assert play.exact
+    assert verify([tmp_path / "t"], cohort.policy, cohort.roster).status == "holds"
 
 
 def test_slot_masks_enter_no_transcript(tmp_path):

@@ -1,6 +1,7 @@
 """Folders of images as hospitals keep them, small and made up."""
 
 import json
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def write_phantoms(folder: Path, cases: Sequence[PhantomCase]) -> None:
             nibabel.save(file, anat / f"{name}_rec-mial_{kind}.nii.gz")
         rows.append(f"{name}\tPhantom\t{case.weeks:.1f}")
     (folder / "participants.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def wider_than_its_owner(folder: Path) -> dict[str, int]:
+    """Modes of what others than its owner may open, the folder itself and all below it, by name within it."""
+    found = {}
+    for path in (folder, *folder.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode != (0o700 if path.is_dir() else 0o600):
+            found[path.relative_to(folder).as_posix()] = mode
+    return found
 
 
 def copied(source: Path, target: Path) -> Path:
