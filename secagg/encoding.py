@@ -81,25 +81,24 @@ def vector_hash(purpose: str, size: int) -> VectorHash:
 
 def _append(pieces: list[Buffer], fields: Sequence[Field]) -> None:
     for field in fields:  # thousands a round, nearly all of them short bytes and ids
-        kind = type(field)
-        if kind is str:
+        if isinstance(field, str):
             pieces.append(text_field(field))
             continue
-        data = field if kind is bytes else _bytes_of(field)
+        data = field if type(field) is bytes else _bytes_of(field)
         size = len(data)
         pieces += (_SIZES[size] if size < len(_SIZES) else size.to_bytes(4, "big"), data)
 
 
 def _bytes_of(field: Field) -> Buffer:
-    if isinstance(field, (list, tuple)):
-        items: list[Buffer] = [size_of_field(len(field))]
-        _append(items, field)
-        return b"".join(items)
     if isinstance(field, int):
         if not 0 <= field < 2**64:
             raise ValueError("an encoded integer is 0 to 2^64 - 1")
         return field.to_bytes(8, "big")
-    return field
+    if isinstance(field, (bytes, bytearray, memoryview)):
+        return field
+    items: list[Buffer] = [size_of_field(len(field))]
+    _append(items, field)
+    return b"".join(items)
 
 
 @cache

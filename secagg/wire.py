@@ -8,7 +8,7 @@ it is sent and received where it lies. Specification: docs/spec.md, section "Mes
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, cast
 
@@ -77,6 +77,15 @@ _ENVELOPES: dict[type, tuple[type[Message], str]] = {
     for name, kind in kinds.items()
 }
 _LENGTH_DELIMITED = 2
+_VECTOR_TAGS: dict[type[Message], list[bytes]] = {
+    envelope: [
+        bytes([envelope.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED])
+        for kind, (wraps, name) in _ENVELOPES.items()
+        if wraps is envelope and kind in _VECTORS
+    ]
+    for envelope in (pb.FromClient, pb.FromServer)
+}
+"""With what the messages begin that carry a vector: one byte, for their field numbers are below 16."""
 _LARGEST_VARINT = 10
 _SMALL = 1 << 18
 _SMALLEST_PART = 32
@@ -145,7 +154,7 @@ def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -
 
 def _split(data: memoryview, envelope: type[Message]) -> tuple[bytes, memoryview | None]:
     """A message and its vector, where it is of a kind that has one and the vector is spelt in the one right way."""
-    if data[:1] in _vector_tags(envelope):
+    if data[:1] in _VECTOR_TAGS[envelope]:
         size, start = _varint_at(data, 1)
         end = start + size
         length, start = _varint_at(data, end + len(_announced(envelope, 0)) - 1)
@@ -175,17 +184,6 @@ def _crowded(head: bytes) -> bool:
 def _announced(envelope: type[Message], length: int) -> bytes:
     """The bytes before a vector in a message: the tag of its field, and how many bytes it has."""
     return _tag(envelope.DESCRIPTOR.fields_by_name["vector"].number) + _varint(length)
-
-
-@cache
-def _vector_tags(envelope: type[Message]) -> list[bytes]:
-    """With what the messages begin that carry a vector."""
-    numbers = envelope.DESCRIPTOR.fields_by_name
-    return [
-        _tag(numbers[name].number)
-        for kind, (wraps, name) in _ENVELOPES.items()
-        if wraps is envelope and kind in _VECTORS
-    ]
 
 
 def _tag(number: int) -> bytes:
