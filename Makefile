@@ -88,6 +88,7 @@ docs: $(STAMP) walks
 walks: $(STAMP)
 	@$(BIN)/python docs/tools/lines.py
 	@$(BIN)/python docs/tools/study.py
+	@$(BIN)/python docs/tools/scaling.py
 
 clean:
 	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -70,8 +70,7 @@ def pack(vector: NDArray[Any], bits: int) -> bytes:
 def pack_into(vector: NDArray[Any], bits: int, out: NDArray[np.uint8]) -> None:
     """`pack` into an array of `packed_size(d, bits)` bytes."""
     # The kernel sees bytes only: of other words than these it would make another vector, silently.
-    as_words = vector.dtype == dtype_for(bits) and vector.flags.c_contiguous and out.flags.c_contiguous
-    if kernel.compiled is not None and as_words:
+    if vector.dtype == dtype_for(bits) and kernel.takes(vector, out):
         kernel.compiled.pack_into(vector, out, bits)
         return
     for block, planes, rows, room in _blocks(vector, out, bits):

@@ -119,7 +119,7 @@ class Quantised:
         drawn |= np.int32(1)  # odd: never half a step, which could take the largest value one too far
         if self._coarse:
             drawn <<= self._coarse
-        if kernel.compiled is not None and part.flags.c_contiguous and out.flags.c_contiguous:
+        if kernel.takes(part, out):
             kernel.compiled.quantise(part, drawn, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
             return
         values, words = self._floats[:, : len(part)]

@@ -136,17 +136,29 @@ def last_input_to_result(policy: Policy, dropped: int, threads: int = 2) -> floa
             session.provide(update_of(names.index(name), policy.length), stream=Stream.seeded(1, name))
         waited = 0.0
         while not server.finished:
-            after_inputs, step = server.step in ("ConsistencyCheck", "Unmasking"), server.step
+            step = server.step
             began = time.perf_counter()
             for name, data in said.items():
                 if step != "MaskedInputCollection" or name not in gone:
                     server.receive(name, wire.decode_from_client(data))
+            if step == "MaskedInputCollection":  # the last input is there: what follows is waited for
+                began = time.perf_counter()
             replies = server.close_round()
-            waited += (time.perf_counter() - began) * after_inputs
-            heard = {name: wire.decode_from_server(wire.encode(message)) for name, message in replies.items()}
+            encoded = wire.encode_each(replies)
+            if step in ("MaskedInputCollection", "ConsistencyCheck", "Unmasking"):
+                waited += time.perf_counter() - began
+            heard = {name: wire.decode_from_server(data) for name, data in encoded.items()}
             answers = {name: sessions[name].receive(message) for name, message in heard.items()}
             said = {name: wire.encode(answer) for name, answer in answers.items() if answer is not None}
     return waited
+
+
+def last_input_limit(policy: Policy, dropped: int, threads: int = 2) -> float:
+    """Wall seconds below which nobody gets there: keystream on all threads, the other work with keys on one."""
+    included, units = policy.clients - dropped, unit_seconds(policy.suite)
+    words = policy.length * (4 if policy.bits <= 32 else 8)
+    masks, exchanges = included * (1 + dropped) * keystream_seconds(words), included * dropped * units["exchange"]
+    return masks / threads + 2 * included * units["verify"] + exchanges
 
 
 def masks_share(length: int) -> float:
@@ -206,6 +218,7 @@ def main() -> None:
     policy, dropped = policy_for(options.clients, options.length, Suite.X25519), options.clients // 10
     waited = min(last_input_to_result(policy, dropped) for _ in range(options.reps))
     pin()
+    shortest = last_input_limit(policy, dropped)
     print("| what | goal | measured | limit | share of the limit |\n|---|---|---|---|---|")
     ratios = {}
     for what, goal, taken, limit in rows(options.clients, options.length, tuple(options.wide), options.reps):
@@ -214,10 +227,10 @@ def main() -> None:
         unit = "" if limit == 1.0 else " ms"
         shown = [f"{(1 if not unit else 1e3) * x:.2f}{unit}" if x is not None else "" for x in (goal, taken, limit)]
         print(f"| {what} | {' | '.join(shown)} | {share:.2f} |")
-    ratios["last input to result"] = round(GOALS["last input to result"] / waited, 4)
+    ratios["last input to result"] = round(shortest / waited, 4)
     print(
         f"| last input to result, wall, two threads | {1e3 * GOALS['last input to result']:.0f} ms | "
-        f"{1e3 * waited:.0f} ms | | |"
+        f"{1e3 * waited:.0f} ms | {1e3 * shortest:.0f} ms | {shortest / waited:.2f} |"
     )
     small = policy_for(min(options.clients, 10), options.length, Suite.X25519)
     print(f"| memory of a whole round in one process, n = {small.clients} | | {peak_mib(small):.0f} MiB | | |")

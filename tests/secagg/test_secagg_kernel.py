@@ -81,6 +81,18 @@ def test_a_vector_that_does_not_lie_in_one_piece_is_left_to_numpy(in_numpy):
     assert np.array_equal(quantize(update, policy, "a", Stream.seeded(1))[0], reference)
 
 
+def test_words_off_their_alignment_are_left_to_numpy(in_numpy, monkeypatch):
+    """As they lie in a file behind a header, say: C promises nothing for them."""
+    policy = Policy(project="k", clients=3, length=9, clip_range=1.0)
+    update, vector = (np.frombuffer(bytearray(1 + 9 * 4), np.uint8)[1:].view(kind) for kind in ("f4", "u4"))
+    update[:], vector[:] = np.linspace(-1, 1, 9), np.arange(9)
+    assert not update.flags.aligned
+    passes = lambda: (quantize(update, policy, "a", Stream.seeded(1))[0].tolist(), pack(vector, 23))  # noqa: E731
+    reference = in_numpy(passes)
+    monkeypatch.setattr(kernel, "compiled", object())  # whose passes nobody finds
+    assert passes() == reference
+
+
 @pytest.mark.parametrize(("dtype", "bits"), [(">u4", 32), (">u8", 40), (np.uint64, 16), (np.uint16, 8)])
 def test_words_of_another_kind_are_left_to_numpy(in_numpy, dtype, bits):
     """The kernel sees bytes only: of a big-endian vector it would make another one, silently."""
