@@ -21,6 +21,7 @@ from fedseg.update import NoisedUpdate
 from secagg import (
     AbortedError,
     ClientSession,
+    ExposureError,
     PinnedRoster,
     Policy,
     ProtocolError,
@@ -160,7 +161,7 @@ class SecureSum:
         except (ProtocolError, AbortedError) as error:
             for text in book.failed(error, server.burned):
                 emit(Note(text=text))
-            raise RoundFailedError(str(error)) from error
+            raise RoundFailedError(_said(error)) from error
         book.completed(exchange.receipt)
         if recorder is not None:
             self._replay(exchange.receipt)
@@ -220,6 +221,13 @@ class SecureSum:
         """Close the sites' stores."""
         for store in self._stores.values():
             store.close()
+
+
+def _said(error: Exception) -> str:
+    """What an attempt ended with; the protocol asks operators to accept an exposure (C-05), and here there are none."""
+    if isinstance(error, ExposureError):
+        return f"{error}. A simulation has no operator and no other copy of it: start it again, without --resume"
+    return str(error)
 
 
 class _Speaking:

@@ -5,8 +5,7 @@ site means; a figure of nobody is None.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case, SiteData
 from fedseg.metrics import bootstrap, by_patient
 from fedseg.predict import predict
+from fedseg.records import Dice, Grid, Interval, SiteDice
 from fedseg.runfolder import Picture
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
@@ -52,13 +52,12 @@ def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Stud
     return Scores(patients, values, tuple(sorted(examples, key=lambda example: example[0])))
 
 
-def interval(values: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Bootstrap interval of one score per patient as JSON; None where nobody has one."""
-    found = bootstrap(values, BOOTSTRAP_SEED)
-    return asdict(found) if found is not None else None
+def interval(values: NDArray[np.float64]) -> Interval | None:
+    """Bootstrap interval of one score per patient; None where nobody has one."""
+    return bootstrap(values, BOOTSTRAP_SEED)
 
 
-def mean_interval(values: NDArray[np.float64]) -> dict[str, Any] | None:
+def mean_interval(values: NDArray[np.float64]) -> Interval | None:
     """Interval of each patient's mean over the structures that it has."""
     return interval(_patient_means(values))
 
@@ -90,38 +89,38 @@ def ranked(scores: Scores) -> list[Picture]:
     return [(rank, cases[i][1], cases[i][2], cases[i][0]) for rank, i in picks.items()]
 
 
-def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> dict[str, Any]:
+def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> Dice:
     """Dice overall and by site, each with interval and n; a site without held-out patients has none."""
 
-    def by_structure(values: NDArray[np.float64]) -> dict[str, Any]:
+    def by_structure(values: NDArray[np.float64]) -> dict[str, Interval | None]:
         return {name: interval(column) for name, column in zip(task_of(study).names, values.T, strict=True)}
 
     pooled = scores.pooled()
-    return {
-        "grid": _grid(scores, study),
-        "overall": by_structure(pooled),
-        "mean": mean_interval(pooled),
-        "sites": {
-            site: {
-                "n_train": trained.get(site),
-                "n_test": len(scores.patients[site]),
-                "mean": mean_interval(values),
-                "structures": by_structure(values),
-            }
+    return Dice(
+        grid=_grid(scores, study),
+        overall=by_structure(pooled),
+        mean=mean_interval(pooled),
+        sites={
+            site: SiteDice(
+                n_train=trained.get(site),
+                n_test=len(scores.patients[site]),
+                mean=mean_interval(values),
+                structures=by_structure(values),
+            )
             for site, values in scores.values.items()
         },
-    }
+    )
 
 
-def _grid(scores: Scores, study: Study) -> dict[str, Any]:
-    """Where Dice was computed, and how wide its voxels are over the cases that have one; see `report.records.Grid`."""
+def _grid(scores: Scores, study: Study) -> Grid:
+    """Where Dice was computed, and how wide its voxels are over the cases that have one."""
     cases = [case for _, case, _ in scores.examples]
     stacked = study.data.dims == 2
     inside = [mm for case in cases for axis, mm in enumerate(case.spacing) if not stacked or axis != case.slice_axis]
     apart = [case.spacing[case.slice_axis] for case in cases] if stacked else []
-    return {
-        "size": study.data.size,
-        "dims": study.data.dims,
-        "spacing": (min(inside), max(inside)) if inside else None,
-        "apart": (min(apart), max(apart)) if apart else None,
-    }
+    return Grid(
+        size=study.data.size,
+        dims=study.data.dims,
+        spacing=(min(inside), max(inside)) if inside else None,
+        apart=(min(apart), max(apart)) if apart else None,
+    )

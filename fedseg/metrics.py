@@ -5,26 +5,16 @@ is ever an average of nothing. Dice is not covered by epsilon.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from monai.metrics import compute_dice
 from numpy.typing import NDArray
 
+from fedseg.records import Interval
 from secagg.prg import Stream
 
 DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval over n patients."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def dice(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], structures: int) -> NDArray[np.float64]:
@@ -59,7 +49,7 @@ def bootstrap(values: Iterable[float], seed: int) -> Interval | None:
         return None
     resampled = scores[Stream.seeded(seed, "bootstrap", n).integers(DRAWS * n, n).reshape(DRAWS, n)].mean(axis=1)
     low, high = np.percentile(resampled, (2.5, 97.5))
-    return Interval(float(scores.mean()), float(low), float(high), n)
+    return Interval(mean=float(scores.mean()), low=float(low), high=float(high), n=n)
 
 
 def by_patient(patients: Iterable[str], scores: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:

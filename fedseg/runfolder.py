@@ -6,8 +6,8 @@ and `reopen` goes on from there. Nothing here holds an update or a secret.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -17,6 +17,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, SerializeAsAny
 
 from fedseg.data.cases import Case
 from fedseg.data.view import View, busiest, pixels
@@ -24,6 +25,7 @@ from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
 from fedseg.files import private
 from fedseg.models import load_model, metadata_of, save_model
+from fedseg.records import Drop, MaybeInterval, Metrics, Validated
 from fedseg.study import Study, parse_study
 from secagg.book import RoundBook
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -48,8 +50,7 @@ Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 """Rank, case, prediction and Dice of a case to be shown."""
 
 
-@dataclass
-class Tally:
+class Tally(BaseModel):
     """What a run has added up so far; all of it survives an interruption."""
 
     mode: str = ""
@@ -58,10 +59,10 @@ class Tally:
     burned: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    dropouts: list[dict[str, Any]] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    baselines: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = {}
+    dropouts: list[Drop] = []
+    history: list[SerializeAsAny[Validated]] = []
+    baselines: dict[str, MaybeInterval] = {}
 
     def add(self, ended: RoundEnded) -> None:
         """Count a completed round."""
@@ -69,7 +70,7 @@ class Tally:
         self.last_round = max(self.last_round, ended.round)
         self.bytes_up += ended.bytes_up
         self.bytes_down += ended.bytes_down
-        self.dropouts += [{"round": ended.round, "site": site} for site in ended.dropped]
+        self.dropouts += [Drop(round=ended.round, site=site) for site in ended.dropped]
         for step, seconds in ended.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds
 
@@ -124,7 +125,7 @@ class RunFolder:
         study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
         folder = cls(path, study, *listeners)
         state = folder.state()
-        folder.tally = Tally(**state["tally"])
+        folder.tally = Tally.model_validate(state["tally"])
         folder._before, folder.started = state["seconds"], state["started"]
         with (path / "events.jsonl").open("rb+") as events:  # what came after the last whole round will happen again
             events.truncate(state["events"])
@@ -190,7 +191,7 @@ class RunFolder:
         save_model(model, self.path / name, metadata_of(self.study))
         state = {
             "format": FORMAT,
-            "tally": asdict(self.tally),
+            "tally": self.tally.model_dump(),
             "seconds": self.seconds,
             "started": self.started,
             "events": (self.path / "events.jsonl").stat().st_size,
@@ -206,10 +207,10 @@ class RunFolder:
         """The model of the last checkpoint."""
         return load_model(self.path / self.state()["model"], self.study)
 
-    def complete(self, metrics: Mapping[str, Any], examples: Sequence[Picture]) -> Path:
+    def complete(self, metrics: Metrics, examples: Sequence[Picture]) -> Path:
         """Write what is left, drop what only an interrupted run needs, and take the final name."""
         (self.path / self.state()["model"]).rename(self.path / "model.safetensors")
-        self._write("metrics.json", json.dumps(metrics, indent=1))
+        self._write("metrics.json", json.dumps(metrics.model_dump(), indent=1))
         if examples:
             _save_examples(self.path / "examples.npz", examples)
         for entry in self.path.iterdir():

@@ -22,13 +22,14 @@ from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
+from fedseg.records import Validated
 from fedseg.runfolder import RunFolder
 from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
-from secagg import ProtocolError, RoundBook, SigningKey
+from secagg import ExposureError, ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.prg import Stream
 from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new
@@ -141,7 +142,8 @@ class _Simulation:
                 failed += 1
                 self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
                 self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
-                if failed == ATTEMPTS or isinstance(error, ProtocolError):  # S-20
+                if failed == ATTEMPTS or isinstance(error, ProtocolError) or isinstance(error.__cause__, ExposureError):
+                    # S-20 and C-05: another attempt ends in the same way.
                     raise
         return self._finish(reason)
 
@@ -198,7 +200,7 @@ class _Simulation:
 
     def _scored(self) -> bool:
         history = self.folder.tally.history
-        return bool(history) and history[-1]["round"] == self.folder.tally.last_round
+        return bool(history) and history[-1].round == self.folder.tally.last_round
 
     def _score(self) -> None:
         """Dice of the last whole round's model, once it can no longer be lost."""
@@ -210,12 +212,12 @@ class _Simulation:
         pooled = scores.pooled()
         epsilon = max(spent(ledger, self.study) for ledger in self.ledgers.values())
         tally.history.append(
-            {
-                "round": number,
-                "dice": structure_means(pooled, self.study),
-                "mean": overall_mean(pooled),
-                "epsilon": epsilon if self.study.trust.claims_epsilon else None,
-            }
+            Validated(
+                round=number,
+                dice=structure_means(pooled, self.study),
+                mean=overall_mean(pooled),
+                epsilon=epsilon if self.study.trust.claims_epsilon else None,
+            )
         )
         folder.checkpoint(self.model, self.book)
 

@@ -6,11 +6,11 @@ Every epsilon comes with its unit, delta and trust model.
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
 
 from fedseg.budget.explain import guarantee_of
 from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
+from fedseg.records import Dice, Metrics, Privacy, Protocol
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
 
@@ -52,61 +52,56 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
     )
 
 
-def privacy_claim(study: Study, per_site: Mapping[str, float]) -> dict[str, Any] | None:
+def privacy_claim(study: Study, per_site: Mapping[str, float]) -> Privacy | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
     plan = plan_of(study)
     guarantee = guarantee_of(plan)
-    if guarantee is None:
+    if guarantee is None or plan.delta is None:
         return None
-    return {
-        "epsilon": max(per_site.values(), default=0.0),
-        "delta": plan.delta,
-        "unit": plan.unit,
-        "neighbouring": plan.neighbouring,
-        "trust": study.trust.sentence,
-        "noise_multiplier": plan.noise_multiplier,
-        "sample_rate": plan.sample_rate,
-        "clip_norm": plan.clip_norm,
-        "steps": plan.steps,
-        "per_site": dict(per_site),
-        "sentence": guarantee.sentence,
-    }
+    return Privacy(
+        epsilon=max(per_site.values(), default=0.0),
+        delta=plan.delta,
+        unit=plan.unit,
+        neighbouring=plan.neighbouring,
+        trust=study.trust.sentence,
+        noise_multiplier=plan.noise_multiplier,
+        sample_rate=plan.sample_rate,
+        clip_norm=plan.clip_norm,
+        steps=plan.steps,
+        per_site=dict(per_site),
+        sentence=guarantee.sentence,
+    )
 
 
 def metrics_of(
-    folder: RunFolder,
-    parameters: int,
-    command: str,
-    table: Mapping[str, Any],
-    per_site: Mapping[str, float],
-    reason: str,
-) -> dict[str, Any]:
+    folder: RunFolder, parameters: int, command: str, table: Dice, per_site: Mapping[str, float], reason: str
+) -> Metrics:
     """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
-    return {
-        "format": FORMAT,
-        "study": study.study.name,
-        "study_hash": study.hash().hex(),
-        "seed": study.study.seed,
-        "seeded_no_privacy_claim": study.study.seed is not None,
-        "command": command,
-        "rounds": study.study.rounds,
-        "unfinished": reason if tally.completed < study.study.rounds else "",
-        "started_utc": folder.started,
-        "seconds": folder.seconds,
-        "parameters": parameters,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "mechanism": study.privacy.mechanism,
-        "privacy": privacy_claim(study, per_site),
-        "dice": table,
-        "baselines": tally.baselines,
-        "history": tally.history,
-        "protocol": {
-            "rounds_completed": tally.completed,
-            "burned": tally.burned,
-            "dropouts": tally.dropouts,
-            "bytes_up": tally.bytes_up,
-            "bytes_down": tally.bytes_down,
-            "seconds": tally.seconds,
-        },
-    }
+    return Metrics(
+        format=FORMAT,
+        study=study.study.name,
+        study_hash=study.hash().hex(),
+        seed=study.study.seed,
+        seeded_no_privacy_claim=study.study.seed is not None,
+        command=command,
+        rounds=study.study.rounds,
+        unfinished=reason if tally.completed < study.study.rounds else "",
+        started_utc=folder.started,
+        seconds=folder.seconds,
+        parameters=parameters,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        mechanism=study.privacy.mechanism,
+        privacy=privacy_claim(study, per_site),
+        dice=table,
+        baselines=tally.baselines,
+        history=tally.history,
+        protocol=Protocol(
+            rounds_completed=tally.completed,
+            burned=tally.burned,
+            dropouts=tally.dropouts,
+            bytes_up=tally.bytes_up,
+            bytes_down=tally.bytes_down,
+            seconds=tally.seconds,
+        ),
+    )

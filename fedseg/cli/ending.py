@@ -10,7 +10,7 @@ from fedseg.errors import RoundFailedError
 from secagg.terminal import out, plain, say
 
 if TYPE_CHECKING:
-    from fedseg.report.records import Dice, Interval, Metrics
+    from fedseg.records import Dice, Interval, Metrics
 
 
 def conclude(run: Path, credentials: Path | None = None) -> None:
@@ -19,8 +19,8 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     Raises:
         RoundFailedError: the study is not complete, which is no success of the command.
     """
+    from fedseg.records import Metrics
     from fedseg.report import write_report
-    from fedseg.report.records import Metrics
 
     report = write_report(run)
     metrics = Metrics.model_validate_json((run / "metrics.json").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from fedseg.dialogue import Metrics
 from fedseg.errors import RoundFailedError
 from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Ended, EpsilonSpent, Scored
+from fedseg.records import ValidatedBySites
 from fedseg.runfolder import RunFolder
 from fedseg.start import public_phantom
 from fedseg.summary import before_training, metrics_of
@@ -59,8 +60,8 @@ class Figures:
         for site, spent in known.items():
             self._folder.emit(EpsilonSpent(round=number, site=site, spent=spent))
         tally = self._folder.tally
-        entry = {"round": number, "completed": tally.completed + 1, "epsilon": max(known.values(), default=None)}
-        tally.history.append(entry)
+        spent_most = max(known.values(), default=None)
+        tally.history.append(ValidatedBySites(round=number, completed=tally.completed + 1, epsilon=spent_most))
 
     def finish(self, model: torch.nn.Module, parameters: int, command: str, reason: str) -> Path:
         """Write down everything and give the run folder its final name.
@@ -72,9 +73,10 @@ class Figures:
             reason: why the run ended.
         """
         folder, tally = self._folder, self._folder.tally
-        for entry in tally.history:
-            pooled = self._pooled(entry["completed"])
-            entry.update(dice=structure_means(pooled, self._study), mean=overall_mean(pooled))
+        for place, entry in enumerate(tally.history):  # one a completed round
+            pooled = self._pooled(place + 1)
+            means = {"dice": structure_means(pooled, self._study), "mean": overall_mean(pooled)}
+            tally.history[place] = entry.model_copy(update=means)
         if self._shared.get(0):
             tally.baselines[before_training(self._study)] = mean_interval(self._pooled(0))
         last = self._shared.get(tally.completed, {})
@@ -93,4 +95,5 @@ class Figures:
         return np.empty((0, len(task_of(self._study).names)))
 
     def _pooled(self, completed: int) -> Rows:
-        return np.concatenate(list(self._shared.get(completed, {}).values()) or [self._nobody])
+        shared = self._shared.get(completed, {})
+        return np.concatenate([shared[site] for site in sorted(shared)] or [self._nobody])  # not as they came

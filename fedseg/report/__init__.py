@@ -19,11 +19,11 @@ from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, no_claim, trust_in
+from fedseg.records import Interval
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
-from fedseg.report.records import Interval
 from secagg.writing import write_whole
 
 __all__ = ["PRIVATE", "write_report"]

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from fedseg.events import Burned, Dropped, RoundEnded
 from fedseg.privacy.delta import delta_text, too_large
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED, no_claim, trust_in
+from fedseg.records import Dice, Metrics, Privacy
 from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
-from fedseg.report.records import Dice, Metrics, Privacy
 
 HARMLESS = frozenset(
     f"--{option}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fedseg.data.view import View
@@ -31,9 +32,25 @@ from fedseg.events import (
     finite,
 )
 from fedseg.privacy.trust import trust_in
-from fedseg.report.records import Example, Metrics
+from fedseg.records import Metrics
 
 RANKS = ("best", "median", "worst")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture: image (H, W) float32, truth and prediction (H, W) uint8, and whose it is.
+
+    A case has a name in the file, for its owner; a page says site and slice only.
+    """
+
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    rank: str
+    site: str
+    dice: float | None
+    view: View | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedseg.palette import WRONG
 from fedseg.picture import draw_edges, draw_labels
-from fedseg.report.records import Example
+from fedseg.report.folder import Example
 
 PIXELS = 300
 

@@ -13,6 +13,7 @@ from fedseg.dialogue import Metrics
 from fedseg.evaluation import dice_table, evaluate, overall_mean, ranked, structure_means
 from fedseg.events import Ended, Scored
 from fedseg.ledger import Ledger
+from fedseg.records import Validated
 from fedseg.runfolder import RunFolder
 from fedseg.summary import metrics_of
 from secagg.writing import PRIVATE_FOLDER, replacing
@@ -46,8 +47,8 @@ class Figures:
         values = evaluate(model, {self._me: self._data}, self._study).values[self._me]
         means = structure_means(values, self._study)
         self._folder.emit(Scored(round=completed, site=self._me, values=means, n=len(values)))
-        entry = {"round": completed, "dice": means, "mean": overall_mean(values), "epsilon": self.epsilon()}
         if completed:
+            entry = Validated(round=completed, dice=means, mean=overall_mean(values), epsilon=self.epsilon())
             self._folder.tally.history.append(entry)
         rows = sorted([None if np.isnan(value) else float(value) for value in row] for row in values)
         return Metrics(round=completed, rows=rows)

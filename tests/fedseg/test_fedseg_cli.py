@@ -54,6 +54,20 @@ def test_an_unsafe_study_is_refused_before_anything_happens(tmp_path, capsys, mo
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_wrong_alone_is_refused_before_any_image_is_read(tmp_path, capsys, monkeypatch, feta_folder):
+    """It was refused after a minute, when all images had been read and the start trained."""
+    study, read = tmp_path / "study.toml", []
+    study.write_text(feta_study())
+    monkeypatch.setattr(nibabel, "load", lambda *arguments, **_: read.append(arguments))
+    given = ["--data", feta_folder, "--out", tmp_path / "runs", "--alone", "site-x"]
+    code, _, error = run(capsys, monkeypatch, "simulate", study, *given)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert "--alone site-x: not a site of the study; use one of site-a, site-b, site-c" in error
+    assert read == []
+    assert not (tmp_path / "runs").exists()
+
+
 def rewrite(path: Path, change) -> None:
     image = nibabel.load(path)
     values, affine = change(np.asanyarray(image.dataobj).copy(), image.affine.copy())

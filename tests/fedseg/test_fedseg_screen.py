@@ -17,7 +17,7 @@ from fedseg.dialogue import Failed, Leaving, Progress, Ready
 from fedseg.dialogue import Metrics as Shared
 from fedseg.errors import ConfigError
 from fedseg.events import AnyEvent, Burned, Dropped, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Trained
-from fedseg.report.records import Metrics
+from fedseg.records import Metrics
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from fedseg.summary import study_event

@@ -243,3 +243,12 @@ def test_a_site_that_fell_silent_late_enters_the_next_round_without_privacy_too(
         if event["kind"] == "end_round"
     ]
     assert ["site-b" in event["included"] for event in ends] == [True, True]
+
+
+def test_an_exposure_without_privacy_ends_a_simulation_with_what_to_do(tmp_path):
+    """Shares were sent and no sum came (C-05): here is no operator to accept that, and another attempt is no help."""
+    silent, log = {"site-a": "Unmasking", "site-b": "Unmasking"}, Log()
+    with pytest.raises(RoundFailedError, match=r"no operator .*: start it again, without --resume") as failed:
+        train(tiny_study(mechanism="none"), tmp_path, Options(silent=silent, silent_round=1), log)
+    assert str(failed.value).startswith("[C-05] ")
+    assert ["C-05" in event["reason"] for event in log.of("burned")] == [False, True]

@@ -59,6 +59,7 @@ from secagg.steps import BLAME, State
 from secagg.store import Marks
 from secagg.transcript_files import Recorder
 from tests.support.cohort import SENDING, SERVER_KEY, Cohort, Play, alone
+from tests.support.hostile import flip
 
 # --- Spellings ---------------------------------------------------------------------------------------------------
 
@@ -451,7 +452,7 @@ def test_nor_does_a_complaint(watch):
     cohort = cohort_of(watch)
 
     def reseal(message: EncryptedShares) -> EncryptedShares:
-        bundles = [dataclasses.replace(bundle, shares=bytes(len(bundle.shares))) for bundle in message.bundles]
+        bundles = [dataclasses.replace(bundle, shares=flip(bundle.shares)) for bundle in message.bundles]
         root, _ = tree([bundle.digest() for bundle in bundles])
         header = dataclasses.replace(message.header, bundles_root=root).sign(cohort.keys["site-b"])
         return EncryptedShares(header, tuple(bundles))

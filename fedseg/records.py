@@ -1,17 +1,13 @@
-"""What a run folder holds beside its events: the contract between whoever ran a study and the report.
+"""What metrics.json says of a run: written and read by the same classes.
 
-Fields that this version does not know are ignored. It must never turn "nobody" into a number: a mean over no patients,
-or one that is not finite, is None.
+Whoever reads ignores fields that its version does not know. It must never turn "nobody" into a number: a mean over no
+patients, or one that is not finite, is None.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
-from fedseg.data.view import View
 from fedseg.events import Number, finite
 
 
@@ -82,18 +78,32 @@ class Grid(Record):
 class Dice(Record):
     """Dice over all test patients and site by site."""
 
+    grid: Grid | None = None
     overall: dict[str, MaybeInterval] = {}
     mean: MaybeInterval = None
     sites: dict[str, SiteDice] = {}
-    grid: Grid | None = None
 
 
 class Validated(Record):
-    """Mean Dice per structure after a round."""
+    """Mean Dice per structure after a round, and what the site that has spent most has spent."""
 
     round: int
     dice: dict[str, Number] = {}
     mean: Number = None
+    epsilon: Number = None
+
+
+class ValidatedBySites(Validated):
+    """The same at a coordinator: `completed` rounds have a sum after this one."""
+
+    completed: int
+
+
+class Drop(Record):
+    """A site that shared its keys in a completed round and is not in its sum."""
+
+    round: int
+    site: str
 
 
 class Protocol(Record):
@@ -101,43 +111,30 @@ class Protocol(Record):
 
     rounds_completed: int
     burned: int = 0
+    dropouts: list[Drop] = []
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: dict[str, float] = {}
 
 
 class Metrics(Record):
-    """metrics.json."""
+    """metrics.json; `format` 1, which was not written down, is of fedseg 0.1 and 0.2."""
 
     format: int = 1
     study: str
     study_hash: str
+    seed: int | None = None
     seeded_no_privacy_claim: bool = False
-    unfinished: str = ""
     command: str = ""
     rounds: int = 0
+    unfinished: str = ""
     started_utc: str = ""
     seconds: float
+    parameters: int = 0
+    versions: dict[str, str] = {}
     mechanism: str
     privacy: Privacy | None = None
     dice: Dice = Dice()
     baselines: dict[str, MaybeInterval] = {}
-    history: list[Validated] = []
+    history: list[SerializeAsAny[Validated]] = []
     protocol: Protocol
-    versions: dict[str, str] = {}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture: image (H, W) float32, truth and prediction (H, W) uint8, and whose it is.
-
-    A case has a name in the file, for its owner; a page says site and slice only.
-    """
-
-    image: NDArray[np.float32]
-    truth: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
-    rank: str
-    site: str
-    dice: float | None
-    view: View | None = None
