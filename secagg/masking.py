@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.encoding import digest, encode, size_of_field, text_field
+from secagg.encoding import begun, digest, encode, size_of_field, text_field
 from secagg.keys import hkdf
 from secagg.packing import BLOCK, dtype_for, modulo, pack_into, packed_size
 from secagg.policy import Policy
@@ -29,12 +29,13 @@ _GROUP_BYTES = 8 << 20  # of the vector, at a time, where an executor shares the
 
 def envelope_info(purpose: str, slot: bytes, roster1: bytes, sender: str, recipient: str) -> bytes:
     """HPKE info of an envelope ('shares' or 'pair'): nobody can re-send another's ciphertext as their own."""
-    return encode("envelope-" + purpose, slot, roster1, sender, recipient)
+    return begun("envelope-" + purpose, slot, roster1) + text_field(sender) + text_field(recipient)
 
 
 def share_commitment(slot: bytes, roster1: bytes, dealer: str, holder: str, kind: str, share: bytes) -> bytes:
     """H('share-commit' | slot | roster1 | dealer | holder | 's' or 'b' | share): hiding, for a share is uniform."""
-    return digest("share-commit", slot, roster1, dealer, holder, kind, share)
+    head = begun("share-commit", slot, roster1) + text_field(dealer) + text_field(holder) + text_field(kind)
+    return hashlib.sha256(head + size_of_field(len(share)) + share).digest()
 
 
 def share_commitments(
@@ -44,7 +45,7 @@ def share_commitments(
 
     What they have in common is encoded once: a server looks at n^2 of them (S-16).
     """
-    head = encode("share-commit", slot, roster1)
+    head = begun("share-commit", slot, roster1)
     tail = text_field(holder) + text_field(kind) + size_of_field(SHARE_BYTES)
     return {
         dealer: hashlib.sha256(head + text_field(dealer) + tail + share).digest() for dealer, share in shares.items()
@@ -58,13 +59,15 @@ def self_commitment(slot: bytes, client_id: str, self_seed: bytes) -> bytes:
 
 def pair_commitment(slot: bytes, dealer: str, recipient: str, pair_secret: bytes) -> bytes:
     """C_uv = H('pair-commit' | slot | dealer | recipient | r_uv)."""
-    return digest("pair-commit", slot, dealer, recipient, pair_secret)
+    head = begun("pair-commit", slot) + text_field(dealer) + text_field(recipient)
+    return hashlib.sha256(head + size_of_field(len(pair_secret)) + pair_secret).digest()
 
 
 def pair_mask_seed(roster1: bytes, round_id: bytes, ids: tuple[str, str], exchanged: bytes, secret: bytes) -> bytes:
     """HKDF(salt = roster1, ikm = X25519(u, v) | r_uv, info = 'pair-mask' | round | u | v), u < v in any order given."""
     first, second = sorted(ids)
-    return hkdf(exchanged + secret, encode("pair-mask", round_id, first, second), salt=roster1)
+    info = begun("pair-mask", round_id) + text_field(first) + text_field(second)
+    return hkdf(exchanged + secret, info, salt=roster1)
 
 
 def self_mask_seed(roster1: bytes, round_id: bytes, client_id: str, self_seed: bytes) -> bytes:

@@ -5,19 +5,28 @@ hashes already, under a label of their own, so that no inner node can pass for o
 "Commitments".
 """
 
+import hashlib
 from collections.abc import Sequence
 
-from secagg.encoding import HASH_BYTES, digest
+from secagg.encoding import HASH_BYTES, digest, encode, size_of_field
+
+_NODE, _RIGHT = encode("bundle-node") + size_of_field(HASH_BYTES), size_of_field(HASH_BYTES)
 
 
 def tree(leaves: Sequence[bytes]) -> tuple[bytes, tuple[bytes, ...]]:
     """The root over these hashes, 32 bytes each, and for each of them its path: the siblings from the leaf upwards."""
-    if len(leaves) < 2:
-        return (leaves[0], (b"",)) if leaves else (digest("bundle-node"), ())
-    half = _half(len(leaves))
-    (left, on_the_left), (right, on_the_right) = tree(leaves[:half]), tree(leaves[half:])
-    paths = (*(path + right for path in on_the_left), *(path + left for path in on_the_right))
-    return digest("bundle-node", left, right), paths
+    if not leaves:
+        return digest("bundle-node"), ()
+    level, levels = list(leaves), list[list[bytes]]()
+    while len(level) > 1:  # who has no neighbour goes up as it is, until it has one: the shape of halves
+        levels.append(level)
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [*(_node(left, right) for left, right in pairs), *(level[-1:] if len(level) % 2 else ())]
+    paths = (
+        b"".join([level[at ^ 1] for height, level in enumerate(levels) if (at := place >> height) ^ 1 < len(level)])
+        for place in range(len(leaves))
+    )
+    return level[0], tuple(paths)
 
 
 def root_of(leaf: bytes, place: int, count: int, path: bytes) -> bytes:
@@ -26,17 +35,17 @@ def root_of(leaf: bytes, place: int, count: int, path: bytes) -> bytes:
     Raises:
         ValueError: the path is not as long as one from there.
     """
-    if count == 1:
-        if path:
-            raise ValueError("the path is too long")
-        return leaf
-    half, rest, sibling = _half(count), path[:-HASH_BYTES], path[-HASH_BYTES:]
-    if len(sibling) != HASH_BYTES:
-        raise ValueError("the path is too short")
-    if place < half:
-        return digest("bundle-node", root_of(leaf, place, half, rest), sibling)
-    return digest("bundle-node", sibling, root_of(leaf, place - half, count - half, rest))
+    used = 0
+    while count > 1:
+        if place ^ 1 < count:
+            sibling, used = path[used : used + HASH_BYTES], used + HASH_BYTES
+            leaf = _node(sibling, leaf) if place % 2 else _node(leaf, sibling)
+        place, count = place // 2, (count + 1) // 2
+    if len(path) != used:
+        raise ValueError(f"the path is too {'long' if len(path) > used else 'short'}")
+    return leaf
 
 
-def _half(count: int) -> int:
-    return 1 << (count - 1).bit_length() - 1
+def _node(left: bytes, right: bytes) -> bytes:
+    """digest("bundle-node", left, right), spelt out: a round of n clients makes n^2 log n of them."""
+    return hashlib.sha256(_NODE + left + _RIGHT + right).digest()

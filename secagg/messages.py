@@ -27,16 +27,22 @@ LARGEST_CLAIMS = 8
 
 def _require(condition: bool, what: str) -> None:
     if not condition:
-        raise MalformedMessageError("M-01", f"a message has {what}")
+        raise _malformed(what)
+
+
+def _malformed(what: str) -> MalformedMessageError:
+    return MalformedMessageError("M-01", f"a message has {what}")
 
 
 def _hashes(*values: bytes) -> None:
-    for value in values:
-        _require(len(value) == HASH_BYTES, "a hash or secret that is not 32 bytes")
+    for value in values:  # tens of thousands a round: no call for each
+        if len(value) != HASH_BYTES:
+            raise _malformed("a hash or secret that is not 32 bytes")
 
 
 def _id(client_id: str) -> None:
-    _require(0 < len(client_id) <= 64 and client_id.isascii(), "an id that is not 1 to 64 ASCII characters")
+    if not (0 < len(client_id) <= 64 and client_id.isascii()):
+        raise _malformed("an id that is not 1 to 64 ASCII characters")
 
 
 def _round(training_run: str, round_number: int, attempt: int = 0) -> None:
@@ -60,15 +66,20 @@ class Signed(ABC):
     def statement(self) -> bytes:
         """The canonical bytes that are signed: every field but the signature."""
 
+    @cached_property
+    def stated(self) -> bytes:
+        """`statement`, made once: it is signed or verified, and then hashed."""
+        return self.statement()
+
     def sign(self, key: SigningKey) -> Self:
         """A copy that carries `key`'s signature, and what was computed for it already: a vector is hashed once."""
         signed = object.__new__(type(self))
-        vars(signed).update(vars(self), signature=key.sign(self.statement()))
+        vars(signed).update(vars(self), stated=self.stated, signature=key.sign(self.stated))
         return signed
 
     def verify(self, verify_key: bytes, check: str, culprit: str = "") -> None:
         """Return nothing, or raise `AuthenticationError(check)` that blames `culprit` (nobody: the server)."""
-        if not verify(verify_key, self.statement(), getattr(self, "signature", b"")):
+        if not verify(verify_key, self.stated, getattr(self, "signature", b"")):
             raise AuthenticationError(
                 check,
                 f"{type(self).__name__} of {culprit or 'the server'} carries a signature that does not verify",
@@ -118,7 +129,7 @@ class RoundStart(Signed):
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
-        missed = [receipt.statement() for receipt in self.missed]
+        missed = [receipt.stated for receipt in self.missed]
         hashes = (self.model_hash, self.task_hash, self.previous_head)
         return encode("round-start", self.training_run, self.round_number, self.attempt, *hashes, missed)
 
@@ -252,7 +263,7 @@ class Roster:
     @cached_property
     def hash(self) -> bytes:
         """roster1 = H(sorted signed AdvertiseKeys)."""
-        return digest("roster1", [[entry.statement(), entry.signature] for entry in self.advertisements])
+        return digest("roster1", [[entry.stated, entry.signature] for entry in self.advertisements])
 
     def others(self, client_id: str) -> list[str]:
         """Everybody else, in order: whom the bundles and digests of a client are for."""
@@ -377,7 +388,7 @@ class ShareInbox:
 
 def headers_hash(headers: Iterable[Header]) -> bytes:
     """roster2 = H(sorted signed headers): 32 bytes."""
-    return digest("roster2", [[header.statement(), header.signature] for header in headers])
+    return digest("roster2", [[header.stated, header.signature] for header in headers])
 
 
 @dataclass(frozen=True)

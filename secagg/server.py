@@ -120,7 +120,10 @@ class Dealt:
     def without_envelopes(self, but_to: Collection[str]) -> "Dealt":
         """Keeps the sealed pair secrets of these clients alone: nobody else's key will be opened."""
         bundles = {
-            dealer: {peer: kept if peer in but_to else kept._replace(pair=b"") for peer, kept in sent.items()}
+            dealer: {
+                peer: kept._replace(pair=b"") if kept.pair and peer not in but_to else kept
+                for peer, kept in sent.items()
+            }
             for dealer, sent in self.bundles.items()
         }
         return replace(self, bundles=bundles)

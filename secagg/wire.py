@@ -71,7 +71,21 @@ _PLAIN = {
     if not any(nested or (kind, name) in _NAMED_BYTES for name, nested in named) and kind not in _VECTORS
 }
 """Reads all fields of the kinds that hold nothing but texts, numbers and bytes, of which there are thousands."""
+_ENVELOPES: dict[type, tuple[type[Message], str]] = {
+    kind: (envelope, name)
+    for envelope, kinds in ((pb.FromClient, _CLIENT_FIELDS), (pb.FromServer, _SERVER_FIELDS))
+    for name, kind in kinds.items()
+}
 _LENGTH_DELIMITED = 2
+_VECTOR_TAGS: dict[type[Message], list[bytes]] = {
+    envelope: [
+        bytes([envelope.DESCRIPTOR.fields_by_name[name].number << 3 | _LENGTH_DELIMITED])
+        for kind, (wraps, name) in _ENVELOPES.items()
+        if wraps is envelope and kind in _VECTORS
+    ]
+    for envelope in (pb.FromClient, pb.FromServer)
+}
+"""With what the messages begin that carry a vector: one byte, for their field numbers are below 16."""
 _LARGEST_VARINT = 10
 _SMALL = 1 << 18
 _SMALLEST_PART = 32
@@ -92,15 +106,15 @@ def parts(message: m.FromClient | m.FromServer) -> tuple[Buffer, ...]:
     """The same bytes in pieces, the last of which is the vector itself: a stream can be fed without copying it."""
     if isinstance(message, m.ShareInbox):
         return _inbox_parts(message)
-    for envelope, kinds in ((pb.FromClient, _CLIENT_FIELDS), (pb.FromServer, _SERVER_FIELDS)):
-        for name, kind in kinds.items():
-            if isinstance(message, kind):
-                head = _bytes(envelope(**{name: _written(message)}))
-                if kind not in _VECTORS:
-                    return (head,)
-                vector: Buffer = getattr(message, _VECTORS[kind])
-                return head, _announced(envelope, len(vector)), vector
-    raise TypeError(f"{type(message).__name__} is no message of the protocol")
+    kind = type(message)
+    if kind not in _ENVELOPES:
+        raise TypeError(f"{kind.__name__} is no message of the protocol")
+    envelope, name = _ENVELOPES[kind]
+    head = _bytes(envelope(**{name: _written(message)}))
+    if kind not in _VECTORS:
+        return (head,)
+    vector: Buffer = getattr(message, _VECTORS[kind])
+    return head, _announced(envelope, len(vector)), vector
 
 
 def decode_from_client(data: Buffer) -> m.FromClient:
@@ -122,7 +136,7 @@ def decode_from_server(data: Buffer) -> m.FromServer:
 
 
 def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> object:
-    head, vector = _split(data, envelope, kinds)
+    head, vector = _split(data, envelope)
     wrapped: Any = envelope()
     try:
         if not _crowded(head):
@@ -138,10 +152,9 @@ def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -
     return _read(getattr(wrapped, name), kind, {} if vector is None else {_VECTORS[kind]: vector})
 
 
-def _split(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> tuple[bytes, memoryview | None]:
+def _split(data: memoryview, envelope: type[Message]) -> tuple[bytes, memoryview | None]:
     """A message and its vector, where it is of a kind that has one and the vector is spelt in the one right way."""
-    numbers = envelope.DESCRIPTOR.fields_by_name
-    if data[:1] in [_tag(numbers[name].number) for name, kind in kinds.items() if kind in _VECTORS]:
+    if data[:1] in _VECTOR_TAGS[envelope]:
         size, start = _varint_at(data, 1)
         end = start + size
         length, start = _varint_at(data, end + len(_announced(envelope, 0)) - 1)

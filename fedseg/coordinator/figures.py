@@ -95,4 +95,5 @@ class Figures:
         return np.empty((0, len(task_of(self._study).names)))
 
     def _pooled(self, completed: int) -> Rows:
-        return np.concatenate(list(self._shared.get(completed, {}).values()) or [self._nobody])
+        shared = self._shared.get(completed, {})
+        return np.concatenate([shared[site] for site in sorted(shared)] or [self._nobody])  # not as they came

@@ -192,7 +192,7 @@ def test_a_site_says_that_no_coordinator_answers(tmp_path):
 def test_validation_metrics_leave_a_site_only_where_the_study_says_so(tmp_path, share):
     study = tiny_study(rounds=1).replace(report={"share_metrics": share})
     run, _ = asyncio.run(federate(study, tmp_path))
-    kinds = [event.mechanism for event in verify(tmp_path / "site-a-state" / "ledger.jsonl").values()]
+    kinds = [entry.kind for entry in verify(tmp_path / "site-a-state" / "ledger.jsonl").values()]
     assert kinds.count("metrics") == (2 if share else 0)
     events = (run / "events.jsonl").read_text()
     assert ('"kind":"dice"' in events) == share
