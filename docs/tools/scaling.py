@@ -43,7 +43,7 @@ MODELS: dict[str, Terms] = {  # k is the number of clients that dropped out; log
     },
     "client_up_bytes": SIZE,
     "client_down_bytes": {"n log n": lambda c: c["n"] * math.log2(c["n"]), **SIZE},
-    "server_above_bytes": {"n^2": lambda c: c["n"] ** 2, **SIZE},
+    "server_above_bytes": {"n^2": lambda c: c["n"] ** 2, "b d / 8": lambda c: c["vector_bytes"], **SIZE},
 }
 
 
@@ -95,14 +95,15 @@ def refreshed(text: str, figures: dict[str, Any]) -> str:
 
 
 def _machine(figures: dict[str, Any]) -> str:
-    m = figures["machine"]
+    m, rounds = figures["machine"], [cell["rounds"] for cell in figures["cells"]]
     return (
         f"{m['date']} UTC, commit `{m['commit']}`: one core of {m['cores']} of {m['cpu']}, {m['system']}, Python "
         f"{m['python']}, numpy {m['numpy']}, cryptography {m['cryptography']}, compiled kernel "
         f"{'in use' if m['kernel'] else 'not in use'}. The core made {m['aes_gcm_gb_per_s']} GB/s of AES-256-GCM, "
         f"hashed {m['blake3_gb_per_s']} GB/s with BLAKE3 and added vectors at {m['numpy_addition_gb_per_s']} GB/s. "
         f"Load of the machine: {m['load_before']} before and {m['load_after']} after {m['took_s'] / 60:.0f} minutes; "
-        f"1 is this benchmark alone. {len(figures['cells'])} cells of 48."
+        f"1 is this benchmark alone. {len(figures['cells'])} cells of 48, each of {min(rounds)} to {max(rounds)} "
+        "rounds, of which the best counts."
     )
 
 
@@ -147,7 +148,11 @@ def _formulas(figures: dict[str, Any]) -> str:
     rows = []
     for what, model in models(figures).items():
         show = _time if what.endswith("_s") else _size
-        terms = [f"{show(w)}" + (f" x {t}" if t != "1" else "") for t, w in model.weights.items() if w > 0]
+        terms = [
+            f"{w:.2g} x {t}" if t == "b d / 8" else f"{show(w)}" + (f" x {t}" if t != "1" else "")
+            for t, w in model.weights.items()
+            if w > 0
+        ]
         if what in ("client_up_bytes", "client_down_bytes"):
             terms.insert(0, "b d / 8")
         if what == "client_cpu_s":

@@ -92,8 +92,8 @@ def encoding(length: int) -> None:
         pack_into(vector, bits, data)
         actions[f"pack {bits}"] = lambda vector=vector, bits=bits, data=data: pack_into(vector, bits, data)
         actions[f"unpack {bits}"] = lambda data=data, bits=bits: unpack(data.data, length, bits)
-        total = data.copy()
-        actions[f"add {bits}"] = lambda total=total, data=data, bits=bits: add_packed(total, data.data, length, bits)
+        sums = data.copy()
+        actions[f"add {bits}"] = lambda sums=sums, data=data, bits=bits: add_packed(sums, data.data, length, bits)
     for name, taken in fastest(**actions).items():
         print(f"{name:26} {taken / length * 1e9:7.2f} ms per 1e6 values")
 

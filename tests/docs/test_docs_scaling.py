@@ -50,7 +50,7 @@ def test_the_formulas_give_known_terms_back():
             "server_cpu_s": 2e-9 * (n - k) * (1 + k) * d + 1e-5 * n * n,
             "client_up_bytes": page.beyond(n, d, k)["vector_bytes"] + 2000 * n,
             "client_down_bytes": page.beyond(n, d, k)["vector_bytes"] + 5000 * n,
-            "server_above_bytes": 3000 * n * n,
+            "server_above_bytes": 3000 * n * n + 0.5 * page.beyond(n, d, k)["vector_bytes"],
         }
         for n in (10, 30, 100) for d in (10**4, 10**5, 10**6) for k in (0, n // 10)
     ]  # fmt: skip
