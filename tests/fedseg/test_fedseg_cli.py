@@ -237,7 +237,7 @@ def test_a_wrong_certificate_is_named_and_leaves_nothing(tmp_path, capsys, monke
         (lambda folder: (folder / "federation.toml").unlink(), ["federation.toml", "missing"]),
         (
             lambda folder: (folder / "federation.toml").write_text("clients = 1"),
-            ["federation.toml", "not a federation"],
+            ["federation.toml", "not a roster"],
         ),
         (lambda folder: (folder / "site-a.signing").chmod(0o644), ["site-a.signing", "chmod 600"]),
         (lambda folder: (folder / "site-a.signing").write_text("zz"), ["site-a.signing", "secagg keygen"]),
