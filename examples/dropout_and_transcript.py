@@ -42,7 +42,7 @@ def play(model: np.ndarray, vectors: dict[str, np.ndarray], silent: set[str], pa
                 if server.step == "MaskedInputCollection" and site in silent:
                     continue
                 server.receive(site, wire.decode_from_client(wire.encode(message)))
-            replies = {} if server.finished else server.close_round()  # the last messages confirm the sum
+            replies = {} if server.finished else server.close_step()  # the last messages confirm the sum
             answers = {site: clients[site].receive(reply) for site, reply in replies.items()}
             messages = {site: answer for site, answer in answers.items() if answer is not None}
     assert server.receipt is not None

@@ -47,7 +47,7 @@ while not server.finished:
     for site, data in mail:
         server.receive(site, wire.decode_from_client(data))
     print(f"{server.step:<24} {len(mail)} messages, {sum(len(data) for _, data in mail):>6} bytes")
-    replies = wire.encode_each(server.close_round())
+    replies = wire.encode_each(server.close_step())
     answers = ((site, clients[site].receive(wire.decode_from_server(data))) for site, data in replies.items())
     mail = [(site, wire.encode(answer)) for site, answer in answers if answer is not None]
 

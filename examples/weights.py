@@ -28,7 +28,7 @@ for site, client in clients.items():
 while not server.finished:
     for site, message in messages.items():
         server.receive(site, message)
-    messages = {site: clients[site].receive(reply) for site, reply in server.close_round().items()}
+    messages = {site: clients[site].receive(reply) for site, reply in server.close_step().items()}
 
 # The mean divides by the weights of those who are in the sum.
 total = secagg.dequantize(server.result, policy)

@@ -124,13 +124,13 @@ class Exchange:
             By site, the bytes of the message that opens the next step.
 
         Raises:
-            AbortedError, ProtocolError: as `ServerSession.close_round`; there is no sum.
+            AbortedError, ProtocolError: as `ServerSession.close_step`; there is no sum.
         """
         step = self.server.step
         for site in sorted((set(self.server.missing) & self.asked) - self.quiet):
             self.facts.silent(site)
             self.quiet.add(site)
-        messages = self.server.close_round()
+        messages = self.server.close_step()
         for message in messages.values():
             if isinstance(message, Reports):
                 self._reports = message

@@ -368,7 +368,7 @@ class ServerSession:
     def __reduce__(self) -> NoReturn:
         raise TypeError("a ServerSession holds released shares and is never copied or pickled")
 
-    def close_round(self) -> Mapping[str, FromServer]:
+    def close_step(self) -> Mapping[str, FromServer]:
         """Close the step and return the message for each client that takes part in the next one.
 
         Raises:

@@ -17,6 +17,6 @@ def too_large(delta: float | None, patients: int) -> str:
     if delta is None or delta * patients < 1:
         return ""
     return (
-        f"delta {delta_text(delta)} is not below 1/{patients}: among {patients} patients it would allow publishing one "
-        f"of them whole; choose a tenth of one over the patients, {0.1 / patients:.1g}"
+        f"delta = {delta_text(delta)} is not below 1/{patients}: among {patients} patients it would allow publishing "
+        f"one of them whole; choose a tenth of one over the patients, {0.1 / patients:.1g}"
     )

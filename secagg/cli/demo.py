@@ -69,7 +69,7 @@ class Demo:
                 step.heard, step.up = step.heard + 1, step.up + len(data)
                 self.server.receive(client_id, wire.decode_from_client(data))
             outgoing = {}
-            for client_id, message in ({} if self.server.finished else self.server.close_round()).items():
+            for client_id, message in ({} if self.server.finished else self.server.close_step()).items():
                 data = wire.encode(message)
                 step.down += len(data)
                 if reply := self.clients[client_id].receive(wire.decode_from_server(data)):

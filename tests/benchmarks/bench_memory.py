@@ -139,7 +139,7 @@ class Server(Party):
 
     def close(self) -> None:
         with self.meter.of("own"):
-            self.replies = dict(self.session.close_round())
+            self.replies = dict(self.session.close_step())
         self.tell({"step": self.session.step, "finished": self.session.finished, "replies": list(self.replies)})
 
     def give(self, name: str) -> None:

@@ -172,7 +172,7 @@ def one_round(policy: secagg.Policy, dropped: int, meter: Meter) -> Counter[str]
         say(name, first)
     while not server.finished:
         with meter.of(SERVER):
-            replies = server.close_round()
+            replies = server.close_step()
             encoded = {key: wire.parts(message) for key, message in {id(m): m for m in replies.values()}.items()}
         carried = {key: b"".join(pieces) for key, pieces in encoded.items()}
         for name in replies:

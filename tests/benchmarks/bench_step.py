@@ -66,7 +66,7 @@ def steps(suite: secagg.Suite, length: int, reps: int, store: Callable[[str], se
         while not server.finished:
             for site, message in mail.items():
                 server.receive(site, secagg.wire.decode_from_client(secagg.wire.encode(message)))
-            replies = secagg.wire.encode_each(server.close_round())
+            replies = secagg.wire.encode_each(server.close_step())
             answers = {
                 site: sessions[site].receive(secagg.wire.decode_from_server(data)) for site, data in replies.items()
             }

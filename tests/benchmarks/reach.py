@@ -143,7 +143,7 @@ def last_input_to_result(policy: Policy, dropped: int, threads: int = 2) -> floa
                     server.receive(name, wire.decode_from_client(data))
             if step == "MaskedInputCollection":  # the last input is there: what follows is waited for
                 began = time.perf_counter()
-            replies = server.close_round()
+            replies = server.close_step()
             encoded = wire.encode_each(replies)
             if step in ("MaskedInputCollection", "ConsistencyCheck", "Unmasking"):
                 waited += time.perf_counter() - began

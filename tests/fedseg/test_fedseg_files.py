@@ -179,7 +179,7 @@ def test_a_delta_that_protects_nobody_is_refused_with_the_study(tmp_path, capsys
         assert found == code, error
         if code:
             assert is_one_sentence(error)
-            assert "is no protection: with about 12 patients it would allow publishing one of them whole" in error
+            assert "is not below 1/12: among 12 patients it would allow publishing one of them whole" in error
 
 
 def test_a_missing_folder_of_the_last_site_is_told_before_the_first_is_read(tmp_path, capsys, monkeypatch):

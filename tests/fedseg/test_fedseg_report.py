@@ -172,7 +172,7 @@ def test_other_weaknesses_are_named_first_too(tmp_path):
     first = text_of(write_report(folder).read_text()).split("Federated segmentation report")[0]
     assert "the privacy unit is the slice, not the patient" in first
     assert "epsilon 8.50 is above the budget of 8" in first
-    assert "delta 0.01 is not below 1/161" in first
+    assert "delta = 0.01 is not below 1/161" in first
     assert "the sum of round 2 is not the sum of the survivors" in first
 
 

@@ -38,7 +38,7 @@ BAD = {
     "missing epsilon": (r"epsilon = .*\n", "", "[privacy] epsilon is missing"),
     "missing clip norm": (r"clip_norm = .*\n", "", "[privacy] clip_norm is missing"),
     "delta of one": (r"delta = .*\n", "delta = 1.0\n", "[privacy] delta = 1.0: must be less than 1"),
-    "delta of a half": (r"delta = .*\n", "delta = 0.5\n", "[privacy] delta 0.5 is not below 1/"),
+    "delta of a half": (r"delta = .*\n", "delta = 0.5\n", "[privacy] delta = 0.5 is not below 1/"),
     "delta out of reach": (
         r"delta = .*\n",
         "delta = 1e-18\n",

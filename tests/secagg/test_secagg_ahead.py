@@ -85,7 +85,7 @@ def test_begins_at_the_t_th_message_and_expands_every_mask_once():
     assert len(begun) == 6 + threshold  # six included have self masks; t of them have been heard about the one dropped
     hear(play, heard[threshold:])
     assert len(executor.calls) == 1
-    play.answer(play.server.close_round())
+    play.answer(play.server.close_step())
     seeds = [seed for call in executor.calls for seed in call]
     assert len(executor.calls) == 2
     assert len(seeds) == len(set(seeds)) == 6 + 6
@@ -96,7 +96,7 @@ def test_without_an_executor_nothing_begins_before_the_end():
     play = unmasking(Cohort(7, length=5), None)
     with mock.patch("secagg.server.unpack", side_effect=AssertionError):
         hear(play, [i for i in play.out if i not in SILENT])
-    play.answer(play.server.close_round())
+    play.answer(play.server.close_step())
     assert play.exact
 
 
@@ -137,5 +137,5 @@ def test_the_shares_at_the_end_decide_whatever_those_at_the_beginning_gave(execu
     play.until(UNMASKING)
     hear(play, sorted(play.out, reverse=True))
     with pytest.raises(ShareError) as caught:
-        play.server.close_round()
+        play.server.close_step()
     assert (caught.value.check, caught.value.culprits) == ("S-18", ("site-f",))

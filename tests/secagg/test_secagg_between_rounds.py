@@ -156,7 +156,7 @@ class Round:
                         self.refusals[site] = error
             step, self.out = self.server.step, {}
             try:
-                self.replies = dict(self.server.close_round())
+                self.replies = dict(self.server.close_step())
             except SecAggError as error:
                 self.failure = error
                 return self
@@ -183,7 +183,7 @@ class Round:
         assert self.server.step == UNMASKING, self.failure
         for site, message in self.out.items():
             self.server.receive(site, wire.decode_from_client(wire.encode(message)))
-        self.server.close_round()
+        self.server.close_step()
         for session in self.sessions.values():
             session.close()
         return self
@@ -238,7 +238,7 @@ def interleaved(study: Study, second: Study | None = None) -> tuple[Round, Round
         for site, message in play.out.items():
             play.server.receive(site, wire.decode_from_client(wire.encode(message)))
         try:
-            play.server.close_round()
+            play.server.close_step()
         except TooFewClientsError as error:
             play.failure = error
     return one, two
@@ -521,7 +521,7 @@ def test_a_server_that_lets_an_invented_claim_pass_is_caught(monkeypatch):
     for site, message in play.out.items():
         play.server.receive(site, wire.decode_from_client(wire.encode(message)))
     monkeypatch.undo()
-    play.replies = play.server.close_round()
+    play.replies = play.server.close_step()
     play.out = {}
     play.answer()
     assert {who: check for who, check in play.checks.items() if who != "site-e"} == dict.fromkeys(study.ids[:4], "C-25")

@@ -259,7 +259,7 @@ def test_a_forged_entry_of_a_client_that_goes_on_meets_no_header_for_it():
     own = play.out[VICTIM]
     play.collect()
     assert play.refusals[VICTIM].check == "S-06"
-    inbox = play.server.close_round()["site-b"]
+    inbox = play.server.close_step()["site-b"]
     with pytest.raises(InconsistentViewError, match="C-09"):
         play.clients[VICTIM].receive(replace(inbox, headers=swapped(inbox.headers, own.header)))
 
@@ -270,7 +270,7 @@ def test_a_forged_header_of_a_client_that_goes_on_meets_no_report_on_it():
     assert own.complaint == ""
     play.collect()
     assert play.refusals[VICTIM].check == "S-09"
-    reports = play.server.close_round()["site-b"]
+    reports = play.server.close_step()["site-b"]
     with pytest.raises(InconsistentViewError, match="C-13"):
         play.clients[VICTIM].receive(Reports(swapped(reports.reports, own)))
 

@@ -56,7 +56,7 @@ while not server.finished:
     if message := poll():
         server.receive(message.sender, wire.decode_from_client(message.data))
     if server.ready or deadline_passed():
-        for client_id, reply in server.close_round().items():
+        for client_id, reply in server.close_step().items():
             send(client_id, wire.encode(reply))
 total = secagg.dequantize(server.result, policy)
 

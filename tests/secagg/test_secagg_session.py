@@ -172,7 +172,7 @@ def test_a_client_answers_any_repeat_with_the_very_bytes_it_sent():
     while not play.server.finished:
         play.collect()
         before = list(heard)
-        play.answer(play.server.close_round())
+        play.answer(play.server.close_step())
         sent = play.out.get("site-a")
         assert client.receive(heard[-1]) == sent
         if sent is not None:
@@ -203,7 +203,7 @@ def test_the_server_takes_a_repeat_once_and_answers_it_from_its_store():
         play.collect()
         if not play.server.finished:
             play.collect()
-        replies = play.server.close_round()
+        replies = play.server.close_step()
         for client_id, message in sent.items():
             assert play.server.receive(client_id, message) is replies.get(client_id)
         play.answer(replies)
@@ -265,11 +265,11 @@ def test_calls_out_of_order_are_our_own_mistake():
         with pytest.raises(IllegalTransitionError):
             call()
     with pytest.raises(IllegalTransitionError):
-        play.server.close_round()
+        play.server.close_step()
     assert not play.server.ready
     cohort.replay(play)
     failed = cohort.play(context=cohort.context(2), silent=dict.fromkeys(cohort.ids, SENDING[1])).server
-    for call in (failed.close_round, lambda: failed.receive("site-a", play.out["site-a"]), lambda: failed.missing):
+    for call in (failed.close_step, lambda: failed.receive("site-a", play.out["site-a"]), lambda: failed.missing):
         with pytest.raises(IllegalTransitionError):
             call()
     again = cohort.client("site-a")
@@ -536,7 +536,7 @@ def test_the_record_is_told_every_accepted_message_once_and_the_result():
     while not play.server.finished:
         play.collect()
         play.collect()
-        play.answer(play.server.close_round())
+        play.answer(play.server.close_step())
     play.collect()
     play.collect()
     kinds = [type(message).__name__ for message in told]

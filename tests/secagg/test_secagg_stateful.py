@@ -305,7 +305,7 @@ class HonestServer(RuleBasedStateMachine):
         kind = KINDS.index(server.step)
         alive, need = len(server._collecting.received), policy.min_survivors if kind < 4 else policy.threshold
         try:
-            replies = server.close_round()
+            replies = server.close_step()
         except TooFewClientsError:
             assert alive < need
         except ComplaintError as error:
@@ -903,7 +903,7 @@ class Venture:
 
     def close(self) -> bool:
         try:
-            self.replies = {who: wire.encode(m) for who, m in self.server.close_round().items()}
+            self.replies = {who: wire.encode(m) for who, m in self.server.close_step().items()}
         except (TooFewClientsError, IllegalTransitionError):
             self.replies = {}
         return bool(self.replies)

@@ -619,7 +619,7 @@ def learned_in_secret(cohort: Cohort, number: int, head: bytes, silent=()) -> Pl
     """A round whose sum the server takes; it tells nobody and says that the round burned."""
     play = Play(cohort, dict.fromkeys(silent, KEYS), context=cohort.context(number, head=head)).until(UNMASK)
     play.collect()
-    play.server.close_round()
+    play.server.close_step()
     assert play.server.result is not None
     return play
 
@@ -942,7 +942,7 @@ class Federation:
         while not server.finished:
             for u, message in out.items():
                 server.receive(u, message)
-            replies = server.close_round()
+            replies = server.close_step()
             if not server.finished or path:
                 out = {u: clients[u].receive(reply) for u, reply in replies.items()}
         if path:

@@ -640,7 +640,7 @@ class Player:
         return None if reply is None else wire.encode(reply)
 
     def do_server_close(self, operation: Json, party: str, attempt: int) -> dict[str, bytes]:
-        replies = self.servers[attempt].close_round()
+        replies = self.servers[attempt].close_step()
         return {client_id: wire.encode(message) for client_id, message in replies.items()}
 
 

@@ -197,7 +197,7 @@ class Play:
         while not self.server.finished and self.server.step != step:
             self.collect()
             try:
-                replies = self.server.close_round()
+                replies = self.server.close_step()
             except SecAggError as error:
                 self.failure = error
                 return self

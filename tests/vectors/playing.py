@@ -220,7 +220,7 @@ class Run:
             reply = self.servers[attempt].receive(party, wire.decode_from_client(data))
             return reply and wire.encode(reply)
         if operation == "server_close":
-            replies = self.servers[attempt].close_round()
+            replies = self.servers[attempt].close_step()
             for message in replies.values():
                 self.views[attempt][type(message).__name__] = message
             return {client_id: wire.encode(message) for client_id, message in replies.items()}
