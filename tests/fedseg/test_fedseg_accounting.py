@@ -287,7 +287,7 @@ def test_explain_says_where_most_patients_are_never_drawn(study):
 
 def test_explain_warns_of_a_delta_that_allows_publishing_a_patient(study):
     assert not any("delta" in note for note in explain(study, {"a": 900}).notes)
-    assert any("delta 0.001" in note for note in explain(study, {"a": 900, "b": 100}).notes)
+    assert any("delta = 0.001" in note for note in explain(study, {"a": 900, "b": 100}).notes)
 
 
 def test_epsilon_is_recomputed_from_events_alone(study, tmp_path):
