@@ -92,5 +92,7 @@ def draw_labels(axes: Any, labels: NDArray[np.uint8], structures: int, fill: flo
 def draw_edges(axes: Any, view: View) -> None:
     """The patient's sides at the edges of a picture."""
     sides, ends = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center")), ((0.5, 0.98, "center", "top"),)
+    if not view.edges:
+        return
     for letter, (x, y, ha, va) in zip(view.edges, (*sides, *ends, (0.5, 0.02, "center", "bottom")), strict=True):
         axes.text(x, y, letter, ha=ha, va=va, fontsize=9, transform=axes.transAxes, **LEGIBLE)

@@ -14,7 +14,7 @@ from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
-from fedseg.data.layouts.nifti import read_image
+from fedseg.data.layouts.nifti import names_sides, read_image
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import ConfigError
 from fedseg.study import Study
@@ -52,7 +52,7 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent}: there is no such folder; make it or write elsewhere")
     values, affine = read_image(image, study)
-    case = working_case(Scan("", str(image), values, affine), "", study)
+    case = working_case(Scan("", str(image), values, affine, oriented=names_sides(image)), "", study)
     scores = Segmentation(study).probabilities(model, case)
     labels = _label_map(_on_grid(scores, case, values.shape[1:], affine), image)
     with replacing(output) as beside:

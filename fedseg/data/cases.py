@@ -31,6 +31,7 @@ class Case:
         spacing: millimetres per spatial axis.
         axes: 2 for a stack of slices, 3 for a volume.
         slice_axis: the spatial axis along which slices are stacked.
+        oriented: whether the affine says where the patient's sides are; where not, no picture may name them.
     """
 
     site: str
@@ -42,6 +43,7 @@ class Case:
     spacing: tuple[float, ...]
     axes: int
     slice_axis: int
+    oriented: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ class Scan:
         affine: (4, 4) float64, voxel to millimetres.
         label: as the layout found it: with segmentation (X, Y, Z), a value a voxel. None at prediction.
         label_name: what errors call the label.
+        oriented: whether the affine says where the patient's sides are.
     """
 
     patient: str
@@ -32,6 +33,7 @@ class Scan:
     affine: NDArray[np.float64] = field(repr=False)
     label: NDArray[Any] | None = field(default=None, repr=False)
     label_name: str = ""
+    oriented: bool = True
 
 
 def working_case(scan: Scan, site: str, study: Study) -> Case:
@@ -44,6 +46,5 @@ def working_case(scan: Scan, site: str, study: Study) -> Case:
     grid = grid_around(scan.image, scan.affine, study.data)
     label = None if scan.label is None else task_of(study).read(scan.label, grid, scan.label_name)
     image = grid.resampled(grid.cut(values))
-    return Case(
-        site, scan.patient, scan.name, image, label, grid.affine, grid.spacing, study.data.dims, grid.slice_axis
-    )
+    where = grid.affine, grid.spacing, study.data.dims, grid.slice_axis, scan.oriented
+    return Case(site, scan.patient, scan.name, image, label, *where)

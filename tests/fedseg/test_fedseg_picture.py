@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedseg.data.cases import Case
+from fedseg.data.layouts.nifti import NiftiEntry
 from fedseg.data.scans import Scan, working_case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.picture import picture
@@ -68,3 +69,27 @@ def test_a_picture_says_what_it_shows_and_its_legend_is_beside_it(study):
     assert not any(panel.get_window_extent().overlaps(legend.get_window_extent()) for panel in figure.axes)
     said = [text.get_text() for panel in figure.axes for text in (panel.title, *panel.texts)]
     assert "DOE" not in " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("affine", "code", "said"),
+    [
+        (np.diag([-1.0, 1.0, 3.0, 1.0]), 1, "axial slice 1 of 4"),
+        (np.diag([-1.0, 1.0, 3.0, 1.0]), 0, "slice 1 of 4, sides not in the file"),
+        (np.eye(4), 2, "slice 1 of 4, sides not in the file"),
+    ],
+)
+def test_no_side_is_named_that_the_file_does_not_tell(affine, code, said, tmp_path, study):
+    """A wrong left is worse than none: converters write the identity where they know no geometry."""
+    image = np.random.default_rng(0).uniform(1, 2, (40, 44, 4)).astype(np.float32)
+    for name, values in (("image.nii.gz", image), ("label.nii.gz", (image > 1.5).astype(np.uint8))):
+        file = nibabel.Nifti1Image(values, affine)
+        file.set_sform(affine, code)
+        file.set_qform(affine, 0)
+        file.to_filename(tmp_path / name)
+    case = NiftiEntry("P", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz").load("s", study)
+    view = View.of_slice(case, 0)
+    assert view.words == said
+    assert bool(view.edges) == said.startswith("axial")
+    shown = picture(case, case.label, study.structures).axes[0]
+    assert {text.get_text() for text in shown.texts} & set("LRAPSI") == set(view.edges)

@@ -48,7 +48,8 @@ class NiftiEntry:
         """
         image, affine = read_image(self.image, study)
         label = _read_label(self, image.shape[1:], affine)
-        return working_case(Scan(self.patient, self.name, image, affine, label, str(self.label)), site, study)
+        oriented = names_sides(self.image)
+        return working_case(Scan(self.patient, self.name, image, affine, label, str(self.label), oriented), site, study)
 
 
 def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -70,6 +71,16 @@ def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[n
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise CaseError(str(path), "has an affine that is no geometry; correct the header's sform")
     return image, affine
+
+
+def names_sides(path: Path) -> bool:
+    """Whether a NIfTI file says where the patient's sides are, so that a picture may name left and right.
+
+    A header without sform and qform says nothing, and the identity is what converters write that know nothing.
+    """
+    image = nibabel.load(path)
+    said = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+    return said and not np.array_equal(image.affine, np.eye(4))
 
 
 def _read_label(entry: NiftiEntry, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
