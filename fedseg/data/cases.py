@@ -43,7 +43,7 @@ class Case:
     spacing: tuple[float, ...]
     axes: int
     slice_axis: int
-    oriented: bool = True
+    oriented: bool = field(default=True, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,5 +46,5 @@ def working_case(scan: Scan, site: str, study: Study) -> Case:
     grid = grid_around(scan.image, scan.affine, study.data)
     label = None if scan.label is None else task_of(study).read(scan.label, grid, scan.label_name)
     image = grid.resampled(grid.cut(values))
-    where = grid.affine, grid.spacing, study.data.dims, grid.slice_axis, scan.oriented
-    return Case(site, scan.patient, scan.name, image, label, *where)
+    where = grid.affine, grid.spacing, study.data.dims, grid.slice_axis
+    return Case(site, scan.patient, scan.name, image, label, *where, oriented=scan.oriented)
