@@ -244,7 +244,7 @@ def test_a_hippocampus_lies_dark_in_white_matter_its_anterior_part_in_front(dims
         assert np.array_equal(case.image, again.image)
         assert case.image.shape[1:] == case.label.shape == (48, 48, 48 if dims == 3 else hippocampus.SLICES)
         anterior, posterior = (np.argwhere(case.label == value) for value in (1, 2))
-        assert min(len(anterior), len(posterior)) * np.prod(case.spacing) > 300, "cubic millimetres"
+        assert min(len(anterior), len(posterior)) > 100
         assert anterior[:, 1].mean() > posterior[:, 1].mean()
         inside = case.image[0][case.image[0] > 0]
         assert case.image[0][case.label > 0].mean() < np.percentile(inside, 70)

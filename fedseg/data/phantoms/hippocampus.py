@@ -1,4 +1,4 @@
-"""Phantom of a hippocampus in two parts: a block of the temporal lobe, as the Decathlon's Task04 cuts it out of T1w MRI.
+"""Phantom of a hippocampus in two parts: a block of the temporal lobe, as the Decathlon's Task04 cuts it out of T1w.
 
 Crude on purpose: tubes, waves and noise. A bent tube, thick in front and thin behind, lies in white matter beside a
 horn of fluid, under an amygdala and above folded cortex; either side of the head. Contrasts are those of textbooks and
