@@ -78,7 +78,7 @@ def hippocampus_case(profile: HippocampusProfile, seed: int, size: int = 48, dim
     up = across if dims == 3 else LEVELS[0] + (LEVELS[1] - LEVELS[0]) * (np.arange(SLICES) + 0.5) / SLICES
     points = np.stack(np.meshgrid(across, across, up, indexing="ij")).astype(np.float32)
     surfaces = _anatomy(profile, points, stream)
-    inside = np.all(np.abs(points) <= np.float32(BLOCK_MM)[:, None, None, None] / 2, axis=0)
+    inside = np.all(np.abs(points) <= np.array(BLOCK_MM, np.float32)[:, None, None, None] / 2, axis=0)
     signal = np.where(inside, _scan(profile, surfaces, points, stream), np.float32(0))
     label = np.zeros(signal.shape, np.uint8)
     for value, name in enumerate(STRUCTURES, start=1):

@@ -6,7 +6,7 @@ no site's, so that what it makes may be trained on and shown for free. No result
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def rician(signal: Array, sigma: float, stream: Stream) -> Array:
     return magnitude
 
 
-def waves(points: Array, stream: Stream, low: float, high: float) -> Array:
+def waves(points: NDArray[np.floating[Any]], stream: Stream, low: float, high: float) -> Array:
     """A smooth random field with values of about -1 to 1: waves of `low` to `high` radians per unit length."""
     chance = stream.uniform(5 * WAVES).reshape(5, WAVES)
     along = ndtri(chance[:3])
