@@ -13,7 +13,7 @@ which draws were rare; it is not constant time.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 
