@@ -15,7 +15,8 @@ def kind_of(value: object) -> str:
     """What a value is, in words that show nothing of it."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def must_be(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:

@@ -95,6 +95,30 @@ class Field:
         """
         return cls(Kind.INTEGER, _shape(shape), positive("step", step), whole("bits", bits))
 
+    def table(self) -> dict[str, Any]:
+        """This field as plain values, by the names of whatever made it."""
+        number, bits = _WORDS[self.kind]
+        shape = {"shape": list(self.shape)} if self.kind is not Kind.WEIGHT else {}
+        largest = int(self.number) if self.kind is Kind.COUNT else float(self.number)
+        return {"kind": self.kind.value, **shape, number: largest, **({bits: self.bits} if bits else {})}
+
+    @classmethod
+    def of_table(cls, table: Mapping[str, Any]) -> "Field":
+        """The inverse of `table`. ConfigError for a kind or a name that no field has, and as the makers."""
+        makers = {kind.value: getattr(cls, _MAKERS[kind]) for kind in Kind}
+        given = dict(table)
+        if (kind := given.pop("kind", None)) not in makers:
+            raise ConfigError(f"kind = {kind!r}: use {', '.join(map(repr, makers))}")
+        try:
+            field: Field = makers[kind](**given)
+        except TypeError:
+            number, bits = _WORDS[Kind(kind)]
+            raise ConfigError(
+                f"a field of kind {kind!r} has {', '.join(sorted(given)) or 'nothing'}; it takes shape, {number} "
+                f"{f'and {bits}' if bits else ''}".rstrip()
+            ) from None
+        return field
+
     def __post_init__(self) -> None:
         if not all(side >= 1 for side in self.shape):
             raise ConfigError(f"shape = {self.shape}: a field has at least one value")
@@ -212,6 +236,15 @@ class Field:
                 "declare a field for larger ones, in every party's policy"
             )
         return np.ascontiguousarray(flat) if self.kind is Kind.INTEGER else flat.astype(np.int64)
+
+
+_MAKERS = {Kind.FLOAT: "floats", Kind.COUNT: "counts", Kind.WEIGHT: "weight", Kind.INTEGER: "integers"}
+_WORDS = {
+    Kind.FLOAT: ("clip_range", "value_bits"),
+    Kind.COUNT: ("largest", ""),
+    Kind.WEIGHT: ("largest", "value_bits"),
+    Kind.INTEGER: ("step", "bits"),
+}
 
 
 class Layout(Mapping[str, Field]):

@@ -4,10 +4,11 @@ Every client holds its own copy; nothing in it is ever taken from the server. Sp
 "Parameters".
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
 from types import MappingProxyType, NoneType
@@ -18,6 +19,7 @@ from secagg.encoding import Field as Encoded
 from secagg.encoding import digest
 from secagg.errors import ConfigError
 from secagg.layout import WHOLE, Field, Kind, Layout
+from secagg.toml import from_toml, to_toml
 
 MAX_CLIENTS = 256
 SLOT_BITS = 64
@@ -238,17 +240,92 @@ class Policy:
             )
         return digest("policy", self.project, numbers, float(self.clip_range).hex(), weights, self.server_key, *layout)
 
+    def to_table(self) -> dict[str, Any]:
+        """This policy as plain values: texts, numbers, lists and dicts, as TOML and JSON have them."""
+        named: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
+        if self.layout is not None:
+            layout = [{"name": name, **part.table()} for name, part in self.layout.items()]
+            named = {name: named[name] for name in named if name not in _OF_ONE_FIELD} | {"layout": layout}
+        else:
+            del named["layout"]
+        weights = {client_id: float(weight) for client_id, weight in self.weights.items()}
+        plain = {"suite": self.suite.value, "server_key": self.server_key.hex(), "weights": weights}
+        return {name: plain.get(name, value) for name, value in named.items()}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "Policy":
+        """The inverse of `to_table`; a field that is not there has its default.
+
+        Raises:
+            ConfigError: a field lacks, is unknown or of the wrong type, or the policy cannot be safe.
+        """
+        must_be(table, Mapping, "the policy", "give a table with the fields of secagg.Policy")
+        known = [part.name for part in fields(cls)]
+        if unknown := sorted(map(str, table.keys() - set(known))):
+            raise ConfigError(f"the policy has the unknown field {unknown[0]!r}; remove it, or use a later version")
+        for name in known[:2] if "layout" in table else known[:4]:
+            if name not in table:
+                raise ConfigError(f"the policy lacks the field {name!r}")
+        return cls(**{name: _read(name, value) for name, value in table.items()})
+
+    def to_toml(self) -> str:
+        """This policy as a TOML text with one table [policy]; numbers keep their last bit."""
+        return to_toml({"policy": self.to_table()})
+
+    @classmethod
+    def from_toml(cls, text: str) -> "Policy":
+        """The policy in a TOML text; what else is in it does not matter. ConfigError as `from_table`."""
+        return cls.from_table(_table_in(from_toml, text))
+
+    def to_json(self) -> str:
+        """This policy as a JSON text with one member "policy"; numbers keep their last bit."""
+        return json.dumps({"policy": self.to_table()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Policy":
+        """The policy in a JSON text; what else is in it does not matter. ConfigError as `from_table`."""
+        return cls.from_table(_table_in(json.loads, text))
+
     def __reduce__(self) -> "tuple[Callable[[dict[str, Any]], Policy], tuple[dict[str, Any]]]":
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return _policy_of, (values | {"weights": dict(self.weights)},)
+        return Policy.from_table, (self.to_table(),)
 
 
 _WHOLE = ("clients", "length", "max_corrupt", "min_survivors", "bits", "value_bits")
+_OF_ONE_FIELD = ("length", "clip_range", "value_bits", "layout")
 
 
-def _policy_of(values: dict[str, Any]) -> Policy:
-    """What a pickle of a policy calls: a mapping that cannot be changed cannot be pickled."""
-    return Policy(**values)
+def _table_in(parse: Callable[[str], Any], text: str) -> Any:
+    """The table "policy" of a text. ConfigError where there is none."""
+    try:
+        return parse(text)["policy"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise ConfigError("the text is not a policy; write a table [policy] with the fields of secagg.Policy") from None
+
+
+def _read(name: str, value: Any) -> Any:
+    """A field of a policy, from its plain value."""
+    try:
+        match name:
+            case "suite":
+                return Suite(value)
+            case "server_key":
+                return bytes.fromhex(value)
+            case "weights":
+                return {client_id: positive(f"weight of {client_id}", weight) for client_id, weight in value.items()}
+            case "layout":
+                return Layout({entry["name"]: _field(entry) for entry in value})
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ConfigError(f"the policy's field {name!r} has a value that it cannot have") from None
+    return value
+
+
+def _field(entry: Mapping[str, Any]) -> Field:
+    try:
+        return Field.of_table({name: value for name, value in entry.items() if name != "name"})
+    except ConfigError as error:
+        raise ConfigError(f"the layout's {entry['name']!r}: {error}") from None
 
 
 class PinnedRoster(Mapping[str, bytes]):
