@@ -10,7 +10,6 @@ from secagg.client import OpenRound, accept_exposure, open_round, unchecked_roun
 from secagg.complaints import LeaveOut, leave_out
 from secagg.context import RoundContext
 from secagg.driver import (
-    ClientAction,
     ClientDriver,
     Completed,
     Exposed,
@@ -22,7 +21,6 @@ from secagg.driver import (
     Retrying,
     Save,
     Send,
-    ServerAction,
     ServerDriver,
     Silent,
 )
@@ -50,7 +48,6 @@ from secagg.store import MemoryStore, Store
 __all__ = [
     "AbortedError",
     "AuthenticationError",
-    "ClientAction",
     "ClientDriver",
     "ClientSession",
     "ComplaintError",
@@ -78,7 +75,6 @@ __all__ = [
     "Save",
     "SecAggError",
     "Send",
-    "ServerAction",
     "ServerDriver",
     "ServerSession",
     "ShareError",
