@@ -40,8 +40,9 @@ from secagg.errors import (
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Field, Layout
 from secagg.policy import PinnedRoster, Policy, Suite
-from secagg.quantize import dequantize
+from secagg.quantize import dequantize, means, sums
 from secagg.session import ClientSession, ServerSession
 from secagg.store import MemoryStore, Store
 
@@ -56,9 +57,11 @@ __all__ = [
     "Exposed",
     "ExposureError",
     "Failed",
+    "Field",
     "IllegalTransitionError",
     "InconsistentViewError",
     "Joined",
+    "Layout",
     "LeaveOut",
     "MalformedMessageError",
     "MemoryStore",
@@ -87,7 +90,9 @@ __all__ = [
     "accept_exposure",
     "dequantize",
     "leave_out",
+    "means",
     "open_round",
+    "sums",
     "unchecked_round",
     "wire",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secagg.errors import SecAggError
+from secagg.masking import Vector
 from secagg.messages import Receipt
 
 
@@ -117,15 +118,17 @@ class Completed:
     """The sum is there.
 
     Attributes:
-        total: (d,) float64, the weighted sum over `included`, in the units of `policy.clip_range`.
+        total: (d,) float64, the sum over `included`, weighted where there are weights, in the units of each field.
         included: U3, sorted.
         receipt: of the round, signed by the server.
+        result: the same sum as (d,) unsigned integers modulo 2^b: `secagg.sums` and `secagg.means` give its fields.
         dropped: at the server: U2 without U3, sorted.
     """
 
     total: NDArray[np.float64]
     included: tuple[str, ...]
     receipt: Receipt
+    result: Vector
     dropped: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -2,9 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from secagg import wire
 from secagg.client import open_round
 from secagg.context import RoundContext
@@ -19,6 +16,7 @@ from secagg.errors import (
     SecAggError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import Abort, FromClient, FromServer, MaskedInput, Reports, Result, RoundStart, SlotMasks
 from secagg.policy import PinnedRoster, Policy, session_id
@@ -30,7 +28,7 @@ from secagg.store import Store
 from secagg.transcript import ViolationError, accept, judge
 from secagg.transcript.record import looks_like, records_in
 
-_Given = tuple[NDArray[np.float32] | NDArray[np.float64], str, Stream | None, Vector | None]
+_Given = tuple[Values, str, Stream | None, Vector | None]
 
 
 class ClientDriver:
@@ -132,7 +130,7 @@ class ClientDriver:
 
     def provide(
         self,
-        update: NDArray[np.float32] | NDArray[np.float64],
+        update: Values,
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
@@ -261,7 +259,7 @@ class ClientDriver:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:
             total = dequantize(session.total, self._policy)
-            actions.append(Completed(total, session.included, session.receipt))
+            actions.append(Completed(total, session.included, session.receipt, session.total))
         if isinstance(reply, SlotMasks):
             said = "the constant slots of the sum do not add up; this site showed what masked its own"
             actions.append(Failed(said, AbortedError(session.step, said)))

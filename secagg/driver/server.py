@@ -3,9 +3,6 @@
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from secagg import wire
 from secagg.book import RoundBook
 from secagg.context import RoundContext
@@ -29,6 +26,7 @@ from secagg.errors import (
     ProtocolError,
     TooFewClientsError,
 )
+from secagg.masking import Vector
 from secagg.messages import FromClient, Receipt, Result
 from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
@@ -234,14 +232,15 @@ class ServerDriver:
             self._wait(now)
             actions += [Send(data, to) for to, data in wire.encode_each(replies).items()]
             if session.result is not None and session.receipt is not None:
-                actions += self._completed(session, dequantize(session.result, self.policy), session.receipt)
+                actions += self._completed(session, session.result, session.receipt)
         return actions
 
-    def _completed(self, session: ServerSession, total: NDArray[np.float64], receipt: Receipt) -> list[ServerAction]:
+    def _completed(self, session: ServerSession, result: Vector, receipt: Receipt) -> list[ServerAction]:
         self.book.completed(receipt)
         if self._recording is None:  # nobody has to wait for confirmations: they are for the transcript
             self._closes_at = None
-        return [Save(self.book.saved()), Completed(total, session.included, receipt, session.dropped)]
+        total = dequantize(result, self.policy)
+        return [Save(self.book.saved()), Completed(total, session.included, receipt, result, session.dropped)]
 
     def _failed(self, session: ServerSession, error: ProtocolError | AbortedError, now: float) -> list[ServerAction]:
         burned = session.burned
