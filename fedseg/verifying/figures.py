@@ -8,7 +8,7 @@ from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_APPLICABLE, NOT_CHECKED, VIOLATED, Finding
 from fedseg.models import load_model
 from fedseg.records import Metrics, Privacy
-from fedseg.report import epsilons_in, pages
+from fedseg.report import PRIVATE, epsilons_in, pages
 from fedseg.summary import privacy_claim, study_event, versions
 from fedseg.update import flatten
 from fedseg.verifying.material import Material, Run
@@ -18,7 +18,7 @@ def r06_figures(given: Material) -> Iterator[Finding]:
     """R-06: metrics.json and the first line of the log say what the study plans and what the rounds came to."""
     for run in given.runs:
         first = study_event(run.study, run.first.parameters, secure=run.first.secure)
-        wrong = _differing(first.model_dump(exclude={"t"}), run.first.model_dump(exclude={"t"}), "events.jsonl")
+        wrong = _differing(first.model_dump(exclude={"t", "study_hash"}), run.first.model_dump(), "events.jsonl")
         if run.metrics is not None:
             wrong += _differing(_expected(run, run.metrics), run.metrics.model_dump(), "metrics.json")
             wrong += _promise(run, run.metrics.privacy)
@@ -70,16 +70,17 @@ def r07_pages(given: Material) -> Iterator[Finding]:
         if run.metrics is None:
             yield Finding("R-07", NOT_APPLICABLE, str(run), "the run broke off and has no report")
             continue
+        there = [path for name in ("report.html", PRIVATE) if (path := run.path / name).is_file()]
+        if not there:
+            yield Finding("R-07", NOT_CHECKED, str(run), "there is no report; write one with `fedseg report`")
+            continue
         try:
             written = pages(run.path)
         except ConfigError as error:
             yield Finding("R-07", VIOLATED, str(run), str(error))
             continue
-        there = {path: html for path, html in written.items() if path.is_file()}
-        if not there:
-            yield Finding("R-07", NOT_CHECKED, str(run), "there is no report; write one with `fedseg report`")
-        for path, html in there.items():
-            yield _page(run, path.name, path.read_text(encoding="utf-8", errors="replace"), html)
+        for path in there:
+            yield _page(run, path.name, path.read_text(encoding="utf-8", errors="replace"), written.get(path, ""))
 
 
 def _page(run: Run, name: str, found: str, written: str) -> Finding:

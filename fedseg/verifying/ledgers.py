@@ -163,6 +163,10 @@ def curve_of(given: Material, ledger: Charged) -> dict[int, float]:
 def r05_marks(given: Material) -> Iterator[Finding]:
     """R-05: a site's durable marks name the events of its ledger, and the heads of the log."""
     for ledger in given.ledgers:
+        if ledger.simulated:
+            said = "a simulation trusts its own process and keeps no marks"
+            yield Finding("R-05", NOT_APPLICABLE, str(ledger), said)
+            continue
         try:
             with marks_of(ledger) as marks:
                 if marks is None:

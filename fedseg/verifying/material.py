@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from fedseg.errors import ConfigError, LedgerError
-from fedseg.events import Event, Listening, RoundEnded, StudyStarted, event_of
+from fedseg.events import Event, Listening, RoundEnded, StudyStarted, Trained, event_of
 from fedseg.ledger import FILE, Entry, verify
 from fedseg.models import build_model
 from fedseg.records import Metrics
@@ -33,6 +33,8 @@ from secagg.transcript_files import Published, context_of, published
 
 COORDINATOR, SITE, SIMULATION = "coordinator", "site", "simulation"
 MARKS = "marks.sqlite"
+LEDGERS = "ledger"
+"""In the run folder of a simulation: one for each site."""
 E = TypeVar("E", bound=Event)
 
 
@@ -73,7 +75,7 @@ class Run:
     @property
     def role(self) -> str:
         """Whose folder it is."""
-        if (self.path / "ledger").is_dir():
+        if (self.path / LEDGERS).is_dir():
             return SIMULATION
         return COORDINATOR if self.of_kind(Listening) else SITE
 
@@ -83,7 +85,8 @@ class Run:
         return not self.first.secure
 
     def __str__(self) -> str:
-        return f"{self.role} ({self.path.name})"
+        trained = {event.site for event in self.of_kind(Trained)}
+        return trained.pop() if self.role == SITE and len(trained) == 1 else self.role
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ class Charged:
         except LedgerError as error:
             return cls(path, path.stem, {}, str(error))
         return cls(path, next((entry.site for entry in entries.values()), path.stem), entries, "")
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it lies in the run folder of a simulation, and is no data set's own."""
+        return self.path.parent.name == LEDGERS
 
     def __str__(self) -> str:
         return f"ledger of {self.site}"
@@ -197,7 +205,7 @@ def gather(paths: Iterable[Path], roster: Path | None) -> Material:
     for path in paths:
         if (path / "study.toml").is_file():
             runs.append(read_run(path))
-            ledgers += map(Charged.read, sorted((path / "ledger").glob("*.jsonl")))
+            ledgers += map(Charged.read, sorted((path / LEDGERS).glob("*.jsonl")))
         elif (path / FILE).is_file():
             ledgers.append(Charged.read(path / FILE))
         elif path.is_file() and path.suffix == ".jsonl":

@@ -7,7 +7,7 @@ from fedseg.events import RoundEnded, RoundStarted
 from fedseg.evidence import HELD, NOT_APPLICABLE, NOT_CHECKED, VIOLATED, Finding
 from fedseg.models import study_of
 from fedseg.runfolder import POLICY
-from fedseg.verifying.material import Material, Run
+from fedseg.verifying.material import SIMULATION, Material, Run
 from secagg.errors import SecAggError
 from secagg.files import read_policy
 from secagg.transcript_files import Published, context_of, verify
@@ -46,7 +46,7 @@ def r02_policy(given: Material) -> Iterator[Finding]:
     """R-02: the policy that is handed to auditors is the one that follows from the study and the server's key."""
     for run in given.runs:
         path = run.path / POLICY
-        if run.role == "simulation":
+        if not path.is_file() and run.role == SIMULATION:
             yield Finding("R-02", NOT_APPLICABLE, str(run), "a simulation hands no policy to anybody")
         elif not path.is_file():
             yield Finding("R-02", NOT_CHECKED, str(run), f"{POLICY} is missing")
@@ -65,7 +65,7 @@ def r03_transcripts(given: Material) -> Iterator[Finding]:
     """R-03: every transcript holds (T-01 to T-22), under the reader's own roster and the policy of the study."""
     for run in given.runs:
         if not run.transcripts:
-            yield _none_kept("R-03", run)
+            yield _none_kept("R-03", run, given)
         elif given.federation is None:
             said = f"no roster was given: whether sites signed {len(run.transcripts)} transcripts was not checked"
             yield Finding("R-03", NOT_CHECKED, str(run), said)
@@ -80,9 +80,11 @@ def r03_transcripts(given: Material) -> Iterator[Finding]:
                 yield Finding("R-03", NOT_CHECKED, str(run), "; ".join(verdict.not_shown))
 
 
-def _none_kept(check: str, run: Run) -> Finding:
+def _none_kept(check: str, run: Run, given: Material) -> Finding:
     if run.plain:
         return Finding(check, NOT_APPLICABLE, str(run), "a plain sum has no transcript")
+    if run.ended.keys() <= given.rounds.keys():
+        return Finding(check, NOT_APPLICABLE, str(run), "the transcripts of its rounds are in another folder here")
     return Finding(check, NOT_CHECKED, str(run), "no transcripts were kept here")
 
 
@@ -90,7 +92,7 @@ def r04_log(given: Material) -> Iterator[Finding]:
     """R-04: log and transcripts tell the same rounds: heads, models, and who is in each sum."""
     for run in given.runs:
         if run.plain:
-            yield _none_kept("R-04", run)
+            yield _none_kept("R-04", run, given)
             continue
         different = list(_differences(run, {number: told for number, (_, told) in given.rounds.items()}))
         if different:
