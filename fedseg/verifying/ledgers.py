@@ -28,6 +28,8 @@ from secagg.store import Marks
 
 EQUAL = 1e-6
 """Largest relative difference between two epsilons that are meant to be one: versions of the accountant may differ."""
+_NOT_PLANNED = {"format", "study_hash", "study", "patients", "charged"}
+"""Fields of an entry that say when, from whom and under which name; R-01 looks at the study."""
 NEXT_MODELS = "next-models.json"
 
 
@@ -65,8 +67,8 @@ def _below(given: Material, ledger: Charged, number: int) -> str:
     )
     if found is None:
         return f"round {number} is not charged"
-    own, wanted = found.model_dump(exclude={"study_hash"}), planned.model_dump(exclude={"study_hash"})
-    for name, value in wanted.items():
+    own = found.model_dump()
+    for name, value in planned.model_dump(exclude=_NOT_PLANNED).items():
         enough = own.get(name) == value or (name == "noise_multiplier" and own.get(name, 0) > value)
         if not enough:
             return f"round {number} has {name} {own.get(name)} where the study planned {value}"
@@ -77,8 +79,8 @@ def t17_ledger(given: Material) -> Iterator[Finding]:
     """T-17: every ledger verifies, and epsilon recomputed from its events is the one that log and figures state."""
     ledgers = {ledger.site: ledger for ledger in given.ledgers}
     for ledger in given.ledgers:
-        if ledger.broken:
-            yield Finding("T-17", VIOLATED, str(ledger), ledger.broken)
+        if broken := ledger.broken or _foreign(given, ledger):
+            yield Finding("T-17", VIOLATED, str(ledger), broken)
             continue
         try:
             yield Finding("T-17", HELD, str(ledger), _told(given, ledger), len(ledger.entries))
@@ -97,6 +99,18 @@ def t17_ledger(given: Material) -> Iterator[Finding]:
             else:
                 told = f"epsilon of {site} is what its ledger gives, {len(stated)} times"
                 yield Finding("T-17", HELD, str(run), told, len(stated))
+
+
+def _foreign(given: Material, ledger: Charged) -> str:
+    """Lines that somebody else signed than the site of the reader's roster, as one clause; empty where there are none.
+
+    Who writes the whole chain anew can sign it only with a key that he has.
+    """
+    if given.federation is None or ledger.simulated:
+        return ""
+    pinned = given.federation.pinned.get(ledger.site, b"").hex()
+    foreign = [number for number, line in enumerate(ledger.lines, start=1) if line.signer not in ("", pinned)]
+    return f"lines {', '.join(map(str, foreign))} are signed by another key than {ledger.site}'s" if foreign else ""
 
 
 def _told(given: Material, ledger: Charged) -> str:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from fedseg.errors import ConfigError, LedgerError
 from fedseg.events import Event, Listening, RoundEnded, StudyStarted, Trained, event_of
-from fedseg.ledger import FILE, Entry, verify
+from fedseg.ledger import FILE, Entry, Line, read, verify
 from fedseg.models import build_model
 from fedseg.records import Metrics
 from fedseg.runfolder import POLICY, read_state
@@ -96,23 +96,29 @@ class Charged:
     Attributes:
         path: of the file.
         site: whose; "" for an empty or unreadable one.
-        entries: id to entry, in order; empty where it does not verify.
+        lines: in order; none where it does not verify.
         broken: why it does not verify; "" where it does.
     """
 
     path: Path
     site: str
-    entries: dict[str, Entry]
+    lines: tuple[Line, ...]
     broken: str
 
     @classmethod
     def read(cls, path: Path) -> "Charged":
         """A ledger, whether it verifies or not."""
         try:
-            entries = verify(path)
+            verify(path)
+            lines = tuple(read(path))
         except LedgerError as error:
-            return cls(path, path.stem, {}, str(error))
-        return cls(path, next((entry.site for entry in entries.values()), path.stem), entries, "")
+            return cls(path, path.stem, (), str(error))
+        return cls(path, next((line.entry.site for line in lines), path.stem), lines, "")
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Id to entry, in order."""
+        return {line.event_id: line.entry for line in self.lines}
 
     @property
     def simulated(self) -> bool:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.averaging import fed_avg
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
 from fedseg.models import load_model
@@ -67,7 +66,8 @@ def _reached(given: Material, vector: NDArray[np.float32]) -> Reached:
             what = f"the model after round {last}" if last else "the start of the study"
             said = f"{path.name}: round {number} did not begin from {what}"
             return Reached(last, vector, VIOLATED, said)
-        vector = fed_avg(vector, dequantize(told.total, given.policy), told.included, given.policy)
+        total = dequantize(told.total, given.policy)
+        vector = given.study.mechanism.following(vector, total, told.included, given.policy)
         head, last = told.receipt.head, number
     return Reached(last, vector, HELD, "")
 

@@ -310,8 +310,6 @@ def test_a_site_holds_its_ledger_and_folder_against_the_coordinators(given, stat
 
 def test_a_ledger_written_anew_without_what_was_spent_before_is_found_by_the_marks(given, state, monkeypatch):
     one, (folder, run) = given[0], state
-    rewrite_ledger(folder / "ledger.jsonl", lambda e: e)  # so far it is the same
-    assert not look(one, folder, run).violations
     entries = Ledger(folder / "ledger.jsonl").entries()
     earlier = entries[0].model_copy(update={"training_run": "before", "steps": 0})
     (folder / "ledger.jsonl").unlink()
@@ -322,6 +320,18 @@ def test_a_ledger_written_anew_without_what_was_spent_before_is_found_by_the_mar
     assert "which the ledger does not hold" in str(evidence.violations[0])
     monkeypatch.delitem(verifying.CHECKS, "R-05")
     assert not look(one, folder, run).violations
+
+
+def test_a_ledger_signed_by_somebody_else_is_found(given, state):
+    one, (folder, run) = given[0], state
+    entries = Ledger(folder / "ledger.jsonl").entries()
+    for path in folder.iterdir():
+        path.unlink()
+    for entry in entries:
+        Ledger(folder / "ledger.jsonl", SigningKey.generate()).append(entry)
+    evidence = look(one, folder, run)
+    assert violated(evidence) == {"T-17"}
+    assert "signed by another key than site-a's" in str(evidence.violations[0])
 
 
 def test_a_party_with_another_model_is_found(given, state, monkeypatch):
