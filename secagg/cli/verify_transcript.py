@@ -10,7 +10,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from secagg.cli.terminal import app, sentences
-from secagg.files import read_policy, read_roster
+from secagg.files import load_policy, load_roster
 from secagg.terminal import AsJson, errors, out, say, say_json
 from secagg.transcript import RoundReport, Verdict
 from secagg.transcript.checks import WHAT
@@ -70,7 +70,7 @@ def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verd
         policy: file of the reader's own policy.
         quiet: never show a bar.
     """
-    pinned, pinned_policy = read_roster(roster), read_policy(policy)
+    pinned, pinned_policy = load_roster(roster), load_policy(policy)
     total = sum(path.stat().st_size for path in files)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     hidden = quiet or not errors.is_terminal or total < _BIG_BYTES
