@@ -18,7 +18,7 @@ from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept
 from secagg.cli import app
 from secagg.cli.cost import Cost
 from secagg.cli.policy import explanation, traffic
-from secagg.files import policy_text, load_policy, load_roster, roster_text, secret_text
+from secagg.files import load_policy, load_roster, policy_text, roster_text, secret_text
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
 from secagg.transcript_files import Recorder
