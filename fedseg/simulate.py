@@ -27,7 +27,7 @@ from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
-from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from fedseg.update import Update, assign, flatten, model_hash
 from secagg import ExposureError, ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.prg import Stream
@@ -173,7 +173,7 @@ class _Simulation:
         assign(self.model, self.vector)
         self._record(sites, outcome.ended)
 
-    def _train(self, site: str, number: int) -> NoisedUpdate:
+    def _train(self, site: str, number: int) -> Update:
         def on_step(step: int, steps: int) -> None:
             self.folder.emit(Trained(round=number, site=site, step=step, steps=steps))
 
@@ -231,7 +231,7 @@ class _Simulation:
         return self.folder.complete(metrics, ranked(scores))
 
 
-def _cancel(updates: Mapping[str, Future[NoisedUpdate]]) -> None:
+def _cancel(updates: Mapping[str, Future[Update]]) -> None:
     for update in updates.values():
         update.cancel()
 

@@ -1,13 +1,13 @@
-"""Models as flat vectors, and the one kind of update that may leave a site.
+"""Models as flat vectors, and the two kinds of update that may leave a site.
 
 The wall is a proof: a `NoisedUpdate` is made of `NoisedSteps`, which take nothing but `NoisedGradient`, which only
-`fedseg.privacy.dpsgd` makes. None of them can be copied or pickled, and the aggregator takes nothing else: an
-unprotected update that leaves a site is a type error first and a `TypeError` second. Mechanism "none" has a door of its
-own, which asks the table of trust.
+`fedseg.privacy.dpsgd` makes; a `NoiseShared` is made of a `NoiseShare`, which only `fedseg.privacy.shares` makes. None
+of them can be copied or pickled, and the aggregator takes nothing else: an unprotected update that leaves a site is a
+type error first and a `TypeError` second. Mechanism "none" has a door of its own, which asks what it claims.
 """
 
 from dataclasses import dataclass, field
-from typing import Self, final
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
+from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 
@@ -130,7 +131,7 @@ class NoisedUpdate(Unsent):
     def __init__(self, steps: NoisedSteps, site: str, event_id: str) -> None:
         if not isinstance(steps, NoisedSteps):
             raise TypeError(f"an update is made of noised steps and of nothing else, and this is a {type(steps)}")
-        self._fill(steps.difference, site, event_id)
+        _fill(self, steps.difference, site, event_id)
 
     @classmethod
     def unprotected(cls, vector: NDArray[np.float32], site: str, trust: Trust) -> Self:
@@ -147,10 +148,44 @@ class NoisedUpdate(Unsent):
         if trust.claims_epsilon:
             raise TypeError("the mechanism claims an epsilon, so an update without noise does not leave")
         update = object.__new__(cls)
-        update._fill(vector.copy(), site, "")
+        _fill(update, vector.copy(), site, "")
         return update
 
-    def _fill(self, vector: NDArray[np.float32], site: str, event_id: str) -> None:
-        vector.setflags(write=False)
-        for name, value in (("vector", vector), ("site", site), ("event_id", event_id)):
-            object.__setattr__(self, name, value)
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class NoiseShared(Unsent):
+    """What may be aggregated and nothing else: it has a share of the noise, so that only the sum of many is private.
+
+    Args:
+        share: of one step.
+        site: whose.
+        event_id: the ledger's event that was charged for it.
+
+    Attributes:
+        vector: (n,) float64 whole numbers; read-only.
+        site: whose.
+        event_id: the ledger's event.
+
+    Raises:
+        TypeError: made of anything but such a share.
+    """
+
+    vector: NDArray[np.float64] = field(repr=False)
+    site: str
+    event_id: str
+
+    def __init__(self, share: NoiseShare, site: str, event_id: str) -> None:
+        if not isinstance(share, NoiseShare):
+            raise TypeError(f"a share of the noise comes from noise_share and from nowhere else; this is {type(share)}")
+        _fill(self, share.values.astype(np.float64), site, event_id)
+
+
+Update: TypeAlias = NoisedUpdate | NoiseShared
+"""What an aggregation takes."""
+
+
+def _fill(update: Update, vector: NDArray[Any], site: str, event_id: str) -> None:
+    vector.setflags(write=False)
+    for name, value in (("vector", vector), ("site", site), ("event_id", event_id)):
+        object.__setattr__(update, name, value)

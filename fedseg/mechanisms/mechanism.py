@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedseg.averaging import fed_avg
 from fedseg.ledger import Entry
 from fedseg.privacy.trust import Trust
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
 from secagg.policy import Policy
 
 MOMENTUM = 0.9
@@ -90,7 +90,7 @@ class Steps(ABC):
         """Whether the steps have left the numbers."""
 
     @abstractmethod
-    def update(self, site: str, event_id: str) -> NoisedUpdate:
+    def update(self, site: str, event_id: str) -> Update:
         """What leaves the site, of all steps together; `event_id` is what was charged for them."""
 
 

@@ -11,7 +11,7 @@ from fedseg.attempt import Emit, Facts
 from fedseg.events import RoundEnded
 from fedseg.mechanisms.mechanism import Mechanism
 from fedseg.study import Study
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
 from secagg import ClientSession, Policy, dequantize, wire
 from secagg.messages import FromClient, FromServer, Reports, Result
 from secagg.packing import unpack
@@ -40,7 +40,7 @@ class Round:
     ) -> None:
         self.me, self.session, self.opened_on = me, session, opened_on
         self.facts = Facts(number, attempt, emit)
-        self.training: asyncio.Task[NoisedUpdate] | None = None
+        self.training: asyncio.Task[Update] | None = None
         self.over = threading.Event()
         self.provided = False
         self.quantised: NDArray[Any] | None = None

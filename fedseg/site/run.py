@@ -22,7 +22,7 @@ from fedseg.site.options import Options
 from fedseg.site.round import Round
 from fedseg.summary import study_event
 from fedseg.train import train_round
-from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from fedseg.update import Update, assign, flatten, model_hash
 from secagg import AbortedError, ClientSession, ExposureError, ProtocolError
 from secagg.files import policy_text
 from secagg.messages import FromClient, MaskedInput, Result, RoundStart, SlotMasks
@@ -142,7 +142,7 @@ class Site(Opening):
         await self._send(self.round, first)
         self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
 
-    async def _train(self, current: Round, model: torch.nn.Module) -> NoisedUpdate:
+    async def _train(self, current: Round, model: torch.nn.Module) -> Update:
         loop, epsilon = asyncio.get_running_loop(), self.figures.epsilon()
 
         def on_step(step: int, steps: int) -> None:
@@ -155,7 +155,7 @@ class Site(Opening):
             progress = dialogue.Progress(round=current.number, step=step, steps=steps, epsilon=epsilon)
             asyncio.run_coroutine_threadsafe(self._tell(progress), loop)
 
-        def work() -> NoisedUpdate:
+        def work() -> Update:
             """What the training thread does."""
             return train_round(
                 model,
