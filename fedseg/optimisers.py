@@ -25,10 +25,12 @@ class Optimiser(NamedTuple):
 
     Attributes:
         kept: of d weights, how many values are kept behind them.
+        parameters: d, of a state of this length.
         step: (state, gradient, learning rate, variance of the gradient's noise) to the next state, a fresh vector.
     """
 
     kept: Callable[[int], int]
+    parameters: Callable[[int], int]
     step: Callable[[NDArray[np.float32], NDArray[np.float64], float, float], NDArray[np.float32]]
 
 
@@ -74,5 +76,5 @@ def _power(base: float, exponent: int) -> float:
     return result
 
 
-OPTIMISERS = {"sgd": Optimiser(lambda d: d, sgd), "adam": Optimiser(lambda d: 2 * d + 1, adam)}
+OPTIMISERS = {"sgd": Optimiser(lambda d: d, lambda n: n // 2, sgd), "adam": Optimiser(lambda d: 2 * d + 1, lambda n: n // 3, adam)}
 """By `[study] optimizer`."""

@@ -7,6 +7,7 @@ Any more of it only hides more. `docs/privacy.md` has the argument.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,25 +167,26 @@ class Distributed(Mechanism):
         grid, step = self._step(terms, sum(parameter.numel() for parameter in model.parameters()))
         return SharedSteps(model, terms, grid, step)
 
-    def state_length(self, parameters: int, terms: Terms) -> int:
-        """See `Mechanism.state_length`."""
-        return parameters + OPTIMISERS[terms.optimizer].kept(parameters)
+    def kept(self, parameters: int, terms: Terms) -> int:
+        """See `Mechanism.kept`: what the optimiser remembers."""
+        return OPTIMISERS[terms.optimizer].kept(parameters)
 
     def following(
         self,
         state: NDArray[np.float32],
         total: NDArray[np.float64],
-        included: int,
+        included: Sequence[str],
         policy: Policy,
-        parameters: int,
         terms: Terms,
     ) -> NDArray[np.float32]:
         """See `Mechanism.following`: the sum is turned back, divided by a public constant, and stepped by."""
+        optimiser = OPTIMISERS[terms.optimizer]
+        parameters = optimiser.parameters(len(state))
         grid, step = self._step(terms, parameters)
-        divisor = terms.denominator * included
+        divisor = terms.denominator * len(included)
         gradient = grid.gradient(total.astype(np.int64), rotation(state[:parameters])) / divisor
-        noise = included * step.variance / (grid.scale * divisor) ** 2
-        return OPTIMISERS[terms.optimizer].step(state, gradient, terms.lr, noise)
+        noise = len(included) * step.variance / (grid.scale * divisor) ** 2
+        return optimiser.step(state, gradient, terms.lr, noise)
 
     def _step(self, terms: Terms, parameters: int) -> tuple[Grid, Step]:
         step = Step.of(terms, self.noise_multiplier(terms))
