@@ -76,5 +76,8 @@ def _power(base: float, exponent: int) -> float:
     return result
 
 
-OPTIMISERS = {"sgd": Optimiser(lambda d: d, lambda n: n // 2, sgd), "adam": Optimiser(lambda d: 2 * d + 1, lambda n: n // 3, adam)}
+OPTIMISERS = {
+    "sgd": Optimiser(lambda d: d, lambda n: n // 2, sgd),
+    "adam": Optimiser(lambda d: 2 * d + 1, lambda n: n // 3, adam),
+}
 """By `[study] optimizer`."""

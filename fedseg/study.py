@@ -6,11 +6,13 @@ whose secure aggregation would be unsafe cannot be constructed.
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
@@ -185,6 +187,7 @@ class RunSection(_Section):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
     threads: Count = Field(default=1, description="threads of torch in one process")
     workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
+    evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")
     hold_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -282,6 +285,20 @@ class Study(_Section):
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
         )
+
+    def scored_after(self, completed: int) -> bool:
+        """Whether the model of so many completed rounds is scored."""
+        return completed % self.run.evaluate_every == 0 or completed == self.study.rounds
+
+    def kept(self, parameters: int) -> int:
+        """How many values a state has behind the weights of such a model; see `Mechanism.kept`."""
+        return self.mechanism.kept(parameters, self.terms)
+
+    def following(
+        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+    ) -> NDArray[np.float32]:
+        """The next state; see `Mechanism.following`."""
+        return self.mechanism.following(state, total, included, policy, self.terms)
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""

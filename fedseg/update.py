@@ -43,8 +43,18 @@ def assign(model: torch.nn.Module, vector: NDArray[np.float32]) -> None:
         vector_to_parameters(values, parameters)
 
 
+def opened(model: torch.nn.Module, kept: int) -> NDArray[np.float32]:
+    """The state in which a study starts: the model's weights, and behind them `kept` zeros."""
+    return np.concatenate([flatten(model), np.zeros(kept, np.float32)])
+
+
+def adopt(model: torch.nn.Module, state: NDArray[np.float32]) -> None:
+    """Set all parameters from the beginning of a state; what else an optimiser keeps lies behind them."""
+    assign(model, state[: sum(parameter.numel() for parameter in model.parameters())])
+
+
 def model_hash(vector: NDArray[np.float32]) -> bytes:
-    """Digest over dtype, length and little-endian bytes of a (d,) vector, 32 bytes."""
+    """Digest over dtype, length and little-endian bytes of a state, 32 bytes: what is hashed and signed of a model."""
     return digest("model", "float32", len(vector), np.ascontiguousarray(vector, dtype="<f4").tobytes())
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias, TypedDict
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Terms:
     sample_rate: float
     clip_norm: float | None
     denominator: int
-    noise: str
+    noise: Literal["skellam", "discrete-gaussian"]
     rounds: int
     local_steps: int
     lr: float

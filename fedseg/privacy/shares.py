@@ -29,7 +29,7 @@ BLOCK = 1 << 12
 """Values that are rotated together: enough to spread a gradient evenly, and the padding stays small."""
 
 RARE = 7.5
-"""k: a patient's rounded vector is too long with a chance of exp(-k^2 / 2), below 2^-40. It is rounded towards 0 then."""
+"""k: with a chance of exp(-k^2 / 2), below 2^-40, a rounded vector is too long and is rounded towards 0 instead."""
 
 
 @dataclass(frozen=True)
