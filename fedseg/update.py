@@ -169,11 +169,12 @@ class NoiseShared(Unsent):
 
     Args:
         share: of one step.
+        bits: b of the sum, modulo 2^b of which the share is taken as well.
         site: whose.
         event_id: the ledger's event that was charged for it.
 
     Attributes:
-        vector: (n,) float64 whole numbers; read-only.
+        vector: (n,) int64, of which the low b bits are not 0; read-only.
         site: whose.
         event_id: the ledger's event.
 
@@ -181,14 +182,14 @@ class NoiseShared(Unsent):
         TypeError: made of anything but such a share.
     """
 
-    vector: NDArray[np.float64] = field(repr=False)
+    vector: NDArray[np.int64] = field(repr=False)
     site: str
     event_id: str
 
-    def __init__(self, share: NoiseShare, site: str, event_id: str) -> None:
+    def __init__(self, share: NoiseShare, bits: int, site: str, event_id: str) -> None:
         if not isinstance(share, NoiseShare):
             raise TypeError(f"a share of the noise comes from noise_share and from nowhere else; this is {type(share)}")
-        _fill(self, share.values.astype(np.float64), site, event_id)
+        _fill(self, share.values & np.int64((1 << bits) - 1), site, event_id)
 
 
 Update: TypeAlias = NoisedUpdate | NoiseShared

@@ -25,11 +25,15 @@ from fedseg.privacy.shares import Grid, NoiseShare, noise_share
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
 from fedseg.update import NoiseShared, flatten
 from secagg.encoding import digest
+from secagg.layout import Field, Layout
 from secagg.policy import Policy
 from secagg.prg import Stream
 
 NOISES = {"skellam": skellam, "discrete-gaussian": discrete_gaussian}
 """By `[privacy] noise`."""
+
+MOST_BITS = 48
+"""Of the sum, so that turning it back is exact in 64."""
 
 DEVIATION = 1 << 13
 """Of a site's share of the noise, about: it makes the grid so fine that rounding adds next to nothing to it."""
@@ -92,7 +96,7 @@ class SharedSteps(Steps):
         """See `Steps.update`."""
         if self._share is None:
             raise TypeError("no step was made, so there is nothing to share")
-        return NoiseShared(self._share, site, event_id)
+        return NoiseShared(self._share, self._terms.bits, site, event_id)
 
 
 class Distributed(Mechanism):
@@ -117,6 +121,8 @@ class Distributed(Mechanism):
             )
         if set(terms.weights) != {1.0}:
             return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"
+        if terms.bits > MOST_BITS:
+            return f"[secagg] bits = {terms.bits}: at most {MOST_BITS} with mechanism = 'distributed'; leave it at 32"
         if terms.bits < (needed := self._bits_needed(terms)):
             return f"[secagg] bits = {terms.bits}: the noisy sum of these sites needs {needed}; leave it at 32"
         return ""
@@ -128,10 +134,9 @@ class Distributed(Mechanism):
         return math.ceil(DEVIATION * (patients + 12 * math.sqrt(sites))).bit_length() + 1
 
     def encoding(self, parameters: int, terms: Terms) -> Encoding:
-        """See `Mechanism.encoding`: whole numbers, in steps of 1."""
-        value_bits = min(((1 << terms.bits) - 1) // (2 * len(terms.weights)), 1 << 47).bit_length()
+        """See `Mechanism.encoding`: whole numbers as they are, modulo 2^bits."""
         length = Grid(parameters, 1.0, DEVIATION).length
-        return Encoding(length, float(1 << value_bits - 1), value_bits)
+        return Encoding(layout=Layout({"gradient": Field.integers(length, bits=terms.bits)}))
 
     def noise_multiplier(self, terms: Terms) -> float:
         """See `Mechanism.noise_multiplier`."""

@@ -14,6 +14,7 @@ from fedseg.averaging import fed_avg
 from fedseg.ledger import Entry
 from fedseg.privacy.trust import Trust
 from fedseg.update import Update
+from secagg.layout import Layout
 from secagg.policy import Policy
 
 VALUE_BITS = 20
@@ -67,17 +68,19 @@ class Terms:
 
 
 class Encoding(NamedTuple):
-    """How an update becomes integers; fields of `secagg.Policy`."""
+    """How an update becomes integers: the fields of `secagg.Policy` that say so."""
 
-    length: int
-    clip_range: float
-    value_bits: int
+    length: int = 0
+    clip_range: float = 0.0
+    value_bits: int = 0
+    layout: Layout | None = None
 
 
 class Said(TypedDict):
     """What every entry of a ledger says; see `fedseg.ledger`."""
 
     study_hash: str
+    study: str
     site: str
     training_run: str
     round_number: int
