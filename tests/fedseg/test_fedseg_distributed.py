@@ -71,10 +71,9 @@ def test_no_patient_is_longer_than_the_sensitivity_whatever_rounding_does(gradie
 def test_a_rounding_that_is_too_long_is_cut_and_not_let_through(monkeypatch):
     grid = Grid(4096, CLIP, 300)
     monkeypatch.setattr(Stream, "uniform", lambda self, n: np.zeros(n))  # every value up
-    even = np.full(4096, CLIP / 64) * grid._signs(KEY)
-    even = np.abs(even)[::1] / 1.0
-    placed = grid.integers(even, KEY, Stream())
-    assert 0 < placed @ placed <= 300**2
+    even = grid.gradient(np.ones(4096, np.int64), KEY)  # which is turned into 4.6 everywhere
+    placed = grid.integers(even * CLIP / np.linalg.norm(even), KEY, Stream())
+    assert (placed == 4).all()  # 5 would be too long
 
 
 def test_what_patients_add_stands_for_the_sum_of_their_gradients():
