@@ -213,16 +213,16 @@ class _Simulation:
         for site in sites:
             epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
             self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
-        self.folder.end_round(self.model, self.book, ended, self._kept)
+        self.folder.end_round(self.model, self.book, ended, self._memory)
         if not self._scored():
             self._score()
 
     @property
-    def _kept(self) -> NDArray[np.float32]:
+    def _memory(self) -> NDArray[np.float32]:
         return self.state[self.parameters :]
 
     def _checkpoint(self) -> None:
-        self.folder.checkpoint(self.model, self.book, self._kept)
+        self.folder.checkpoint(self.model, self.book, self._memory)
 
     def _scored(self) -> bool:
         """Whether the last whole round has its figures, or is one that gets none."""
