@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from fedseg.data.cases import Case, SiteData
+from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import entries
 from fedseg.evaluation import evaluate, mean_interval, overall_mean
 from fedseg.models import load_model
@@ -74,15 +74,14 @@ def plan(data: str, rates: dict[str, float], steps: dict[str, int], seeds: int) 
     return list(dict.fromkeys(cells[: 3 * seeds] + twins + cells[3 * seeds :]))
 
 
-def everybody(study: Study, folder: Path) -> SiteData:
-    """All patients of a set in one place, each with the role that it has for good."""
-    places = {site: folder / site for site in study.site_ids}
-    if study.data.layout != "phantom" and not places[study.site_ids[0]].is_dir():
-        places = {study.site_ids[0]: folder}  # one folder, which the study divides
-    cases: list[Case] = []
-    for site, place in places.items():
-        of = None if study.data.layout == "phantom" else place
-        cases += [entry.load(site, study) for entry in entries(of, site, study)]
+def everybody(study: Study, folder: Path | None) -> SiteData:
+    """All patients of a set in one place, each with the role that it has for good; `folder` is whole or one a site."""
+    places: dict[str, Path | None] = dict.fromkeys(study.site_ids)
+    if folder is not None:
+        whole = not (folder / study.site_ids[0]).is_dir()
+        places = {study.site_ids[0]: folder} if whole else {site: folder / site for site in study.site_ids}
+    read = (entry.load(site, study) for site, place in places.items() for entry in entries(place, site, study))
+    cases = [replace(case, patient=f"{case.site}/{case.patient}") for case in read]  # two sites may use one name
     kept = Stream.seeded(11, "utility", study.study.name).uniform(len(cases)) < study.data.holdout
     return SiteData(
         "all",
