@@ -8,10 +8,16 @@ and subtracted. Must never: take a policy or a roster from a transcript or from 
 from pathlib import Path
 
 from fedseg.credentials import load_federation, signing_key
+from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError
+from fedseg.ledger import FILE, Ledger
+from fedseg.ledger.home import Home, RecordWitness
+from fedseg.ledger.payers import Payers
+from fedseg.ledger.witness import MarksWitness
 from fedseg.study import Study
 from secagg import PinnedRoster, Policy, Store, accept_exposure
 from secagg.encoding import HASH_BYTES
+from secagg.keys import SigningKey
 from secagg.messages import Receipt
 from secagg.sqlite import SqliteStore
 from secagg.transcript import accept
@@ -30,6 +36,25 @@ def marks_of(state: Path, site: str) -> SqliteStore:
     if not (state / MARKS).is_file():
         raise ConfigError(f"{state}: holds no marks of {site}; give --state as when the site took part")
     return SqliteStore(state / MARKS, site)
+
+
+def data_set_ledger(state: Path, store: SqliteStore, key: SigningKey | None, data: SiteData) -> Ledger:
+    """The ledger of a data set, with all that lies beside it and knows how far it has come.
+
+    Args:
+        state: the data set's state folder.
+        store: its marks.
+        key: the site's, which signs what is charged.
+        data: the patients of this run.
+
+    Raises:
+        LedgerError: it does not verify, its end is missing, it is a copy, or it is of an earlier version.
+        ConfigError: the site's home cannot be used.
+    """
+    home = Home()
+    payers = Payers(home, state, data.patients, sorted({case.patient for case in data.test}))
+    witnesses = MarksWitness(store, [state / FILE, state / MARKS]), RecordWitness(home, state)
+    return Ledger.of_site(state, key, witnesses=witnesses, payers=payers)
 
 
 def accept_round(study: Study, credentials: Path, state: Path, site: str, round_id: str) -> str:
