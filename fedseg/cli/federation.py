@@ -154,8 +154,10 @@ def _state_folder(study: "Study", name: str, data: Path | None, given: Path | No
     if not layout_of(study).needs_folder:
         return (given or earlier).absolute()
     home = Home()
-    if data is not None:
+    if data is not None and data.is_dir():
         return home.state_of(name, data, given, earlier)
+    if data is not None:
+        return given or earlier  # there are no images: loading says so
     known = sorted({found.state for found in home.data_sets() if found.site == name})
     if given is None and len(known) != 1:
         of = f"{name} has {len(known)} data sets here" if known else f"nothing is known of {name} here"
