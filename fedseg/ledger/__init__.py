@@ -9,7 +9,7 @@ image or secret key is ever named.
 
 from fedseg.ledger.book import FILE, Ledger
 from fedseg.ledger.chain import START, Line, read, verify
-from fedseg.ledger.entries import Entry, MetricsRelease, NoisySteps, UnprotectedRound, distinct, released
+from fedseg.ledger.entries import Entry, MetricsRelease, NoisySteps, NoisySum, UnprotectedRound, distinct, released
 
 __all__ = [
     "FILE",
@@ -19,6 +19,7 @@ __all__ = [
     "Line",
     "MetricsRelease",
     "NoisySteps",
+    "NoisySum",
     "UnprotectedRound",
     "distinct",
     "read",
