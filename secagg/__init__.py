@@ -9,6 +9,21 @@ from secagg.book import RoundBook
 from secagg.client import OpenRound, accept_exposure, open_round, unchecked_round
 from secagg.complaints import LeaveOut, leave_out
 from secagg.context import RoundContext
+from secagg.driver import (
+    ClientDriver,
+    Completed,
+    Exposed,
+    Failed,
+    Joined,
+    NeedInput,
+    Published,
+    Refused,
+    Retrying,
+    Save,
+    Send,
+    ServerDriver,
+    Silent,
+)
 from secagg.errors import (
     AbortedError,
     AuthenticationError,
@@ -25,33 +40,49 @@ from secagg.errors import (
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Field, Layout
 from secagg.policy import PinnedRoster, Policy, Suite
-from secagg.quantize import dequantize
+from secagg.quantize import dequantize, means, sums
 from secagg.session import ClientSession, ServerSession
 from secagg.store import MemoryStore, Store
 
 __all__ = [
     "AbortedError",
     "AuthenticationError",
+    "ClientDriver",
     "ClientSession",
     "ComplaintError",
+    "Completed",
     "ConfigError",
+    "Exposed",
     "ExposureError",
+    "Failed",
+    "Field",
     "IllegalTransitionError",
     "InconsistentViewError",
+    "Joined",
+    "Layout",
     "LeaveOut",
     "MalformedMessageError",
     "MemoryStore",
+    "NeedInput",
     "OpenRound",
     "PinnedRoster",
     "Policy",
     "ProtocolError",
+    "Published",
+    "Refused",
+    "Retrying",
     "RoundBook",
     "RoundContext",
+    "Save",
     "SecAggError",
+    "Send",
+    "ServerDriver",
     "ServerSession",
     "ShareError",
     "SigningKey",
+    "Silent",
     "Store",
     "Suite",
     "TooFewClientsError",
@@ -59,7 +90,9 @@ __all__ = [
     "accept_exposure",
     "dequantize",
     "leave_out",
+    "means",
     "open_round",
+    "sums",
     "unchecked_round",
     "wire",
 ]

@@ -7,19 +7,21 @@ section "Steps of a round".
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.context import RoundContext
 from secagg.errors import (
+    AbortedError,
     ConfigError,
     IllegalTransitionError,
+    InconsistentViewError,
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import (
+    Abort,
+    AdvertiseKeys,
     Attestations,
     Confirmation,
     FromClient,
@@ -33,6 +35,7 @@ from secagg.messages import (
     SlotMasks,
     SlotsFailed,
 )
+from secagg.packing import unpack
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor, Stream
 from secagg.quantize import Quantised
@@ -88,16 +91,29 @@ class ClientSession:
     ) -> None:
         self._policy, self._me, self._executor = policy, me, executor
         self._state: object = Joining(policy, me, signing_key, pinned, opened, store)
+        self._slot = opened.context.slot(session_id(policy, pinned))
+        self._opened = opened
+        self._first: AdvertiseKeys | None = None
         self._update: Quantised | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
         self._provided = False
         self._answered: list[tuple[FromServer, FromClient]] = []
         self._step = STEPS[0]
-        self._clip_rate = 0.0
-        self._head: bytes | None = None
+        self._clip_rate, self._clip_rates = 0.0, dict[str, float]()
+        self._result: Result | None = None
         self._included: tuple[str, ...] = ()
         self._finished = False
+
+    @property
+    def opened(self) -> OpenRound:
+        """What the attempt is about."""
+        return self._opened
+
+    @property
+    def first(self) -> AdvertiseKeys | None:
+        """What `start` returned, for a server that opens the same attempt again; None before."""
+        return self._first
 
     @property
     def step(self) -> str:
@@ -106,8 +122,13 @@ class ClientSession:
 
     @property
     def clip_rate(self) -> float:
-        """Fraction of the update's values outside the clip range, once it was provided."""
+        """Fraction of the update's floats outside their clip range, once it was provided."""
         return self._clip_rate
+
+    @property
+    def clip_rates(self) -> Mapping[str, float]:
+        """By field of floats, the fraction of its values outside its clip range, once the update was provided."""
+        return self._clip_rates
 
     @property
     def included(self) -> tuple[str, ...]:
@@ -115,16 +136,32 @@ class ClientSession:
         return self._included
 
     @property
+    def total(self) -> Vector | None:
+        """The sum, (d,) unsigned integers modulo 2^b, for `secagg.dequantize`; None until the result is verified.
+
+        It is the sum that this client's confirmation is about: its hash is in the head (C-19).
+        """
+        if self._result is None:
+            return None
+        policy = self._policy
+        return unpack(self._result.total, policy.length + policy.slots, policy.bits)[: policy.length]
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the server signed about the finished round; None until the result is verified."""
+        return None if self._result is None else self._result.receipt
+
+    @property
     def head(self) -> bytes | None:
         """Head of the finished round, 32 bytes; None until the result is verified."""
-        return self._head
+        return None if self._result is None else self._result.receipt.head
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will be asked: send the reply to the last message, then stop."""
         return self._finished
 
-    def start(self) -> FromClient:
+    def start(self) -> AdvertiseKeys:
         """The first message: AdvertiseKeys.
 
         Raises:
@@ -134,15 +171,15 @@ class ClientSession:
         if not isinstance(self._state, Joining):
             raise IllegalTransitionError("start() was already called")
         try:
-            self._state, message = self._state.advertise_keys()
+            self._state, self._first = self._state.advertise_keys()
         except BaseException:
             self.close()
             raise
-        return message
+        return self._first
 
     def provide(
         self,
-        update: NDArray[np.float32] | NDArray[np.float64],
+        update: Values,
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
@@ -150,8 +187,9 @@ class ClientSession:
         """Hand over the update, any time before masking: the first steps run while training.
 
         Args:
-            update: (d,) float32 or float64; it is clipped, weighted, stochastically rounded and masked in one pass when
-                the reports are there. Not to be changed until then: `step` is "MaskedInputCollection" afterwards.
+            update: (d,) float32 or float64, or what the policy's layout says: arrays by field. It is clipped, weighted,
+                stochastically rounded and masked in one pass when the reports are there. Not to be changed until then:
+                `step` is "MaskedInputCollection" afterwards.
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
             copy: where given, filled with the quantised update as it is masked, see `secagg.quantize.Quantised`.
@@ -160,14 +198,15 @@ class ClientSession:
             The masked input, to be sent now, where the reports came before the update; else None.
 
         Raises:
-            ConfigError: wrong shape, or a value that is not finite.
+            ConfigError: wrong field, shape or type, a value that is not finite, a count or weight out of its range.
             IllegalTransitionError: an update was already provided, or the session is over.
             ProtocolError, AbortedError: as `receive`, of reports that came before.
         """
         if self._provided or self._finished:
             raise IllegalTransitionError("this session is over, or has its update")
         self._update = Quantised(update, self._policy, self._me, stream or Stream(), copy)
-        self._clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
+        self._clip_rate, self._clip_rates = self._update.clip_rate, self._update.clip_rates
+        self._event_id, self._provided = event_id, True
         return None if self._waiting is None else self._answer(self._waiting)
 
     def receive(self, message: FromServer) -> FromClient | None:
@@ -216,14 +255,22 @@ class ClientSession:
                 self._state, reply = state.unmask(message)
             case (Attested() | Released()) as state, Result():
                 reply = state.conclude(message)
-                self._head = reply.head
+                self._result = message
                 self.close()
             case Released() as state, SlotsFailed():
                 reply = state.show_slot_masks(message)
                 self.close()
+            case _, Abort():
+                self._abort(message)
             case _:
                 raise UnexpectedMessageError("C-20", f"the server sent {type(message).__name__} out of turn")
         return reply
+
+    def _abort(self, message: Abort) -> NoReturn:
+        """The attempt is over as after a deadline: every mark stays as it is, so that nothing is given twice."""
+        if message.slot != self._slot:
+            raise InconsistentViewError("C-28", "the server ended another attempt than this client is in")
+        raise AbortedError(self._step, f"the server ended this attempt after {self._step}: {message.reason}")
 
     def close(self) -> None:
         """End the session and wipe its secrets; safe to call at any time."""
@@ -268,7 +315,8 @@ class ServerSession:
         if not set(leave_out) <= pinned.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
         session = session_id(policy, pinned)
-        opened = Round(policy, pinned, round_context, session, round_context.slot(session), signing_key, executor)
+        self._slot = round_context.slot(session)
+        opened = Round(policy, pinned, round_context, session, self._slot, signing_key, executor)
         self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
@@ -359,6 +407,20 @@ class ServerSession:
         if new and self._record is not None and not isinstance(message, SlotMasks):
             self._record(message)
         return None
+
+    def abort(self, reason: object) -> Abort:
+        """End the session, if it is not over, and return what tells every client so that it does not wait for ever.
+
+        Args:
+            reason: for people: the error that ended it, or a sentence; at most 1000 characters are sent.
+
+        Raises:
+            IllegalTransitionError: there is a sum, which every client of U3 may have.
+        """
+        if self._result is not None:
+            raise IllegalTransitionError("this round has its sum")
+        self._finished, self._state = True, None
+        return Abort.because(self._slot, reason)
 
     @property
     def confirmations(self) -> Mapping[str, Confirmation]:

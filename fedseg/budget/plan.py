@@ -95,6 +95,7 @@ def _said(study: Study, site: str, training_run: str, round_number: int) -> Said
     """What every entry says."""
     return {
         "study_hash": study.hash().hex(),
+        "study": study.study.name,
         "site": site,
         "training_run": training_run,
         "round_number": round_number,

@@ -62,6 +62,7 @@ class Said(TypedDict):
     """What every entry of a ledger says; see `fedseg.ledger`."""
 
     study_hash: str
+    study: str
     site: str
     training_run: str
     round_number: int
