@@ -98,8 +98,8 @@ def verify(
 def epsilon(ledger: Book, delta: Delta, as_json: AsJson = False) -> None:
     """Say what a data set's patients have spent.
 
-    Each run alone, all together, and the patient who has spent most. What is composed over everything decides whether a round may be charged. What the patient who has spent most has
-    spent depends on who is in which study: it is for this site's eyes.
+    Each run alone, all together, and the patient who has spent most. What is composed over everything decides whether
+    a round may be charged. The last depends on who is in which study: it is for this site's eyes.
     """
     from fedseg.budget.balance import balance
 
@@ -129,7 +129,8 @@ def moved(
 ) -> None:
     """Say that a state folder was moved.
 
-    Nothing may have trained on the old one since. It is refused where its ledger is behind what is known of it. It stays on record in the folder.
+    Nothing may have trained on the old one since. It is refused where its ledger is behind what is known of it, and
+    stays on record in the folder.
     """
     from fedseg.exposure import moved as settle
 
