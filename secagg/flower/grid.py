@@ -1,0 +1,238 @@
+"""The server's side: a grid that turns one training exchange into a round, and gives the strategy its mean as a reply.
+
+Six exchanges make a sum; what the sites get to see of it rides on the next message to them. A round without a sum is an
+empty list of replies, which every strategy takes for a round in which nobody answered.
+"""
+
+import time
+from collections.abc import Iterable
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from secagg import wire
+from secagg.driver import Completed, Failed, Published, Refused, Retrying, Save, Send, ServerAction, Silent
+from secagg.errors import ProtocolError
+from secagg.federated import mean_of, model_hash
+from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
+from secagg.home import Home
+from secagg.messages import AdvertiseKeys
+from secagg.prg import Executor
+from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+
+PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
+
+
+class SecAggGrid(Grid):  # type: ignore[misc]
+    """A grid for strategies that need the mean only: FedAvg, FedAvgM, FedProx, FedAdam, FedAdagrad, FedYogi.
+
+    Training messages become a round of secure aggregation; all others pass through, and carry what is still to be told.
+    Not for strategies that compare single updates (Krum, medians, trimmed means): they would take the mean for one.
+
+    Args:
+        grid: Flower's.
+        folder: of the server (`secagg.home`); never in the app that is shipped to clients.
+        step_seconds: how long an exchange waits for a node, training apart.
+        input_seconds: how long training may take.
+        attempts: how often a round is tried.
+        executor: what expands masks, such as a `secagg.ray.RayExecutor`.
+
+    Attributes:
+        exchanges: how often messages went to nodes, for sums alone.
+
+    Raises:
+        ConfigError: the folder lacks something.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: str | Path,
+        *,
+        step_seconds: float = 60.0,
+        input_seconds: float = 3600.0,
+        attempts: int = 3,
+        executor: Executor | None = None,
+    ) -> None:
+        self._grid, self._home, self.exchanges = grid, Home.read(folder), 0
+        self._driver = self._home.server(
+            executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
+        )
+        self._asked: dict[int, Message] = {}
+        self._client_at: dict[int, str] = {}
+        self._waiting: dict[str, int] = {}
+        self._later: dict[int, list[bytes]] = {}
+        self._completed: Completed | None = None
+        self._failed = False
+
+    def set_run(self, run: Any) -> None:
+        """See `Grid.set_run`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid.run`."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See `Grid.create_message`."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        found: Iterable[int] = self._grid.get_node_ids()
+        return found
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid.push_messages`; nothing is summed."""
+        pushed: Iterable[str] = self._grid.push_messages(messages)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        pulled: Iterable[Message] = self._grid.pull_messages(message_ids)
+        return pulled
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Of training messages the mean, as one reply, or none where there is no sum; others as `Grid` does."""
+        asked = list(messages)
+        if asked and asked[0].metadata.message_type.split(".")[0] == MessageType.TRAIN:
+            return self._summed(asked, timeout)
+        return self._passed(asked, timeout)
+
+    # --- A round ------------------------------------------------------------------------------------------------------
+
+    def _summed(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        self._asked = {message.metadata.dst_node_id: message for message in messages}
+        self._completed, self._failed = None, False
+        model, began = arrays_in(messages[0].content), time.monotonic()
+        if self._driver.deadline is not None:  # a transcript waits for confirmations of the round before
+            self._push({node: [] for node in self._later if node in self._asked})
+            self._listen(lambda: self._driver.deadline is None or not self._waiting, None)
+        self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
+        self._listen(lambda: self._completed is not None or self._failed, timeout and began + timeout)
+        if self._completed is None or self._driver.session is None:
+            return []
+        total, task = self._driver.session.result, self._home.task
+        mean = mean_of(total, self._driver.policy, self._completed.included, model, changes=task.changes)
+        count = int(mean.weight) if mean.weight.is_integer() else mean.weight
+        content = {
+            "arrays": ArrayRecord({name: Array(array) for name, array in mean.arrays.items()}),
+            "metrics": MetricRecord({task.weighted_by: count, **mean.metrics}),
+        }
+        return [Message(RecordDict(content), reply_to=messages[0])]
+
+    def _listen(self, done: Any, until: float | None) -> None:
+        """Hear the nodes and do what the driver says, until it is done."""
+        while not done():
+            now = time.monotonic()
+            replies = list(self._grid.pull_messages(set(self._waiting))) if self._waiting else []
+            for reply in replies:
+                self._hear(reply)
+            for client_id in sorted(self._driver.awaited):
+                if not self._may_speak(client_id):
+                    self._do(self._driver.gone(client_id, now))
+            self._do(self._driver.tick(now))
+            if until is not None and now > until and self._driver.running:
+                self._do(self._driver.abort("the strategy's timeout is over"))
+            if not replies and not done():
+                time.sleep(PULL_SECONDS)
+
+    def _may_speak(self, client_id: str) -> bool:
+        """Whether a message is at the client's node, or at one that may turn out to be its node."""
+        nodes = set(self._waiting.values())
+        return any(self._client_at.get(node, client_id) == client_id for node in nodes)
+
+    def _hear(self, reply: Message) -> None:
+        node = self._waiting.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        if reply.has_error():
+            log(WARNING, "secagg: node %s answers with an error: %s", node, reply.error.reason)
+            return
+        for part in parts_of(reply.content) or []:
+            if client_id := self._speaker(node, part):
+                self._do(self._driver.receive(client_id, part, time.monotonic()))
+        wanted = reply.content.get(EXPOSED)
+        if isinstance(wanted, ConfigRecord):
+            log(WARNING, "secagg: node %s takes part in no sum yet: %s", node, wanted["reason"])
+            kept = self._home.transcripts(self._driver.book.receipts, wanted["rounds"])
+            self._later.setdefault(node, []).extend(kept)
+
+    def _speaker(self, node: int, part: bytes) -> str | None:
+        """Who a node is: it shows that with its first signed advertisement, and stays it.
+
+        Advertisements of others reach a node only when this step is over, so none can be shown in another's place.
+        """
+        if node not in self._client_at and self._driver.session and self._driver.session.step == ADVERTISE_KEYS:
+            try:
+                said = wire.decode_from_client(part)
+                if isinstance(said, AdvertiseKeys) and said.client_id in self._driver.pinned:
+                    said.verify(self._driver.pinned[said.client_id], "S-04", said.client_id)
+                    self._client_at = {n: c for n, c in self._client_at.items() if c != said.client_id}
+                    self._client_at[node] = said.client_id
+            except ProtocolError as error:
+                log(WARNING, "secagg: node %s sent rubbish: %s", node, error)
+        return self._client_at.get(node)
+
+    def _do(self, actions: list[ServerAction]) -> None:
+        sends: dict[int, list[bytes]] = {}
+        for action in actions:
+            match action:
+                case Send():
+                    for node in self._nodes_of(action.to):
+                        sends.setdefault(node, []).append(bytes(action.data))
+                case Save():
+                    self._home.save_book(action.book)
+                case Published() if action.transcript is not None:
+                    data = Path(action.transcript).read_bytes()
+                    for node in {*self._client_at, *self._later}:
+                        self._later.setdefault(node, []).append(data)
+                case Completed():
+                    self._completed = action
+                    log(INFO, "secagg: a sum of %s; dropped out: %s", len(action.included), action.dropped or "nobody")
+                case Failed():
+                    self._failed = True
+                    log(WARNING, "secagg: a round without a sum: %s", action.reason)
+                case Retrying() | Refused() | Silent():
+                    log(WARNING, "secagg: %s", action)
+                case _:
+                    pass
+        if self._completed is not None or self._failed:  # nobody waits for what the sites get to know now
+            for node, parts in sends.items():
+                self._later.setdefault(node, []).extend(parts)
+        elif sends:
+            self._push(sends)
+
+    def _nodes_of(self, client_id: str) -> list[int]:
+        """The client's node; where it has not shown itself yet, every node that nobody is known to be."""
+        known = [node for node, client in self._client_at.items() if client == client_id]
+        return known or [node for node in self._asked if node not in self._client_at]
+
+    def _push(self, sends: dict[int, list[bytes]]) -> None:
+        session, messages = self._driver.session, []
+        training = session is not None and not session.finished and session.step == MASKED_INPUT_COLLECTION
+        nodes = [node for node in sends if node in self._asked]
+        for node in nodes:
+            asked, parts = self._asked[node], [*self._later.pop(node, []), *dict.fromkeys(sends[node])]
+            content = with_parts(asked.content if training else RecordDict(), parts)
+            about = asked.metadata
+            messages.append(Message(content, node, about.message_type, ttl=about.ttl, group_id=about.group_id))
+        self._waiting |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+        self.exchanges += 1
+
+    # --- Everything else ----------------------------------------------------------------------------------------------
+
+    def _passed(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        """As they are, with what is still to be told; replies with nothing for the strategy in them are left out."""
+        for message in messages:
+            if parts := self._later.pop(message.metadata.dst_node_id, None):
+                message.content = with_parts(message.content, parts)
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            if reply.has_content():
+                self._hear(reply)
+                reply.content = without_parts(reply.content)
+        return [reply for reply in replies if reply.has_error() or len(reply.content)]
