@@ -246,5 +246,5 @@ class _Speaking:
 
     def close(self) -> list[tuple[str, FromServer]]:
         """Close the step; the server's replies to the sites that are still there."""
-        replies = self._exchange.close()
-        return [(site, wire.decode_from_server(data)) for site, data in replies.items() if site not in self._gone]
+        heard = wire.decode_each(self._exchange.close())
+        return [(site, message) for site, message in heard.items() if site not in self._gone]

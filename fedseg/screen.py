@@ -34,8 +34,9 @@ from fedseg.events import (
     Trained,
     Waiting,
 )
+from fedseg.mechanisms.table import no_claim, trust_in
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED, no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED
 from secagg.steps import STEPS
 from secagg.terminal import plain
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 from fedseg.aggregate import PlainSum, Rounding, SecureSum
-from fedseg.averaging import fed_avg
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
@@ -170,7 +169,7 @@ class _Simulation:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
                 _cancel(updates)
-        self.vector = fed_avg(self.vector, outcome.total, outcome.ended.included, self.policy)
+        self.vector = self.study.mechanism.following(self.vector, outcome.total, outcome.ended.included, self.policy)
         assign(self.model, self.vector)
         self._record(sites, outcome.ended)
 

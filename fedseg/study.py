@@ -16,8 +16,10 @@ from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
+from fedseg.mechanisms.mechanism import Mechanism, Terms
+from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import SMALLEST_DELTA, too_large
-from fedseg.privacy.trust import TRUST, Trust
+from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
@@ -105,8 +107,8 @@ class ModelSection(_Section):
 
 
 def _known(mechanism: str) -> str:
-    if mechanism not in TRUST:
-        raise ValueError(f"mechanism = {mechanism!r}: use {' or '.join(map(repr, TRUST))}")
+    if mechanism not in MECHANISMS:
+        raise ValueError(f"mechanism = {mechanism!r}: use {' or '.join(map(repr, MECHANISMS))}")
     return mechanism
 
 
@@ -114,8 +116,8 @@ class PrivacySection(_Section):
     """`[privacy]`: the promise to every patient; where no epsilon is claimed the rest only shapes the batches."""
 
     mechanism: Annotated[str, AfterValidator(_known)] = Field(
-        description=" or ".join(f"{name!r} ({row.short})" for name, row in TRUST.items()),
-        json_schema_extra={"enum": list(TRUST)},
+        description=" or ".join(f"{name!r} ({one.trust.short})" for name, one in MECHANISMS.items()),
+        json_schema_extra={"enum": list(MECHANISMS)},
     )
     unit: Literal["patient"] = Field(default="patient", description="whom the promise speaks for")
     epsilon: Positive | None = Field(
@@ -132,11 +134,11 @@ class PrivacySection(_Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if TRUST[self.mechanism].claims_epsilon:
-            for name in ("epsilon", "delta", "clip_norm"):
-                if getattr(self, name) is None:
-                    needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
-                    raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
+        for name in MECHANISMS[self.mechanism].needs:
+            if getattr(self, name) is None:
+                needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
+                raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
+        if MECHANISMS[self.mechanism].trust.claims_epsilon:
             if self.epsilon is not None and self.epsilon > LARGEST_EPSILON:
                 raise ValueError(
                     f"epsilon = {self.epsilon:g} promises nothing; choose at most {LARGEST_EPSILON:g}, and at most 10 "
@@ -216,6 +218,8 @@ class Study(_Section):
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
         self.policy(1)
+        if said := self.mechanism.refusal(self.terms):
+            raise ValueError(said)
         return self
 
     @property
@@ -240,9 +244,33 @@ class Study(_Section):
         return made or len(self.sites) * max(1, round(self.privacy.denominator / self.privacy.sample_rate))
 
     @property
+    def mechanism(self) -> Mechanism:
+        """How patients are protected."""
+        return MECHANISMS[self.privacy.mechanism]
+
+    @property
     def trust(self) -> Trust:
         """What the mechanism claims, and who has to be trusted for it."""
-        return TRUST[self.privacy.mechanism]
+        return self.mechanism.trust
+
+    @property
+    def terms(self) -> Terms:
+        """The numbers that the mechanism works with."""
+        policy = self.policy(1)
+        return Terms(
+            epsilon=self.privacy.epsilon,
+            delta=self.privacy.delta,
+            sample_rate=self.privacy.sample_rate,
+            clip_norm=self.privacy.clip_norm,
+            denominator=self.privacy.denominator,
+            rounds=self.study.rounds,
+            local_steps=self.study.local_steps,
+            lr=self.study.lr,
+            seeded=self.study.seed is not None,
+            weights=tuple(site.weight for site in self.sites),
+            min_survivors=policy.min_survivors,
+            max_corrupt=policy.max_corrupt,
+        )
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""

@@ -55,7 +55,7 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
 def privacy_claim(study: Study, per_site: Mapping[str, float]) -> Privacy | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
     plan = plan_of(study)
-    guarantee = guarantee_of(plan)
+    guarantee = guarantee_of(study)
     if guarantee is None or plan.delta is None:
         return None
     return Privacy(

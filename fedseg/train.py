@@ -8,29 +8,25 @@ PyTorch, NumPy and the cipher release the interpreter lock while they compute, s
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
-import numpy as np
 import torch
 
 from fedseg.budget.charge import charge
-from fedseg.budget.plan import mechanism_of
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
+from fedseg.mechanisms.mechanism import Keys, Steps
 from fedseg.models import check_model
-from fedseg.privacy.dpsgd import draw, noisy_gradient, plain_gradient, stream_of
+from fedseg.privacy.dpsgd import draw, stream_of
 from fedseg.study import Study
 from fedseg.tasks.table import batch_of, task_of
-from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps, assign, flatten
+from fedseg.update import NoisedUpdate, assign, flatten
 from secagg.encoding import digest
 from secagg.prg import KEY_BYTES, Stream
 
 OnStep: TypeAlias = Callable[[int, int], None]
-
-MOMENTUM = 0.9
-"""Of SGD, which keeps a site's pull proportional to its patients. Adam normalises it away: the noise of a site with one
-patient would pull as hard as forty patients elsewhere."""
 
 
 def train_round(
@@ -66,9 +62,7 @@ def train_round(
     check_model(model)
     event_id = charge(ledger, study, site, training_run, round_number)
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
-    if isinstance(steps, NoisedSteps):
-        return NoisedUpdate(steps, site, event_id)
-    return NoisedUpdate.unprotected(steps.difference, site, study.trust)
+    return steps.update(site, event_id)
 
 
 def local_steps(
@@ -79,7 +73,7 @@ def local_steps(
     site: str,
     round_number: int,
     on_step: OnStep | None = None,
-) -> NoisedSteps | PlainSteps:
+) -> Steps:
     """The steps of one round, without a charge: `train_round` charges first, attacks and audits need not.
 
     Args:
@@ -90,50 +84,34 @@ def local_steps(
         round_number: at least 1.
         on_step: called after every step with its number and the number of steps.
 
-    Returns:
-        Noised steps where the mechanism claims an epsilon.
-
     Raises:
         CaseError: a case has no label.
         ConfigError: training diverged.
     """
-    lr = study.study.lr
     cases: dict[str, list[Case]] = {patient: [] for patient in data.patients}
     for case in data.train:
         cases[case.patient].append(case)
     start = flatten(model)
     model.train()
     try:
-        taken = NoisedSteps(model, lr, MOMENTUM) if study.trust.claims_epsilon else PlainSteps(model, lr, MOMENTUM)
+        taken = study.mechanism.begin(model, study.terms)
         for step in range(1, study.study.local_steps + 1):
-            keys = (_key(study, purpose, site, round_number, step) for purpose in ("sampling", "slices", "noise"))
-            _step(taken, model, cases, study, *keys)
+            _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
             if on_step is not None:
                 on_step(step, study.study.local_steps)
     finally:
         assign(model, start)
-    if not np.isfinite(taken.difference).all():
-        raise ConfigError(f"[study] lr = {lr:g}: training diverged in round {round_number}; lower it")
+    if taken.diverged:
+        raise ConfigError(f"[study] lr = {study.study.lr:g}: training diverged in round {round_number}; lower it")
     return taken
 
 
-def _step(
-    taken: NoisedSteps | PlainSteps,
-    model: torch.nn.Module,
-    cases: Mapping[str, Sequence[Case]],
-    study: Study,
-    sampling: bytes,
-    slices: bytes,
-    noise: bytes,
-) -> None:
-    """Draw patients, add up what each gives, noised where the mechanism says so, and move `model`; a key a purpose."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    drawn = draw(list(cases), study.privacy.sample_rate, sampling)
-    losses = (patient_loss(model, cases[patient], study, stream_of(patient, slices)) for patient in drawn)
-    if isinstance(taken, NoisedSteps):
-        taken.step(noisy_gradient(parameters, losses, mechanism_of(study), Stream(noise)))
-    else:
-        taken.step(plain_gradient(parameters, losses, study.privacy.denominator))
+def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Case]], study: Study, keys: Keys) -> None:
+    """Draw patients, and let the mechanism make a step of what each of them gives."""
+    drawn, slices = draw(list(cases), study.privacy.sample_rate, keys("sampling")), keys("slices")
+    taken.step(
+        ((patient, patient_loss(model, cases[patient], study, stream_of(patient, slices))) for patient in drawn), keys
+    )
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
@@ -143,7 +121,7 @@ def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, st
     return task_of(study).loss(model(images.to(device)), targets.to(device))
 
 
-def _key(study: Study, purpose: str, site: str, round_number: int, step: int) -> bytes:
+def _key(study: Study, site: str, round_number: int, step: int, purpose: str) -> bytes:
     """A key that is used once: from the operating system, or reproducible where the study has a seed."""
     seed = study.study.seed
     return secrets.token_bytes(KEY_BYTES) if seed is None else digest("step", seed, purpose, site, round_number, step)

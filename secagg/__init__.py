@@ -25,8 +25,9 @@ from secagg.errors import (
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Field, Layout
 from secagg.policy import PinnedRoster, Policy, Suite
-from secagg.quantize import dequantize
+from secagg.quantize import dequantize, means, sums
 from secagg.session import ClientSession, ServerSession
 from secagg.store import MemoryStore, Store
 
@@ -37,8 +38,10 @@ __all__ = [
     "ComplaintError",
     "ConfigError",
     "ExposureError",
+    "Field",
     "IllegalTransitionError",
     "InconsistentViewError",
+    "Layout",
     "LeaveOut",
     "MalformedMessageError",
     "MemoryStore",
@@ -59,7 +62,9 @@ __all__ = [
     "accept_exposure",
     "dequantize",
     "leave_out",
+    "means",
     "open_round",
+    "sums",
     "unchecked_round",
     "wire",
 ]

@@ -5,14 +5,14 @@ can read.
 """
 
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import PinnedRoster, Policy
 from secagg.text import read_text
 from secagg.writing import owners_only
 
@@ -144,10 +144,7 @@ def read_federation(path: Path) -> Federation:
 
 def policy_text(policy: Policy) -> str:
     """The text of a policy file; `read_policy` makes an equal policy of it, to the last bit of every number."""
-    lines = ["[policy]", *(f"{name} = {_written(getattr(policy, name))}" for name in _KINDS if name != "weights")]
-    if policy.weights:
-        lines += ["", "[policy.weights]", *(f'"{who}" = {float(weight)!r}' for who, weight in policy.weights.items())]
-    return "\n".join([*lines, ""])
+    return policy.to_toml()
 
 
 def read_policy(path: Path) -> Policy:
@@ -157,72 +154,5 @@ def read_policy(path: Path) -> Policy:
         ConfigError: it holds none, one that lacks a field or has an unknown one, or one that cannot be safe.
         OSError: it cannot be read.
     """
-    return _parsed(path, "a policy; write a table [policy] with the fields of secagg.Policy", _policy)
-
-
-_KINDS: dict[str, type] = {
-    "project": str,
-    "clients": int,
-    "length": int,
-    "clip_range": float,
-    "max_corrupt": int,
-    "min_survivors": int,
-    "suite": Suite,
-    "bits": int,
-    "value_bits": int,
-    "server_key": bytes,
-    "weights": dict,
-}
-
-
-def _written(value: object) -> str:
-    match value:
-        case bytes():
-            return f'"{value.hex()}"'
-        case Suite():
-            return f'"{value.value}"'
-        case str():
-            return f'"{value}"'
-        case float():
-            return repr(float(value))
-    return str(value)
-
-
-def _policy(entries: dict[str, Any]) -> Policy:
-    table = entries["policy"]
-    for problem in _problems(table):
-        raise ConfigError(problem)
-    return Policy(**{name: _value(name, value) for name, value in table.items()})
-
-
-def _problems(table: dict[str, Any]) -> Iterator[str]:
-    if unknown := sorted(table.keys() - _KINDS.keys()):
-        yield f"the policy has the unknown field {unknown[0]!r}; remove it, or use a later version"
-    for field in fields(Policy):
-        required = field.default is MISSING and field.default_factory is MISSING
-        if required and field.name not in table:
-            yield f"the policy lacks the field {field.name!r}"
-
-
-def _value(name: str, value: Any) -> Any:
-    kind = _KINDS[name]
-    try:
-        if kind is bytes:
-            return bytes.fromhex(value)
-        if kind is Suite:
-            return Suite(value)
-        if kind is float:
-            return _number(value)
-        if kind is dict:
-            return {client_id: _number(weight) for client_id, weight in value.items()}
-        if type(value) is not kind:
-            raise TypeError
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        raise ConfigError(f"the policy's field {name!r} has a value that it cannot have") from None
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError
-    return float(value)
+    what = "a policy; write a table [policy] with the fields of secagg.Policy"
+    return _parsed(path, what, lambda entries: Policy.from_table(entries["policy"]))

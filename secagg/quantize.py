@@ -1,11 +1,13 @@
-"""From a float vector to integers modulo 2^b and back.
+"""From a client's values to integers modulo 2^b, and from their sum back to numbers.
 
-Clip range and scale come from the policy, never from the data. The numpy here is the reference; where the compiled
-kernel is there, it does the same passes to the same bytes. Must never: name a value in an error, or round
-with randomness that is not cryptographic. Specification: docs/spec.md, section "Encoding".
+Fields, clip ranges and scales come from the policy, never from the data. The numpy here is the reference; where the
+compiled kernel is there, it does the same passes to the same bytes. Must never: name a value in an error, or round with
+randomness that is not cryptographic. Specification: docs/spec.md, sections "Encoding" and "Fields".
 """
 
 import math
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from secagg import kernel
 from secagg.errors import ConfigError
+from secagg.layout import WHOLE, Field, Kind, Values
 from secagg.packing import dtype_for, modulo
 from secagg.policy import Policy
 
@@ -32,56 +35,71 @@ class Words(Protocol):
         """(n,) uniform uint32, in memory that the caller may change."""
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _Piece:
+    """The values of one field, and what they become."""
+
+    values: NDArray[Any]
+    start: int
+    name: str
+    rounded: bool
+    clip_range: float
+    scale: float
+    coarse: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.values)
+
+
 class Quantised:
     """An update as integers modulo 2^b, made piece by piece as they are read: once, in order.
 
-    It clips, weights, scales and rounds. Rounding is stochastic: v becomes the integer nearest to v + u, u uniform
-    among the odd multiples of 2^-32 between -1/2 and 1/2 (of 2^(value_bits - 53) above 21 value bits), and so one of
-    its neighbours, with mean v to within 2^-32 of a step up to 21 value bits and to float64's own precision above. No
-    value leaves `policy.bound(client_id)`.
+    Floats and weights are clipped, weighted, scaled and rounded. Rounding is stochastic: v becomes the integer nearest
+    to v + u, u uniform among the odd multiples of 2^-32 between -1/2 and 1/2 (of 2^(value_bits - 53) above 21 value
+    bits), and so one of its neighbours, with mean v to within 2^-32 of a step up to 21 value bits and to float64's own
+    precision above. No value leaves `Field.bound`. Counts and integers are taken as they are.
 
     Args:
-        update: (d,) float32 or float64, in the units of `policy.clip_range`; not to be changed until it has been read.
-        policy: gives d, clip range, weights and bits.
+        update: what the policy's fields take (`secagg.layout.Layout.pack`), for a policy without a layout (d,) float32
+            or float64 in the units of `policy.clip_range`; not to be changed until it has been read.
+        policy: gives fields, weights and bits.
         client_id: whose public weight applies.
-        stream: fresh randomness, one word a value.
+        stream: fresh randomness, one word a value that is rounded.
         copy: where given, (d,) of `dtype_for(bits)`, filled with the integers below 2^b as they are read: for whoever
             holds the update anyway and wants to hold the sum against it.
 
     Attributes:
         policy: as given.
-        clip_rate: fraction of the values outside the clip range.
+        clip_rates: by field of floats, the fraction of its values outside its clip range.
+        clip_rate: the fraction of all floats outside theirs.
 
     Raises:
-        ConfigError: a wrong shape or type, or values that are not finite (their number is named, never a value).
+        ConfigError: another field, shape or type, a count or weight out of its range, or values that are not finite
+            (their number is named, never a value).
     """
 
     def __init__(
-        self,
-        update: NDArray[np.float32] | NDArray[np.float64],
-        policy: Policy,
-        client_id: str,
-        stream: Words,
-        copy: NDArray[Any] | None = None,
+        self, update: Values, policy: Policy, client_id: str, stream: Words, copy: NDArray[Any] | None = None
     ) -> None:
-        if update.shape != (policy.length,) or update.dtype not in (np.float32, np.float64):
-            raise ConfigError(
-                f"the update is {update.dtype} of shape {update.shape}; the policy needs float32 or float64 of shape "
-                f"({policy.length},)"
-            )
-        self._update, self._stream, self._copy, self._read = update, stream, copy, 0
-        self.policy, self._clip_range = policy, policy.clip_range
-        self._scale = policy.scale(client_id) * _STEP
-        # So coarse that words add without rounding to values of any magnitude; finer up to 21 value bits.
-        self._coarse = np.int32(max(policy.value_bits - 21, 0))
+        self.policy, self._stream, self._copy, self._read = policy, stream, copy, 0
+        fields = policy.fields
+        arrays = fields.pack(update)
+        weighing = policy.weight(client_id), policy.largest_weight
+        if fields.weight is not None:
+            weighing = float(arrays[list(fields).index(fields.weight)][0]), policy.largest_weight
+        places = zip(fields.places(), arrays, strict=True)
+        self._pieces = [_piece(name, field, where.start, array, weighing) for (name, field, where), array in places]
         # Fresh memory for every piece would cost more than the arithmetic.
         self._floats = np.empty((2, min(_QUANTIZE_CHUNK, policy.length)))
-        outside = 0
-        for start in range(0, policy.length, _QUANTIZE_CHUNK):
-            part = update[start : start + _QUANTIZE_CHUNK]
-            if self._largest(part) > self._clip_range:
-                outside += int(np.count_nonzero(np.abs(part, dtype=np.float64) > self._clip_range))
-        self.clip_rate = outside / policy.length
+        outside, values = 0, 0
+        self.clip_rates: dict[str, float] = {}
+        for piece in self._pieces:
+            if fields[piece.name].kind is Kind.FLOAT:
+                clipped = self._outside(piece)
+                self.clip_rates[piece.name] = clipped / len(piece.values)
+                outside, values = outside + clipped, values + len(piece.values)
+        self.clip_rate = outside / values if values else 0.0
 
     def __repr__(self) -> str:
         return "<Quantised>"
@@ -96,37 +114,42 @@ class Quantised:
             ConfigError: the update now holds values that are not finite.
             ValueError: more than is left.
         """
-        if self._read + len(out) > len(self._update):
+        begin, end = self._read, self._read + len(out)
+        if end > self.policy.length:
             raise ValueError("an update is read once, and not beyond its end")
-        begin = self._read
-        for start in range(0, len(out), _QUANTIZE_CHUNK):
-            self._round(out[start : start + _QUANTIZE_CHUNK])
+        for piece in self._pieces:
+            for start in range(max(begin, piece.start), min(end, piece.stop), _QUANTIZE_CHUNK):
+                stop = min(start + _QUANTIZE_CHUNK, end, piece.stop)
+                part, into = piece.values[start - piece.start : stop - piece.start], out[start - begin : stop - begin]
+                if piece.rounded:
+                    self._round(piece, part, into)
+                else:
+                    into[:] = part  # of negative ones the low bits: two's complement
+        self._read = end
         if self._copy is not None:
-            self._copy[begin : self._read] = out
-            modulo(self._copy[begin : self._read], self.policy.bits)
+            self._copy[begin:end] = out
+            modulo(self._copy[begin:end], self.policy.bits)
 
-    def _round(self, out: NDArray[Any]) -> None:
-        """Rounds the next values stochastically into `out`: adds a random fraction, then lets `_MAGIC` round.
+    def _round(self, piece: _Piece, part: NDArray[Any], out: NDArray[Any]) -> None:
+        """Rounds values stochastically into `out`: adds a random fraction, then lets `_MAGIC` round.
 
         All values here are in units of 2^-32 of an integer, so that a random 32-bit word is a random fraction.
         """
-        part = self._update[self._read : self._read + len(out)]
-        self._read += len(out)
-        largest = self._largest(part)
+        largest = self._largest(piece, part)
         drawn = self._stream.words(len(part)).view(np.int32)
-        if self._coarse:
-            drawn >>= self._coarse
+        if piece.coarse:
+            drawn >>= np.int32(piece.coarse)
         drawn |= np.int32(1)  # odd: never half a step, which could take the largest value one too far
-        if self._coarse:
-            drawn <<= self._coarse
+        if piece.coarse:
+            drawn <<= np.int32(piece.coarse)
         if kernel.takes(part, out):
-            kernel.compiled.quantise(part, drawn, out, self._clip_range, self._scale, part.itemsize, out.itemsize)
+            kernel.compiled.quantise(part, drawn, out, piece.clip_range, piece.scale, part.itemsize, out.itemsize)
             return
         values, words = self._floats[:, : len(part)]
         values[:] = part
-        if largest > self._clip_range:
-            np.clip(values, -self._clip_range, self._clip_range, out=values)
-        values *= self._scale
+        if largest > piece.clip_range:
+            np.clip(values, -piece.clip_range, piece.clip_range, out=values)
+        values *= piece.scale
         words[:] = drawn
         values += words
         values += _MAGIC
@@ -135,20 +158,35 @@ class Quantised:
             mantissas -= _MAGIC_BITS  # extends the sign
         out[:] = mantissas
 
-    def _largest(self, part: NDArray[Any]) -> float:
-        """The largest magnitude in a part of the update, which is not to leave this class."""
+    def _outside(self, piece: _Piece) -> int:
+        """How many values of a field the clip range cuts."""
+        outside = 0
+        for start in range(0, len(piece.values), _QUANTIZE_CHUNK):
+            part = piece.values[start : start + _QUANTIZE_CHUNK]
+            if self._largest(piece, part) > piece.clip_range:
+                outside += int(np.count_nonzero(np.abs(part, dtype=np.float64) > piece.clip_range))
+        return outside
+
+    @staticmethod
+    def _largest(piece: _Piece, part: NDArray[Any]) -> float:
+        """The largest magnitude in a part of a field, which is not to leave this class."""
         largest = max(-float(part.min()), float(part.max()))
         if not math.isfinite(largest):
-            bad = self._update.size - np.count_nonzero(np.isfinite(self._update))
-            raise ConfigError(
-                f"{bad} of {self._update.size} values of the update are NaN or infinite; look at the training"
-            )
+            bad, of = piece.values.size - np.count_nonzero(np.isfinite(piece.values)), piece.values.size
+            where = "the update" if piece.name == WHOLE else f"the field {piece.name!r}"
+            raise ConfigError(f"{bad} of {of} values of {where} are NaN or infinite; look at the training")
         return largest
 
 
-def quantize(
-    update: NDArray[np.float32] | NDArray[np.float64], policy: Policy, client_id: str, stream: Words
-) -> tuple[NDArray[Any], float]:
+def _piece(name: str, field: Field, start: int, values: NDArray[Any], weighing: tuple[float, float]) -> _Piece:
+    rounded, scale = field.kind in (Kind.FLOAT, Kind.WEIGHT), 1.0
+    if rounded:
+        scale = field.scale(*weighing) if field.kind is Kind.FLOAT else 1 / field.step()
+    # So coarse that words add without rounding to values of any magnitude; finer up to 21 value bits.
+    return _Piece(values, start, name, rounded, field.number, scale * _STEP, max(field.bits - 21, 0))
+
+
+def quantize(update: Values, policy: Policy, client_id: str, stream: Words) -> tuple[NDArray[Any], float]:
     """The whole of `Quantised` at once.
 
     Returns:
@@ -164,7 +202,7 @@ def quantize(
 
 
 def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -> NDArray[np.float64]:
-    """The weighted sum over the included clients: (d,) float64, in the units of `policy.clip_range`.
+    """The sum over the included clients, weighted where there are weights: (d,) float64, in the units of each field.
 
     Args:
         total: (d,) sum modulo 2^b; read as the representative in -2^(b-1)..2^(b-1)-1, whatever lies above bit b.
@@ -173,13 +211,67 @@ def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -
     Raises:
         ConfigError: a wrong shape or type.
     """
-    dtype = dtype_for(policy.bits)
-    if total.shape != (policy.length,) or total.dtype != dtype:
-        raise ConfigError(
-            f"the sum is {total.dtype} of shape {total.shape}; the policy says {dtype} of shape ({policy.length},)"
-        )
-    spare = 8 * dtype.itemsize - policy.bits
-    lifted = (total << dtype.type(spare)).view(f"i{dtype.itemsize}")
-    lifted >>= spare
-    values: NDArray[np.float64] = lifted * (policy.largest_weight * policy.clip_range / policy.largest_value)
+    values: NDArray[np.float64] = _lifted(total, policy).astype(np.float64)
+    for _, field, where in policy.fields.places():
+        values[where] *= field.step(policy.largest_weight)
     return values
+
+
+def sums(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -> dict[str, Any]:
+    """The sum over the included clients by field, in the shapes that the layout says and nested as its names are.
+
+    Floats are weighted where there are weights, public or private. Counts, and integers of step 1, are int64: exact.
+
+    Args:
+        total: `ServerSession.result`, (d,) modulo 2^b.
+        policy: the one that the clients quantised under.
+
+    Raises:
+        ConfigError: a wrong shape or type.
+    """
+    lifted, pieces = _lifted(total, policy), []
+    for _, field, where in policy.fields.places():
+        step = field.step(policy.largest_weight)
+        exact = field.kind in (Kind.COUNT, Kind.INTEGER) and step == 1
+        pieces.append(lifted[where].astype(np.int64) if exact else lifted[where] * step)
+    return policy.fields.unpack(pieces)
+
+
+def means(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy, included: Collection[str]) -> dict[str, Any]:
+    """The mean over the included clients by field: of floats the weighted one where there are weights.
+
+    Args:
+        total: `ServerSession.result`, (d,) modulo 2^b.
+        policy: the one that the clients quantised under.
+        included: `ServerSession.included`.
+
+    Raises:
+        ConfigError: a wrong shape or type, nobody included, or private weights that add up to nothing.
+    """
+    if not included:
+        raise ConfigError("a mean of nobody: `included` names no client; give ServerSession.included")
+    fields, values = policy.fields, dequantize(total, policy)
+    weights = math.fsum(policy.weight(client_id) for client_id in included)
+    for _, field, where in fields.places():
+        if field.kind is Kind.WEIGHT:
+            weights = float(values[where][0])
+    if not weights > 0:
+        raise ConfigError("the private weights of the included clients add up to nothing: there is no weighted mean")
+    return fields.unpack(
+        [
+            values[where] / (weights if field.kind is Kind.FLOAT else len(included))
+            for _, field, where in fields.places()
+        ]
+    )
+
+
+def _lifted(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
+    """(d,) representatives in -2^(b-1)..2^(b-1)-1, in fresh memory."""
+    dtype = dtype_for(policy.bits)
+    if not isinstance(total, np.ndarray) or total.shape != (policy.length,) or total.dtype != dtype:
+        told = f"{total.dtype} of shape {total.shape}" if isinstance(total, np.ndarray) else f"a {type(total).__name__}"
+        raise ConfigError(f"the sum is {told}; the policy says {dtype} of shape ({policy.length},)")
+    spare = 8 * dtype.itemsize - policy.bits
+    lifted: NDArray[Any] = (total << dtype.type(spare)).view(f"i{dtype.itemsize}")
+    lifted >>= spare
+    return lifted

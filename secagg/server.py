@@ -180,7 +180,8 @@ class Collecting(State, ABC):
 
     def took(self, sender: str, message: FromClient) -> bool:
         """Whether this very message of this sender was accepted."""
-        return isinstance(message, self.accepts) and self.received.get(sender) == self._kept(message)
+        known = sender in self.received and isinstance(message, self.accepts)
+        return known and self.received[sender] == self._kept(message)
 
     @property
     def ready(self) -> bool:

@@ -7,9 +7,6 @@ section "Steps of a round".
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.context import RoundContext
 from secagg.errors import (
@@ -18,6 +15,7 @@ from secagg.errors import (
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
+from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import (
     Attestations,
@@ -94,7 +92,7 @@ class ClientSession:
         self._provided = False
         self._answered: list[tuple[FromServer, FromClient]] = []
         self._step = STEPS[0]
-        self._clip_rate = 0.0
+        self._clip_rate, self._clip_rates = 0.0, dict[str, float]()
         self._head: bytes | None = None
         self._included: tuple[str, ...] = ()
         self._finished = False
@@ -106,8 +104,13 @@ class ClientSession:
 
     @property
     def clip_rate(self) -> float:
-        """Fraction of the update's values outside the clip range, once it was provided."""
+        """Fraction of the update's floats outside their clip range, once it was provided."""
         return self._clip_rate
+
+    @property
+    def clip_rates(self) -> Mapping[str, float]:
+        """By field of floats, the fraction of its values outside its clip range, once the update was provided."""
+        return self._clip_rates
 
     @property
     def included(self) -> tuple[str, ...]:
@@ -142,7 +145,7 @@ class ClientSession:
 
     def provide(
         self,
-        update: NDArray[np.float32] | NDArray[np.float64],
+        update: Values,
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
@@ -150,8 +153,9 @@ class ClientSession:
         """Hand over the update, any time before masking: the first steps run while training.
 
         Args:
-            update: (d,) float32 or float64; it is clipped, weighted, stochastically rounded and masked in one pass when
-                the reports are there. Not to be changed until then: `step` is "MaskedInputCollection" afterwards.
+            update: (d,) float32 or float64, or what the policy's layout says: arrays by field. It is clipped, weighted,
+                stochastically rounded and masked in one pass when the reports are there. Not to be changed until then:
+                `step` is "MaskedInputCollection" afterwards.
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
             copy: where given, filled with the quantised update as it is masked, see `secagg.quantize.Quantised`.
@@ -160,14 +164,15 @@ class ClientSession:
             The masked input, to be sent now, where the reports came before the update; else None.
 
         Raises:
-            ConfigError: wrong shape, or a value that is not finite.
+            ConfigError: wrong field, shape or type, a value that is not finite, a count or weight out of its range.
             IllegalTransitionError: an update was already provided, or the session is over.
             ProtocolError, AbortedError: as `receive`, of reports that came before.
         """
         if self._provided or self._finished:
             raise IllegalTransitionError("this session is over, or has its update")
         self._update = Quantised(update, self._policy, self._me, stream or Stream(), copy)
-        self._clip_rate, self._event_id, self._provided = self._update.clip_rate, event_id, True
+        self._clip_rate, self._clip_rates = self._update.clip_rate, self._update.clip_rates
+        self._event_id, self._provided = event_id, True
         return None if self._waiting is None else self._answer(self._waiting)
 
     def receive(self, message: FromServer) -> FromClient | None:

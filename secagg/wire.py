@@ -135,6 +135,19 @@ def decode_from_server(data: Buffer) -> m.FromServer:
     return cast(m.FromServer, _decode(memoryview(data), pb.FromServer, _SERVER_FIELDS))
 
 
+def decode_each(replies: Mapping[str, bytes]) -> dict[str, m.FromServer]:
+    """What `encode_each` gave, for a simulation that holds all sites: what went to many is decoded once for them.
+
+    Messages never change, so that sites can read the same one; what it is hashed to, and that its signatures verify, is
+    then found out once as well.
+
+    Raises:
+        MalformedMessageError: as `decode_from_client`.
+    """
+    decoded = {key: decode_from_server(data) for key, data in {id(data): data for data in replies.values()}.items()}
+    return {client_id: decoded[id(data)] for client_id, data in replies.items()}
+
+
 def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> object:
     head, vector = _split(data, envelope)
     wrapped: Any = envelope()

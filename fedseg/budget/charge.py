@@ -41,7 +41,7 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
     if any(old.training_run == training_run and old.study_hash != entry.study_hash for old in entries):
         raise LedgerError(f"{ledger.path}: training run '{training_run}' is of another study; give this one a new name")
     budget = study.privacy.epsilon if study.trust.claims_epsilon else None
-    if budget is not None and entry not in entries:
+    if budget is not None and not any(old.same_use(entry) for old in entries):
         total = _total([*entries, entry], study)
         if math.isinf(total):
             raise BudgetExceededError(

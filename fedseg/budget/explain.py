@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedseg.budget.plan import Plan, plan_of
-from fedseg.privacy.accounting import cross_check, epsilon, gaussian_dp, gaussian_steps, in_words
+from fedseg.privacy.accounting import cross_check, epsilon, gaussian_dp, in_words
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import SEEDED
 from fedseg.study import Study
@@ -71,21 +71,19 @@ def explain(study: Study, cohort: Mapping[str, int] | None = None) -> Explanatio
     """
     plan, known = plan_of(study), cohort or {}
     shares = (SiteShare(site, known[site], known[site] * plan.sample_rate) for site in study.site_ids if site in known)
-    return Explanation(plan, guarantee_of(plan), tuple(shares), tuple(_notes(study, plan, sum(known.values()))))
+    return Explanation(plan, guarantee_of(study), tuple(shares), tuple(_notes(study, plan, sum(known.values()))))
 
 
-def guarantee_of(plan: Plan) -> Guarantee | None:
-    """What a plan is worth; None where it claims no epsilon.
+def guarantee_of(study: Study) -> Guarantee | None:
+    """What a study's plan is worth; None where it claims no epsilon.
 
     Raises:
         PrivacyError: the two accountants disagree.
     """
+    plan, terms = plan_of(study), study.terms
     if plan.delta is None:
         return None
-    spent = [
-        gaussian_steps(plan.noise_multiplier, plan.sample_rate, done * plan.local_steps)
-        for done in range(1, plan.rounds + 1)
-    ]
+    spent = [study.mechanism.released(terms, done * plan.local_steps) for done in range(1, plan.rounds + 1)]
     total, second = cross_check(spent[-1:], plan.delta)
     mu = gaussian_dp(spent[-1:], plan.delta)
     return Guarantee(tuple(epsilon([event], plan.delta) for event in spent), total, second, mu, in_words(mu))

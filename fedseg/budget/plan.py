@@ -1,11 +1,9 @@
 """What a study plans for its patients: how much noise each step has, and what one of its rounds costs."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from fedseg.ledger import Entry, MetricsRelease, NoisySteps, UnprotectedRound
-from fedseg.privacy.accounting import noise_multiplier_for
-from fedseg.privacy.dpsgd import Mechanism
+from fedseg.ledger import Entry, MetricsRelease
+from fedseg.mechanisms.mechanism import Said
 from fedseg.study import Study
 
 
@@ -73,21 +71,7 @@ def noise_multiplier(study: Study) -> float:
     Raises:
         ConfigError: no reasonable noise meets the budget.
     """
-    privacy = study.privacy
-    if not study.trust.claims_epsilon or privacy.epsilon is None or privacy.delta is None:
-        return 0.0
-    steps = study.study.rounds * study.study.local_steps
-    return noise_multiplier_for(privacy.epsilon, privacy.delta, privacy.sample_rate, steps)
-
-
-def mechanism_of(study: Study) -> Mechanism:
-    """How each step of a study that claims an epsilon is protected.
-
-    Raises:
-        ConfigError: no reasonable noise meets the budget.
-        ValueError: the study claims no epsilon, so nothing is protected.
-    """
-    return Mechanism(study.privacy.clip_norm or 0.0, noise_multiplier(study), study.privacy.denominator)
+    return study.mechanism.noise_multiplier(study.terms)
 
 
 def round_entry(study: Study, site: str, training_run: str, round_number: int) -> Entry:
@@ -99,19 +83,7 @@ def round_entry(study: Study, site: str, training_run: str, round_number: int) -
         training_run: name of the run whose rounds are counted.
         round_number: at least 1.
     """
-    said = _said(study, site, training_run, round_number)
-    if not study.trust.claims_epsilon:
-        return UnprotectedRound(**said)
-    mechanism = mechanism_of(study)
-    return NoisySteps(
-        **said,
-        sample_rate=study.privacy.sample_rate,
-        noise_multiplier=mechanism.noise_multiplier,
-        clip_norm=mechanism.clip_norm,
-        denominator=mechanism.denominator,
-        steps=study.study.local_steps,
-        generator="os" if study.study.seed is None else "seeded: no privacy claim",
-    )
+    return study.mechanism.entry(_said(study, site, training_run, round_number), study.terms)
 
 
 def metrics_entry(study: Study, site: str, training_run: str, round_number: int) -> Entry:
@@ -119,10 +91,11 @@ def metrics_entry(study: Study, site: str, training_run: str, round_number: int)
     return MetricsRelease(**_said(study, site, training_run, round_number))
 
 
-def _said(study: Study, site: str, training_run: str, round_number: int) -> dict[str, Any]:
+def _said(study: Study, site: str, training_run: str, round_number: int) -> Said:
     """What every entry says."""
     return {
         "study_hash": study.hash().hex(),
+        "study": study.study.name,
         "site": site,
         "training_run": training_run,
         "round_number": round_number,

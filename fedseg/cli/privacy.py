@@ -12,7 +12,6 @@ from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
 from fedseg.errors import ConfigError
 from fedseg.events import finite
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import no_claim
 from secagg.terminal import App, AsJson, out, say, say_json
 
 ledger_app = App("What a site's patients have paid.")
@@ -28,6 +27,7 @@ def epsilon(
     """Explain what a study promises to each patient."""
     from fedseg.budget.explain import explain
     from fedseg.data.loading import load_cohort
+    from fedseg.mechanisms.table import no_claim
     from fedseg.study import load_study
 
     loaded = load_study(study)

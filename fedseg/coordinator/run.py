@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fedseg import dialogue
 from fedseg.attempt import Exchange, Facts
-from fedseg.averaging import fed_avg
 from fedseg.coordinator.hearing import Hearing
 from fedseg.coordinator.options import Options
 from fedseg.errors import RoundFailedError
@@ -188,7 +187,7 @@ class Coordinator(Hearing):
         self.accounts[ended.round] = attempt.account
         for site in attempt.server.confirmations:
             self.seen.setdefault(site, set()).add(ended.round)
-        self.vector = fed_avg(self.vector, total, ended.included, self.policy)
+        self.vector = self.study.mechanism.following(self.vector, total, ended.included, self.policy)
         assign(self.model, self.vector)
         self._record(total, ended)
 

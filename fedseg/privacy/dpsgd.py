@@ -26,7 +26,7 @@ CHUNK = 1 << 15
 
 
 @dataclass(frozen=True)
-class Mechanism:
+class Protection:
     """How one step is protected.
 
     Attributes:
@@ -102,20 +102,20 @@ def draw(patients: Sequence[str], sample_rate: float, key: bytes) -> list[str]:
 
 
 def noisy_gradient(
-    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], mechanism: Mechanism, stream: Stream
+    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], protection: Protection, stream: Stream
 ) -> NoisedGradient:
     """(sum of clipped patient gradients + noise) / denominator.
 
     Args:
         parameters: trained tensors, d values in all.
         losses: one scalar per drawn patient, made one by one so that one graph lives at a time; may be empty.
-        mechanism: clipping, noise, divisor.
+        protection: clipping, noise, divisor.
         stream: noise of this step, used here only.
     """
-    total = summed(parameters, losses, mechanism.clip_norm)
-    noise = gaussian(len(total), mechanism.noise_multiplier * mechanism.clip_norm, stream)
+    total = summed(parameters, losses, protection.clip_norm)
+    noise = gaussian(len(total), protection.noise_multiplier * protection.clip_norm, stream)
     total += torch.from_numpy(noise).to(total.device)
-    return NoisedGradient((total / mechanism.denominator).float(), _MADE_HERE)
+    return NoisedGradient((total / protection.denominator).float(), _MADE_HERE)
 
 
 def plain_gradient(

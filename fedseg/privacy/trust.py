@@ -1,13 +1,12 @@
-"""What each mechanism claims, whom one has to trust for it, and the sentences that say so: one row a mechanism.
+"""What a mechanism claims, whom one has to trust for it, and the sentences that say so.
 
 "An epsilon is claimed" and "each update is private alone" are two promises. Where the noise is in the sum only, the
 first holds and the second does not, and every guard around single updates has to stay. Screen, report and commands take
-their sentences about trust from here and from nowhere else.
+their sentences about trust from the row of a mechanism (`fedseg.mechanisms`) and from nowhere else.
 """
 
 from dataclasses import dataclass
-
-from fedseg.errors import ConfigError
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -36,41 +35,6 @@ class Trust:
         return f"{self.trusted} is trusted: {self.because}"
 
 
-TRUST: dict[str, Trust] = {
-    "local": Trust(
-        claims_epsilon=True,
-        each_update_private=True,
-        trusted="nobody",
-        because="each site's update is private on its own, against the server and the other sites too",
-        short="each update is private on its own",
-    ),
-    "none": Trust(
-        claims_epsilon=False,
-        each_update_private=False,
-        trusted="whoever sees an update or the model",
-        because="updates are neither clipped nor noised",
-        short="no privacy",
-    ),
-}
-"""By `[privacy] mechanism`. A new mechanism is one more row."""
-
-
-NO_CLAIM_SEEDED = "seeded: no privacy claim"
+NO_CLAIM_SEEDED: Final = "seeded: no privacy claim"
 SEEDED = f"{NO_CLAIM_SEEDED}: whoever knows the seed can recompute the noise"
 """Of a study with a seed, whatever its mechanism; the first is the same where there is little room."""
-
-
-def trust_in(mechanism: str) -> Trust:
-    """The row of a mechanism.
-
-    Raises:
-        ConfigError: this version does not know it, such as in the report of a later one; what it claims cannot be said.
-    """
-    if mechanism not in TRUST:
-        raise ConfigError(f"mechanism '{mechanism}' is not known to this version of fedseg; use a later one")
-    return TRUST[mechanism]
-
-
-def no_claim(mechanism: str) -> str:
-    """Why a mechanism gives no bound, as one sentence."""
-    return f"no differential privacy is claimed: mechanism = '{mechanism}', and {trust_in(mechanism).because}"

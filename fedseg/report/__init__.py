@@ -17,8 +17,9 @@ from markupsafe import Markup
 from fedseg import palette
 from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
+from fedseg.mechanisms.table import no_claim, trust_in
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import NO_CLAIM_SEEDED, no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED
 from fedseg.records import Interval
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark

@@ -9,8 +9,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from fedseg.events import Burned, Dropped, RoundEnded
+from fedseg.mechanisms.table import no_claim, trust_in
 from fedseg.privacy.delta import delta_text, too_large
-from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED, no_claim, trust_in
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED
 from fedseg.records import Dice, Metrics, Privacy
 from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
 

@@ -31,7 +31,7 @@ from fedseg.events import (
     event_of,
     finite,
 )
-from fedseg.privacy.trust import trust_in
+from fedseg.mechanisms.table import trust_in
 from fedseg.records import Metrics
 
 RANKS = ("best", "median", "worst")

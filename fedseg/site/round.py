@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.attempt import Emit, Facts
-from fedseg.averaging import fed_avg
 from fedseg.events import RoundEnded
+from fedseg.mechanisms.mechanism import Mechanism
 from fedseg.study import Study
 from fedseg.update import NoisedUpdate
 from secagg import ClientSession, Policy, dequantize, wire
@@ -84,9 +84,9 @@ class Round:
         """The sum, (d,) integers modulo 2^b."""
         return unpack(result.total, policy.length + policy.slots, policy.bits)[: policy.length]
 
-    def following(self, total: NDArray[Any], policy: Policy) -> NDArray[np.float32]:
+    def following(self, total: NDArray[Any], policy: Policy, mechanism: Mechanism) -> NDArray[np.float32]:
         """The model that this sum gives, (d,)."""
-        return fed_avg(self.opened_on, dequantize(total, policy), self.session.included, policy)
+        return mechanism.following(self.opened_on, dequantize(total, policy), self.session.included, policy)
 
     def ended(self, head: bytes) -> RoundEnded:
         """The round as this site saw it to its end; says who dropped out of it."""

@@ -197,7 +197,7 @@ class Site(Opening):
 
     def _completed(self, current: Round, result: Result, head: bytes) -> None:
         total = current.total(result, self.policy)
-        following = current.following(total, self.policy)
+        following = current.following(total, self.policy, self.study.mechanism)
         self.following.expect(head, model_hash(following))
         assign(self.model, following)
         self.figures.keep(current.number, "total", total)

@@ -297,9 +297,12 @@ def t14_range(told: Transcript) -> int | None:
     expected = modulo(constants * constants.dtype.type(len(told.inputs)), policy.bits)
     if told.vectors.slots != expected.tolist():
         raise told.wrong("T-14", told.result, "the constant slots do not add up")
-    largest = sum(map(policy.bound, told.inputs))
-    if not -largest <= told.vectors.lowest <= told.vectors.highest <= largest:
-        raise told.wrong("T-14", told.result, "a value of the sum is larger than clipped inputs can add up to")
+    for (name, field), (low, high) in zip(policy.fields.items(), told.vectors.ranges, strict=True):
+        least, largest = policy.possible(field, told.inputs)
+        if not least <= low <= high <= largest:
+            where = "" if policy.layout is None else f" of the field {name!r}"
+            sentence = f"a value of the sum{where} is larger than clipped inputs can add up to"
+            raise told.wrong("T-14", told.result, sentence)
     return policy.length + policy.slots
 
 

@@ -27,7 +27,7 @@ class Vectors:
         remainder: masked inputs minus the sum, (d + slots,) unsigned integers: the masks that did not cancel; None
             where the transcript shows masked inputs by their hashes only.
         slots: the constant slots of the sum.
-        lowest, highest: of the sum's values without its slots, read as signed; 0 is always between them.
+        ranges: for each field of the policy, the lowest and highest value of the sum, read as signed; 0 lies between.
         blocks: how many blocks there were.
 
     Raises:
@@ -42,7 +42,7 @@ class Vectors:
         self.hashes: dict[str, bytes] = {}
         self.remainder: Vector | None = None
         self.slots: list[int] = []
-        self.lowest = self.highest = 0
+        self.ranges = [(0, 0)] * len(policy.fields)
         self.blocks = 0
 
     def announce(self, number: int, record: AcceptedInput | Receipt) -> None:
@@ -89,9 +89,10 @@ class Vectors:
         self.slots += values[body:].tolist()
         spare = 8 * values.itemsize - self._policy.bits
         signed = (values[:body] << values.dtype.type(spare)).view(f"i{values.itemsize}") >> spare
-        if len(signed):
-            self.lowest = min(self.lowest, int(signed.min()))
-            self.highest = max(self.highest, int(signed.max()))
+        for place, (_, _, where) in enumerate(self._policy.fields.places()):
+            part, (low, high) = signed[max(where.start - start, 0) : max(where.stop - start, 0)], self.ranges[place]
+            if len(part):
+                self.ranges[place] = min(low, int(part.min())), max(high, int(part.max()))
 
 
 @dataclass

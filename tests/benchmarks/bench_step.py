@@ -66,10 +66,8 @@ def steps(suite: secagg.Suite, length: int, reps: int, store: Callable[[str], se
         while not server.finished:
             for site, message in mail.items():
                 server.receive(site, secagg.wire.decode_from_client(secagg.wire.encode(message)))
-            replies = secagg.wire.encode_each(server.close_step())
-            answers = {
-                site: sessions[site].receive(secagg.wire.decode_from_server(data)) for site, data in replies.items()
-            }
+            heard = secagg.wire.decode_each(secagg.wire.encode_each(server.close_step()))
+            answers = {site: sessions[site].receive(message) for site, message in heard.items()}
             mail = {site: answer for site, answer in answers.items() if answer is not None}
         taken.append(time.perf_counter() - began)
         assert server.result is not None

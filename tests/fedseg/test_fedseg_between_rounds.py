@@ -16,7 +16,7 @@ from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
-from fedseg.privacy.trust import TRUST
+from fedseg.mechanisms.table import MECHANISMS
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
@@ -244,7 +244,7 @@ def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: Sign
 
 def update(site: str, length: int = LENGTH) -> NoisedUpdate:
     values = np.random.default_rng(sum(site.encode())).uniform(-0.4, 0.4, length).astype(np.float32)
-    return NoisedUpdate.unprotected(values, site, TRUST["none"])
+    return NoisedUpdate.unprotected(values, site, MECHANISMS["none"].trust)
 
 
 def quiet(kind: str, **fields) -> None:

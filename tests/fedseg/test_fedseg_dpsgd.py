@@ -9,7 +9,7 @@ from scipy import stats
 
 from fedseg.privacy.dpsgd import (
     CHUNK,
-    Mechanism,
+    Protection,
     add_clipped,
     draw,
     gaussian,
@@ -122,18 +122,18 @@ def test_noise_has_the_promised_deviation_and_shape():
 
 def test_noise_of_the_step_is_clip_times_multiplier_over_the_denominator():
     weights = torch.zeros(100_000, requires_grad=True)
-    step = noisy_gradient([weights], [], Mechanism(0.05, 3.0, 16), Stream.seeded(4, "noise")).values
+    step = noisy_gradient([weights], [], Protection(0.05, 3.0, 16), Stream.seeded(4, "noise")).values
     assert float(step.std()) == pytest.approx(3.0 * 0.05 / 16, rel=0.01)
 
 
 def test_the_number_of_patients_changes_neither_noise_nor_divisor():
     weights = torch.zeros(1000, requires_grad=True)
-    mechanism = Mechanism(1.0, 2.0, 16)
-    noise_only = noisy_gradient([weights], [], mechanism, Stream.seeded(5, "noise")).values
+    protection = Protection(1.0, 2.0, 16)
+    noise_only = noisy_gradient([weights], [], protection, Stream.seeded(5, "noise")).values
     for patients in (39, 40):
         losses = ((weights * 0).sum() for _ in range(patients))
         assert torch.equal(
-            noisy_gradient([weights], losses, Mechanism(1.0, 2.0, 16), Stream.seeded(5, "noise")).values, noise_only
+            noisy_gradient([weights], losses, Protection(1.0, 2.0, 16), Stream.seeded(5, "noise")).values, noise_only
         )
 
 

@@ -39,9 +39,11 @@ def test_a_line_holds_everything_and_chains_to_the_one_before(ledger):
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     assert [line["previous"] for line in lines] == [START, lines[0]["event_id"], lines[1]["event_id"]]
     assert set(lines[0]) == {*entry().model_dump(), "previous", "event_id"}
-    assert (lines[0]["format"], lines[0]["kind"]) == (3, "local")
+    assert (lines[0]["format"], lines[0]["kind"]) == (4, "local")
     assert lines[0]["neighbouring"] == "add or remove one"
-    assert ledger.entries() == (entry(1), entry(2), entry(3))
+    assert [old.round_number for old in ledger.entries()] == [1, 2, 3]
+    assert all(old.same_use(entry(number)) for number, old in enumerate(ledger.entries(), 1))
+    assert lines[0]["charged"].endswith("+00:00")
     assert Ledger(ledger.path).entries() == ledger.entries()
 
 
@@ -98,7 +100,7 @@ def test_an_earlier_round_is_not_slipped_in(tmp_path):
 def test_shared_metrics_of_a_round_stand_beside_its_training(ledger):
     metrics = MetricsRelease(**COMMON, round_number=3)
     ledger.append(metrics)
-    assert ledger.entries()[-1] == metrics
+    assert ledger.entries()[-1].same_use(metrics)
 
 
 def test_the_event_is_synced_before_append_returns(tmp_path, monkeypatch):
@@ -236,6 +238,22 @@ def test_a_ledger_of_version_0_3_is_read_and_gives_the_same_epsilon():
     assert cross_check(events, 1e-5) == pytest.approx((3.79972154793366, 3.8076141891174116), rel=1e-6)
 
 
+def test_a_ledger_of_version_0_4_is_read_gives_the_same_epsilon_and_goes_on(study, tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes((KEPT / "version-0.4.jsonl").read_bytes())
+    ledger = Ledger(path)
+    assert [(old.kind, old.patients, old.study) for old in ledger.entries()] == [
+        ("local", "", ""),
+        ("metrics", "", ""),
+        ("local", "", ""),
+    ]
+    assert spent(ledger, study) == pytest.approx(1.6592934679492524, rel=1e-9)  # what 0.4 said of it
+    for event_id, charged in verify(path).items():  # another attempt at a round that 0.4 charged costs nothing
+        assert ledger.append(charged) == event_id
+    charge(ledger, study.replace(privacy={"epsilon": 8.0}), "a", "next", 1)
+    assert [json.loads(line)["format"] for line in path.read_text().splitlines()] == [3, 3, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["unprotected", "seeded"])
 def test_what_version_0_3_left_unprotected_stays_so(study, name):
     assert spent(Ledger(KEPT / f"{name}.jsonl"), study) == math.inf
@@ -257,7 +275,7 @@ def test_a_ledger_of_version_0_3_goes_on(study, tmp_path):
     longer = study.replace(study={"name": "third"}, privacy={"epsilon": 8.0})
     charge(ledger, longer, "a", "third", 1)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [line["format"] for line in lines] == [2, 2, 2, 2, 2, 3]
+    assert [line["format"] for line in lines] == [2, 2, 2, 2, 2, 4]
     assert lines[5]["previous"] == lines[4]["event_id"]
     assert path.read_bytes().startswith((KEPT / "local.jsonl").read_bytes())
     assert spent(ledger, longer) > spent(Ledger(KEPT / "local.jsonl"), longer)
@@ -273,7 +291,7 @@ def test_an_edit_of_an_old_line_is_found_also_in_fields_that_nobody_reads(tmp_pa
 
 def test_a_ledger_of_a_later_version_is_not_called_damaged(tmp_path):
     path = tmp_path / "ledger.jsonl"
-    path.write_bytes((KEPT / "local.jsonl").read_bytes().replace(b'"format":2', b'"format":4', 1))
+    path.write_bytes((KEPT / "local.jsonl").read_bytes().replace(b'"format":2', b'"format":5', 1))
     with pytest.raises(LedgerError, match="line 1: was written by a later version"):
         verify(path)
 

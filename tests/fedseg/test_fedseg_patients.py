@@ -22,6 +22,7 @@ from fedseg import train
 from fedseg.data.cases import SiteData
 from fedseg.data.loading import load_site
 from fedseg.ledger import Ledger
+from fedseg.mechanisms import local
 from fedseg.models import build_model
 from fedseg.privacy import dpsgd
 from fedseg.study import Study
@@ -107,7 +108,7 @@ class Trace:
                 (train, "batch_of", self._batch_of),
                 (dpsgd, "add_clipped", self._add_clipped),
                 (dpsgd, "gaussian", self._gaussian),
-                (train, "noisy_gradient", self._noisy_gradient),
+                (local, "noisy_gradient", self._noisy_gradient),
             ):
                 stack.enter_context(patch.object(module, name, watched(getattr(module, name))))
             ledger = Ledger(folder / "ledger.jsonl")
@@ -151,13 +152,13 @@ class Trace:
         return watched
 
     def _noisy_gradient(self, real):
-        def watched(parameters, losses, mechanism, stream):
+        def watched(parameters, losses, protection, stream):
             length = sum(parameter.numel() for parameter in parameters)
             self.sums.append(torch.zeros(length, dtype=torch.float64))
-            gradient = real(parameters, losses, mechanism, stream)
-            self.told.append(("divisor", mechanism.denominator, mechanism.noise_multiplier))
+            gradient = real(parameters, losses, protection, stream)
+            self.told.append(("divisor", protection.denominator, protection.noise_multiplier))
             np.testing.assert_allclose(
-                gradient.values.numpy() * mechanism.denominator, self.sums[-1].numpy(), atol=1e-7
+                gradient.values.numpy() * protection.denominator, self.sums[-1].numpy(), atol=1e-7
             )
             gradient.values.zero_()
             return gradient

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fedseg import train
-from fedseg.budget import plan
 from fedseg.budget.plan import noise_multiplier
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, UnsupportedModelError
 from fedseg.ledger import Ledger
+from fedseg.mechanisms import local
 from fedseg.models import build_model
 from fedseg.privacy import dpsgd
 from fedseg.study import parse_study
@@ -176,7 +176,7 @@ def test_the_noise_of_a_step_is_the_planned_one(one_round, study, no_signal):
 
 def test_nobody_drawn_is_a_noise_only_step(one_round, study, monkeypatch):
     monkeypatch.setattr(train, "patient_loss", lambda *_: pytest.fail("somebody was drawn"))
-    monkeypatch.setattr(plan, "noise_multiplier_for", lambda *_: 5.0)
+    monkeypatch.setattr(local, "noise_multiplier_for", lambda *_: 5.0)
     rare = study.replace(privacy={"sample_rate": 0.01, "delta": 1e-6})
     assert one_round(rare).vector.all()
     assert np.array_equal(one_round(rare).vector, one_round(rare, SiteData("a", (), ())).vector)

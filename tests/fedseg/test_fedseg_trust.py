@@ -15,8 +15,10 @@ from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import make_credentials
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.mechanisms.local import Local
+from fedseg.mechanisms.table import MECHANISMS, no_claim, trust_in
 from fedseg.privacy.delta import delta_text
-from fedseg.privacy.trust import TRUST, Trust, no_claim, trust_in
+from fedseg.privacy.trust import Trust
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
@@ -32,11 +34,15 @@ from tests.support.tiny import tiny_study
 SENTENCES = ("the seventh moon", "the noise is in the tide only")
 
 
+class Tidal(Local):
+    name = "tidal"
+    trust = Trust(True, False, *SENTENCES, short="of the sum")
+
+
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch):
     """Of a mechanism whose epsilon holds for the sum, and whose updates are not private alone."""
-    row = Trust(True, False, *SENTENCES, short="of the sum")
-    monkeypatch.setitem(TRUST, "tidal", row)
+    monkeypatch.setitem(MECHANISMS, "tidal", Tidal())
     return tiny_study(mechanism="tidal", seed=None)
 
 
@@ -67,7 +73,7 @@ def test_a_report_has_the_new_rows_words_and_nobody_elses(study, tmp_path, secur
         for mechanism in ("tidal", "local")
     }
     assert all(words in html["tidal"] for words in SENTENCES)
-    assert not any(row.because in html["tidal"] for name, row in TRUST.items() if name != "tidal")
+    assert not any(one.trust.because in html["tidal"] for name, one in MECHANISMS.items() if name != "tidal")
     assert "nobody" not in html["tidal"]
     assert ("private by itself" in html["local"]) == (not secure)
     assert "private by itself" not in html["tidal"]
@@ -119,8 +125,8 @@ def test_screen_and_command_say_what_the_row_says(study, tmp_path, monkeypatch, 
 
 
 def test_the_row_of_no_mechanism_claims_nothing():
-    assert not TRUST["none"].claims_epsilon
-    assert not TRUST["none"].each_update_private
+    assert not MECHANISMS["none"].trust.claims_epsilon
+    assert not MECHANISMS["none"].trust.each_update_private
     assert "no differential privacy is claimed: mechanism = 'none'" in no_claim("none")
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.privacy.dpsgd import Mechanism, NoisedGradient, noisy_gradient
-from fedseg.privacy.trust import TRUST
+from fedseg.mechanisms.table import MECHANISMS
+from fedseg.privacy.dpsgd import NoisedGradient, Protection, noisy_gradient
 from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps, flatten
 from secagg.prg import Stream
 from tests.support.typing_errors import wrong_lines
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from fedseg.aggregate import Train
 from fedseg.privacy.dpsgd import NoisedGradient
-from fedseg.privacy.trust import TRUST
+from fedseg.mechanisms.table import MECHANISMS
 from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps
 
 def as_it_should_be(steps: NoisedSteps, gradient: NoisedGradient) -> NoisedUpdate:
@@ -70,7 +70,7 @@ def model():
 @pytest.fixture
 def gradient():
     weights = torch.zeros(3, requires_grad=True)
-    return noisy_gradient([weights], [], Mechanism(1.0, 1.0, 1), Stream.seeded(1, "noise"))
+    return noisy_gradient([weights], [], Protection(1.0, 1.0, 1), Stream.seeded(1, "noise"))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_noised_gradient_is_made_where_the_noise_is(made):
 @pytest.mark.parametrize("numbers", [(0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, -1.0)])
 def test_a_mechanism_that_clips_or_noises_nothing_is_none(numbers):
     with pytest.raises(ValueError, match="protects nobody"):
-        Mechanism(*numbers, 1)
+        Protection(*numbers, 1)
 
 
 def test_nothing_of_a_sites_training_is_pickled_copied_or_shown(model, gradient, update, tmp_path):
@@ -145,10 +145,10 @@ def test_an_update_does_not_move_with_later_steps_or_writes(model, gradient):
 
 
 def test_an_unprotected_update_leaves_only_where_the_mechanism_claims_nothing():
-    update = NoisedUpdate.unprotected(RAW, "a", TRUST["none"])
+    update = NoisedUpdate.unprotected(RAW, "a", MECHANISMS["none"].trust)
     assert (update.site, update.event_id) == ("a", "")
     assert np.array_equal(update.vector, RAW)
-    for name, row in TRUST.items():
+    for name, mechanism in MECHANISMS.items():
         if name != "none":
             with pytest.raises(TypeError, match="claims an epsilon"):
-                NoisedUpdate.unprotected(RAW, "a", row)
+                NoisedUpdate.unprotected(RAW, "a", mechanism.trust)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg import ConfigError, PinnedRoster, Policy, RoundContext, Suite
+from secagg import ConfigError, Field, Layout, PinnedRoster, Policy, RoundContext, Suite
 from secagg.encoding import digest, encode
 from secagg.masking import slot_values
 from secagg.packing import dtype_for
@@ -92,7 +92,7 @@ def test_an_unsafe_policy_cannot_be_built(changes, says):
         policy(**changes)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=says):
-        replace(policy(), **{"min_survivors": 0, **changes})
+        replace(policy(), **{"min_survivors": 0, "bits": 0, **changes})
 
 
 @given(n=st.integers(3, 256), value_bits=st.integers(2, 48))
@@ -120,6 +120,20 @@ CHANGES = [
     {"value_bits": 15},
     {"weights": {"site-a": 2.0}},
     {"server_key": bytes(32)},
+    *(
+        {"length": 0, "clip_range": 0.0, "bits": 32, "layout": Layout(fields)}
+        for fields in (
+            {"update": Field.floats(10, clip_range=1.0)},
+            {"other": Field.floats(10, clip_range=1.0)},
+            {"update": Field.floats((2, 5), clip_range=1.0)},
+            {"update": Field.floats(10, clip_range=2.0)},
+            {"update": Field.floats(10, clip_range=1.0, value_bits=15)},
+            {"update": Field.counts(10, largest=1)},
+            {"update": Field.integers(10, bits=16)},
+            {"a": Field.counts(9, largest=1), "b": Field.counts(1, largest=1)},
+            {"b": Field.counts(1, largest=1), "a": Field.counts(9, largest=1)},
+        )
+    ),
 ]
 
 

@@ -19,7 +19,9 @@ CLIENTS = "abcde"
 
 
 def policy(length, **changes):
-    return Policy(**{"project": "p", "clients": 5, "length": length, "clip_range": 1.0, "value_bits": 20} | changes)
+    return Policy(
+        **{"project": "p", "clients": 5, "length": length, "clip_range": 1.0, "value_bits": 20, "bits": 32} | changes
+    )
 
 
 def lift(values, bits):
@@ -97,8 +99,9 @@ class TestQuantize:
         for client, weight in given.items():
             share = full * Fraction(weight) / largest
             bound = math.ceil(share)
-            assert rules.bound(client) == bound <= full
-            assert clip * rules.scale(client) <= bound
+            field, weighing = rules.fields["update"], (weight, rules.largest_weight)
+            assert field.bound(*weighing) == bound <= full
+            assert clip * field.scale(*weighing) <= bound
             result = lift(quantize(update, rules, client, Constant(word))[0], 64)
             for value, integer in zip(update.tolist(), result, strict=True):
                 exact = min(max(Fraction(value) / Fraction(clip), Fraction(-1)), Fraction(1)) * share
@@ -222,8 +225,8 @@ class TestQuantize:
 
     @pytest.mark.parametrize(
         "update",
-        [np.zeros(4), np.zeros((1, 5)), np.zeros(5, np.float16), np.zeros(5, np.int64)],
-        ids=["short", "matrix", "float16", "int64"],
+        [np.zeros(4), np.zeros((1, 5)), np.zeros(5, np.complex64), np.zeros(5, np.int64)],
+        ids=["short", "matrix", "complex64", "int64"],
     )
     def test_refuses_other_shapes_and_types(self, update):
         with pytest.raises(ConfigError, match=r"shape \(5,\)"):

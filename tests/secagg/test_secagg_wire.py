@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from secagg import MalformedMessageError, Suite, wire
+from secagg import AuthenticationError, MalformedMessageError, Suite, keys, messages, wire
 from secagg import secagg_pb2 as pb
 from secagg.messages import (
     AdvertiseKeys,
@@ -20,11 +20,12 @@ from secagg.messages import (
     Roster,
     RoundStart,
     ShareInbox,
+    ShareReport,
     SlotMasks,
     SlotsFailed,
     UnmaskingShares,
 )
-from tests.support.cohort import RUN, SERVER_KEY, Cohort
+from tests.support.cohort import RUN, SERVER_KEY, Cohort, signing_key
 
 
 def every_message() -> tuple[list, list]:
@@ -90,6 +91,29 @@ def test_it_is_read_from_any_buffer_and_its_vector_is_a_view(message):
             assert last is getattr(message, name)
             assert getattr(read, name).obj is data
             assert wire.encode(read) == data
+
+
+def test_what_went_to_many_is_decoded_once_for_all_of_them():
+    roster, reports = FROM_SERVER[Roster], FROM_SERVER[Reports]
+    heard = wire.decode_each(wire.encode_each({"site-a": roster, "site-b": roster, "site-c": reports}))
+    assert heard == {"site-a": roster, "site-b": roster, "site-c": reports}
+    assert heard["site-a"] is heard["site-b"]
+    assert heard["site-a"] is not roster
+
+
+def test_a_message_is_verified_once_but_not_for_another_key_and_not_its_copies(monkeypatch):
+    asked = []
+    monkeypatch.setattr(messages, "verify", lambda *triple: asked.append(triple) or keys.verify(*triple))
+    (report,) = decoded(wire.encode(FROM_CLIENT[ShareReport].sign(signing_key(0))))
+    mine, other = signing_key(0), signing_key(1)
+    for _ in range(3):
+        report.verify(mine.verify_key, "S-09")
+    assert len(asked) == 1
+    for message, key in ((report, other), (report.sign(other), mine), (replace(report, complaint="site-b"), mine)):
+        for _ in range(2):
+            with pytest.raises(AuthenticationError):
+                message.verify(key.verify_key, "S-09")
+    assert len(asked) == 7
 
 
 @each_kind

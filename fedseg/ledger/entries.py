@@ -1,0 +1,145 @@
+"""What a line of the ledger can say, and what it released: one class a kind, each with its event for the accountant.
+
+An entry holds all that is needed to recompute epsilon. The spent epsilon itself is never stored and never trusted.
+A ledger outlives versions: lines of fedseg 0.3 and 0.4 are read for good.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from fedseg.privacy.accounting import gaussian_steps
+
+Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
+
+FORMAT: Literal[4] = 4
+
+
+class _Entry(BaseModel, ABC):
+    """What every line says: of which study, site, run and round something was released, and from whom.
+
+    Attributes:
+        format: of the line; those of fedseg 0.1 and 0.2 have none, and their epsilon was not true.
+        study_hash: hash of the study, hexadecimal.
+        study: its name, for people; "" in lines of 0.3 and 0.4.
+        site: site id.
+        training_run: name of the run whose rounds are counted.
+        round_number: at least 1; a round of a training run has one entry of its `series`, however often it is tried.
+        unit: whose presence is hidden, or is not.
+        patients: id of the set of patients that paid (`fedseg.ledger.patients`); "" where it is not known, which counts
+            for everybody.
+        charged: when, UTC to the second; "" in lines of 0.3 and 0.4.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    series: ClassVar[Literal["training", "metrics"]]
+    """Whose rounds are counted together: the round numbers of a series only rise."""
+
+    format: Literal[4] = FORMAT
+    study_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    study: str = ""
+    site: str
+    training_run: str
+    round_number: int = Field(ge=1)
+    unit: str
+    patients: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    charged: str = ""
+
+    @abstractmethod
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent | None:
+        """What was released, for the accountant; None where epsilon does not cover it.
+
+        Args:
+            unseeded: as if nobody knew a seed, which is what a seeded study shows.
+        """
+
+    def same_use(self, other: "_Entry") -> bool:
+        """Whether both are one use of the data: all is the same but when it was entered, and what it is called."""
+        return self._use() == other._use()
+
+    def _use(self) -> Self:
+        return self.model_copy(update={"charged": "", "study": ""})
+
+
+class NoisySteps(_Entry):
+    """A round of mechanism "local": `steps` noisy releases of a sum of clipped patient gradients.
+
+    Attributes:
+        neighbouring: relation between the data sets that an adversary cannot tell apart.
+        sample_rate: probability of each unit to be drawn in a step, independently (Poisson).
+        noise_multiplier: standard deviation of the noise on the sum, over `clip_norm`.
+        clip_norm: largest L2 norm of one unit's gradient, the sensitivity of the sum.
+        denominator: public constant that divides the noisy sum.
+        steps: draws in this round.
+        generator: where sampling and noise come from. Whoever knows a seed can recompute both.
+    """
+
+    series = "training"
+
+    kind: Literal["local"] = "local"
+    neighbouring: Literal["add or remove one"] = "add or remove one"
+    sample_rate: float = Field(gt=0, le=1)
+    noise_multiplier: float = Field(ge=0)
+    clip_norm: float = Field(ge=0)
+    denominator: float = Field(gt=0)
+    steps: int = Field(ge=0)
+    generator: Generator
+
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+        """Gaussian noise on the sum over a random draw; nothing protects where a seed is known."""
+        if self.generator != "os" and not unseeded:
+            return NonPrivateDpEvent()
+        return gaussian_steps(self.noise_multiplier, self.sample_rate, self.steps)
+
+
+class UnprotectedRound(_Entry):
+    """A round of mechanism "none": after it no epsilon is promised to these patients any more."""
+
+    series = "training"
+
+    kind: Literal["none"] = "none"
+
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+        """No noise, with or without a seed."""
+        return NonPrivateDpEvent()
+
+
+class MetricsRelease(_Entry):
+    """Validation metrics that were sent: not covered by epsilon, which speaks for training."""
+
+    series = "metrics"
+
+    kind: Literal["metrics"] = "metrics"
+
+    def dp_event(self, *, unseeded: bool = False) -> None:
+        """Not covered."""
+        return
+
+
+Entry: TypeAlias = NoisySteps | UnprotectedRound | MetricsRelease
+"""A line of the ledger. A new kind is one more class here, with an event of its own."""
+
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
+_KINDS: dict[str, type[BaseModel]] = {"local": NoisySteps, "none": UnprotectedRound, "metrics": MetricsRelease}
+"""Of format 2, by what it called the mechanism."""
+
+
+def entry_of(fields: dict[str, Any]) -> Entry:
+    """The entry that a line's fields are today; raises `ValueError` (pydantic's) where they are none."""
+    match fields.get("format"):
+        case 2:  # of 0.3, whose kinds had all fields alike and two that nobody read
+            kept = _KINDS.get(fields.get("mechanism", ""), NoisySteps).model_fields
+            fields = {"kind": fields.get("mechanism"), **{name: fields[name] for name in fields if name in kept}}
+            return _ENTRY.validate_python({**fields, "format": FORMAT})
+        case 3:  # of 0.4, which knew no sets of patients
+            return _ENTRY.validate_python({**fields, "format": FORMAT})
+    return _ENTRY.validate_python(fields)
+
+
+def released(entries: Iterable[Entry], *, unseeded: bool = False) -> list[DpEvent]:
+    """Everything in `entries` that epsilon has to speak for; `unseeded` as in `dp_event`."""
+    return [event for entry in entries if (event := entry.dp_event(unseeded=unseeded)) is not None]

@@ -1,0 +1,154 @@
+"""What every mechanism has to say and do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias, TypedDict
+
+import numpy as np
+import torch
+from dp_accounting.dp_event import DpEvent
+from numpy.typing import NDArray
+
+from fedseg.averaging import fed_avg
+from fedseg.ledger import Entry
+from fedseg.privacy.trust import Trust
+from fedseg.update import NoisedUpdate
+from secagg.policy import Policy
+
+MOMENTUM = 0.9
+"""Of SGD, which keeps a site's pull proportional to its patients. Adam normalises it away: the noise of a site with one
+patient would pull as hard as forty patients elsewhere."""
+
+Losses: TypeAlias = Iterable[tuple[str, torch.Tensor]]
+"""Each drawn patient with its loss, made one by one so that one graph lives at a time."""
+
+Keys: TypeAlias = Callable[[str], bytes]
+"""A fresh 32-byte key of this step for each purpose that is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The public numbers of a study: all that a mechanism knows of it.
+
+    Attributes:
+        epsilon, delta, sample_rate, clip_norm, denominator: of `[privacy]`.
+        rounds, local_steps, lr: of `[study]`.
+        seeded: whether the study has a seed, so that nothing is claimed.
+        weights: public weights of all sites.
+        min_survivors, max_corrupt: of the aggregation policy.
+    """
+
+    epsilon: float | None
+    delta: float | None
+    sample_rate: float
+    clip_norm: float | None
+    denominator: int
+    rounds: int
+    local_steps: int
+    lr: float
+    seeded: bool
+    weights: tuple[float, ...]
+    min_survivors: int
+    max_corrupt: int
+
+    @property
+    def steps(self) -> int:
+        """Of the whole study."""
+        return self.rounds * self.local_steps
+
+
+class Said(TypedDict):
+    """What every entry of a ledger says; see `fedseg.ledger`."""
+
+    study_hash: str
+    study: str
+    site: str
+    training_run: str
+    round_number: int
+    unit: str
+
+
+class Steps(ABC):
+    """A site's part of one round: its steps, on weights of its own that begin at a model's.
+
+    Args:
+        model: the round's; it follows the steps, so that gradients do.
+        terms: of the study.
+    """
+
+    def __init__(self, model: torch.nn.Module, terms: Terms) -> None:
+        self._terms = terms
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    @abstractmethod
+    def step(self, losses: Losses, keys: Keys) -> None:
+        """One step by what the drawn patients give, who may be nobody."""
+
+    @property
+    @abstractmethod
+    def diverged(self) -> bool:
+        """Whether the steps have left the numbers."""
+
+    @abstractmethod
+    def update(self, site: str, event_id: str) -> NoisedUpdate:
+        """What leaves the site, of all steps together; `event_id` is what was charged for them."""
+
+
+class Mechanism(ABC):
+    """One way to protect patients.
+
+    Attributes:
+        name: as `[privacy] mechanism`.
+        trust: what it claims, and whom one trusts for it.
+        needs: fields of `[privacy]` without which a study of it is none.
+    """
+
+    name: ClassVar[str]
+    trust: ClassVar[Trust]
+    needs: ClassVar[tuple[str, ...]]
+
+    def refusal(self, terms: Terms) -> str:
+        """Why there can be no such study, as one sentence that begins with section and field; empty where it can."""
+        return ""
+
+    @abstractmethod
+    def noise_multiplier(self, terms: Terms) -> float:
+        """Standard deviation of a step's noise over what one patient can change, 0 where there is none.
+
+        Raises:
+            ConfigError: no reasonable noise meets the budget.
+        """
+
+    @abstractmethod
+    def released(self, terms: Terms, steps: int) -> DpEvent:
+        """What so many steps show of a site's patients.
+
+        Raises:
+            ConfigError: no reasonable noise meets the budget.
+        """
+
+    @abstractmethod
+    def entry(self, said: Said, terms: Terms) -> Entry:
+        """What one round costs, as the ledger has it.
+
+        Raises:
+            ConfigError: no reasonable noise meets the budget.
+        """
+
+    @abstractmethod
+    def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
+        """A site's steps of one round, from this model on."""
+
+    def following(
+        self, model: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+    ) -> NDArray[np.float32]:
+        """The next model, which every party computes bit for bit: the mean of the updates is added.
+
+        Args:
+            model: (d,) the global model of the round.
+            total: (d,) weighted sum of the included updates.
+            included: their sites.
+            policy: gives the weights.
+        """
+        return fed_avg(model, total, included, policy)

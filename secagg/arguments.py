@@ -1,0 +1,45 @@
+"""What an importer passes that cannot be meant: one sentence with what it is, where it stands and what is wanted.
+
+Must never: show a value that may be secret; a caller names what is safe to show.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from secagg.errors import ConfigError
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in words that show nothing of it."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def must_be(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
+    """ConfigError, "`name` is a list: `wanted`", unless `value` is of this type."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} is {kind_of(value)}: {wanted}")
+
+
+def whole(name: str, value: Any) -> int:
+    """A whole number that is no secret, as an int. ConfigError, naming it, for anything else."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise ConfigError(f"{name} = {value!r}: give a whole number, not {kind_of(value)}")
+    return int(value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A positive finite number that is no secret, as a float. ConfigError, naming it, for anything else."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__float__"):
+        raise ConfigError(f"{name} = {value!r}: give a number, not {kind_of(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigError(f"{name} = {value}: must be a positive finite number")
+    return number

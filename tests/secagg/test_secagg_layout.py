@@ -1,0 +1,243 @@
+"""Fields of a vector: what goes in comes out, sums are sums, and no number is lost or changed without a word."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from secagg import (
+    ClientSession,
+    ConfigError,
+    Field,
+    Layout,
+    MemoryStore,
+    PinnedRoster,
+    Policy,
+    RoundContext,
+    ServerSession,
+    SigningKey,
+    means,
+    sums,
+    unchecked_round,
+)
+from secagg.packing import dtype_for
+from secagg.prg import Stream
+from secagg.quantize import Quantised, dequantize, quantize
+
+CLIENTS = "abcde"
+
+
+def policy(layout=None, **changes) -> Policy:
+    return Policy(**{"project": "p", "clients": 5, "layout": layout, **changes})
+
+
+def total_of(rules: Policy, updates) -> np.ndarray:
+    """The sum of quantised updates modulo 2^b, as masks leave it."""
+    total = np.zeros(rules.length, dtype_for(rules.bits))
+    for client, update in updates.items():
+        total += quantize(update, rules, client, Stream())[0]
+    return total & dtype_for(rules.bits).type(2**rules.bits - 1)
+
+
+def round_of(rules: Policy, updates) -> tuple[ServerSession, dict[str, ClientSession]]:
+    """A whole round through both sessions."""
+    keys = {site: SigningKey.generate() for site in updates}
+    pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+    context = RoundContext("run", 1, 0, bytes(32), bytes(32))
+    server, opened = ServerSession(rules, pinned, context), unchecked_round(context)
+    clients = {site: ClientSession(rules, site, keys[site], pinned, opened, MemoryStore()) for site in updates}
+    messages = {site: client.start() for site, client in clients.items()}
+    for site, client in clients.items():
+        client.provide(updates[site])
+    while not server.finished:
+        for site, message in messages.items():
+            server.receive(site, message)
+        messages = {site: clients[site].receive(reply) for site, reply in server.close_step().items()}
+    return server, clients
+
+
+class TestWrongNumbersThatWereFound:
+    """Each of these came out wrong, in silence, where everything was floats of one clip range."""
+
+    def test_histograms_are_exact_and_as_plain_floats_refused(self):
+        bins = {client: np.random.default_rng(i).poisson(40, 20_000) for i, client in enumerate(CLIENTS)}
+        rules = policy(Layout({"bins": Field.counts(20_000, largest=1000)}))
+        result = sums(total_of(rules, bins), rules)["bins"]
+        assert result.dtype == np.int64
+        np.testing.assert_array_equal(result, sum(bins.values()))
+        plain = policy(length=20_000, clip_range=1000.0)
+        with pytest.raises(ConfigError, match=r"exact whole numbers declare Field\.counts"):
+            quantize(bins["a"], plain, "a", Stream())
+
+    def test_counts_to_a_million_are_exact(self):
+        counts = {client: 1_000_000 - 7 * i for i, client in enumerate(CLIENTS)}
+        server, _ = round_of(policy(Layout({"cells": Field.counts(largest=1_000_000)})), counts)
+        rules = policy(Layout({"cells": Field.counts(largest=1_000_000)}))
+        assert int(sums(server.result, rules)["cells"]) == sum(counts.values())
+
+    def test_small_gradients_survive_beside_large_counts(self):
+        layout = Layout({"gradient": Field.floats((4, 5), clip_range=2e-3), "seen": Field.counts(largest=10_000)})
+        rules = policy(layout)
+        updates = {
+            client: {"seen": 10_000 - i, "gradient": np.random.default_rng(i).normal(0, 5e-4, (4, 5))}
+            for i, client in enumerate(CLIENTS)
+        }
+        server, clients = round_of(rules, updates)
+        result = sums(server.result, rules)
+        assert int(result["seen"]) == 50_000 - 10
+        expected = sum(update["gradient"] for update in updates.values())
+        np.testing.assert_allclose(result["gradient"], expected, atol=5 * layout["gradient"].step())
+        assert np.abs(expected).max() > 1000 * 5 * layout["gradient"].step()
+        assert all(client.clip_rates == {"gradient": 0.0} for client in clients.values())
+
+    @pytest.mark.parametrize("value", [1001, -1, 2**40, -(2**63), 2**63])
+    def test_a_count_out_of_range_is_refused_and_not_clipped(self, value):
+        rules = policy(Layout({"n": Field.counts(3, largest=1000)}))
+        with pytest.raises(ConfigError, match=r"1 of 3 values of the field 'n' lie outside 0 to 1000") as caught:
+            quantize({"n": [5, 7, value]}, rules, "a", Stream())
+        assert str(value) not in str(caught.value)
+
+    def test_private_weights_give_the_weighted_mean(self):
+        weights = dict(zip(CLIENTS, [1.0, 20.0, 300.0, 4000.0, 2.5], strict=True))
+        values = {client: np.array([float(i), -3.0 * i, 15.0]) for i, client in enumerate(CLIENTS)}
+        layout = Layout.weighted_mean({"x": Field.floats(3, clip_range=15.0, value_bits=24)}, largest_weight=4000)
+        rules = policy(layout)
+        server, clients = round_of(rules, {c: {"weight": weights[c], "x": values[c]} for c in CLIENTS})
+        result = means(server.result, rules, server.included)
+        expected = sum(weights[c] * values[c] for c in CLIENTS) / sum(weights.values())
+        np.testing.assert_allclose(result["x"], expected, atol=5 * layout["x"].step(4000) / sum(weights.values()))
+        assert math.isclose(float(result["weight"]), sum(weights.values()) / 5, rel_tol=1e-4)
+        assert all(client.clip_rates == {"x": 0.0} for client in clients.values())
+
+    def test_a_private_weight_above_the_largest_is_refused(self):
+        rules = policy(Layout.weighted_mean({"x": Field.floats(1, clip_range=1.0)}, largest_weight=10))
+        for weight in (10.01, -1.0, math.nan, math.inf):
+            with pytest.raises(ConfigError, match="outside 0 to 10") as caught:
+                quantize({"weight": weight, "x": [1.0]}, rules, "a", Stream())
+            assert "10.01" not in str(caught.value)
+
+    def test_the_price_of_a_private_weight_is_said(self):
+        layout = Layout.weighted_mean({"x": Field.floats(1, clip_range=1.0)}, largest_weight=1000)
+        assert layout.lost_bits(1000) == 0
+        assert layout.lost_bits(125) == 3
+        assert Layout({"x": Field.floats(1, clip_range=1.0)}).lost_bits(3) == 0
+
+
+class TestIntegers:
+    def test_they_are_taken_as_they_are_and_of_either_sign(self):
+        noised = {client: np.random.default_rng(i).integers(-(2**20), 2**20, 1000) for i, client in enumerate(CLIENTS)}
+        rules = policy(Layout({"noised": Field.integers(1000, bits=30, step=0.5)}))
+        assert rules.bits == 30
+        server, clients = round_of(rules, noised)
+        np.testing.assert_array_equal(dequantize(server.result, rules), 0.5 * sum(noised.values()))
+        assert [client.clip_rate for client in clients.values()] == [0] * 5
+
+    def test_a_sum_wraps_and_a_value_beyond_the_field_is_refused(self):
+        rules = policy(Layout({"x": Field.integers(2, bits=8)}))
+        assert sums(total_of(rules, {"a": [127, 0], "b": [1, -128]}), rules)["x"].tolist() == [-128, -128]
+        for value in (256, -129):
+            with pytest.raises(ConfigError, match="lie outside -128 to 255"):
+                quantize([0, value], rules, "a", Stream())
+
+
+def fields_of_every_kind():
+    shape = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+    floats = st.builds(
+        lambda shape, clip, bits: Field.floats(shape, clip_range=clip, value_bits=bits),
+        shape,
+        st.floats(1e-6, 1e6),
+        st.integers(2, 40),
+    )
+    counts = st.builds(lambda shape, largest: Field.counts(shape, largest=largest), shape, st.integers(1, 2**40))
+    integers = st.builds(lambda shape, bits: Field.integers(shape, bits=bits), shape, st.integers(8, 60))
+    return floats | counts | integers
+
+
+def value_of(field: Field):
+    """Any value that the field takes whole."""
+    match field.kind.value:
+        case "float":
+            return arrays.arrays(np.float64, field.shape, elements=st.floats(-field.number, field.number))
+        case "count":
+            return arrays.arrays(np.int64, field.shape, elements=st.integers(0, int(field.number)))
+        case _:
+            low = -(2 ** (field.bits - 1)) // 8
+            return arrays.arrays(np.int64, field.shape, elements=st.integers(low, -low - 1))
+
+
+layouts = st.dictionaries(st.text("abc.", min_size=1, max_size=3), fields_of_every_kind(), min_size=1, max_size=5).map(
+    Layout
+)
+
+
+class TestProperties:
+    @given(st.data())
+    @settings(max_examples=25, deadline=None)
+    def test_unpacked_is_what_was_packed(self, data):
+        layout = data.draw(layouts)
+        values = {name: data.draw(value_of(field)) for name, field in layout.items()}
+        back = layout.unpack(layout.pack(values))
+        assert back.keys() == values.keys()
+        for name, value in values.items():
+            np.testing.assert_array_equal(back[name], value)
+            assert back[name].shape == layout[name].shape
+
+    @given(st.data())
+    @settings(max_examples=25, deadline=None)
+    def test_a_sum_of_packs_unpacks_to_the_sum(self, data):
+        """And no bit of one field reaches another: each has its own largest values around it."""
+        layout = data.draw(layouts)
+        rules = policy(layout)
+        updates = {c: {name: data.draw(value_of(field)) for name, field in layout.items()} for c in "abcde"}
+        result = sums(total_of(rules, updates), rules)
+        for name, field in layout.items():
+            expected = sum(update[name] for update in updates.values())
+            if field.kind.value == "float":
+                step = field.step()
+                np.testing.assert_allclose(result[name], expected, atol=5 * step * (1 + 1e-6), rtol=1e-12)
+            else:
+                np.testing.assert_array_equal(result[name], expected)
+
+    @given(layouts, st.integers(3, 256))
+    @settings(max_examples=25, deadline=None)
+    def test_the_default_width_holds_the_largest_sums_of_every_field(self, layout, clients):
+        rules = policy(layout, clients=clients)
+        assert rules.bits == max(8, rules.bits_needed)
+        for field in layout.values():
+            if field.kind.value != "integer":
+                assert clients * field.largest_value < 2 ** (rules.bits - 1)
+        if rules.bits > 8:
+            with pytest.raises(ConfigError, match="overflow"):
+                policy(layout, clients=clients, bits=rules.bits - 1)
+
+    @given(st.lists(st.integers(1, 40_000), max_size=6), st.sampled_from([24, 40]))
+    @settings(max_examples=10, deadline=None)
+    def test_any_pieces_are_the_whole(self, cuts, bits):
+        layout = Layout(
+            {
+                "a": Field.floats(70_000, clip_range=1.0),
+                "b": Field.counts(3, largest=100),
+                "c": Field.floats((7, 11), clip_range=1e-3, value_bits=12),
+                "d": Field.integers(40_000, bits=20),
+            }
+        )
+        rules = policy(layout, bits=bits)
+        noise = np.random.default_rng(1)
+        update = {
+            "a": noise.normal(0, 1, 70_000).astype(np.float32),
+            "b": [1, 2, 100],
+            "c": noise.normal(0, 1e-3, (7, 11)),
+            "d": noise.integers(-(2**19), 2**19, 40_000).astype(np.int32),
+        }
+        whole, _ = quantize(update, rules, "a", Stream(bytes(32)))
+        quantised, got = Quantised(update, rules, "a", Stream(bytes(32))), []
+        for cut in [*cuts, rules.length]:
+            piece = np.empty(min(cut, rules.length - sum(map(len, got))), dtype_for(bits))
+            quantised.read_into(piece)
+            got.append(piece)
+        np.testing.assert_array_equal(np.concatenate(got) & dtype_for(bits).type(2**bits - 1), whole)
+        assert quantised.clip_rates["a"] == np.mean(np.abs(update["a"]) > 1)
+        assert quantised.clip_rates["c"] == np.mean(np.abs(update["c"]) > 1e-3)
