@@ -11,7 +11,6 @@ Adapters read everything from here. Must never: take any of it from a server, or
 """
 
 import json
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,6 +37,7 @@ from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
 from secagg.sqlite import SqliteStore
 from secagg.text import read_text
+from secagg.toml import from_toml, to_toml
 from secagg.transcript_files import Recorder
 from secagg.writing import PRIVATE, write_new, write_whole
 
@@ -180,7 +180,7 @@ class Home:
 
 
 def _task(path: Path) -> Task:
-    table = tomllib.loads(read_text(path)).get("task", {})
+    table = from_toml(read_text(path)).get("task", {})
     known = [field.name for field in fields(Task)]
     for name in table:
         if name not in known:
@@ -190,8 +190,7 @@ def _task(path: Path) -> Task:
 
 def task_text(task: Task) -> str:
     """The table [task] of a policy file, to go behind `secagg.files.policy_text`."""
-    lines = [f"{field.name} = {json.dumps(getattr(task, field.name))}" for field in fields(task)]
-    return "\n".join(["[task]", *lines, ""])
+    return to_toml({"task": {field.name: getattr(task, field.name) for field in fields(task)}})
 
 
 def trial(folder: str | Path, sites: Sequence[str], layout: Layout, task: Task | None = None, **policy: Any) -> Path:

@@ -23,6 +23,8 @@ SIGNATURE_BYTES = 64
 NONCE_BYTES = 16
 LARGEST_CLAIMS = 8
 """Releases that an advertisement proves at most: the last ones."""
+LARGEST_REASON = 1000
+"""Characters of why a server ended an attempt."""
 
 
 def _require(condition: bool, what: str) -> None:
@@ -625,6 +627,27 @@ class Confirmation(Signed):
 
 
 @dataclass(frozen=True)
+class Abort:
+    """Any step, down: this attempt has no sum and nothing more comes; why, in one sentence for people.
+
+    It says no more than a server that falls silent, only sooner: it asks for nothing and clears no mark.
+    """
+
+    slot: bytes
+    reason: str
+
+    def __post_init__(self) -> None:
+        _hashes(self.slot)
+        well = len(self.reason) <= LARGEST_REASON and self.reason.isascii() and self.reason.isprintable()
+        _require(well, "a reason that is not printable ASCII, or too long")
+
+    @classmethod
+    def because(cls, slot: bytes, reason: object) -> Self:
+        """Of a reason of any text and length."""
+        return cls(slot, "".join(c if c.isascii() and c.isprintable() else "?" for c in str(reason))[:LARGEST_REASON])
+
+
+@dataclass(frozen=True)
 class SlotsFailed:
     """Blame, down: the constant slots of this round's sum are wrong; who released shares is to show its slot masks."""
 
@@ -671,4 +694,6 @@ FromClient: TypeAlias = (
     | Confirmation
     | SlotMasks
 )
-FromServer: TypeAlias = RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result | SlotsFailed
+FromServer: TypeAlias = (
+    RoundStart | Roster | ShareInbox | Reports | IncludedSet | Attestations | Result | SlotsFailed | Abort
+)

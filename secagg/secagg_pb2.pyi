@@ -293,6 +293,14 @@ class SlotMasks(_message.Message):
     signature: bytes
     def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ..., client_id: _Optional[str] = ..., masks: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
+class Abort(_message.Message):
+    __slots__ = ("slot", "reason")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    slot: bytes
+    reason: str
+    def __init__(self, slot: _Optional[bytes] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class FromClient(_message.Message):
     __slots__ = ("advertise_keys", "encrypted_shares", "share_report", "masked_input", "attestation", "unmasking_shares", "confirmation", "slot_masks", "vector")
     ADVERTISE_KEYS_FIELD_NUMBER: _ClassVar[int]
@@ -316,7 +324,7 @@ class FromClient(_message.Message):
     def __init__(self, advertise_keys: _Optional[_Union[AdvertiseKeys, _Mapping]] = ..., encrypted_shares: _Optional[_Union[EncryptedShares, _Mapping]] = ..., share_report: _Optional[_Union[ShareReport, _Mapping]] = ..., masked_input: _Optional[_Union[MaskedInput, _Mapping]] = ..., attestation: _Optional[_Union[Attestation, _Mapping]] = ..., unmasking_shares: _Optional[_Union[UnmaskingShares, _Mapping]] = ..., confirmation: _Optional[_Union[Confirmation, _Mapping]] = ..., slot_masks: _Optional[_Union[SlotMasks, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class FromServer(_message.Message):
-    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result", "slots_failed", "vector")
+    __slots__ = ("round_start", "roster", "share_inbox", "reports", "included_set", "attestations", "result", "abort", "slots_failed", "vector")
     ROUND_START_FIELD_NUMBER: _ClassVar[int]
     ROSTER_FIELD_NUMBER: _ClassVar[int]
     SHARE_INBOX_FIELD_NUMBER: _ClassVar[int]
@@ -324,6 +332,7 @@ class FromServer(_message.Message):
     INCLUDED_SET_FIELD_NUMBER: _ClassVar[int]
     ATTESTATIONS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FAILED_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     round_start: RoundStart
@@ -333,6 +342,7 @@ class FromServer(_message.Message):
     included_set: IncludedSet
     attestations: Attestations
     result: Result
+    abort: Abort
     slots_failed: SlotsFailed
     vector: bytes
-    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., slots_failed: _Optional[_Union[SlotsFailed, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, round_start: _Optional[_Union[RoundStart, _Mapping]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., share_inbox: _Optional[_Union[ShareInbox, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., included_set: _Optional[_Union[IncludedSet, _Mapping]] = ..., attestations: _Optional[_Union[Attestations, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., slots_failed: _Optional[_Union[SlotsFailed, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...

@@ -10,14 +10,18 @@ from typing import NoReturn
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.context import RoundContext
 from secagg.errors import (
+    AbortedError,
     ConfigError,
     IllegalTransitionError,
+    InconsistentViewError,
     UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
 from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import (
+    Abort,
+    AdvertiseKeys,
     Attestations,
     Confirmation,
     FromClient,
@@ -31,6 +35,7 @@ from secagg.messages import (
     SlotMasks,
     SlotsFailed,
 )
+from secagg.packing import unpack
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor, Stream
 from secagg.quantize import Quantised
@@ -86,6 +91,9 @@ class ClientSession:
     ) -> None:
         self._policy, self._me, self._executor = policy, me, executor
         self._state: object = Joining(policy, me, signing_key, pinned, opened, store)
+        self._slot = opened.context.slot(session_id(policy, pinned))
+        self._opened = opened
+        self._first: AdvertiseKeys | None = None
         self._update: Quantised | None = None
         self._event_id = ""
         self._waiting: Reports | None = None
@@ -93,9 +101,19 @@ class ClientSession:
         self._answered: list[tuple[FromServer, FromClient]] = []
         self._step = STEPS[0]
         self._clip_rate, self._clip_rates = 0.0, dict[str, float]()
-        self._head: bytes | None = None
+        self._result: Result | None = None
         self._included: tuple[str, ...] = ()
         self._finished = False
+
+    @property
+    def opened(self) -> OpenRound:
+        """What the attempt is about."""
+        return self._opened
+
+    @property
+    def first(self) -> AdvertiseKeys | None:
+        """What `start` returned, for a server that opens the same attempt again; None before."""
+        return self._first
 
     @property
     def step(self) -> str:
@@ -118,16 +136,32 @@ class ClientSession:
         return self._included
 
     @property
+    def total(self) -> Vector | None:
+        """The sum, (d,) unsigned integers modulo 2^b, for `secagg.dequantize`; None until the result is verified.
+
+        It is the sum that this client's confirmation is about: its hash is in the head (C-19).
+        """
+        if self._result is None:
+            return None
+        policy = self._policy
+        return unpack(self._result.total, policy.length + policy.slots, policy.bits)[: policy.length]
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the server signed about the finished round; None until the result is verified."""
+        return None if self._result is None else self._result.receipt
+
+    @property
     def head(self) -> bytes | None:
         """Head of the finished round, 32 bytes; None until the result is verified."""
-        return self._head
+        return None if self._result is None else self._result.receipt.head
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will be asked: send the reply to the last message, then stop."""
         return self._finished
 
-    def start(self) -> FromClient:
+    def start(self) -> AdvertiseKeys:
         """The first message: AdvertiseKeys.
 
         Raises:
@@ -137,11 +171,11 @@ class ClientSession:
         if not isinstance(self._state, Joining):
             raise IllegalTransitionError("start() was already called")
         try:
-            self._state, message = self._state.advertise_keys()
+            self._state, self._first = self._state.advertise_keys()
         except BaseException:
             self.close()
             raise
-        return message
+        return self._first
 
     def provide(
         self,
@@ -221,14 +255,22 @@ class ClientSession:
                 self._state, reply = state.unmask(message)
             case (Attested() | Released()) as state, Result():
                 reply = state.conclude(message)
-                self._head = reply.head
+                self._result = message
                 self.close()
             case Released() as state, SlotsFailed():
                 reply = state.show_slot_masks(message)
                 self.close()
+            case _, Abort():
+                self._abort(message)
             case _:
                 raise UnexpectedMessageError("C-20", f"the server sent {type(message).__name__} out of turn")
         return reply
+
+    def _abort(self, message: Abort) -> NoReturn:
+        """The attempt is over as after a deadline: every mark stays as it is, so that nothing is given twice."""
+        if message.slot != self._slot:
+            raise InconsistentViewError("C-28", "the server ended another attempt than this client is in")
+        raise AbortedError(self._step, f"the server ended this attempt after {self._step}: {message.reason}")
 
     def close(self) -> None:
         """End the session and wipe its secrets; safe to call at any time."""
@@ -273,7 +315,8 @@ class ServerSession:
         if not set(leave_out) <= pinned.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
         session = session_id(policy, pinned)
-        opened = Round(policy, pinned, round_context, session, round_context.slot(session), signing_key, executor)
+        self._slot = round_context.slot(session)
+        opened = Round(policy, pinned, round_context, session, self._slot, signing_key, executor)
         self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
@@ -364,6 +407,20 @@ class ServerSession:
         if new and self._record is not None and not isinstance(message, SlotMasks):
             self._record(message)
         return None
+
+    def abort(self, reason: object) -> Abort:
+        """End the session, if it is not over, and return what tells every client so that it does not wait for ever.
+
+        Args:
+            reason: for people: the error that ended it, or a sentence; at most 1000 characters are sent.
+
+        Raises:
+            IllegalTransitionError: there is a sum, which every client of U3 may have.
+        """
+        if self._result is not None:
+            raise IllegalTransitionError("this round has its sum")
+        self._finished, self._state = True, None
+        return Abort.because(self._slot, reason)
 
     @property
     def confirmations(self) -> Mapping[str, Confirmation]:

@@ -38,6 +38,7 @@ _SERVER_FIELDS: dict[str, type] = {
     "attestations": m.Attestations,
     "result": m.Result,
     "slots_failed": m.SlotsFailed,
+    "abort": m.Abort,
 }
 _NESTED: dict[tuple[type, str], type] = {
     (m.RoundStart, "missed"): m.Receipt,

@@ -267,6 +267,24 @@ def records(read: Callable[[int], bytes]) -> Iterator[bytes]:
         yield record
 
 
+def records_in(data: Buffer) -> Iterator[bytes]:
+    """The records of a file that was read, or came over a network; see `records`."""
+    view, at = memoryview(data), 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return bytes(view[at - size : at])
+
+    return records(read)
+
+
+def looks_like(data: Buffer) -> bool:
+    """Whether these bytes begin as a transcript does, and so are no message of the protocol."""
+    label = encode(f"transcript-{_NAMES[Opening]}")
+    return bytes(data[4 : 4 + len(label)]) == label
+
+
 def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:
     """A packed vector of d + slots values in blocks that can be unpacked on their own."""
     view, size = memoryview(vector), packed_size(BLOCK, policy.bits)

@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    layout = layout_for({"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0})
+    layout = layout_for(
+        {"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}
+    )
     trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=True))
     fleet, control, runtime, *own = free_ports(3 + SITES)
     environment = {

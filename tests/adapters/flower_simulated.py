@@ -78,7 +78,9 @@ def main() -> None:
         secure = SecAggGrid(grid, Path(folder, "server"), step_seconds=20)
         fractions = {} if options.evaluate == "clear" else {"fraction_evaluate": 0.0}
         chosen = getattr(strategy, options.strategy)(
-            min_train_nodes=SITES, min_available_nodes=SITES, **fractions,
+            min_train_nodes=SITES,
+            min_available_nodes=SITES,
+            **fractions,
             **({"proximal_mu": 0.1} if options.strategy == "FedProx" else {}),
         )
         began = time.perf_counter()

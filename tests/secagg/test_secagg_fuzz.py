@@ -40,7 +40,7 @@ from secagg.client import LARGEST_STEP
 from secagg.context import GENESIS
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
 from secagg.files import read_public
-from secagg.messages import AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
+from secagg.messages import Abort, AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.policy import session_id
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
 from secagg.rpc.transport_pb2 import Frame
@@ -101,6 +101,7 @@ def everything_said(suite: Suite) -> Mapping[str, object]:
     cohort = Cohort(3, suite=suite)
     play = cohort.play(context=exposed(cohort), up=note("up"), down=note("down"))
     note("down")("", "", round_start(play))
+    note("down")("", "", Abort(bytes(32), "the server goes off"))
     return said
 
 

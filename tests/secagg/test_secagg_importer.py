@@ -12,57 +12,80 @@ IMPORTER = """
 import collections, queue, threading
 import numpy as np
 import secagg
-from secagg import wire
 
 Message = collections.namedtuple("Message", "sender data")
-keys = {name: secagg.SigningKey.generate() for name in "abcd"}
+names = "abcdef"
+keys = {name: secagg.SigningKey.generate() for name in names}
 server_key = secagg.SigningKey.generate()
 pinned = secagg.PinnedRoster({name: key.verify_key for name, key in keys.items()})
-policy = secagg.Policy(project="p", clients=4, length=3, clip_range=1.0, server_key=server_key.verify_key)
+policy = secagg.Policy(project="p", clients=6, length=3, clip_range=1.0, server_key=server_key.verify_key)
 run, mine, task = "run", bytes(32), bytes(32)
 book = secagg.RoundBook(run, task, server_key, policy.max_corrupt)
-start = wire.decode_from_server(wire.encode(book.start(mine)))
-mail, boxes = queue.Queue(), {name: queue.Queue() for name in "abcd"}
+mail, boxes = queue.Queue(), {name: queue.Queue() for name in names}
+clock, heard = [0.0], []
+STRAGGLER, RUBBISH = "e", "f"
 
-def poll():
+def now():
+    return clock[-1]
+
+def poll(deadline):
+    if server.awaited <= {STRAGGLER}:
+        clock.append(deadline)
+        return None
     return mail.get()
-
-def deadline_passed():
-    return False
 
 def site(me):
     signing_key, store, update = keys[me], secagg.MemoryStore(), np.full(3, 0.25)
+    recv, done = boxes[me].get, None
     def send(data):
         mail.put(Message(me, data))
-    recv = boxes[me].get
 
-    opened = secagg.open_round(policy, pinned, run, start, store, model_hash=mine, task_hash=task)
-    client = secagg.ClientSession(policy, me, signing_key, pinned, opened, store)
-    send(wire.encode(client.start()))
-    client.provide(update)
-    while not client.finished:
-        if reply := client.receive(wire.decode_from_server(recv())):
-            send(wire.encode(reply))
+    client = secagg.ClientDriver(policy, me, signing_key, pinned, store, training_run=run, task_hash=task)
+    client.model_hash = mine
+    while not done:
+        actions = client.receive(recv(), now())
+        for action in actions:
+            match action:
+                case secagg.Send():
+                    send(action.data)
+                case secagg.NeedInput():
+                    actions += client.provide(update)
+                case secagg.Completed() | secagg.Failed():
+                    done = action
+    heard.append(done)
+
+def rubbish():
+    while True:
+        boxes[RUBBISH].get()
+        mail.put(Message(RUBBISH, b"rubbish"))
 
 sites = [threading.Thread(target=site, args=(name,), daemon=True) for name in "abcd"]
-for thread in sites:
+for thread in [*sites, threading.Thread(target=rubbish, daemon=True)]:
     thread.start()
 
 def send(client_id, data):
     boxes[client_id].put(data)
 
-server = secagg.ServerSession(policy, pinned, book.context(mine), server_key)
-while not server.finished:
-    if message := poll():
-        server.receive(message.sender, wire.decode_from_client(message.data))
-    if server.ready or deadline_passed():
-        for client_id, reply in server.close_step().items():
-            send(client_id, wire.encode(reply))
-total = secagg.dequantize(server.result, policy)
+outcome = None
+server = secagg.ServerDriver(policy, pinned, book, step_seconds=30)
+actions = server.begin(mine, now=now())
+while True:
+    for action in actions:
+        match action:
+            case secagg.Send():
+                send(action.to, action.data)
+            case secagg.Completed() | secagg.Failed():
+                outcome = action
+    if outcome:
+        break
+    message = poll(server.deadline)
+    actions = server.receive(message.sender, message.data, now()) if message else server.tick(now())
 
-assert np.array_equal(total, np.full(3, 1.0)), total
+assert outcome.included == tuple("abcd"), outcome
+assert np.array_equal(outcome.total, np.full(3, 1.0)), outcome.total
 for thread in sites:
     thread.join(10)
+assert [told.included for told in heard] == [outcome.included] * 4, heard
 """
 
 
@@ -79,13 +102,13 @@ def blocks(page: Path) -> list[str]:
     return [block for block in found if "secagg" in block]
 
 
-def test_the_importers_lines_run_without_the_heavy_libraries():
+def test_the_importers_lines_survive_a_straggler_and_rubbish_without_the_heavy_libraries():
     run_alone(IMPORTER, HEAVY)
 
 
 def test_the_lines_of_the_howto_run_as_written():
     code = "\n".join(blocks(ROOT / "docs/howto/embed.md"))
-    assert "ClientSession" in code
+    assert "ClientDriver" in code
     run_alone(code, ("torch", "grpc", "asyncio"))
 
 
@@ -93,6 +116,6 @@ def test_the_readme_shows_the_importers_lines_and_nothing_else():
     def statements(code: str) -> list[str]:
         return [bare for line in code.splitlines() if (bare := line.split("  #")[0].strip())]
 
-    (shown,) = (block for block in blocks(ROOT / "README.md") if "ClientSession" in block)
+    (shown,) = (block for block in blocks(ROOT / "README.md") if "ClientDriver" in block)
     assert len(statements(shown)) > 12
     assert set(statements(shown)) <= set(statements(IMPORTER))

@@ -7,6 +7,7 @@ import pytest
 from secagg import AuthenticationError, MalformedMessageError, Suite, keys, messages, wire
 from secagg import secagg_pb2 as pb
 from secagg.messages import (
+    Abort,
     AdvertiseKeys,
     Attestations,
     Bundle,
@@ -39,7 +40,7 @@ def every_message() -> tuple[list, list]:
     start = RoundStart(RUN, 2, 1, *[bytes(32)] * 3, missed=(play.server.receipt,)).sign(SERVER_KEY)
     failed = SlotsFailed(play.server.receipt.round_id, play.server.receipt.attested)
     masks = SlotMasks(*[bytes(32)] * 2, "site-a", {"site-b": bytes(32)}).sign(SERVER_KEY)
-    return [*up, announcing(up), masks], [*down, start, failed]
+    return [*up, announcing(up), masks], [*down, start, failed, Abort.because(bytes(32), failed)]
 
 
 def announcing(said: list) -> AdvertiseKeys:
@@ -69,7 +70,7 @@ def decoded(data: bytes) -> list:
 def test_every_message_takes_part():
     assert FROM_CLIENT.keys() == set(wire._CLIENT_FIELDS.values())
     assert FROM_SERVER.keys() == set(wire._SERVER_FIELDS.values())
-    assert len(KINDS) == 16
+    assert len(KINDS) == 17
 
 
 @each_kind

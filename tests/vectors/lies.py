@@ -23,6 +23,7 @@ from secagg.keys import ChannelKey, MaskKey
 from secagg.masking import envelope_info, share_commitment
 from secagg.merkle import root_of, tree
 from secagg.messages import (
+    Abort,
     AdvertiseKeys,
     Attestation,
     Attestations,
@@ -65,6 +66,7 @@ SHAPES: dict[str, Any] = dict.fromkeys(HASHES, bytes(31)) | {
     "attestations": {VICTIM: bytes(63)},
     "masks": {VICTIM: bytes(8), "site-b": bytes(9)},
     "round_number": 0,
+    "reason": "two\nlines",
 }
 """Fields of a fixed shape, and what they are not."""
 Lie = Callable[[Any], Any]
@@ -547,6 +549,9 @@ def lying_lists(liars: Liars) -> None:
     liars.to_client("C-13", "A report without a header", "mask_input", late, "round_n5_silent_share_keys")
     liars.to_client("C-16", "An input without a report", "attest", late, "round_n5_silent_report")
     liars.to_client("C-20", "Inputs before reports", "attest", same, before="mask_input")
+    for operation in ("report", "unmask"):
+        ended = lambda m: Abort(OTHER, "the server goes off")  # noqa: E731
+        liars.to_client("C-28", f"An end of another attempt where {operation} is due", operation, ended)
 
 
 # --- clients that lie ------------------------------------------------------------------------------------------------
@@ -772,6 +777,7 @@ def shapes(files: Files) -> Iterator[Json]:
     said["AdvertiseKeys.exposing"] = files.runs["round_n4_exposed"].messages["AdvertiseKeys.site-b@1"]
     blamed = files.runs["bad_s19_constant_slot_that_is_one_too_large"].messages
     said |= {name: blamed[name] for name in ("SlotsFailed", f"SlotMasks.{VICTIM}")}
+    said["Abort"] = wire.encode(Abort(OTHER, "the server goes off"))
     for name, data in said.items():
         decode = wire.decode_from_client if name.split(".")[0] in SENDS.values() else wire.decode_from_server
         message: Any = decode(data)

@@ -1,0 +1,286 @@
+"""A client's rounds, one after the other: from the server's bytes to what is sent, asked and told."""
+
+from collections.abc import Callable
+
+from secagg import wire
+from secagg.client import open_round
+from secagg.context import RoundContext
+from secagg.driver.actions import ClientAction, Completed, Exposed, Failed, Joined, NeedInput, Refused, Send
+from secagg.encoding import Buffer
+from secagg.errors import (
+    AbortedError,
+    ConfigError,
+    ExposureError,
+    IllegalTransitionError,
+    ProtocolError,
+    SecAggError,
+)
+from secagg.keys import SigningKey
+from secagg.layout import Values
+from secagg.masking import Vector
+from secagg.messages import Abort, FromClient, FromServer, MaskedInput, Reports, Result, RoundStart, SlotMasks
+from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.prg import Executor, Stream
+from secagg.quantize import dequantize
+from secagg.session import ClientSession
+from secagg.steps import ROUND_START
+from secagg.store import Store
+from secagg.transcript import ViolationError, accept, judge
+from secagg.transcript.record import looks_like, records_in
+
+_Given = tuple[Values, str, Stream | None, Vector | None]
+
+
+class ClientDriver:
+    """One client in the rounds of one run.
+
+    Args:
+        policy: own pinned parameters, with a `server_key`.
+        me: own id in the roster.
+        signing_key: own identity.
+        pinned: pinned identities of the cohort.
+        store: durable marks of the data set.
+        training_run: the run that this client agreed to take part in.
+        task_hash: 32 bytes, computed by this client from its own copy of what defines the task.
+        private: whether each update is differentially private on its own, and charged; all of a cohort agree on it.
+        patience: seconds without a word of the server after which an attempt is given up; None for never.
+        executor: what expands masks (`secagg.prg.apply_masks`); the calling thread where not given.
+
+    Attributes:
+        model_hash: 32 bytes, of the model that this client will train, or of whatever else its vector is about. Set it
+            before each round start comes in, from what the client holds itself; never copy it from the server.
+
+    It belongs to one thread.
+
+    Raises:
+        ConfigError: identity, roster and policy do not fit together, or the policy names no server key.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        me: str,
+        signing_key: SigningKey,
+        pinned: PinnedRoster,
+        store: Store,
+        *,
+        training_run: str,
+        task_hash: bytes,
+        private: bool = False,
+        patience: float | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        if not policy.server_key:
+            raise ConfigError("policy.server_key is empty: a driver takes only round starts that a pinned key signed")
+        if me not in pinned or signing_key.verify_key != pinned[me]:
+            raise ConfigError(f"the roster does not pin this signing key for {me!r}")
+        self._policy, self._me, self._signing_key, self._pinned, self._store = policy, me, signing_key, pinned, store
+        self._training_run, self._task_hash, self._private = training_run, task_hash, private
+        self._patience, self._executor = patience, executor
+        self._own_session = session_id(policy, pinned)
+        self.model_hash: bytes | None = None
+        self._session: ClientSession | None = None
+        self._refused: RoundStart | None = None
+        self._about: tuple[int, bytes] | None = None  # round number and model of the attempt that was joined last
+        self._given: tuple[tuple[int, bytes], _Given] | None = None  # not masked yet
+        self._heard = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether an attempt was joined that is not over here."""
+        return self._session is not None and not self._session.finished
+
+    @property
+    def session(self) -> ClientSession | None:
+        """The session of the attempt that was joined last; to look at."""
+        return self._session
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `tick`; None for never."""
+        return self._heard + self._patience if self.live and self._patience is not None else None
+
+    def receive(self, data: Buffer, now: float = 0.0) -> list[ClientAction]:
+        """Take a message of the server, or the transcript of a round.
+
+        Args:
+            data: the bytes, which must not change afterwards.
+            now: seconds.
+
+        Raises:
+            IllegalTransitionError: a round start came and `model_hash` was not set.
+            ConfigError: the store cannot be used.
+        """
+        if looks_like(data):
+            return self._replay(data, now)
+        self._heard = now
+        try:
+            message = wire.decode_from_server(data)
+        except ProtocolError as error:
+            return self._over(error)
+        if isinstance(message, RoundStart):
+            return self._open(message, now)
+        session = self._session
+        if session is None or (
+            isinstance(message, Abort) and message.slot != session.opened.context.slot(self._own_session)
+        ):
+            return []  # late: of an attempt that is over here
+        done = session.finished
+        return self._take(lambda: session.receive(message), None if done else message)
+
+    def provide(
+        self,
+        update: Values,
+        event_id: str = "",
+        stream: Stream | None = None,
+        copy: Vector | None = None,
+    ) -> list[ClientAction]:
+        """Hand over the update of the attempt that was joined; see `ClientSession.provide`.
+
+        It is kept until it is masked: where the attempt ended before that, the next one at this round number uses it.
+
+        Raises:
+            ConfigError: wrong shape, or a value that is not finite.
+            IllegalTransitionError: no attempt was joined, or it has its update.
+        """
+        if self._about is None:
+            raise IllegalTransitionError("no round was joined: an update is provided after `Joined`")
+        given, session = (update, event_id, stream, copy), self._session
+        self._given = self._about, given
+        if session is None or session.finished:
+            return []
+        try:
+            return self._take(lambda: session.provide(*given), None)
+        except BaseException:
+            self._given = None
+            raise
+
+    def tick(self, now: float) -> list[ClientAction]:
+        """The deadline may have passed: the attempt is given up where it has. Its marks stay."""
+        deadline = self.deadline
+        if self._session is None or deadline is None or now < deadline:
+            return []
+        step = self._session.step
+        return self._over(AbortedError(step, f"the server has said nothing for {self._patience:g} s after {step}"))
+
+    def close(self) -> None:
+        """End the attempt that is under way, and wipe its secrets."""
+        if self._session is not None:
+            self._session.close()
+        self._session = self._about = self._given = self._refused = None
+
+    # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _open(self, start: RoundStart, now: float) -> list[ClientAction]:
+        running = self._session if self.live else None
+        if running is not None:
+            context = running.opened.context
+            if (start.round_number, start.attempt) < (context.round_number, context.attempt):
+                return []  # late
+            if _context_of(start) == context and running.first is not None:
+                return [Send(wire.encode(running.first))]  # it may have been lost
+            running.close()
+        self._session, self._refused = None, None
+        if self.model_hash is None:
+            raise IllegalTransitionError("set `model_hash`, of the model that this client holds, before a round starts")
+        try:
+            opened = open_round(
+                self._policy,
+                self._pinned,
+                self._training_run,
+                start,
+                self._store,
+                model_hash=self.model_hash,
+                task_hash=self._task_hash,
+                private=self._private,
+            )
+            self._settled()
+            session = ClientSession(
+                self._policy, self._me, self._signing_key, self._pinned, opened, self._store, self._executor
+            )
+            first = session.start()
+        except ExposureError as error:
+            self._refused = start
+            return [Exposed(str(error), error.round_ids)]
+        except (ProtocolError, AbortedError) as error:
+            return self._over(error)
+        self._session, self._heard = session, now
+        return [Send(wire.encode(first)), *self._joined(session)]
+
+    def _joined(self, session: ClientSession) -> list[ClientAction]:
+        context, kept = session.opened.context, self._given
+        self._about = (context.round_number, context.model_hash)
+        again = kept is not None and kept[0] == self._about
+        if kept is not None and again:
+            session.provide(*kept[1])
+        else:
+            self._given = None
+        return [Joined(context.round_number, context.attempt, context.model_hash, again)]
+
+    def _settled(self) -> None:
+        """C-05: of the last finished round only the server says that it was one of this cohort, until it was replayed.
+
+        On a round that it invented it could build any model, and sum the same updates again.
+        """
+        if self._private:
+            return
+        with self._store.transaction() as marks:
+            number, _ = marks.head(self._own_session, self._training_run)
+            last = marks.receipt(self._own_session, self._training_run, number)
+            if last is None or marks.replayed(last.round_id) or marks.accepted(last.round_id):
+                return
+        reason = f"nothing shows this site that round {number}, the last finished one, was one of its cohort"
+        raise ExposureError("C-05", ROUND_START, reason, [last.round_id])
+
+    def _late(self, message: FromServer, context: RoundContext) -> bool:
+        """Whether this ends an attempt that is over here."""
+        return isinstance(message, Abort) and message.slot != context.slot(self._own_session)
+
+    def _take(self, call: Callable[[], FromClient | None], message: FromServer | None) -> list[ClientAction]:
+        session = self._session
+        if session is None:
+            return []
+        try:
+            reply = call()
+        except ExposureError as error:
+            self._session = None
+            return [Exposed(str(error), error.round_ids)]
+        except (ProtocolError, AbortedError) as error:
+            return self._over(error)
+        except IllegalTransitionError:
+            if session.finished:  # late, or unwanted
+                return []
+            raise
+        actions: list[ClientAction] = [] if reply is None else [Send(wire.encode(reply))]
+        context = session.opened.context
+        if isinstance(reply, MaskedInput):
+            self._given = None
+        if isinstance(message, Reports) and reply is None:
+            actions.append(NeedInput(context.round_number, context.attempt))
+        if isinstance(message, Result) and session.total is not None and session.receipt is not None:
+            total = dequantize(session.total, self._policy)
+            actions.append(Completed(total, session.included, session.receipt, session.total))
+        if isinstance(reply, SlotMasks):
+            said = "the constant slots of the sum do not add up; this site showed what masked its own"
+            actions.append(Failed(said, AbortedError(session.step, said)))
+        return actions
+
+    def _over(self, error: SecAggError) -> list[ClientAction]:
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+        return [Failed(str(error), error)]
+
+    def _replay(self, transcript: Buffer, now: float) -> list[ClientAction]:
+        """C-05: recompute a round's sum from its transcript; then the start that was refused is looked at again."""
+        try:
+            accept(judge([("the transcript", records_in(transcript))], self._policy, self._pinned), self._store)
+        except (ViolationError, ConfigError) as error:
+            return [Refused(f"a transcript settles nothing: {error}")]
+        refused = self._refused
+        return [] if refused is None else self._open(refused, now)
+
+
+def _context_of(start: RoundStart) -> RoundContext:
+    hashes = (start.model_hash, start.task_hash, start.previous_head)
+    return RoundContext(start.training_run, start.round_number, start.attempt, *hashes)

@@ -1,0 +1,261 @@
+"""A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+from secagg import wire
+from secagg.book import RoundBook
+from secagg.context import RoundContext
+from secagg.driver.actions import (
+    Completed,
+    Failed,
+    Published,
+    Refused,
+    Retrying,
+    Save,
+    Send,
+    ServerAction,
+    Silent,
+)
+from secagg.encoding import Buffer
+from secagg.errors import (
+    AbortedError,
+    ConfigError,
+    IllegalTransitionError,
+    MalformedMessageError,
+    ProtocolError,
+    TooFewClientsError,
+)
+from secagg.masking import Vector
+from secagg.messages import FromClient, Receipt, Result
+from secagg.policy import PinnedRoster, Policy
+from secagg.prg import Executor
+from secagg.quantize import dequantize
+from secagg.session import ServerSession
+from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+from secagg.transcript.record import OpenedPair
+
+
+class Recording(Protocol):
+    """What writes a transcript, such as `secagg.transcript_files.Recorder`."""
+
+    def __call__(self, message: FromClient | OpenedPair | Result) -> None:
+        """Take what `ServerSession(record=...)` tells."""
+
+    def publish(self) -> Any:
+        """The attempt is over: make of it what may be seen."""
+
+
+class ServerDriver:
+    """The server of the rounds of one run.
+
+    Args:
+        policy: parameters, the same as every client's, with a `server_key`.
+        pinned: pinned identities of the cohort.
+        book: the run's, with the server's key. The driver moves it on.
+        step_seconds: how long each step waits for those who were asked, at most.
+        input_seconds: the same for the masked inputs, which wait for training; `step_seconds` where None.
+        attempts: how often a round is tried, at most, before `begin` has failed; burned round numbers count too.
+        record: makes what writes the transcript of an attempt; where updates are not private on their own, clients need
+            it (C-05). None for no transcripts.
+        executor: what expands masks (`secagg.prg.apply_masks`); the calling thread where not given.
+
+    It belongs to one thread.
+
+    Raises:
+        ConfigError: roster, policy and key do not fit together.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        pinned: PinnedRoster,
+        book: RoundBook,
+        *,
+        step_seconds: float = 60.0,
+        input_seconds: float | None = None,
+        attempts: int = 3,
+        record: Callable[[RoundContext], Recording | None] | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        if not policy.server_key or book.signing_key.verify_key != policy.server_key:
+            raise ConfigError("the book's signing key is not the policy's server_key: every round start is signed")
+        if attempts < 1:
+            raise ConfigError(f"attempts = {attempts}: a round is tried at least once")
+        self.policy, self.pinned, self.book = policy, pinned, book
+        self._step_seconds, self._attempts = step_seconds, attempts
+        self._input_seconds = step_seconds if input_seconds is None else input_seconds
+        self._record, self._executor = record, executor
+        self._session: ServerSession | None = None
+        self._recording: Recording | None = None
+        self._model_hash, self._left = b"", 0
+        self._clients = frozenset[str]()
+        self._asked = frozenset[str]()
+        self._gone = set[str]()
+        self._spoilt = set[str]()
+        self._closes_at: float | None = None
+
+    @property
+    def session(self) -> ServerSession | None:
+        """The session of the latest attempt; to look at."""
+        return self._session
+
+    @property
+    def running(self) -> bool:
+        """Whether a round is under way: neither `Completed` nor `Failed` was told of it."""
+        return self._session is not None and not self._session.finished
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """Who may still speak in this step: asked, not gone, and not refused in it."""
+        if self._closes_at is None or self._session is None:
+            return frozenset()
+        return (frozenset(self._session.missing) & self._asked) - self._gone - self._spoilt
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call `tick`; None for never."""
+        return self._closes_at
+
+    def begin(self, model_hash: bytes, clients: Collection[str] | None = None, now: float = 0.0) -> list[ServerAction]:
+        """Open the next round.
+
+        Args:
+            model_hash: 32 bytes, of the model that the updates will belong to; see the model hash in docs/spec.md.
+            clients: who is there; everybody of the roster where None. Nobody waits for the others.
+            now: seconds.
+
+        Returns:
+            Actions; `Failed` at once where too few clients are there, which uses up no number.
+
+        Raises:
+            IllegalTransitionError: a round is under way.
+            ConfigError: somebody is not in the roster.
+        """
+        if self.running:
+            raise IllegalTransitionError("a round is under way; end it first, with `abort`")
+        self._clients = frozenset(self.pinned if clients is None else clients)
+        if not self._clients <= self.pinned.keys():
+            raise ConfigError("clients names somebody whom the roster does not list")
+        actions = self._published()
+        self._model_hash, self._left, self._gone = model_hash, self._attempts, set()
+        return [*actions, *self._announced(now)]
+
+    def receive(self, sender: str, data: Buffer, now: float = 0.0) -> list[ServerAction]:
+        """Take a message of a client; rubbish and lies cost their sender the step, and nobody else.
+
+        Args:
+            sender: whom the transport authenticated; never from the message.
+            data: the bytes, which must not change afterwards.
+            now: seconds.
+        """
+        session = self._session
+        if session is None:
+            return [Refused("no round is under way", sender)]
+        try:
+            reply = session.receive(sender, wire.decode_from_client(data))
+        except ProtocolError as error:
+            if sender in error.culprits or isinstance(error, MalformedMessageError):
+                self._spoilt.add(sender)  # honest clients send nothing of the kind: nobody waits for more of this
+            return [Refused(str(error), sender), *self._closed(now)]
+        except IllegalTransitionError:
+            return []  # the attempt is over
+        repeated: list[ServerAction] = [] if reply is None else [Send(wire.encode(reply), sender)]
+        return [*repeated, *self._closed(now)]
+
+    def tick(self, now: float) -> list[ServerAction]:
+        """The deadline may have passed: the step is closed where it has."""
+        return self._closed(now, due=self._closes_at is not None and now >= self._closes_at)
+
+    def gone(self, client_id: str, now: float = 0.0) -> list[ServerAction]:
+        """The transport says that this client is not there any more: nobody waits for it until `back`."""
+        self._gone.add(client_id)
+        return self._closed(now)
+
+    def back(self, client_id: str) -> None:
+        """It is there again."""
+        self._gone.discard(client_id)
+
+    def abort(self, reason: str) -> list[ServerAction]:
+        """End the round without a sum, and tell every client that was asked.
+
+        Raises:
+            IllegalTransitionError: no round is under way.
+        """
+        if not self.running or self._session is None:
+            raise IllegalTransitionError("no round is under way")
+        self._left = 0
+        return self._failed(self._session, AbortedError(self._session.step, reason), 0.0)
+
+    # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _announced(self, now: float) -> list[ServerAction]:
+        asked = sorted(self._clients - self.book.leave_out - self._gone)
+        if len(asked) < self.policy.min_survivors:
+            error = TooFewClientsError(ADVERTISE_KEYS, len(asked), self.policy.min_survivors)
+            self._closes_at = None
+            return [Failed(str(error), error)]
+        context = self.book.context(self._model_hash)
+        self._recording = None if self._record is None else self._record(context)
+        self._session = ServerSession(
+            self.policy,
+            self.pinned,
+            context,
+            self.book.signing_key,
+            self.book.leave_out,
+            self._recording,
+            self._executor,
+        )
+        self._asked = frozenset(asked)
+        self._wait(now)
+        start = wire.encode(self.book.start(self._model_hash))
+        return [Save(self.book.saved()), *(Send(start, to) for to in asked)]
+
+    def _wait(self, now: float) -> None:
+        self._spoilt = set()
+        masking = self._session is not None and self._session.step == MASKED_INPUT_COLLECTION
+        self._closes_at = now + (self._input_seconds if masking else self._step_seconds)
+
+    def _closed(self, now: float, due: bool = False) -> list[ServerAction]:
+        """Close every step in which nobody is waited for any more, the first one in any case where it is due."""
+        actions: list[ServerAction] = []
+        while self._closes_at is not None and self._session is not None and (due or not self.awaited):
+            session, due = self._session, False
+            if silent := tuple(sorted(frozenset(session.missing) & self._asked)):
+                actions.append(Silent(session.step, silent))
+            if session.finished:
+                return [*actions, *self._published()]
+            try:
+                replies = session.close_step()
+            except (ProtocolError, AbortedError) as error:
+                return [*actions, *self._failed(session, error, now)]
+            self._wait(now)
+            actions += [Send(data, to) for to, data in wire.encode_each(replies).items()]
+            if session.result is not None and session.receipt is not None:
+                actions += self._completed(session, session.result, session.receipt)
+        return actions
+
+    def _completed(self, session: ServerSession, result: Vector, receipt: Receipt) -> list[ServerAction]:
+        self.book.completed(receipt)
+        if self._recording is None:  # nobody has to wait for confirmations: they are for the transcript
+            self._closes_at = None
+        total = dequantize(result, self.policy)
+        return [Save(self.book.saved()), Completed(total, session.included, receipt, result, session.dropped)]
+
+    def _failed(self, session: ServerSession, error: ProtocolError | AbortedError, now: float) -> list[ServerAction]:
+        burned = session.burned
+        abort = wire.encode(session.abort(error))
+        actions: list[ServerAction] = [*(Send(abort, to) for to in sorted(self._asked)), *self._published()]
+        try:
+            told = self.book.failed(error, burned)
+        except ProtocolError as stop:  # S-20: the run cannot go on
+            return [*actions, Save(self.book.saved()), Failed(str(stop), stop)]
+        self._left -= 1
+        if self._left <= 0:
+            return [*actions, Save(self.book.saved()), Failed(str(error), error)]
+        return [*actions, Retrying(str(error), told), *self._announced(now)]
+
+    def _published(self) -> list[ServerAction]:
+        """The transcript of the attempt that is over, once; who has not confirmed its head by now is not in it."""
+        recording, self._recording, self._closes_at = self._recording, None, None
+        return [] if recording is None else [Published(recording.publish())]
