@@ -37,7 +37,7 @@ from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
 from secagg.sqlite import SqliteStore
 from secagg.text import read_text
-from secagg.toml import from_toml, to_toml
+from secagg.toml import from_toml
 from secagg.transcript_files import Recorder
 from secagg.writing import PRIVATE, write_new, write_whole
 
@@ -190,7 +190,8 @@ def _task(path: Path) -> Task:
 
 def task_text(task: Task) -> str:
     """The table [task] of a policy file, to go behind `secagg.files.policy_text`."""
-    return to_toml({"task": {field.name: getattr(task, field.name) for field in fields(task)}})
+    lines = [f"{field.name} = {json.dumps(getattr(task, field.name))}" for field in fields(task)]
+    return "\n".join(["[task]", *lines, ""])
 
 
 def trial(folder: str | Path, sites: Sequence[str], layout: Layout, task: Task | None = None, **policy: Any) -> Path:

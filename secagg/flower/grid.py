@@ -5,7 +5,7 @@ empty list of replies, which every strategy takes for a round in which nobody an
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from flwr.supercore import log
 
 from secagg import wire
 from secagg.driver import Completed, Failed, Published, Refused, Retrying, Save, Send, ServerAction, Silent
-from secagg.errors import ProtocolError
-from secagg.federated import mean_of, model_hash
+from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
+from secagg.federated import Arrays, mean_of, model_hash
 from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
 from secagg.home import Home
 from secagg.messages import AdvertiseKeys
@@ -66,8 +66,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         self._client_at: dict[int, str] = {}
         self._waiting: dict[str, int] = {}
         self._later: dict[int, list[bytes]] = {}
-        self._completed: Completed | None = None
-        self._failed = False
+        self._ended: Completed | Failed | None = None
 
     def set_run(self, run: Any) -> None:
         """See `Grid.set_run`."""
@@ -108,25 +107,35 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     def _summed(self, messages: list[Message], timeout: float | None) -> list[Message]:
         self._asked = {message.metadata.dst_node_id: message for message in messages}
-        self._completed, self._failed = None, False
         model, began = arrays_in(messages[0].content), time.monotonic()
+        self._ended = None
         if self._driver.deadline is not None:  # a transcript waits for confirmations of the round before
             self._push({node: [] for node in self._later if node in self._asked})
             self._listen(lambda: self._driver.deadline is None or not self._waiting, None)
         self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
-        self._listen(lambda: self._completed is not None or self._failed, timeout and began + timeout)
-        if self._completed is None or self._driver.session is None:
+        self._listen(lambda: self._ended is not None, timeout and began + timeout)
+        if not isinstance(self._ended, Completed):
             return []
-        total, task = self._driver.session.result, self._home.task
-        mean = mean_of(total, self._driver.policy, self._completed.included, model, changes=task.changes)
+        try:
+            return [Message(self._mean(model), reply_to=messages[0])]
+        except ConfigError as error:  # all sites together have no example
+            log(WARNING, "secagg: a sum without a mean: %s", error)
+            return []
+
+    def _mean(self, model: Arrays) -> RecordDict:
+        """What every strategy takes for the reply of one client that has seen all examples."""
+        session, task = self._driver.session, self._home.task
+        if session is None or session.result is None:
+            raise IllegalTransitionError("no round has a sum")
+        mean = mean_of(session.result, self._driver.policy, session.included, model, changes=task.changes)
         count = int(mean.weight) if mean.weight.is_integer() else mean.weight
         content = {
             "arrays": ArrayRecord({name: Array(array) for name, array in mean.arrays.items()}),
             "metrics": MetricRecord({task.weighted_by: count, **mean.metrics}),
         }
-        return [Message(RecordDict(content), reply_to=messages[0])]
+        return RecordDict(content)
 
-    def _listen(self, done: Any, until: float | None) -> None:
+    def _listen(self, done: Callable[[], bool], until: float | None) -> None:
         """Hear the nodes and do what the driver says, until it is done."""
         while not done():
             now = time.monotonic()
@@ -191,16 +200,16 @@ class SecAggGrid(Grid):  # type: ignore[misc]
                     for node in {*self._client_at, *self._later}:
                         self._later.setdefault(node, []).append(data)
                 case Completed():
-                    self._completed = action
+                    self._ended = action
                     log(INFO, "secagg: a sum of %s; dropped out: %s", len(action.included), action.dropped or "nobody")
                 case Failed():
-                    self._failed = True
+                    self._ended = action
                     log(WARNING, "secagg: a round without a sum: %s", action.reason)
                 case Retrying() | Refused() | Silent():
                     log(WARNING, "secagg: %s", action)
                 case _:
                     pass
-        if self._completed is not None or self._failed:  # nobody waits for what the sites get to know now
+        if self._ended is not None:  # nobody waits for what the sites get to know now
             for node, parts in sends.items():
                 self._later.setdefault(node, []).extend(parts)
         elif sends:

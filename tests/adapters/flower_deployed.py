@@ -74,9 +74,9 @@ def main() -> None:
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(*command: object) -> subprocess.Popen[bytes]:
-        log = open(folder / f"{len(processes)}.log", "wb")
         words = [str(BIN / str(command[0])), *map(str, command[1:])]
-        processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
+        with open(folder / f"{len(processes)}.log", "wb") as log:
+            processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
         return processes[-1]
 
     began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -16,7 +17,8 @@ app = ClientApp(mods=[secagg_mod()])
 def train(message: Message, context: Context) -> Message:
     site = context.node_config["site"]
     if context.node_config.get("dies"):
-        os.kill(int(open(context.node_config["dies"]).read()), signal.SIGKILL)  # the SuperNode, in the midst of a round
+        supernode = int(Path(context.node_config["dies"]).read_text())
+        os.kill(supernode, signal.SIGKILL)  # in the midst of a round
         os._exit(1)
     model = message.content["arrays"]["weight"].numpy()
     trained = model * np.float32(0.9) + np.random.default_rng(site).uniform(-0.05, 0.05, model.shape).astype(np.float32)
