@@ -22,8 +22,9 @@ from secagg.quantize import means, sums
 Arrays = Mapping[str, NDArray[Any]]
 """A model's arrays by name, integer buffers among them."""
 
-WEIGHT, ARRAYS, METRICS = "weight", "arrays", "metrics"
-"""Names of the fields: a model's array `conv.bias` is the field ``arrays/conv.bias``."""
+WEIGHT, ARRAYS, BUFFERS, METRICS = "weight", "arrays", "buffers", "metrics"
+"""Names of the fields: a model's array `conv.bias` is the field ``arrays/conv.bias``, and among the buffers where it
+holds whole numbers, whose mean is rounded."""
 
 
 def layout_for(
@@ -49,8 +50,8 @@ def layout_for(
     """
     fields: dict[str, Any] = {}
     for name, array in arrays.items():
-        bound = clip_range if array.dtype.kind == "f" else buffer_range
-        fields[f"{ARRAYS}/{name}"] = Field.floats(array.shape, clip_range=bound, value_bits=value_bits)
+        kind, bound = (ARRAYS, clip_range) if array.dtype.kind == "f" else (BUFFERS, buffer_range)
+        fields[f"{kind}/{name}"] = Field.floats(array.shape, clip_range=bound, value_bits=value_bits)
     for name, bound in (metrics or {}).items():
         fields[f"{METRICS}/{name}"] = Field.floats((), clip_range=bound, value_bits=value_bits)
     exact = int(largest_weight).bit_length() + 1  # of a whole number of examples, so that it is exact in the sum
@@ -67,11 +68,12 @@ def model_hash(arrays: Arrays, *about: str) -> bytes:
 
 
 def values_for(
-    arrays: Arrays, weight: float, metrics: Mapping[str, float], base: Arrays | None = None
+    layout: Layout, arrays: Arrays, weight: float, metrics: Mapping[str, float], base: Arrays | None = None
 ) -> dict[str, Any]:
-    """One site's values, as the layout of `layout_for` takes them.
+    """One site's values, as a layout of `layout_for` takes them.
 
     Args:
+        layout: of the policy.
         arrays: after local training.
         weight: the site's number of examples.
         metrics: by name.
@@ -82,11 +84,16 @@ def values_for(
     """
     if base is not None and {n: a.shape for n, a in base.items()} != {n: a.shape for n, a in arrays.items()}:
         raise ConfigError("the model after training has other arrays than the one that came: send the same ones back")
-    changes = {}
+    values: dict[str, Any] = {WEIGHT: weight}
     for name, array in arrays.items():
         kept = array if array.dtype.kind == "f" else array.astype(np.float64)
-        changes[f"{ARRAYS}/{name}"] = kept if base is None else kept - base[name]
-    return {WEIGHT: weight, **changes, **{f"{METRICS}/{name}": value for name, value in metrics.items()}}
+        values[f"{_kind(layout, name)}/{name}"] = kept if base is None else np.asarray(kept - base[name])
+    return values | {f"{METRICS}/{name}": value for name, value in metrics.items()}
+
+
+def _kind(layout: Layout, name: str) -> str:
+    """Frameworks turn a mean of whole numbers into floats: what an array holds, the layout knows."""
+    return BUFFERS if f"{BUFFERS}/{name}" in layout else ARRAYS
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ def mean_of(
     found, weight = means(total, policy, included), float(sums(total, policy)[WEIGHT])
     arrays = {}
     for name, before in model.items():
-        mean = found[ARRAYS][name] + before if changes else found[ARRAYS][name]
-        arrays[name] = np.asarray(mean if before.dtype.kind == "f" else np.rint(mean), before.dtype)
+        kind = _kind(policy.fields, name)
+        mean = found[kind][name] + before if changes else found[kind][name]
+        arrays[name] = np.asarray(np.rint(mean) if kind == BUFFERS else mean, before.dtype)
     return Mean(arrays, weight, {name: float(value) for name, value in found.get(METRICS, {}).items()})

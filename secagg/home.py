@@ -4,6 +4,7 @@
     policy.toml       [policy] and [task]: the same at every party
     NAME.signing      this party's own key, as `secagg keygen` wrote it
     marks.sqlite      of a site: the marks of its data set
+    live.snapshot     of a site between two messages: its secrets of one attempt, sealed (`secagg.snapshot`)
     book.json         of the server: which round is next
     transcripts/      of the server, where updates are not private on their own
 
@@ -12,6 +13,7 @@ Adapters read everything from here. Must never: take any of it from a server, or
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from secagg.book import RoundBook
 from secagg.context import RoundContext
 from secagg.driver import ClientDriver, ServerDriver
 from secagg.encoding import digest
-from secagg.errors import ConfigError
+from secagg.errors import ConfigError, ProtocolError
 from secagg.files import (
     Federation,
     federation_text,
@@ -48,6 +50,7 @@ FEDERATION, POLICY, MARKS, BOOK, TRANSCRIPTS = (
     "book.json",
     "transcripts",
 )
+LIVE = "live.snapshot"
 SERVER = "server"
 """Name of the server's key, and of its folder in a trial."""
 
@@ -156,6 +159,24 @@ class Home:
             book.restore(json.loads(read_text(self.folder / BOOK)))
         record = None if self.task.private else self._recorder
         return ServerDriver(self.policy, self.federation.pinned, book, record=record, executor=executor, **driving)
+
+    def resume(self, driver: ClientDriver) -> None:
+        """Go on with the attempt that an earlier process of this site left here, where there is one that is not over.
+
+        Raises:
+            ConfigError: the file cannot be used as what it is.
+        """
+        left = self.folder / LIVE
+        with suppress(FileNotFoundError):
+            snapshot = left.read_bytes()
+            left.unlink()
+            with suppress(ProtocolError):  # C-24: another attempt was joined meanwhile
+                driver.resume(snapshot)
+
+    def suspend(self, driver: ClientDriver) -> None:
+        """Leave the attempt for the next process: sealed, for one use, before the last reply is sent."""
+        if driver.live:
+            write_whole(self.folder / LIVE, driver.suspend(), PRIVATE)
 
     def save_book(self, saved: object) -> None:
         """Write the book of rounds: before the next attempt is announced, or it would repeat numbers (C-03)."""

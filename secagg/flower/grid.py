@@ -5,7 +5,7 @@ empty list of replies, which every strategy takes for a round in which nobody an
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         executor: Executor | None = None,
     ) -> None:
         self._grid, self._home, self.exchanges = grid, Home.read(folder), 0
+        self._step_seconds = step_seconds
         self._driver = self._home.server(
             executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
         )
@@ -109,11 +110,14 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         self._asked = {message.metadata.dst_node_id: message for message in messages}
         model, began = arrays_in(messages[0].content), time.monotonic()
         self._ended = None
-        if self._driver.deadline is not None:  # a transcript waits for confirmations of the round before
-            self._push({node: [] for node in self._later if node in self._asked})
-            self._listen(lambda: self._driver.deadline is None or not self._waiting, None)
+        self._confirmed()
         self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
-        self._listen(lambda: self._ended is not None, timeout and began + timeout)
+        while self._ended is None:
+            if not self._listen():
+                time.sleep(PULL_SECONDS)
+            self._do(self._driver.tick(time.monotonic()))
+            if timeout is not None and time.monotonic() > began + timeout and self._driver.running:
+                self._do(self._driver.abort("the strategy's timeout is over"))
         if not isinstance(self._ended, Completed):
             return []
         try:
@@ -135,21 +139,24 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         }
         return RecordDict(content)
 
-    def _listen(self, done: Callable[[], bool], until: float | None) -> None:
-        """Hear the nodes and do what the driver says, until it is done."""
-        while not done():
-            now = time.monotonic()
-            replies = list(self._grid.pull_messages(set(self._waiting))) if self._waiting else []
-            for reply in replies:
-                self._hear(reply)
-            for client_id in sorted(self._driver.awaited):
-                if not self._may_speak(client_id):
-                    self._do(self._driver.gone(client_id, now))
-            self._do(self._driver.tick(now))
-            if until is not None and now > until and self._driver.running:
-                self._do(self._driver.abort("the strategy's timeout is over"))
-            if not replies and not done():
-                time.sleep(PULL_SECONDS)
+    def _confirmed(self) -> None:
+        """A transcript needs confirmations (T-02): where no other message has brought the result, one is sent now."""
+        if self._driver.deadline is not None:
+            self._push({node: [] for node in self._later if node in self._asked})
+            until = time.monotonic() + self._step_seconds
+            while self._waiting and self._driver.deadline is not None and time.monotonic() < until:
+                if not self._listen():
+                    time.sleep(PULL_SECONDS)
+
+    def _listen(self) -> bool:
+        """Hear who has answered, and give up on clients at whose nodes no message is any more."""
+        replies = list(self._grid.pull_messages(set(self._waiting))) if self._waiting else []
+        for reply in replies:
+            self._hear(reply)
+        for client_id in sorted(self._driver.awaited):
+            if self._ended is None and not self._may_speak(client_id):
+                self._do(self._driver.gone(client_id, time.monotonic()))
+        return bool(replies)
 
     def _may_speak(self, client_id: str) -> bool:
         """Whether a message is at the client's node, or at one that may turn out to be its node."""
@@ -209,7 +216,9 @@ class SecAggGrid(Grid):  # type: ignore[misc]
                     log(WARNING, "secagg: %s", action)
                 case _:
                     pass
-        if self._ended is not None:  # nobody waits for what the sites get to know now
+        if isinstance(self._ended, Completed) and self._home.task.private:
+            pass  # sites see the next model and, in the next start, the receipt: nobody needs the sum itself
+        elif self._ended is not None:  # nobody waits for what the sites get to know now
             for node, parts in sends.items():
                 self._later.setdefault(node, []).extend(parts)
         elif sends:

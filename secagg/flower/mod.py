@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from logging import WARNING
 from pathlib import Path
-from typing import ClassVar
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore import log
 
 from secagg import wire
-from secagg.driver import ClientAction, ClientDriver, Exposed, Failed, NeedInput, Refused, Send
+from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
 from secagg.errors import ConfigError, InconsistentViewError, ProtocolError
 from secagg.federated import model_hash, values_for
 from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
 from secagg.home import Home
 from secagg.messages import RoundStart
+from secagg.sqlite import SqliteStore
 
 App = Callable[[Message, Context], Message]
 
@@ -41,26 +41,23 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
         own = context.node_config.get("secagg") or str(folder).format(**context.node_config)
         if not own:
             raise ConfigError("this node has no secagg folder; start it with --node-config 'secagg=\"FOLDER\"'")
-        return _Node.at(Path(own)).answer(message, context, call_next)
+        home = Home.read(own)
+        with home.store() as store:
+            node = _Node(home, store)
+            home.resume(node.driver)
+            try:
+                return node.answer(message, context, call_next)
+            finally:
+                home.suspend(node.driver)
 
     return mod
 
 
 class _Node:
-    """One site, from message to message."""
+    """One site, for the length of one message: Flower may run every message in a process of its own."""
 
-    _here: ClassVar[dict[Path, "_Node"]] = {}
-
-    def __init__(self, folder: Path) -> None:
-        self.home = Home.read(folder)
-        self.driver: ClientDriver = self.home.client(self.home.store())
-
-    @classmethod
-    def at(cls, folder: Path) -> "_Node":
-        folder = folder.resolve()
-        if folder not in cls._here:
-            cls._here[folder] = cls(folder)
-        return cls._here[folder]
+    def __init__(self, home: Home, store: SqliteStore) -> None:
+        self.home, self.driver = home, home.client(store)
 
     def answer(self, message: Message, context: Context, call_next: App) -> Message:
         parts = parts_of(message.content)
@@ -116,7 +113,8 @@ class _Node:
             raise ConfigError(f"the app's reply has no metric {weighted_by!r}, by which the mean is weighted")
         weight = metrics.pop(weighted_by)
         base = model if self.home.task.changes else None
-        return self.driver.provide(values_for(arrays_in(reply.content), weight, metrics, base))
+        values = values_for(self.home.policy.fields, arrays_in(reply.content), weight, metrics, base)
+        return self.driver.provide(values)
 
     def _evaluated(self, message: Message, context: Context, call_next: App) -> RecordDict:
         if self.home.task.evaluate != "clear":

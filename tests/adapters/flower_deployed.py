@@ -57,7 +57,7 @@ def main() -> None:
         {"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}
     )
     trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=True))
-    fleet, control, runtime, *own = free_ports(3 + SITES)
+    superlink, *own = free_ports(1 + SITES)
     environment = {
         **os.environ,
         "FLWR_HOME": str(folder / "flwr"),
@@ -69,7 +69,7 @@ def main() -> None:
     }
     (folder / "flwr").mkdir()
     (folder / "flwr/config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{superlink}"\ninsecure = true\n'
     )
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -82,8 +82,7 @@ def main() -> None:
     began = time.perf_counter()
     try:
         start(
-            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", runtime,
-            "--fleet-api-address", f"127.0.0.1:{fleet}", "--control-api-address", f"127.0.0.1:{control}",
+            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", superlink,
             "--disable-runtime-dependency-installation",
         )  # fmt: skip
         time.sleep(6)
@@ -92,7 +91,7 @@ def main() -> None:
             if options.kill and site == SITES - 1:
                 config += f' dies="{folder}/victim.pid"'
             node = start(
-                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{fleet}", "--host", "127.0.0.1",
+                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{superlink}", "--host", "127.0.0.1",
                 "--port", own[site], "--node-config", config,
             )  # fmt: skip
         (folder / "victim.pid").write_text(str(node.pid))
