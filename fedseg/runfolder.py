@@ -35,6 +35,9 @@ FORMAT = 2
 """Of state.json and metrics.json; 1, which was not written down, is of fedseg 0.1 and 0.2."""
 POLICY = "policy.toml"
 """The aggregation policy that this party computed itself: what `secagg verify-transcript` is given."""
+FEDERATION = "federation.toml"
+"""Of a simulation, which makes its own parties: roster, run and server key."""
+TRANSCRIPTS = "transcripts"
 KEPT = (
     "study.toml",
     "model.safetensors",
@@ -42,8 +45,9 @@ KEPT = (
     "events.jsonl",
     "examples.npz",
     "ledger",
-    "transcripts",
+    TRANSCRIPTS,
     POLICY,
+    FEDERATION,
 )
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]

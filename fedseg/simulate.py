@@ -22,16 +22,17 @@ from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean,
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.ledger import Ledger
 from fedseg.records import Validated
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import FEDERATION, POLICY, TRANSCRIPTS, RunFolder
 from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import NoisedUpdate, assign, flatten, model_hash
-from secagg import ExposureError, ProtocolError, RoundBook, SigningKey
+from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
+from secagg.files import Federation, federation_text, policy_text
 from secagg.prg import Stream
-from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new
+from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new, write_whole
 
 ATTEMPTS = 3
 """Failed attempts in a row after which a simulation gives up: in one process nothing mends itself."""
@@ -44,6 +45,7 @@ class Options:
     Attributes:
         plain: a plain sum in place of secure aggregation.
         alone: train on this site's data only; the baseline of a hospital that does not take part.
+        transcripts: keep every round's public transcript, and roster and policy to verify it with.
         silent: site to protocol step that it never sends in every round named by `silent_round`, as if killed there.
         silent_round: the round number of `silent`; 0 for none.
         command: how the run was started, for the record.
@@ -51,6 +53,7 @@ class Options:
 
     plain: bool = False
     alone: str = ""
+    transcripts: bool = False
     silent: Mapping[str, str] | None = None
     silent_round: int = 0
     command: str = ""
@@ -105,9 +108,20 @@ class _Simulation:
             marks = folder.path / "marks"
             rounding = _rounding(self.study)
             task, private = self.study.hash(), self.study.trust.each_update_private
-            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private)
+            kept = self._kept(keys) if options.transcripts else None
+            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private, kept)
         if not resumed:
             self._begin()
+
+    def _kept(self, keys: Mapping[str, SigningKey]) -> Path:
+        """The folder for transcripts; roster and policy, which whoever verifies them brings, lie beside it."""
+        pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+        federation = Federation(self.book.training_run, self.book.signing_key.verify_key, pinned)
+        write_whole(self.folder.path / FEDERATION, federation_text(federation))
+        write_whole(self.folder.path / POLICY, policy_text(self.policy))
+        folder = self.folder.path / TRANSCRIPTS
+        folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        return folder
 
     def __enter__(self) -> "_Simulation":
         return self

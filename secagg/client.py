@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from secagg import merkle
+from secagg.arguments import must_be, must_have
 from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
@@ -98,6 +99,7 @@ class OpenRound:
 
 def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
     """A round of which nothing was checked: its start (C-01, C-02, C-04) and model and task (C-23) are the caller's."""
+    must_be(context, RoundContext, "context", "give a secagg.RoundContext")
     return OpenRound(context, private)
 
 
@@ -134,6 +136,12 @@ def open_round(
             run on this very model.
         ConfigError: the policy names no server key, or policy and roster do not fit together.
     """
+    must_be(policy, Policy, "policy", "give a secagg.Policy")
+    must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
+    must_be(start, RoundStart, "start", "give the server's message, from secagg.wire.decode_from_server")
+    must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
+    for name, own in (("model_hash", model_hash), ("task_hash", task_hash)):
+        must_be(own, bytes, name, "give 32 bytes, such as a digest of hashlib.sha256")
     if not policy.server_key:
         raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
     session = session_id(policy, pinned)

@@ -20,6 +20,7 @@ from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey as Ed25519Key
 from nacl.signing import VerifyKey
 
+from secagg.arguments import must_be
 from secagg.encoding import encode
 from secagg.policy import Suite
 
@@ -85,7 +86,8 @@ class SigningKey(Secret):
 
     @classmethod
     def from_bytes(cls, seed: bytes) -> "SigningKey":
-        """The key of a 32-byte seed, as `export` gave it. ValueError for another length."""
+        """The key of a 32-byte seed, as `export` gave it. ConfigError for other types, ValueError for other lengths."""
+        must_be(seed, (bytes, bytearray), "the seed", "give 32 bytes, or read a file with secagg.load_key")
         return cls(Ed25519Key(bytes(seed)))
 
     def export(self) -> bytes:

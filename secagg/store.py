@@ -308,6 +308,12 @@ class Marks:
         number, head = self._get(_key("head", session, training_run), (0, GENESIS.hex()))
         return number, bytes.fromhex(head)
 
+    def contributed(self, session: bytes, training_run: str) -> dict[int, str]:
+        """Of each round to which this data set contributed: the ledger event that was charged for it."""
+        prefix = _key("contributed", session, training_run) + "/"
+        found = [key for key in self._entries if key.startswith(prefix)]
+        return {int(key.removeprefix(prefix)): str(self._get(key, {}).get("event", "")) for key in found}
+
     def receipt(self, session: bytes, training_run: str, round_number: int) -> Receipt | None:
         """The receipt of a finished round; None where the log holds none."""
         entry = self._get(_key("round", session, training_run, round_number), None)

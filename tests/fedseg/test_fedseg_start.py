@@ -12,8 +12,10 @@ import torch
 from fedseg import pretraining, start
 from fedseg.augment import augmented
 from fedseg.data.cases import Case, split
-from fedseg.data.phantoms import tumour
+from fedseg.data.phantoms import hippocampus, tumour
 from fedseg.data.phantoms.fetal_scan import FETAL, NEAR_TERM, PhantomCase
+from fedseg.data.phantoms.hippocampus import HIPPOCAMPUS, hippocampus_case
+from fedseg.data.phantoms.hippocampus import PROFILES as LOBES
 from fedseg.data.phantoms.phantom import Phantom
 from fedseg.data.phantoms.tumour import PROFILES, TUMOUR, lesion_case
 from fedseg.errors import ConfigError
@@ -233,6 +235,22 @@ def test_lesions_are_lesions() -> None:
     assert np.mean(brighter) > 0.8
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_hippocampus_lies_dark_in_white_matter_its_anterior_part_in_front(dims: int) -> None:
+    for seed in range(6):
+        case = hippocampus_case(LOBES["pretrain"], seed, 48, dims)
+        again = hippocampus_case(LOBES["pretrain"], seed, 48, dims)
+        assert case.label is not None
+        assert np.array_equal(case.image, again.image)
+        assert case.image.shape[1:] == case.label.shape == (48, 48, 48 if dims == 3 else hippocampus.SLICES)
+        anterior, posterior = (np.argwhere(case.label == value) for value in (1, 2))
+        assert min(len(anterior), len(posterior)) > 100
+        assert anterior[:, 1].mean() > posterior[:, 1].mean()
+        inside = case.image[0][case.image[0] > 0]
+        assert case.image[0][case.label > 0].mean() < np.percentile(inside, 70)
+    assert not np.array_equal(case.image, hippocampus_case(LOBES["A"], seed, 48, dims).image)
+
+
 # --- The starts that come with the package ------------------------------------------------------------------------
 
 
@@ -283,14 +301,20 @@ def test_a_shipped_start_that_was_changed_is_refused(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("phantom", "version", "mean", "spread", "labelled"),
-    [(FETAL, 1, 0.154013, 0.238945, 0.96948), (TUMOUR, 1, 0.219843, 0.275102, 0.04033)],
-    ids=["fetal", "tumour"],
+    [
+        (FETAL, 1, 0.154013, 0.238945, 0.96948),
+        (TUMOUR, 1, 0.219843, 0.275102, 0.04033),
+        (HIPPOCAMPUS, 1, 0.427879, 0.365548, 0.041956),
+    ],
+    ids=["fetal", "tumour", "hippocampus"],
 )
 def test_a_generator_that_makes_other_patients_has_another_version(
     phantom: Phantom[Any], version: int, mean: float, spread: float, labelled: float
 ) -> None:
     """The recipe names a version and no code: whoever changes what a seed gives raises it, and writes these anew."""
-    study = load_study(STUDIES / ("fetal.toml" if phantom is FETAL else "lgg.toml"))
+    study = load_study(
+        STUDIES / {"lesion": "lgg.toml", "hippocampus": "hippocampus.toml"}.get(phantom.name, "fetal.toml")
+    )
     case = phantom.make(phantom.public(study), 1, study)
     assert case.label is not None
     assert phantom.version == version

@@ -6,7 +6,7 @@ no site's, so that what it makes may be trained on and shown for free. No result
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ Array: TypeAlias = NDArray[np.float32]
 
 HOSPITALS = ("A", "B", "C", "D", "E")
 PUBLIC = "pretrain"
+WAVES = 8  # in a random field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +97,14 @@ def rician(signal: Array, sigma: float, stream: Stream) -> Array:
     noise = (ndtri(uniform) * np.float32(sigma)).reshape(2, *signal.shape)
     magnitude: Array = np.hypot(signal + noise[0], noise[1])
     return magnitude
+
+
+def waves(points: NDArray[np.floating[Any]], stream: Stream, low: float, high: float) -> Array:
+    """A smooth random field with values of about -1 to 1: waves of `low` to `high` radians per unit length."""
+    chance = stream.uniform(5 * WAVES).reshape(5, WAVES)
+    along = ndtri(chance[:3])
+    along *= (low + (high - low) * chance[3]) / np.linalg.norm(along, axis=0)
+    phase = np.tensordot(along.T.astype(np.float32), points, axes=1)
+    phase += (2 * np.pi * chance[4]).astype(np.float32)[:, None, None, None]
+    field: Array = np.sin(phase).sum(axis=0) / np.float32(np.sqrt(WAVES / 2))
+    return field

@@ -3,12 +3,13 @@
 from typing import Any
 
 from fedseg.data.phantoms.fetal_scan import FETAL
+from fedseg.data.phantoms.hippocampus import HIPPOCAMPUS
 from fedseg.data.phantoms.phantom import Phantom
 from fedseg.data.phantoms.tumour import TUMOUR
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 
-PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR)
+PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR, HIPPOCAMPUS)
 
 
 def find_phantom(study: Study) -> Phantom[Any] | None:

@@ -12,7 +12,7 @@ from scipy.special import ndtri
 
 from fedseg.data.cases import Case
 from fedseg.data.intensity import normalised
-from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
+from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician, waves
 from fedseg.study import Study
 from secagg.prg import Stream
 
@@ -21,7 +21,6 @@ SLICES = 5
 LEVELS = (-0.25, 0.65)  # of the slices, in half heights of the head
 EDGE = 1.4  # width of a tissue border, in pixels
 FIELD_MM, THICK_MM = 220.0, 6.0
-WAVES = 8  # in a random field
 MISSING = 0.06  # of patients lack a pre-contrast or post-contrast image; FLAIR takes its place, as in public sets
 RINGED, HOLLOW = 0.3, 0.35  # of lesions take up contrast, are liquid inside
 SIGNAL = {  # white matter before contrast about 0.75
@@ -111,11 +110,11 @@ def _anatomy(profile: TumourProfile, points: Array, stream: Stream) -> dict[str,
     chance = [float(value) for value in stream.uniform(12)]
     x, y, z = _turned(points, chance[:4])
     wide, long = 0.58 + 0.14 * chance[4], 0.76 + 0.14 * chance[5]
-    radius = np.sqrt((x / wide) ** 2 + (y / long) ** 2 + z**2) + 0.02 * _waves(points, stream, 2, 5)
+    radius = np.sqrt((x / wide) ** 2 + (y / long) ** 2 + z**2) + 0.02 * waves(points, stream, 2, 5)
     head = (1 - radius) * wide
     skull = head - 0.04 - 0.05 * chance[6]
     brain = skull - 0.04 - 0.03 * chance[7]
-    folds, side, swollen = _waves(points, stream, 12, 26), np.abs(x), 0.6 + 0.8 * chance[8]
+    folds, side, swollen = waves(points, stream, 12, 26), np.abs(x), 0.6 + 0.8 * chance[8]
     sulci = 0.05 - 0.15 * np.abs(folds)
     deep = 0.1 * (1 - np.sqrt(((side - 0.19) / 0.1) ** 2 + (y / 0.24) ** 2 + ((z - 0.1) / 0.3) ** 2))
     horns = ((side - 0.07 - 0.3 * np.abs(y)) / (0.06 * swollen)) ** 2
@@ -157,34 +156,23 @@ def _lesion(profile: TumourProfile, points: Array, stream: Stream) -> tuple[Arra
         sum(((p - np.float32(c)) / np.float32(r)) ** 2 for p, c, r in zip(points, centre, radii, strict=True))
     )
     depth = np.float32(size) * (1 - far)
-    uneven = np.float32(size) * (0.35 * _waves(points, stream, 4, 9) + 0.15 * _waves(points, stream, 9, 18))
+    uneven = np.float32(size) * (0.35 * waves(points, stream, 4, 9) + 0.15 * waves(points, stream, 9, 18))
     return depth + uneven, depth + uneven / 2
 
 
 def _scan(profile: TumourProfile, surfaces: dict[str, Array], points: Array, stream: Stream) -> Array:
     """Signal (3, X, Y, Z): tissues mixed at their borders, texture, an uneven field, noise."""
     jitter = np.exp(profile.spread * ndtri(stream.uniform(3 * len(surfaces)))).reshape(-1, CHANNELS)
-    texture = 1 + 0.08 * _waves(points, stream, 6, 24)
+    texture = 1 + 0.08 * waves(points, stream, 6, 24)
     edge = np.float32(EDGE * 2 / points.shape[1])
     signal = np.zeros((CHANNELS, *points.shape[1:]), np.float32)
     for own, (name, distance) in zip(jitter, surfaces.items(), strict=True):
         share = (np.float32(0.5) + distance / edge).clip(0, 1)
         colour = own * SIGNAL[name] * {"scalp": (profile.scalp,) * 3, "lesion": (1, profile.contrast, 1)}.get(name, 1)
         signal += share * (colour.astype(np.float32)[:, None, None, None] * texture - signal)
-    field = np.exp(profile.bias * np.stack([_waves(points, stream, 0.5, 2) for _ in range(CHANNELS)]))
+    field = np.exp(profile.bias * np.stack([waves(points, stream, 0.5, 2) for _ in range(CHANNELS)]))
     image = rician((signal * field).astype(np.float32), 1 / profile.snr, stream)
     missing = stream.uniform(2) < MISSING
     for channel in np.flatnonzero(missing):
         image[2 * channel] = image[1]
     return image
-
-
-def _waves(points: Array, stream: Stream, low: float, high: float) -> Array:
-    """A smooth random field with values of about -1 to 1: waves of `low` to `high` radians per unit length."""
-    chance = stream.uniform(5 * WAVES).reshape(5, WAVES)
-    along = ndtri(chance[:3])
-    along *= (low + (high - low) * chance[3]) / np.linalg.norm(along, axis=0)
-    phase = np.tensordot(along.T.astype(np.float32), points, axes=1)
-    phase += (2 * np.pi * chance[4]).astype(np.float32)[:, None, None, None]
-    field: Array = np.sin(phase).sum(axis=0) / np.float32(np.sqrt(WAVES / 2))
-    return field
