@@ -28,8 +28,8 @@ from secagg.files import (
     federation_text,
     policy_text,
     read_federation,
-    read_policy,
-    read_secret,
+    load_policy,
+    load_key,
     secret_text,
 )
 from secagg.keys import SigningKey
@@ -116,8 +116,8 @@ class Home:
         for name in (FEDERATION, POLICY):
             if not (folder / name).is_file():
                 raise ConfigError(f"{folder}: lacks {name}, which every party of the federation has")
-        me, signing_key = read_secret(keys[0])
-        federation, policy = read_federation(folder / FEDERATION), read_policy(folder / POLICY)
+        me, signing_key = load_key(keys[0])
+        federation, policy = read_federation(folder / FEDERATION), load_policy(folder / POLICY)
         if federation.server_key != policy.server_key:
             raise ConfigError(f"{folder}: {FEDERATION} and {POLICY} name different server keys")
         return cls(folder, me, signing_key, federation, policy, _task(folder / POLICY))
