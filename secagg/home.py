@@ -13,23 +13,23 @@ Adapters read everything from here. Must never: take any of it from a server, or
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from secagg.book import RoundBook
 from secagg.context import RoundContext
-from secagg.driver import ClientDriver, ServerDriver
+from secagg.driver import ClientAction, ClientDriver, ServerDriver
 from secagg.encoding import digest
-from secagg.errors import ConfigError, ProtocolError
+from secagg.errors import ConfigError
 from secagg.files import (
     Federation,
     federation_text,
+    load_key,
+    load_policy,
     policy_text,
     read_federation,
-    load_policy,
-    load_key,
     secret_text,
 )
 from secagg.keys import SigningKey
@@ -37,6 +37,7 @@ from secagg.layout import Layout
 from secagg.messages import Receipt
 from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
+from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
 from secagg.text import read_text
 from secagg.toml import from_toml
@@ -160,23 +161,9 @@ class Home:
         record = None if self.task.private else self._recorder
         return ServerDriver(self.policy, self.federation.pinned, book, record=record, executor=executor, **driving)
 
-    def resume(self, driver: ClientDriver) -> None:
-        """Go on with the attempt that an earlier process of this site left here, where there is one that is not over.
-
-        Raises:
-            ConfigError: the file cannot be used as what it is.
-        """
-        left = self.folder / LIVE
-        with suppress(FileNotFoundError):
-            snapshot = left.read_bytes()
-            left.unlink()
-            with suppress(ProtocolError):  # C-24: another attempt was joined meanwhile
-                driver.resume(snapshot)
-
-    def suspend(self, driver: ClientDriver) -> None:
-        """Leave the attempt for the next process: sealed, for one use, before the last reply is sent."""
-        if driver.live:
-            write_whole(self.folder / LIVE, driver.suspend(), PRIVATE)
+    def live(self, driver: ClientDriver) -> AbstractContextManager[list[ClientAction]]:
+        """The attempt that an earlier process of this site left here; see `secagg.snapshot_files.kept_in`."""
+        return kept_in(self.folder / LIVE, driver)
 
     def save_book(self, saved: object) -> None:
         """Write the book of rounds: before the next attempt is announced, or it would repeat numbers (C-03)."""

@@ -109,9 +109,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
     def _summed(self, messages: list[Message], timeout: float | None) -> list[Message]:
         self._asked = {message.metadata.dst_node_id: message for message in messages}
         model, began = arrays_in(messages[0].content), time.monotonic()
-        self._ended = None
-        self._confirmed()
-        self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
+        self._begin(model)
         while self._ended is None:
             if not self._listen():
                 time.sleep(PULL_SECONDS)
@@ -139,14 +137,16 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         }
         return RecordDict(content)
 
-    def _confirmed(self) -> None:
-        """A transcript needs confirmations (T-02): where no other message has brought the result, one is sent now."""
+    def _begin(self, model: Arrays) -> None:
+        """Open a round. Where no other message has brought the last result, it is sent first: T-02 needs who confirms."""
+        self._ended = None
         if self._driver.deadline is not None:
             self._push({node: [] for node in self._later if node in self._asked})
             until = time.monotonic() + self._step_seconds
             while self._waiting and self._driver.deadline is not None and time.monotonic() < until:
                 if not self._listen():
                     time.sleep(PULL_SECONDS)
+        self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
 
     def _listen(self) -> bool:
         """Hear who has answered, and give up on clients at whose nodes no message is any more."""

@@ -6,6 +6,7 @@ folder, key, roster or policy from the app or the server where the node names it
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flwr.supercore import log
 
 from secagg import wire
 from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
-from secagg.errors import ConfigError, InconsistentViewError, ProtocolError
+from secagg.errors import ConfigError, InconsistentViewError, ProtocolError, SecAggError
 from secagg.federated import model_hash, values_for
 from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
 from secagg.home import Home
@@ -44,13 +45,22 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
         home = Home.read(own)
         with home.store() as store:
             node = _Node(home, store)
-            home.resume(node.driver)
-            try:
-                return node.answer(message, context, call_next)
-            finally:
-                home.suspend(node.driver)
+            with home.live(node.driver):
+                answer = node.answer(message, context, call_next)
+        if answer.error is not None and not answer.parts:
+            raise answer.error
+        return Message(with_parts(answer.content, answer.parts), reply_to=message)
 
     return mod
+
+
+@dataclass
+class _Answer:
+    """What a node says to one message: the app's records, protocol messages, or an error instead."""
+
+    content: RecordDict
+    parts: list[bytes] = field(default_factory=list)
+    error: SecAggError | None = None
 
 
 class _Node:
@@ -59,28 +69,27 @@ class _Node:
     def __init__(self, home: Home, store: SqliteStore) -> None:
         self.home, self.driver = home, home.client(store)
 
-    def answer(self, message: Message, context: Context, call_next: App) -> Message:
+    def answer(self, message: Message, context: Context, call_next: App) -> _Answer:
         parts = parts_of(message.content)
         train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
         if train and parts is None:
             raise ConfigError("this node gives its update to secure aggregation only: wrap the grid in SecAggGrid")
-        content = RecordDict() if train else self._evaluated(message, context, call_next)
-        replies: list[bytes] = []
+        answer = _Answer(RecordDict() if train else self._evaluated(message, context, call_next))
         for part in parts or []:
             for action in self._actions(part, message, context, call_next):
                 match action:
                     case Send():
-                        replies.append(bytes(action.data))
+                        answer.parts.append(bytes(action.data))
                     case Failed():
-                        raise action.error
+                        answer.error = action.error
                     case Exposed():
                         rounds = [round_id.hex() for round_id in action.round_ids]
-                        content[EXPOSED] = ConfigRecord({"reason": action.reason, "rounds": rounds})
+                        answer.content[EXPOSED] = ConfigRecord({"reason": action.reason, "rounds": rounds})
                     case Refused():
                         log(WARNING, "secagg: %s", action.reason)
                     case _:
                         pass
-        return Message(with_parts(content, replies), reply_to=message)
+        return answer
 
     def _actions(self, part: bytes, message: Message, context: Context, call_next: App) -> Iterator[ClientAction]:
         for action in self._receive(part):
@@ -100,7 +109,8 @@ class _Node:
     def _train(self, message: Message, context: Context, call_next: App) -> list[ClientAction]:
         content = without_parts(message.content)
         model = arrays_in(content)
-        if model_hash(model) != self.driver.model_hash:
+        session = self.driver.session
+        if session is None or model_hash(model) != session.opened.context.model_hash:
             raise InconsistentViewError(
                 "C-23", "the server sent another model than the one that it opened the round for"
             )
