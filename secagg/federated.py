@@ -132,6 +132,6 @@ def mean_of(
     arrays = {}
     for name, before in model.items():
         kind = _kind(policy.fields, name)
-        mean = found[kind][name] + before if changes else found[kind][name]
-        arrays[name] = np.asarray(np.rint(mean) if kind == BUFFERS else mean, before.dtype)
+        mean = np.rint(found[kind][name]) if kind == BUFFERS else found[kind][name]
+        arrays[name] = np.asarray(mean + before if changes else mean, before.dtype)
     return Mean(arrays, weight, {name: float(value) for name, value in found.get(METRICS, {}).items()})

@@ -1,5 +1,7 @@
 """A party's folder: its own key, what everybody pinned, and what must outlive a process.
 
+Adapters read everything from here:
+
     federation.toml   training run, server key, every client's verify key: the same at every party
     policy.toml       [policy] and [task]: the same at every party
     NAME.signing      this party's own key, as `secagg keygen` wrote it
@@ -8,7 +10,7 @@
     book.json         of the server: which round is next
     transcripts/      of the server, where updates are not private on their own
 
-Adapters read everything from here. Must never: take any of it from a server, or from code that a server ships.
+Must never: take any of it from a server, or from code that a server ships.
 """
 
 import json

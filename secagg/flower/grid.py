@@ -138,7 +138,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         return RecordDict(content)
 
     def _begin(self, model: Arrays) -> None:
-        """Open a round. Where no other message has brought the last result, it is sent first: T-02 needs who confirms."""
+        """Open a round; first, where no other message has brought the last result, that: T-02 wants confirmations."""
         self._ended = None
         if self._driver.deadline is not None:
             self._push({node: [] for node in self._later if node in self._asked})
