@@ -171,9 +171,7 @@ def open_round(
             raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
         known = max(number, marks.joined(session, training_run)[0])
         if start.round_number > known + LARGEST_STEP:
-            raise InconsistentViewError(
-                "C-04", f"round {start.round_number} is too far from round {known}, the last one"
-            )
+            raise InconsistentViewError("C-04", f"round {start.round_number} is too far from round {known}")
         marks.finish(session, training_run, missed)
     return OpenRound(context, private, checked=True)
 

@@ -94,13 +94,12 @@ def erase(path: Path) -> None:
     Raises:
         OSError: it cannot be written or removed.
     """
-    try:
-        with open(path, "r+b") as file:
-            file.write(bytes(path.stat().st_size))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileNotFoundError:
+    if not path.exists():
         return
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
     path.unlink()
     _synced(path.parent)
 
