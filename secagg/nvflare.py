@@ -17,7 +17,7 @@ from contextlib import suppress
 from logging import getLogger
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -120,7 +120,7 @@ class SecAggSite:
 
 
 class SecAggServer:
-    """The server's side, within a ``@collab.main``: `mean` is a round.
+    """The server's side, within a ``@collab.main``: `mean` is a round. A context manager, which ends its threads.
 
     Args:
         folder: of the server (`secagg.home`).
@@ -152,6 +152,12 @@ class SecAggServer:
         self._later: dict[str, list[bytes]] = {}
         self._model: Arrays = {}
         self._ended: Completed | Failed | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.shutdown(wait=False)
 
     def mean(self, model: Arrays) -> Mean | None:
         """One round of training on this model; None where there is no sum.
@@ -267,11 +273,11 @@ class FedAvgServer:
         """All rounds; one without a sum leaves the model as it was."""
         with np.load(self.initial, allow_pickle=False) as arrays:
             model = dict(arrays)
-        server = SecAggServer(self.folder)
-        for number in range(1, self.rounds + 1):
-            if mean := server.mean(model):
-                model = mean.arrays
-                _log.info("round %s: %s examples, %s", number, mean.weight, mean.metrics)
+        with SecAggServer(self.folder) as server:
+            for number in range(1, self.rounds + 1):
+                if mean := server.mean(model):
+                    model = mean.arrays
+                    _log.info("round %s: %s examples, %s", number, mean.weight, mean.metrics)
         np.savez(self.result, **model)
 
 

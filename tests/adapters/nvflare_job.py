@@ -50,6 +50,7 @@ def main() -> None:
     np.savez(folder / "initial.npz", **MODEL)
     result = folder / "result.npz"
     os.environ["SECAGG_FOLDER"] = str(folder / "{site}")
+    os.environ["NVFLARE_POC_WORKSPACE"] = str(folder / "poc")
     recipe = SecAggFedAvgRecipe(
         "secagg-fedavg",
         Site(victim="site-5" if options.drop else "", kill=options.poc),
@@ -63,7 +64,7 @@ def main() -> None:
     if options.poc:
         from nvflare.recipe import PocEnv
 
-        environment = PocEnv(clients=SITES)
+        environment = PocEnv(num_clients=len(SITES), clients=SITES)
     else:
         from nvflare.recipe import SimEnv
 
