@@ -225,8 +225,8 @@ def sums(total: Total, policy: Policy) -> dict[str, Any]:
     Floats are weighted where there are weights, public or private. Counts, and integers of step 1, are int64: exact.
 
     Args:
-        total: (d,) sum modulo 2^b (`ServerSession.result`), or what `dequantize` made of it (a driver's `total`, in which
-            a sum of integers beyond 2^53 is rounded).
+        total: (d,) sum modulo 2^b (`ServerSession.result`), or what `dequantize` made of it: a driver's `total`, in
+            which a sum of `integers` beyond 2^53 is rounded.
         policy: the one that the clients quantised under.
 
     Raises:
