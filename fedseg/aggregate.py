@@ -1,7 +1,7 @@
 """From noised updates to their sum: an aggregation in one process.
 
 `SecureSum` drives the very sessions that the executables drive, over wire bytes; `PlainSum` uses the same encoder and
-order and no masks, so that with a seed both give the same model bit for bit. Only a `NoisedUpdate` is accepted.
+order and no masks, so that with a seed both give the same model bit for bit. Only an `Update` is accepted.
 Nothing here keeps an update after its round.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
 from secagg import (
     AbortedError,
     ClientSession,
@@ -43,7 +43,7 @@ from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import accept
 from secagg.transcript_files import Recorder, verify
 
-Train = Callable[[str], NoisedUpdate]
+Train = Callable[[str], Update]
 Rounding = Callable[[str, int], Stream]
 
 
@@ -97,6 +97,7 @@ class SecureSum:
         rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
         task_hash: of the study that every site agreed to, 32 bytes.
         private: whether each update is private alone and charged, so that a burned round exposes nothing more.
+        kept: an existing folder for the public transcript of every round; None keeps none.
     """
 
     def __init__(
@@ -108,7 +109,9 @@ class SecureSum:
         rounding: Rounding,
         task_hash: bytes,
         private: bool,
+        kept: Path | None = None,
     ) -> None:
+        self._kept = kept
         self._policy, self._keys, self._rounding = policy, keys, rounding
         self._task_hash, self._private = task_hash, private
         self.book = book
@@ -163,17 +166,19 @@ class SecureSum:
                 emit(Note(text=text))
             raise RoundFailedError(_said(error)) from error
         book.completed(exchange.receipt)
-        if recorder is not None:
-            self._replay(exchange.receipt)
+        if recorder is not None and not self._private:
+            self._replay(exchange.receipt, recorder.path)
         exact = np.array_equal(exchange.total, self._plain(values[site] for site in server.included))
         ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
         return Outcome(dequantize(exchange.total, self._policy), ended)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:
-        """Of the transcript that sites replay where an update is not private alone (C-05)."""
-        if self._private:
+        """Of the transcript that is kept, or that sites replay where an update is not private alone (C-05)."""
+        if self._kept is None and self._private:
             return None
-        return Recorder(self._transcript, self._policy, self._pinned, context, signing_key=self.book.signing_key)
+        name = f"{context.round_number:04d}-{context.attempt}.transcript"
+        path = self._transcript if self._kept is None else self._kept / name
+        return Recorder(path, self._policy, self._pinned, context, signing_key=self.book.signing_key)
 
     def _plain(self, values: Iterable[NDArray[Any]]) -> NDArray[Any]:
         total = np.zeros(self._policy.length, dtype_for(self._policy.bits))
@@ -181,12 +186,12 @@ class SecureSum:
             total += update
         return modulo(total, self._policy.bits)
 
-    def _replay(self, receipt: Receipt) -> None:
+    def _replay(self, receipt: Receipt, transcript: Path) -> None:
         """Check C-05: where an update is not private alone, a site that sent shares replays the last transcript.
 
         All sites are in one process, so it is verified once, and accepted in the name of each.
         """
-        verdict = verify([self._transcript], self._policy, self._pinned)
+        verdict = verify([transcript], self._policy, self._pinned)
         for store in self._stores.values():
             with store.transaction() as marks:
                 release = marks.open_release
@@ -211,7 +216,7 @@ class SecureSum:
         )
         return ClientSession(self._policy, site, self._keys[site], self._pinned, opened, store)
 
-    def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
+    def _provide(self, session: ClientSession, update: Update) -> NDArray[Any]:
         """Hands an update over; returns what the session masks of it, filled as it does."""
         quantised = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         session.provide(update.vector, update.event_id, self._rounding(update.site, self.number), quantised)

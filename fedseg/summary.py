@@ -17,6 +17,11 @@ from fedseg.study import Study
 PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what a run gives."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
 def before_training(study: Study) -> str:
     """What the model is called before the first round."""
     return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
@@ -90,7 +95,7 @@ def metrics_of(
         started_utc=folder.started,
         seconds=folder.seconds,
         parameters=parameters,
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=versions(),
         mechanism=study.privacy.mechanism,
         privacy=privacy_claim(study, per_site),
         dice=table,

@@ -176,6 +176,36 @@ class Marks:
         for receipt in fresh:
             self._log(session, receipt)
 
+    # --- A session that lies on a disk ------------------------------------------------------------------------------
+
+    def suspend(self, slot: Slot, digest: bytes) -> None:
+        """Mark the one snapshot of the live attempt that may be resumed: every earlier one is dead from here.
+
+        Args:
+            slot: the attempt.
+            digest: H of the sealed snapshot, 32 bytes.
+
+        Raises:
+            UnexpectedMessageError: C-24, another attempt was joined meanwhile.
+        """
+        self._require_live(slot)
+        self._put("suspended", digest.hex())
+
+    def resume(self, slot: Slot, digest: bytes) -> None:
+        """Use up the one snapshot that may be resumed. A crash behind this line costs the round.
+
+        Raises:
+            ConfigError: it is another one: used already, older, changed, or made with another store.
+            UnexpectedMessageError: C-24, another attempt was joined meanwhile.
+        """
+        if self._get("suspended", "") != digest.hex():
+            raise ConfigError(
+                f"this snapshot of {slot} is not the one that the store waits for: it was used already, is older than "
+                "the last one, or was made with another store; this client joins the next attempt"
+            )
+        self._entries.pop("suspended")
+        self._require_live(slot)
+
     # --- What clears a release ----------------------------------------------------------------------------------------
 
     def replay(self, slot: Slot, round_id: bytes) -> None:
@@ -307,6 +337,12 @@ class Marks:
         """Round number and head (32 bytes) of the last finished round of a run; (0, GENESIS) at the start."""
         number, head = self._get(_key("head", session, training_run), (0, GENESIS.hex()))
         return number, bytes.fromhex(head)
+
+    def contributed(self, session: bytes, training_run: str) -> dict[int, str]:
+        """Of each round to which this data set contributed: the ledger event that was charged for it."""
+        prefix = _key("contributed", session, training_run) + "/"
+        found = [key for key in self._entries if key.startswith(prefix)]
+        return {int(key.removeprefix(prefix)): str(self._get(key, {}).get("event", "")) for key in found}
 
     def receipt(self, session: bytes, training_run: str, round_number: int) -> Receipt | None:
         """The receipt of a finished round; None where the log holds none."""

@@ -34,6 +34,9 @@ _Quiet = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of sentences and tables.")]
 
+COULD_NOT_RUN = 3
+"""Exit status of a command that verifies, where it could not begin: 2 is "incomplete" and "no power" there."""
+
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -79,6 +82,19 @@ class App(typer.Typer):
             return function
 
         return add
+
+
+class Verifying(TyperCommand):
+    """A command that verifies: a wrong command line ends with `COULD_NOT_RUN`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """See `TyperCommand.parse_args`."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if getattr(error, "exit_code", None) == 2:
+                error.exit_code = COULD_NOT_RUN  # type: ignore[attr-defined]
+            raise
 
 
 def versioned(app: App, command: str, more: Callable[[], str] = str) -> None:

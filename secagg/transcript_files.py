@@ -8,18 +8,34 @@ publish a masked input of a round without a sum. Specification: docs/spec.md, se
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
-from secagg.context import RoundContext
-from secagg.errors import ConfigError, IllegalTransitionError
+from numpy.typing import NDArray
+
+from secagg.context import RoundContext, next_head
+from secagg.encoding import VERSION
+from secagg.errors import ConfigError, IllegalTransitionError, MalformedMessageError
 from secagg.keys import SigningKey
-from secagg.messages import EncryptedShares, FromClient, Header, MaskedInput, Result, SlotMasks
-from secagg.packing import packed_size
+from secagg.messages import (
+    AcceptedInput,
+    EncryptedShares,
+    FromClient,
+    Header,
+    IncludedSet,
+    MaskedInput,
+    Receipt,
+    Result,
+    ShareReport,
+    SlotMasks,
+)
+from secagg.packing import packed_size, unpack
 from secagg.policy import PinnedRoster, Policy
 from secagg.transcript.judging import judge
 from secagg.transcript.record import (
     CHAIN_START,
+    FORMAT,
     LARGEST_VECTOR,
     Block,
     Closing,
@@ -29,12 +45,14 @@ from secagg.transcript.record import (
     PublishedShares,
     Record,
     blocks,
+    decode_record,
     encode_record,
     next_link,
     place,
     records,
 )
 from secagg.transcript.verdict import Verdict
+from secagg.transcript.violation import ViolationError
 from secagg.writing import PUBLIC, replacing
 
 
@@ -207,3 +225,89 @@ def _records(path: Path, progress: Callable[[int], object] | None) -> Iterator[b
             if progress is not None:
                 progress(4 + len(data))
             yield data
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a transcript file says of a finished round, for whoever computes with its sum; `verify` says if it holds.
+
+    Attributes:
+        context: of the attempt, as the opening says.
+        included, dropped: U3, and U2 without U3, sorted.
+        receipt: the server's. Its head is the one that follows from the file's own inputs and sum.
+        total: (d,) of `dtype_for(bits)`, the sum modulo 2^b without its constant slots.
+    """
+
+    context: RoundContext
+    included: tuple[str, ...]
+    dropped: tuple[str, ...]
+    receipt: Receipt
+    total: NDArray[Any]
+
+
+def context_of(path: str | Path) -> RoundContext:
+    """The attempt that a transcript file says it is of: what files of a run are ordered by.
+
+    Raises:
+        ConfigError: it does not begin as a transcript does.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return _opening(path, records(file.read)).context
+
+
+def published(path: str | Path, policy: Policy) -> Published | None:
+    """The round of a transcript file, with the sum that its receipt names.
+
+    No signature is looked at here. Give the file to `verify` as well, or hold the receipt against one that is known.
+
+    Args:
+        path: the file.
+        policy: the reader's own, for the length and width of the sum.
+
+    Returns:
+        None where the file is of a round without a sum.
+
+    Raises:
+        ConfigError: it is no transcript, or the sum or the head is not what the receipt says.
+        OSError: it cannot be read.
+    """
+    inputs: list[AcceptedInput] = []
+    sharers: list[str] = []
+    receipt, pieces = None, list[bytes]()
+    try:
+        with open(path, "rb") as file:
+            encoded = records(file.read)
+            context = _opening(path, encoded).context
+            for record in map(decode_record, encoded):
+                match record:
+                    case ShareReport():
+                        sharers.append(record.client_id)
+                    case AcceptedInput():
+                        inputs.append(record)
+                    case Receipt():
+                        receipt = record
+                    case Block() if receipt is not None:
+                        pieces.append(record.data)
+        if receipt is None:
+            return None
+        included, packed = IncludedSet(tuple(inputs)), b"".join(pieces)
+        total = unpack(packed, policy.length + policy.slots, policy.bits)[: policy.length]
+    except (ValueError, MalformedMessageError, ViolationError) as error:
+        raise ConfigError(f"{path}: its records are not those of a round: {error}") from None
+    named = Result.hash_of(packed)
+    head = next_head(context.previous_head, receipt.round_id, included.attested, named)
+    if receipt.total_hash != named or receipt.head != head:
+        raise ConfigError(f"{path}: the sum in it is not the one that its receipt names")
+    dropped = tuple(sorted(set(sharers) - included.by_id.keys()))
+    return Published(context, tuple(included.by_id), dropped, receipt, total)
+
+
+def _opening(path: str | Path, encoded: Iterator[bytes]) -> Opening:
+    try:
+        opening = decode_record(next(encoded))
+    except (StopIteration, ValueError):
+        opening = None
+    if not isinstance(opening, Opening) or opening.format != FORMAT:
+        raise ConfigError(f"{path} is no transcript of protocol version {VERSION}")
+    return opening

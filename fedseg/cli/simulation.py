@@ -27,6 +27,9 @@ def simulate(
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="In place of the study's own.", show_default=False),
     ] = None,
     alone: Annotated[str, typer.Option(help="Train on this site's data only: what it gets without the others.")] = "",
+    transcripts: Annotated[
+        bool, typer.Option("--transcripts", help="Keep every round's public transcript, for `fedseg verify-run`.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process.
@@ -51,7 +54,7 @@ def simulate(
     with Screen(out) as screen:
         if not resume:
             starting_model(loaded, screen.starting)  # from here on it is kept
-        options = Options(plain=plainly, alone=alone, command=command_line())
+        options = Options(plain=plainly, alone=alone, transcripts=transcripts, command=command_line())
         again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
         with again or RunFolder.create(runs, loaded, screen) as folder:
             try:
@@ -60,7 +63,7 @@ def simulate(
                 done = folder.tally.completed
                 kept = f"{folder.path} keeps {done} whole rounds, go on with --resume" if done else "nothing was kept"
                 raise ConfigError(f"interrupted; {kept}") from None
-    conclude(run)
+    conclude(run, run)
 
 
 def _changes(given: list[str]) -> dict[str, dict[str, Any]]:

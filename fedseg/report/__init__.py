@@ -4,6 +4,7 @@ It reads only the run folder and must never fetch anything, run a script, or sho
 """
 
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +28,7 @@ from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
 from fedseg.report.pictures import pictures
 from secagg.writing import write_whole
 
-__all__ = ["PRIVATE", "write_report"]
+__all__ = ["PRIVATE", "epsilons_in", "pages", "write_report"]
 
 _PACKAGES = ("secagg", "torch", "monai", "cryptography", "dp-accounting", "numpy")
 
@@ -50,22 +51,39 @@ def write_report(run: Path) -> Path:
     Raises:
         ConfigError: a file of the run is missing, truncated or of another run, or the folder cannot be written.
     """
-    found = read_run(run)
-    if claims.pictures_of_patients(found):
-        _write(run / PRIVATE, _render(found, with_patients=True))
-    else:
+    written = pages(run)
+    if run / PRIVATE not in written:
         (run / PRIVATE).unlink(missing_ok=True)
-    return _write(run / "report.html", _render(found))
+    for target, html in written.items():
+        _write(target, html)
+    return run / "report.html"
 
 
-def _write(target: Path, html: str) -> Path:
+def pages(run: Path) -> dict[Path, str]:
+    """What `write_report` writes, by path: the same text for the same folder and versions.
+
+    Raises:
+        ConfigError: a file of the run is missing, truncated or of another run.
+    """
+    found = read_run(run)
+    written = {run / "report.html": _render(found)}
+    if claims.pictures_of_patients(found):
+        written[run / PRIVATE] = _render(found, with_patients=True)
+    return written
+
+
+def epsilons_in(html: str) -> list[str]:
+    """Every epsilon that a page states, as its letters have it, in order."""
+    return re.findall(r"(?:ε|epsilon)[\s\u00a0]*=?[\s\u00a0]*(\d[\d.]*)", html)
+
+
+def _write(target: Path, html: str) -> None:
     try:
         write_whole(target, html)
     except OSError as error:
         raise ConfigError(
             f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
         ) from error
-    return target
 
 
 def _template() -> jinja2.Template:
@@ -124,7 +142,7 @@ def _sentences(run: Run) -> dict[str, Any]:
         "privacy": claims.privacy(run),
         "seeded": claims.seeded(run),
         "claimed": claims.claimed(run),
-        "trust": trust_in(run.study.mechanism),
+        "trust": trust_in(run.study.mechanism, run.study.max_corrupt),
         "no_claim": no_claim(run.study.mechanism),
         "no_claim_seeded": NO_CLAIM_SEEDED,
         "simulated": claims.simulated(run),

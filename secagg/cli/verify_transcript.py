@@ -7,35 +7,20 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand
 
 from secagg.cli.terminal import app, sentences
-from secagg.files import read_policy, read_roster
-from secagg.terminal import AsJson, errors, out, say, say_json
+from secagg.files import load_policy, load_roster
+from secagg.terminal import COULD_NOT_RUN, AsJson, Verifying, errors, out, say, say_json
 from secagg.transcript import RoundReport, Verdict
 from secagg.transcript.checks import WHAT
 from secagg.transcript_files import verify
 
-_COULD_NOT_RUN = 3
 _BIG_BYTES = 1 << 26
 _COLOURS = {"held": "green", "violated": "bold red", "incomplete": "yellow", "not checked": "yellow"}
 
 Files = Annotated[list[Path], typer.Argument(help="Transcripts, those of each run in the order of its rounds.")]
 OwnRoster = Annotated[Path, typer.Option(help="Your own roster, as `secagg roster` wrote it; never the server's.")]
 OwnPolicy = Annotated[Path, typer.Option(help="Your own policy, a file with the table [policy]; never the server's.")]
-
-
-class Verifying(TyperCommand):
-    """Leaves 2 to "incomplete" and "no power": a wrong command line ends with 3 here."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """See `TyperCommand.parse_args`."""
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            if getattr(error, "exit_code", None) == 2:
-                error.exit_code = _COULD_NOT_RUN  # type: ignore[attr-defined]
-            raise
 
 
 @app.command(name="verify-transcript", cls=Verifying)
@@ -52,7 +37,7 @@ def verify_transcript(
     round without a sum, masked vectors by hash); 3 where the command could not run at all: a wrong option, an
     unreadable file, no roster or policy, a file that is no transcript.
     """
-    with sentences(_COULD_NOT_RUN):
+    with sentences(COULD_NOT_RUN):
         verdict = verified(files, roster, policy, quiet=as_json)
     if as_json:
         say_json(verdict.as_dict())
@@ -70,7 +55,7 @@ def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verd
         policy: file of the reader's own policy.
         quiet: never show a bar.
     """
-    pinned, pinned_policy = read_roster(roster), read_policy(policy)
+    pinned, pinned_policy = load_roster(roster), load_policy(policy)
     total = sum(path.stat().st_size for path in files)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     hidden = quiet or not errors.is_terminal or total < _BIG_BYTES

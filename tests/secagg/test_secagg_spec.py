@@ -65,6 +65,6 @@ def test_every_test_that_the_threat_model_names_exists():
 
 
 def test_the_checks_of_a_transcript_are_those_of_the_table():
-    listed = re.findall(r"^\| (T-\d\d) \|", SPEC, re.MULTILINE)
+    listed = re.findall(r"^\| (T-\d\d) \|", SPEC.partition("\n## Runs\n")[0], re.MULTILINE)
     assert listed == list(WHAT)
     assert listed == [f"T-{i:02}" for i in [*range(1, 15), *range(18, 23)]]

@@ -1,0 +1,102 @@
+"""T-16: every model of the run is the one before it and the published sum, and the last one is the file that is there.
+
+Nobody keeps the models in between: they are made again from the start of the study on, in one pass over the sums.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedseg.errors import ConfigError
+from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
+from fedseg.models import load_model
+from fedseg.pretraining import recipe_hash
+from fedseg.start import checksums, starting_model
+from fedseg.study import Study
+from fedseg.update import flatten, model_hash, opened
+from fedseg.verifying.material import Material, Run
+from secagg.context import GENESIS
+from secagg.quantize import dequantize
+
+
+class Reached(NamedTuple):
+    """How far the sums lead: the last round, its state, and what ended it early."""
+
+    round: int
+    vector: NDArray[np.float32]
+    state: State
+    why: str
+
+
+def t16_next_model(given: Material) -> Iterator[Finding]:
+    """T-16: from the start to the last model, bit for bit."""
+    if not given.rounds:
+        why = "a plain sum leaves none" if given.runs[0].plain else "none with a sum was kept here"
+        yield Finding("T-16", NOT_CHECKED, "models", f"no transcripts: {why}, so no model was made again")
+        return
+    try:
+        model = starting_model(given.study)
+        start = opened(model, given.study.kept(len(flatten(model))))
+    except ConfigError as error:
+        yield Finding("T-16", NOT_CHECKED, "models", f"the start of the study is not here: {error}")
+        return
+    reached = _reached(given, start)
+    if reached.round:
+        told = f"made again from the start over {reached.round} rounds, as each round's transcript names it"
+        yield Finding("T-16", HELD, "models", told, reached.round)
+    if reached.state != HELD:
+        yield Finding("T-16", reached.state, "models", reached.why)
+        return
+    for run in given.runs:
+        yield _last(run, reached)
+
+
+def _reached(given: Material, vector: NDArray[np.float32]) -> Reached:
+    """Add sum after sum, for as long as each round began from the model that the last one led to."""
+    head, last = GENESIS, 0
+    for number, (path, told) in given.rounds.items():
+        if told.context.previous_head != head:
+            said = f"transcripts are missing between rounds {last} and {number}: models after them were not made again"
+            return Reached(last, vector, NOT_CHECKED, said)
+        if told.context.model_hash != model_hash(vector):
+            if not last and not _same_everywhere(given.study):
+                said = "the public start was trained here, and may have been rounded otherwise elsewhere"
+                return Reached(last, vector, NOT_CHECKED, said)
+            what = f"the model after round {last}" if last else "the start of the study"
+            said = f"{path.name}: round {number} did not begin from {what}"
+            return Reached(last, vector, VIOLATED, said)
+        total = dequantize(told.total, given.policy)
+        vector = given.study.following(vector, total, told.included, given.policy)
+        head, last = told.receipt.head, number
+    return Reached(last, vector, HELD, "")
+
+
+def _same_everywhere(study: Study) -> bool:
+    """Whether everybody has the same start, bit for bit: not one that each trains for itself."""
+    return study.model.start != "phantom" or f"{recipe_hash(study)}.safetensors" in checksums()
+
+
+def _last(run: Run, reached: Reached) -> Finding:
+    """The model file of a run against the last model that was made again."""
+    if not run.model.is_file():
+        return Finding("T-16", NOT_CHECKED, str(run), f"{run.model.name} is not there")
+    try:
+        vector = flatten(load_model(run.model, run.study))
+    except ConfigError as error:
+        return Finding("T-16", VIOLATED, str(run), str(error))
+    last = max(run.ended, default=0)
+    if last > reached.round:
+        said = f"the transcripts end with round {reached.round} and this model is of round {last}"
+        return Finding("T-16", NOT_CHECKED, str(run), said)
+    if last < reached.round:
+        said = f"broke off after round {last}: its model is not the last one"
+        return Finding("T-16", NOT_CHECKED, str(run), said)
+    reached_weights = reached.vector[: len(vector)]  # behind them is what an optimiser keeps
+    if vector.tobytes() == reached_weights.tobytes():
+        told = f"{run.model.name} is the model after round {last}, bit for bit"
+        return Finding("T-16", HELD, str(run), told, len(vector))
+    differing = int(np.count_nonzero(vector.view(np.uint32) != reached_weights.view(np.uint32)))
+    said = f"{differing} of {len(vector)} values of {run.model.name} are not those of the last model plus the last sum"
+    return Finding("T-16", VIOLATED, str(run), said, len(vector))
