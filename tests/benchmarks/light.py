@@ -47,7 +47,11 @@ class Lightness:
                 (client, "seal", self._seal),
                 (client, "split", self._split),
                 (client, "masked_input", self._masked_input),
-                (session, "Quantised", lambda _, policy, *rest: SimpleNamespace(policy=policy, clip_rate=0.0)),
+                (
+                    session,
+                    "Quantised",
+                    lambda _, policy, *rest: SimpleNamespace(policy=policy, clip_rate=0.0, clip_rates={}),
+                ),
                 (messages, "verify", lambda *_: True),
                 (Header, "covers", lambda *_: True),
                 (keys.ChannelKey, "open", self._opening(keys.ChannelKey.open)),
