@@ -23,6 +23,10 @@ from secagg.policy import Policy, Suite
 from secagg.shamir import SHARE_BYTES, split
 
 
+UNREAD = {"clip_rate": 0.0, "clip_rates": {}}
+"""What is said of an update that nobody quantises."""
+
+
 class Lightness:
     """What the light clients of one round have in common. They live in one process, with no real client in it.
 
