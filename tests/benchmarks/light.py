@@ -22,7 +22,6 @@ from secagg.packing import dtype_for, pack_into, packed_size
 from secagg.policy import Policy, Suite
 from secagg.shamir import SHARE_BYTES, split
 
-
 UNREAD = {"clip_rate": 0.0, "clip_rates": {}}
 """What is said of an update that nobody quantises."""
 
