@@ -21,6 +21,7 @@ class Site(SecAggSite):
         site = int(collab.site_name.rpartition("-")[2])
         if collab.site_name == self.victim:
             if self.kill:
+                os.kill(os.getppid(), signal.SIGKILL)  # its client too, which would report it
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("this site lost its power")
         change = np.random.default_rng(site).uniform(-0.05, 0.05, (3, 4)).astype(np.float32)
