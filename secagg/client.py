@@ -171,9 +171,7 @@ def open_round(
             raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
         known = max(number, marks.joined(session, training_run)[0])
         if start.round_number > known + LARGEST_STEP:
-            raise InconsistentViewError(
-                "C-04", f"round {start.round_number} is too far from round {known}, the last one"
-            )
+            raise InconsistentViewError("C-04", f"round {start.round_number} is too far from round {known}")
         marks.finish(session, training_run, missed)
     return OpenRound(context, private, checked=True)
 
@@ -250,7 +248,7 @@ class Joining(State):
         if signing_key.verify_key != pinned[me]:
             raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
         attempt = opened.context.at(session_id(policy, pinned))
-        self._own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
+        self.own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
 
     def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
         """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03).
@@ -263,7 +261,7 @@ class Joining(State):
             ExposureError: C-05, an earlier release is open.
         """
         self._leave()
-        own = self._own
+        own = self.own
         # C-03: the mark comes before the keys. After a crash the slot is dead, and no second set of keys exists for it.
         with own.store.transaction() as marks:
             _, head = marks.head(own.attempt.session, own.context.training_run)

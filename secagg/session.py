@@ -333,7 +333,7 @@ class ServerSession:
         if not set(leave_out) <= pinned.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
         session = session_id(policy, pinned)
-        self._slot = round_context.slot(session)
+        self._context, self._slot = round_context, round_context.slot(session)
         opened = Round(policy, pinned, round_context, session, self._slot, signing_key, executor)
         self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
@@ -346,6 +346,11 @@ class ServerSession:
         self._dropped: tuple[str, ...] = ()
         self._burned = False
         self._finished = False
+
+    @property
+    def context(self) -> RoundContext:
+        """What the attempt is about."""
+        return self._context
 
     @property
     def step(self) -> str:
