@@ -50,9 +50,10 @@ def epsilon(
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
-        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; {_second(guarantee.epsilon_prv)}",
+        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
+        f"{_second(guarantee.accountants[1], guarantee.epsilon_second)}",
     )
-    say(f"mu-GDP {guarantee.mu:.3f}: {guarantee.sentence}")
+    say(f"{'' if guarantee.mu is None else f'mu-GDP {guarantee.mu:.3f}: '}{guarantee.sentence}")
     table = Table(title="epsilon after each round")
     shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
     for number in shown:
@@ -65,9 +66,9 @@ def epsilon(
         say(f"note: {note}")
 
 
-def _second(prv: float | None) -> str:
+def _second(name: str, found: float | None) -> str:
     """What the second accountant says, which does not know every mechanism."""
-    return f"second accountant (PRV): {prv:.3f}" if prv is not None else "no second accountant knows this mechanism"
+    return f"second accountant ({name}): {found:.3f}" if found is not None else "no second accountant knows all of this"
 
 
 @ledger_app.command("verify")
@@ -81,12 +82,13 @@ def ledger_verify(
     Two accountants do so, from its entries.
     """
     from fedseg.ledger import released, verify
-    from fedseg.privacy.accounting import cross_check
+    from fedseg.privacy.accounting import accountants, cross_check
 
     if not ledger.is_file():
         raise ConfigError(f"{ledger}: no such ledger; it is ledger.jsonl in the site's --state folder")
     entries = list(verify(ledger).values())
     pld, prv = cross_check(released(entries), delta)
+    names = accountants(released(entries))
     if as_json:
         figures = {"epsilon_pld": finite(pld), "epsilon_prv": finite(prv)}
         say_json({"entries": len(entries), **figures, "delta": delta})
@@ -94,4 +96,7 @@ def ledger_verify(
     if math.isinf(pld):
         say(f"{len(entries)} entries, chain intact; no epsilon: a round without noise, or with a seed, is among them")
         return
-    say(f"{len(entries)} entries, chain intact; epsilon {pld:.3f} at delta {delta_text(delta)} (PLD); {_second(prv)}")
+    say(
+        f"{len(entries)} entries, chain intact; epsilon {pld:.3f} at delta {delta_text(delta)} ({names[0]}); "
+        f"{_second(names[1], prv)}"
+    )
