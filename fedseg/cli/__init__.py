@@ -5,7 +5,7 @@ need them, so that `--help` answers at once, without them, too. How things are s
 both commands.
 """
 
-from fedseg.cli import simulation, credentials, federation, demonstration, images, privacy, prediction, reports  # noqa: F401, I001 - in the order of --help
+from fedseg.cli import simulation, credentials, federation, demonstration, images, privacy, ledger, prediction, reports  # noqa: F401, I001 - in the order of --help
 from fedseg.cli import verifying  # noqa: F401
 from fedseg.cli.terminal import app, main
 
