@@ -1,7 +1,7 @@
 """From noised updates to their sum: an aggregation in one process.
 
 `SecureSum` drives the very sessions that the executables drive, over wire bytes; `PlainSum` uses the same encoder and
-order and no masks, so that with a seed both give the same model bit for bit. Only a `NoisedUpdate` is accepted.
+order and no masks, so that with a seed both give the same model bit for bit. Only an `Update` is accepted.
 Nothing here keeps an update after its round.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
 from secagg import (
     AbortedError,
     ClientSession,
@@ -43,7 +43,7 @@ from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript import accept
 from secagg.transcript_files import Recorder, verify
 
-Train = Callable[[str], NoisedUpdate]
+Train = Callable[[str], Update]
 Rounding = Callable[[str, int], Stream]
 
 
@@ -216,7 +216,7 @@ class SecureSum:
         )
         return ClientSession(self._policy, site, self._keys[site], self._pinned, opened, store)
 
-    def _provide(self, session: ClientSession, update: NoisedUpdate) -> NDArray[Any]:
+    def _provide(self, session: ClientSession, update: Update) -> NDArray[Any]:
         """Hands an update over; returns what the session masks of it, filled as it does."""
         quantised = np.zeros(self._policy.length, dtype_for(self._policy.bits))
         session.provide(update.vector, update.event_id, self._rounding(update.site, self.number), quantised)

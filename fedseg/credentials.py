@@ -12,7 +12,7 @@ from typing import TypeVar
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 from secagg.errors import ConfigError as SecAggConfigError
-from secagg.files import Federation, federation_text, read_federation, read_secret, secret_text
+from secagg.files import Federation, federation_text, load_key, read_federation, secret_text
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
 from secagg.rpc.demo_authority import make_certificates
@@ -46,7 +46,7 @@ def signing_key(folder: Path, name: str) -> SigningKey:
         ConfigError: `NAME.signing` is missing, malformed, or others can read it.
     """
     path = folder / f"{name}.signing"
-    found, key = _read(path, read_secret, f"make it with `secagg keygen {name}`")
+    found, key = _read(path, load_key, f"make it with `secagg keygen {name}`")
     if found != name:
         raise ConfigError(f"{path}: is the key of {found!r}, not of {name}; use its own")
     return key

@@ -28,7 +28,7 @@ from fedseg.models import load_model, metadata_of, save_model
 from fedseg.records import Drop, MaybeInterval, Metrics, Validated
 from fedseg.study import Study, parse_study
 from secagg.book import RoundBook
-from secagg.writing import PRIVATE_FOLDER, write_whole
+from secagg.writing import PRIVATE_FOLDER, replacing, write_whole
 
 PARTIAL = ".partial"
 FORMAT = 2
@@ -49,6 +49,8 @@ KEPT = (
     POLICY,
     FEDERATION,
 )
+
+NOTHING: NDArray[np.float32] = np.empty(0, np.float32)
 
 Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 """Rank, case, prediction and Dice of a case to be shown."""
@@ -168,7 +170,9 @@ class RunFolder:
         with self._lock:  # sites train in threads
             self._tell(self._append(event))
 
-    def end_round(self, model: torch.nn.Module, book: RoundBook | None, ended: RoundEnded) -> None:
+    def end_round(
+        self, model: torch.nn.Module, book: RoundBook | None, ended: RoundEnded, kept: NDArray[np.float32] = NOTHING
+    ) -> None:
         """Append a completed round, count it, write the checkpoint, and only then tell the listeners.
 
         In this order a listener never hears of a round that a crash could undo.
@@ -176,7 +180,7 @@ class RunFolder:
         with self._lock:
             event = self._append(ended)
             self.tally.add(ended)
-            self.checkpoint(model, book)
+            self.checkpoint(model, book, kept)
             self._tell(event)
 
     def _append(self, event: AnyEvent) -> AnyEvent:
@@ -189,10 +193,19 @@ class RunFolder:
         for note in self._audience.tell(event):
             self._tell(self._append(note))
 
-    def checkpoint(self, model: torch.nn.Module, book: RoundBook | None) -> None:
-        """Make the last whole round durable: the model first, then the state that names it."""
+    def checkpoint(self, model: torch.nn.Module, book: RoundBook | None, kept: NDArray[np.float32] = NOTHING) -> None:
+        """Make the last whole round durable: the model first, then the state that names it.
+
+        Args:
+            model: the last one.
+            book: the server's.
+            kept: what an optimiser remembers beside the model.
+        """
         name = f"model-{self.tally.completed}.safetensors"
         save_model(model, self.path / name, metadata_of(self.study))
+        optimiser = f"model-{self.tally.completed}.npy"
+        with replacing(self.path / optimiser) as beside:
+            np.save(beside, kept, allow_pickle=False)
         state = {
             "format": FORMAT,
             "tally": self.tally.model_dump(),
@@ -203,13 +216,20 @@ class RunFolder:
             "book": book.saved() if book is not None else None,
         }
         self._write("state.json", json.dumps(state))
-        for old in self.path.glob("model-*.safetensors"):
-            if old.name != name:
+        for old in self.path.glob("model-*"):
+            if old.name not in (name, optimiser):
                 old.unlink()
 
     def model(self) -> torch.nn.Module:
         """The model of the last checkpoint."""
         return load_model(self.path / self.state()["model"], self.study)
+
+    def kept(self) -> NDArray[np.float32]:
+        """What an optimiser remembered at the last checkpoint."""
+        found: NDArray[np.float32] = np.load(
+            (self.path / self.state()["model"]).with_suffix(".npy"), allow_pickle=False
+        )
+        return found
 
     def complete(self, metrics: Metrics, examples: Sequence[Picture]) -> Path:
         """Write what is left, drop what only an interrupted run needs, and take the final name."""

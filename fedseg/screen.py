@@ -159,7 +159,7 @@ class Screen:
         return plain(text, style, console=self._console)
 
     def _introduce(self, event: StudyStarted) -> None:
-        trust, delta = trust_in(event.mechanism), delta_text(event.delta)
+        trust, delta = trust_in(event.mechanism, event.max_corrupt), delta_text(event.delta)
         privacy = no_claim(event.mechanism)
         if trust.claims_epsilon:
             privacy = f"epsilon at most {event.budget:g} per {event.unit}, delta {delta}, trusting {trust.trusted}"
@@ -209,7 +209,7 @@ class Screen:
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=study.rounds, completed=self._done, width=40)
         head.add_row(f"round {self._round} of {study.rounds}", bar)
-        trusted = trust_in(study.mechanism).trusted
+        trusted = trust_in(study.mechanism, study.max_corrupt).trusted
         about = f"epsilon{self._per}; {trusted} is trusted" if study.budget is not None else no_claim(study.mechanism)
         said = Text("\n", style="dim", overflow="fold").join(self._said)
         shown = Group(head, table, self._plain(about, "dim"), said)

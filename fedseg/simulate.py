@@ -12,7 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedseg.aggregate import PlainSum, Rounding, SecureSum
 from fedseg.budget.charge import charge, spent
@@ -27,7 +29,7 @@ from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
-from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from fedseg.update import Update, adopt, flatten, model_hash, opened
 from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SigningKey
 from secagg.encoding import digest
 from secagg.files import Federation, federation_text, policy_text
@@ -94,9 +96,12 @@ class _Simulation:
             )
         folder.tally.mode = mode
         self.model = folder.model() if resumed else starting_model(self.study)
-        self.vector = flatten(self.model)
+        self.parameters = len(flatten(self.model))
+        self.state = opened(self.model, self.study.kept(self.parameters))
+        if resumed:
+            self.state[self.parameters :] = folder.kept()
         server_key = _identity(folder.path, "server")
-        self.policy = self.study.policy(len(self.vector), server_key.verify_key)
+        self.policy = self.study.policy(self.parameters, server_key.verify_key)
         self.book = RoundBook(folder.path.name, self.study.hash(), server_key, self.policy.max_corrupt)
         self.aggregator: PlainSum | SecureSum
         if options.plain or options.alone:
@@ -132,10 +137,10 @@ class _Simulation:
 
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
-        self.folder.emit(study_event(self.study, len(self.vector), secure=secure))
+        self.folder.emit(study_event(self.study, self.parameters, secure=secure))
         scores = evaluate(self.model, self.cohort, self.study)
         self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
-        self.folder.checkpoint(self.model, self.book)
+        self._checkpoint()
 
     def run(self) -> Path:
         """Rounds until the study is complete or too few sites have budget left."""
@@ -153,7 +158,7 @@ class _Simulation:
                 failed = 0
             except (RoundFailedError, ProtocolError) as error:
                 failed += 1
-                self.folder.checkpoint(self.model, self.book)  # a restart forgets no complaint
+                self._checkpoint()  # a restart forgets no complaint
                 self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
                 if failed == ATTEMPTS or isinstance(error, ProtocolError) or isinstance(error.__cause__, ExposureError):
                     # S-20 and C-05: another attempt ends in the same way.
@@ -174,7 +179,7 @@ class _Simulation:
 
     def _round(self, sites: list[str]) -> None:
         number, attempt, emit = self.aggregator.number, self.book.attempt, self.folder.emit
-        started = model_hash(self.vector)
+        started = model_hash(self.state)
         emit(RoundStarted(round=number, attempt=attempt, model_hash=started.hex()))
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with ThreadPoolExecutor(self.study.run.workers) as pool:
@@ -183,11 +188,11 @@ class _Simulation:
                 outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
             finally:
                 _cancel(updates)
-        self.vector = self.study.mechanism.following(self.vector, outcome.total, outcome.ended.included, self.policy)
-        assign(self.model, self.vector)
+        self.state = self.study.following(self.state, outcome.total, outcome.ended.included, self.policy)
+        adopt(self.model, self.state)
         self._record(sites, outcome.ended)
 
-    def _train(self, site: str, number: int) -> NoisedUpdate:
+    def _train(self, site: str, number: int) -> Update:
         def on_step(step: int, steps: int) -> None:
             self.folder.emit(Trained(round=number, site=site, step=step, steps=steps))
 
@@ -208,12 +213,22 @@ class _Simulation:
         for site in sites:
             epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
             self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
-        self.folder.end_round(self.model, self.book, ended)
-        self._score()
+        self.folder.end_round(self.model, self.book, ended, self._memory)
+        if not self._scored():
+            self._score()
+
+    @property
+    def _memory(self) -> NDArray[np.float32]:
+        return self.state[self.parameters :]
+
+    def _checkpoint(self) -> None:
+        self.folder.checkpoint(self.model, self.book, self._memory)
 
     def _scored(self) -> bool:
-        history = self.folder.tally.history
-        return bool(history) and history[-1].round == self.folder.tally.last_round
+        """Whether the last whole round has its figures, or is one that gets none."""
+        tally = self.folder.tally
+        due = self.study.scored_after(tally.completed)
+        return not due or (bool(tally.history) and tally.history[-1].round == tally.last_round)
 
     def _score(self) -> None:
         """Dice of the last whole round's model, once it can no longer be lost."""
@@ -232,7 +247,7 @@ class _Simulation:
                 epsilon=epsilon if self.study.trust.claims_epsilon else None,
             )
         )
-        folder.checkpoint(self.model, self.book)
+        self._checkpoint()
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
@@ -241,11 +256,11 @@ class _Simulation:
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table = dice_table(scores, trained, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, len(self.vector), self.options.command, table, per_site, reason)
+        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason)
         return self.folder.complete(metrics, ranked(scores))
 
 
-def _cancel(updates: Mapping[str, Future[NoisedUpdate]]) -> None:
+def _cancel(updates: Mapping[str, Future[Update]]) -> None:
     for update in updates.values():
         update.cancel()
 

@@ -6,25 +6,25 @@ whose secure aggregation would be unsafe cannot be constructed.
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
-from fedseg.mechanisms.mechanism import Mechanism, Terms
+from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import SMALLEST_DELTA, too_large
 from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
-
-VALUE_BITS = 20
 
 LARGEST_EPSILON = 100.0
 """From here on even one patient's presence is as good as shown, whatever delta."""
@@ -51,8 +51,11 @@ class StudySection(_Section):
         min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
-    local_steps: Count = Field(description="gradient steps of a site in one round")
-    lr: Positive = Field(description="learning rate of a site's gradient steps")
+    local_steps: Count = Field(description="gradient steps of a site in one round; 1 with 'distributed'")
+    lr: Positive = Field(description="learning rate of the gradient steps")
+    optimizer: Literal["sgd", "adam"] = Field(
+        default="sgd", description="what steps by the sums of 'distributed': SGD with momentum, or Adam"
+    )
     seed: Seed | None = Field(
         default=None,
         description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
@@ -131,6 +134,9 @@ class PrivacySection(_Section):
     denominator: Count = Field(
         description="public constant that divides a step's sum: about the patients that a site draws in a step"
     )
+    noise: Literal["skellam", "discrete-gaussian"] = Field(
+        default="skellam", description="whole-number noise of 'distributed'; the other mechanisms add none such"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -161,7 +167,10 @@ class SecAggSection(_Section):
         default=0, ge=0, description="sites that a sum must have; 0 for the smallest safe number"
     )
     bits: int = Field(default=32, description="bits of a masked value; as many as the sum of all sites needs")
-    clip_range: Positive = Field(description="bound of every value of an update, fixed and never taken from data")
+    clip_range: Positive | None = Field(
+        default=None,
+        description="bound of every value of an update, fixed and never taken from data; 'distributed' needs none",
+    )
 
 
 class ReportSection(_Section):
@@ -178,6 +187,7 @@ class RunSection(_Section):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
     threads: Count = Field(default=1, description="threads of torch in one process")
     workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
+    evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")
     hold_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -217,9 +227,9 @@ class Study(_Section):
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
-        self.policy(1)
         if said := self.mechanism.refusal(self.terms):
             raise ValueError(said)
+        self.policy(1)
         return self
 
     @property
@@ -251,49 +261,68 @@ class Study(_Section):
     @property
     def trust(self) -> Trust:
         """What the mechanism claims, and who has to be trusted for it."""
-        return self.mechanism.trust
+        return self.mechanism.trust.with_corrupt(self.secagg.max_corrupt)
 
     @property
     def terms(self) -> Terms:
         """The numbers that the mechanism works with."""
-        policy = self.policy(1)
+        policy = self._policy(Encoding(1, 1.0, 2))  # the sites' numbers do not depend on how values are encoded
         return Terms(
             epsilon=self.privacy.epsilon,
             delta=self.privacy.delta,
             sample_rate=self.privacy.sample_rate,
             clip_norm=self.privacy.clip_norm,
             denominator=self.privacy.denominator,
+            noise=self.privacy.noise,
             rounds=self.study.rounds,
             local_steps=self.study.local_steps,
             lr=self.study.lr,
+            optimizer=self.study.optimizer,
             seeded=self.study.seed is not None,
             weights=tuple(site.weight for site in self.sites),
             min_survivors=policy.min_survivors,
             max_corrupt=policy.max_corrupt,
+            clip_range=self.secagg.clip_range,
+            bits=self.secagg.bits,
         )
+
+    def scored_after(self, completed: int) -> bool:
+        """Whether the model of so many completed rounds is scored."""
+        return completed % self.run.evaluate_every == 0 or completed == self.study.rounds
+
+    def kept(self, parameters: int) -> int:
+        """How many values a state has behind the weights of such a model; see `Mechanism.kept`."""
+        return self.mechanism.kept(parameters, self.terms)
+
+    def following(
+        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+    ) -> NDArray[np.float32]:
+        """The next state; see `Mechanism.following`."""
+        return self.mechanism.following(state, total, included, policy, self.terms)
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""
         content = self.model_dump(mode="json", exclude=set(UNHASHED))
         return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
 
-    def policy(self, length: int, server_key: bytes = b"") -> Policy:
-        """The pinned aggregation policy for vectors of `length` values.
+    def policy(self, parameters: int, server_key: bytes = b"") -> Policy:
+        """The pinned aggregation policy for updates of a model with so many parameters.
 
         Raises:
             ConfigError: the parameters are unsafe; names the study's field.
         """
+        return self._policy(self.mechanism.encoding(parameters, self.terms), server_key)
+
+    def _policy(self, encoding: Encoding, server_key: bytes = b"") -> Policy:
         try:
             return Policy(
+                **encoding._asdict(),
                 project=self.study.name,
                 clients=len(self.sites),
-                length=length,
-                clip_range=self.secagg.clip_range,
                 max_corrupt=self.secagg.max_corrupt,
                 min_survivors=self.secagg.min_survivors,
                 suite=self.secagg.suite,
                 bits=self.secagg.bits,
-                value_bits=VALUE_BITS,
                 weights={site.id: site.weight for site in self.sites},
                 server_key=server_key,
             )

@@ -22,7 +22,7 @@ from fedseg.models import check_model
 from fedseg.privacy.dpsgd import draw, stream_of
 from fedseg.study import Study
 from fedseg.tasks.table import batch_of, task_of
-from fedseg.update import NoisedUpdate, assign, flatten
+from fedseg.update import Update, assign, flatten
 from secagg.encoding import digest
 from secagg.prg import KEY_BYTES, Stream
 
@@ -39,7 +39,7 @@ def train_round(
     round_number: int,
     ledger: Ledger,
     on_step: OnStep | None = None,
-) -> NoisedUpdate:
+) -> Update:
     """Charge the round, train it, and return the difference of weights; `model` is left as it was.
 
     Args:

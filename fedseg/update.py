@@ -1,13 +1,13 @@
-"""Models as flat vectors, and the one kind of update that may leave a site.
+"""Models as flat vectors, and the two kinds of update that may leave a site.
 
 The wall is a proof: a `NoisedUpdate` is made of `NoisedSteps`, which take nothing but `NoisedGradient`, which only
-`fedseg.privacy.dpsgd` makes. None of them can be copied or pickled, and the aggregator takes nothing else: an
-unprotected update that leaves a site is a type error first and a `TypeError` second. Mechanism "none" has a door of its
-own, which asks the table of trust.
+`fedseg.privacy.dpsgd` makes; a `NoiseShared` is made of a `NoiseShare`, which only `fedseg.privacy.shares` makes. None
+of them can be copied or pickled, and the aggregator takes nothing else: an unprotected update that leaves a site is a
+type error first and a `TypeError` second. Mechanism "none" has a door of its own, which asks what it claims.
 """
 
 from dataclasses import dataclass, field
-from typing import Self, final
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
+from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 
@@ -42,8 +43,18 @@ def assign(model: torch.nn.Module, vector: NDArray[np.float32]) -> None:
         vector_to_parameters(values, parameters)
 
 
+def opened(model: torch.nn.Module, kept: int) -> NDArray[np.float32]:
+    """The state in which a study starts: the model's weights, and behind them `kept` zeros."""
+    return np.concatenate([flatten(model), np.zeros(kept, np.float32)])
+
+
+def adopt(model: torch.nn.Module, state: NDArray[np.float32]) -> None:
+    """Set all parameters from the beginning of a state; what else an optimiser keeps lies behind them."""
+    assign(model, state[: sum(parameter.numel() for parameter in model.parameters())])
+
+
 def model_hash(vector: NDArray[np.float32]) -> bytes:
-    """Digest over dtype, length and little-endian bytes of a (d,) vector, 32 bytes."""
+    """Digest over dtype, length and little-endian bytes of a state, 32 bytes: what is hashed and signed of a model."""
     return digest("model", "float32", len(vector), np.ascontiguousarray(vector, dtype="<f4").tobytes())
 
 
@@ -130,7 +141,7 @@ class NoisedUpdate(Unsent):
     def __init__(self, steps: NoisedSteps, site: str, event_id: str) -> None:
         if not isinstance(steps, NoisedSteps):
             raise TypeError(f"an update is made of noised steps and of nothing else, and this is a {type(steps)}")
-        self._fill(steps.difference, site, event_id)
+        _fill(self, steps.difference, site, event_id)
 
     @classmethod
     def unprotected(cls, vector: NDArray[np.float32], site: str, trust: Trust) -> Self:
@@ -147,10 +158,45 @@ class NoisedUpdate(Unsent):
         if trust.claims_epsilon:
             raise TypeError("the mechanism claims an epsilon, so an update without noise does not leave")
         update = object.__new__(cls)
-        update._fill(vector.copy(), site, "")
+        _fill(update, vector.copy(), site, "")
         return update
 
-    def _fill(self, vector: NDArray[np.float32], site: str, event_id: str) -> None:
-        vector.setflags(write=False)
-        for name, value in (("vector", vector), ("site", site), ("event_id", event_id)):
-            object.__setattr__(self, name, value)
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class NoiseShared(Unsent):
+    """What may be aggregated and nothing else: it has a share of the noise, so that only the sum of many is private.
+
+    Args:
+        share: of one step.
+        bits: b of the sum, modulo 2^b of which the share is taken as well.
+        site: whose.
+        event_id: the ledger's event that was charged for it.
+
+    Attributes:
+        vector: (n,) int64, of which the low b bits are not 0; read-only.
+        site: whose.
+        event_id: the ledger's event.
+
+    Raises:
+        TypeError: made of anything but such a share.
+    """
+
+    vector: NDArray[np.int64] = field(repr=False)
+    site: str
+    event_id: str
+
+    def __init__(self, share: NoiseShare, bits: int, site: str, event_id: str) -> None:
+        if not isinstance(share, NoiseShare):
+            raise TypeError(f"a share of the noise comes from noise_share and from nowhere else; this is {type(share)}")
+        _fill(self, share.values & np.int64((1 << bits) - 1), site, event_id)
+
+
+Update: TypeAlias = NoisedUpdate | NoiseShared
+"""What an aggregation takes."""
+
+
+def _fill(update: Update, vector: NDArray[Any], site: str, event_id: str) -> None:
+    vector.setflags(write=False)
+    for name, value in (("vector", vector), ("site", site), ("event_id", event_id)):
+        object.__setattr__(update, name, value)

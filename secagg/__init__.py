@@ -4,6 +4,8 @@ Sans-I/O: bytes in, bytes out. `import secagg` opens no socket, reads no clock a
 asyncio. The protocol is in `client`, `server` and `session`; its specification in docs/spec.md.
 """
 
+from typing import TYPE_CHECKING
+
 from secagg import wire
 from secagg.book import RoundBook
 from secagg.client import OpenRound, accept_exposure, open_round, unchecked_round
@@ -41,10 +43,15 @@ from secagg.errors import (
 )
 from secagg.keys import SigningKey
 from secagg.layout import Field, Layout
+from secagg.messages import Receipt, RoundStart
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.quantize import dequantize, means, sums
 from secagg.session import ClientSession, ServerSession
 from secagg.store import MemoryStore, Store
+
+if TYPE_CHECKING:
+    from secagg.files import load_key, load_policy, load_roster
+    from secagg.sqlite import SqliteStore
 
 __all__ = [
     "AbortedError",
@@ -71,10 +78,12 @@ __all__ = [
     "Policy",
     "ProtocolError",
     "Published",
+    "Receipt",
     "Refused",
     "Retrying",
     "RoundBook",
     "RoundContext",
+    "RoundStart",
     "Save",
     "SecAggError",
     "Send",
@@ -83,6 +92,7 @@ __all__ = [
     "ShareError",
     "SigningKey",
     "Silent",
+    "SqliteStore",
     "Store",
     "Suite",
     "TooFewClientsError",
@@ -90,9 +100,25 @@ __all__ = [
     "accept_exposure",
     "dequantize",
     "leave_out",
+    "load_key",
+    "load_policy",
+    "load_roster",
     "means",
     "open_round",
     "sums",
     "unchecked_round",
     "wire",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What opens files is loaded when it is asked for."""
+    if name == "SqliteStore":
+        from secagg.sqlite import SqliteStore
+
+        return SqliteStore
+    if name in ("load_key", "load_policy", "load_roster"):
+        from secagg import files
+
+        return getattr(files, name)
+    raise AttributeError(f"module 'secagg' has no attribute {name!r}")

@@ -15,14 +15,28 @@ def kind_of(value: object) -> str:
     """What a value is, in words that show nothing of it."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
+    if value is None or isinstance(value, bytes):
+        return "None" if value is None else "bytes"
     name = type(value).__name__
-    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def must_be(value: object, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
     """ConfigError, "`name` is a list: `wanted`", unless `value` is of this type."""
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {kind_of(value)}: {wanted}")
+
+
+def must_have(value: object, method: str, name: str, wanted: str) -> None:
+    """ConfigError, "`name` is a list: `wanted`", unless `value` has this method."""
+    if not callable(getattr(value, method, None)):
+        raise ConfigError(f"{name} is {kind_of(value)}: {wanted}")
+
+
+def must_be_decoded(message: object, decode: str) -> None:
+    """ConfigError for a message that is still bytes."""
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        raise ConfigError(f"the message is {kind_of(message)}: decode it first, with secagg.wire.{decode}")
 
 
 def whole(name: str, value: Any) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secagg import wire
+from secagg.arguments import must_be
 from secagg.complaints import Choose, LeaveOut, leave_out
 from secagg.context import GENESIS, RoundContext
 from secagg.encoding import HASH_BYTES
@@ -46,6 +47,10 @@ class RoundBook:
     complaints: tuple[tuple[int, str, str], ...] = ()
     drawn: LeaveOut = field(default_factory=LeaveOut)
     choose: Choose = field(default=secrets.randbelow, repr=False)
+
+    def __post_init__(self) -> None:
+        must_be(self.signing_key, SigningKey, "signing_key", "give the server's secagg.SigningKey")
+        self.context(GENESIS)  # the run's name and the task's hash are looked at there
 
     @property
     def head(self) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from secagg import merkle
+from secagg.arguments import must_be, must_have
 from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
 from secagg.errors import (
@@ -98,6 +99,7 @@ class OpenRound:
 
 def unchecked_round(context: RoundContext, private: bool = False) -> OpenRound:
     """A round of which nothing was checked: its start (C-01, C-02, C-04) and model and task (C-23) are the caller's."""
+    must_be(context, RoundContext, "context", "give a secagg.RoundContext")
     return OpenRound(context, private)
 
 
@@ -134,6 +136,12 @@ def open_round(
             run on this very model.
         ConfigError: the policy names no server key, or policy and roster do not fit together.
     """
+    must_be(policy, Policy, "policy", "give a secagg.Policy")
+    must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
+    must_be(start, RoundStart, "start", "give the server's message, from secagg.wire.decode_from_server")
+    must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
+    for name, own in (("model_hash", model_hash), ("task_hash", task_hash)):
+        must_be(own, bytes, name, "give 32 bytes, such as a digest of hashlib.sha256")
     if not policy.server_key:
         raise ConfigError("policy.server_key is empty: a round start can only be verified against a pinned server key")
     session = session_id(policy, pinned)
@@ -163,9 +171,7 @@ def open_round(
             raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
         known = max(number, marks.joined(session, training_run)[0])
         if start.round_number > known + LARGEST_STEP:
-            raise InconsistentViewError(
-                "C-04", f"round {start.round_number} is too far from round {known}, the last one"
-            )
+            raise InconsistentViewError("C-04", f"round {start.round_number} is too far from round {known}")
         marks.finish(session, training_run, missed)
     return OpenRound(context, private, checked=True)
 
@@ -242,7 +248,7 @@ class Joining(State):
         if signing_key.verify_key != pinned[me]:
             raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
         attempt = opened.context.at(session_id(policy, pinned))
-        self._own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
+        self.own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
 
     def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
         """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03).
@@ -255,7 +261,7 @@ class Joining(State):
             ExposureError: C-05, an earlier release is open.
         """
         self._leave()
-        own = self._own
+        own = self.own
         # C-03: the mark comes before the keys. After a crash the slot is dead, and no second set of keys exists for it.
         with own.store.transaction() as marks:
             _, head = marks.head(own.attempt.session, own.context.training_run)

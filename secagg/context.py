@@ -5,6 +5,7 @@ Every party computes them alone, from what it holds itself. Specification: docs/
 
 from dataclasses import dataclass
 
+from secagg.arguments import must_be, whole
 from secagg.encoding import HASH_BYTES, digest
 from secagg.errors import ConfigError
 
@@ -67,6 +68,11 @@ class RoundContext:
     previous_head: bytes = GENESIS
 
     def __post_init__(self) -> None:
+        must_be(self.training_run, str, "training_run", "give the run's name")
+        whole("round_number", self.round_number)
+        whole("attempt", self.attempt)
+        for name in ("model_hash", "task_hash", "previous_head"):
+            must_be(getattr(self, name), bytes, name, "give 32 bytes, such as a digest of hashlib.sha256")
         if not is_name(self.training_run):
             raise ConfigError("training_run: use 1 to 256 printable ASCII characters")
         if not (1 <= self.round_number <= LARGEST_NUMBER and 0 <= self.attempt <= LARGEST_NUMBER):

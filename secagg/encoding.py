@@ -40,6 +40,24 @@ def encode(purpose: str, *fields: Field) -> bytes:
     return b"".join(pieces)
 
 
+def split_fields(data: Buffer) -> list[memoryview]:
+    """The length-prefixed fields that follow one another: what `encode` made of each, the label first.
+
+    Of a field that is a sequence: what comes behind its count of four bytes, which is not compared.
+
+    Raises:
+        ValueError: a field is longer than what is there.
+    """
+    view, found, start = memoryview(data), list[memoryview](), 0
+    while start < len(view):
+        stop = start + 4 + int.from_bytes(view[start : start + 4], "big")
+        if stop > len(view) or start + 4 > len(view):
+            raise ValueError("a field is longer than its record")
+        found.append(view[start + 4 : stop])
+        start = stop
+    return found
+
+
 def digest(purpose: str, *fields: Field) -> bytes:
     """H: SHA-256 over `encode(purpose, *fields)`, 32 bytes."""
     return hashlib.sha256(encode(purpose, *fields)).digest()

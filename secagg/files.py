@@ -4,28 +4,31 @@ Here is what they say; `secagg.writing` writes them. Must never: show a signing 
 can read.
 """
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from secagg.arguments import must_be
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster, Policy
 from secagg.text import read_text
+from secagg.toml import from_toml
 from secagg.writing import owners_only
 
+PathLike: TypeAlias = "str | Path"
 _Read = TypeVar("_Read")
 
 
-def _parsed(path: Path, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
+def _parsed(path: PathLike, what: str, build: Callable[[dict[str, Any]], _Read]) -> _Read:
     """Read a TOML file and let `build` make something of it; ConfigError with `what` where it holds something else.
 
     No frame that a crash report could show holds the text, which may be a key: the error is raised anew outside.
     """
+    must_be(path, (str, Path), "path", "give the name of a file")
     try:
-        return build(tomllib.loads(read_text(path)))
+        return build(from_toml(read_text(Path(path))))
     except ConfigError as error:
         told = str(error)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
@@ -46,14 +49,15 @@ def public_text(client_id: str, key: SigningKey) -> str:
     return f'id = "{client_id}"\nverify_key = "{key.verify_key.hex()}"\n'
 
 
-def read_secret(path: Path) -> tuple[str, SigningKey]:
+def load_key(path: PathLike) -> tuple[str, SigningKey]:
     """Id and signing key in a file that `secagg keygen` wrote.
 
     Raises:
         ConfigError: it holds none, or others can read it.
         OSError: it cannot be read.
     """
-    owners_only(path)
+    must_be(path, (str, Path), "path", "give the name of a file")
+    owners_only(Path(path))
 
     def build(entries: dict[str, Any]) -> tuple[str, SigningKey]:
         key = SigningKey.from_bytes(bytes.fromhex(entries["signing_key"]))
@@ -63,7 +67,7 @@ def read_secret(path: Path) -> tuple[str, SigningKey]:
     return _parsed(path, "a file with a signing key; `secagg keygen` writes one", build)
 
 
-def read_public(path: Path) -> tuple[str, bytes]:
+def load_public_key(path: PathLike) -> tuple[str, bytes]:
     """Id and verify key in a .pub file.
 
     Raises:
@@ -89,7 +93,7 @@ def roster_text(pinned: PinnedRoster) -> str:
     return "\n".join(["[clients]", *(f'"{client_id}" = "{key.hex()}"' for client_id, key in pinned.items()), ""])
 
 
-def read_roster(path: Path) -> PinnedRoster:
+def load_roster(path: PathLike) -> PinnedRoster:
     """The roster in a file that `secagg roster` wrote; what else is in the file does not matter.
 
     Raises:
@@ -124,14 +128,14 @@ def federation_text(federation: Federation) -> str:
     return head + roster_text(federation.pinned)
 
 
-def read_federation(path: Path) -> Federation:
+def read_federation(path: PathLike) -> Federation:
     """The federation in a file; what else is in the file does not matter.
 
     Raises:
         ConfigError: it holds none.
         OSError: it cannot be read.
     """
-    pinned = read_roster(path)
+    pinned = load_roster(path)
     return _parsed(
         path,
         "a federation file: a roster with training_run and server_key",
@@ -143,11 +147,11 @@ def read_federation(path: Path) -> Federation:
 
 
 def policy_text(policy: Policy) -> str:
-    """The text of a policy file; `read_policy` makes an equal policy of it, to the last bit of every number."""
+    """The text of a policy file; `load_policy` makes an equal policy of it, to the last bit of every number."""
     return policy.to_toml()
 
 
-def read_policy(path: Path) -> Policy:
+def load_policy(path: PathLike) -> Policy:
     """The policy in a file; what else is in the file does not matter.
 
     Raises:

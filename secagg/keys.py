@@ -14,12 +14,14 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from nacl.exceptions import CryptoError
 from nacl.signing import SigningKey as Ed25519Key
 from nacl.signing import VerifyKey
 
+from secagg.arguments import must_be
 from secagg.encoding import encode
 from secagg.policy import Suite
 
@@ -28,6 +30,7 @@ MLKEM_PUBLIC_BYTES = 1184
 MLKEM_CIPHERTEXT_BYTES = 1088
 MLKEM_SEED_BYTES = 64
 TAG_BYTES = 16
+NONCE_BYTES = 12
 
 _FIELD_PRIME = 2**255 - 19
 _LOW_ORDER = (
@@ -85,7 +88,8 @@ class SigningKey(Secret):
 
     @classmethod
     def from_bytes(cls, seed: bytes) -> "SigningKey":
-        """The key of a 32-byte seed, as `export` gave it. ValueError for another length."""
+        """The key of a 32-byte seed, as `export` gave it. ConfigError for other types, ValueError for other lengths."""
+        must_be(seed, (bytes, bytearray), "the seed", "give 32 bytes, or read a file with secagg.load_key")
         return cls(Ed25519Key(bytes(seed)))
 
     def export(self) -> bytes:
@@ -100,6 +104,29 @@ class SigningKey(Secret):
     def sign(self, message: bytes) -> bytes:
         """64-byte signature over a message that `encoding.encode` made (its label separates the purposes)."""
         return self._key.sign(message).signature
+
+
+class SealingKey(Secret):
+    """Seals what a party keeps on its own disk for itself (AES-256-GCM with a random nonce).
+
+    It follows from the party's signing key, so that there is no second key to keep. A nonce repeats with a chance below
+    2^-32 over 2^32 sealings.
+    """
+
+    def __init__(self, signing_key: SigningKey) -> None:
+        self._key = bytearray(hkdf(signing_key.export(), encode("sealing-key")))
+
+    def seal(self, about: bytes, plaintext: bytes) -> bytes:
+        """Nonce, ciphertext and tag: what `open` opens under the same `about`, which is not in it."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return nonce + AESGCM(bytes(self._key)).encrypt(nonce, plaintext, about)
+
+    def open(self, about: bytes, sealed: bytes) -> bytes:
+        """The plaintext. ValueError if these bytes were not sealed with this key and `about`."""
+        try:
+            return AESGCM(bytes(self._key)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], about)
+        except (InvalidTag, ValueError):
+            raise ValueError("it does not open") from None
 
 
 def verify(verify_key: bytes, message: bytes, signature: bytes) -> bool:
@@ -135,11 +162,18 @@ class ChannelKey(Secret):
         public: 32 bytes (X25519), or 1216 bytes (X-Wing: ML-KEM-768 then X25519).
     """
 
-    def __init__(self, suite: Suite) -> None:
-        seed = secrets.token_bytes(KEY_BYTES)
+    def __init__(self, suite: Suite, seed: bytes | None = None) -> None:
+        """Draws the key from the operating system, or makes it again from its seed."""
+        self._seed = bytearray(secrets.token_bytes(KEY_BYTES) if seed is None else seed)
         self._suite = suite
         self._key: _PrivateKey
-        self._key, self.public = _xwing_key(seed) if suite is Suite.MLKEM768_X25519 else _x25519_key(seed)
+        make = _xwing_key if suite is Suite.MLKEM768_X25519 else _x25519_key
+        self._key, self.public = make(bytes(self._seed))
+
+    @property
+    def seed(self) -> bytes:
+        """What the key is made of, 32 bytes: for a sealed snapshot only."""
+        return bytes(self._seed)
 
     def open(self, info: bytes, envelope: bytes) -> bytes:
         """Plaintext of an envelope sealed to `public` under this `info`. ValueError if it does not open."""

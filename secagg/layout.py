@@ -197,20 +197,20 @@ class Field:
         Raises:
             ConfigError: another shape, numbers of another type, and a count or weight outside its range.
         """
-        array = _array(value, name)
-        if array.shape != self.shape:
+        array, advice = _array(value, name), ""
+        whole_numbers = array.dtype.kind in "iub"
+        fits = (array.dtype.kind == "f" and array.dtype.itemsize <= 8) or (self.kind is Kind.WEIGHT and whole_numbers)
+        if self.kind is Kind.FLOAT and whole_numbers:
+            advice = ". Rounding would lose whole numbers: declare Field.counts for them, or give floats if you mean it"
+        if self.kind in (Kind.COUNT, Kind.INTEGER):
+            fits = True  # looked at below, value by value
+        if array.shape != self.shape or not fits:
             raise ConfigError(
                 f"{name} is {array.dtype} of shape {array.shape}; the policy needs {self._wants} of shape {self.shape}"
+                f"{advice}"
             )
         if self.kind in (Kind.COUNT, Kind.INTEGER):
             return self._integers(array.reshape(-1), name)
-        if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-            advice = "; for exact whole numbers declare Field.counts" if array.dtype.kind in "iub" else ""
-            if self.kind is not Kind.WEIGHT or array.dtype.kind not in "iu":
-                raise ConfigError(
-                    f"{name} is {array.dtype} of shape {array.shape}; the policy needs {self._wants} of shape "
-                    f"{self.shape}{advice}"
-                )
         kept = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize < 8 else np.float64
         flat: NDArray[Any] = np.ascontiguousarray(array, kept).reshape(-1)
         if self.kind is Kind.WEIGHT and not 0 <= flat[0] <= self.number:
@@ -437,10 +437,13 @@ def _array(value: Any, name: str) -> NDArray[Any]:
     if isinstance(value, np.ma.MaskedArray):
         raise ConfigError(f"{name} is a masked array, and a sum knows no masks; fill it first")
     if hasattr(value, "detach"):  # a torch tensor
-        value = value.detach().cpu()
-        if "bfloat16" in str(value.dtype):  # numpy has none; float32 holds each of its numbers
-            value = value.float()
-        value = value.numpy()
+        try:
+            value = value.detach().cpu()
+            if "bfloat16" in str(value.dtype):  # numpy has none; float32 holds each of its numbers
+                value = value.float()
+            value = value.numpy()
+        except (TypeError, RuntimeError):
+            raise ConfigError(f"{name} is a tensor that numpy cannot hold; give a dense one of real numbers") from None
     try:
         array = np.asarray(value)
     except (TypeError, ValueError):

@@ -11,6 +11,7 @@ docs/spec.md, section "Primitives".
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from itertools import repeat
 from typing import Any, NoReturn, Protocol
 
@@ -21,7 +22,9 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR, GCM
 from numpy.typing import DTypeLike, NDArray
 
+from secagg.arguments import must_have
 from secagg.encoding import digest
+from secagg.errors import ConfigError
 
 KEY_BYTES = 32
 CHUNK_BYTES = 1 << 18
@@ -44,6 +47,29 @@ class Executor(Protocol):
 
     def map(self, function: Callable[..., Any], /, *iterables: Iterable[Any]) -> Iterable[Any]:
         """The function's results over the zipped iterables, in their order."""
+
+
+def check_executor(executor: object) -> None:
+    """ConfigError, naming its type, for anything that is no `Executor`; None is none at all and passes.
+
+    A `multiprocessing.Pool`, and Ray's of that name, has a `map` that takes one iterable and would read the second as a
+    number: it is refused here, not in the middle of a round.
+    """
+    if executor is None:
+        return
+    must_have(executor, "map", "executor", _EXECUTORS)
+    kind, map_of = type(executor), getattr(executor, "map")  # noqa: B009 - an object of any type
+    try:
+        takes_many = any(part.kind is part.VAR_POSITIONAL for part in signature(map_of).parameters.values())
+    except (TypeError, ValueError):  # nothing to read: its first call will say
+        takes_many = True
+    if not takes_many:
+        raise ConfigError(
+            f"executor is a {kind.__module__}.{kind.__qualname__}, whose map takes one iterable: {_EXECUTORS}"
+        )
+
+
+_EXECUTORS = "give a concurrent.futures.Executor, or an object whose map(function, *iterables) is like its"
 
 
 class Masks:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secagg import kernel
+from secagg.arguments import kind_of
 from secagg.errors import ConfigError
 from secagg.layout import WHOLE, Field, Kind, Values
 from secagg.packing import dtype_for, modulo
@@ -269,7 +270,7 @@ def _lifted(total: NDArray[Any], policy: Policy) -> NDArray[Any]:
     """(d,) representatives in -2^(b-1)..2^(b-1)-1, in fresh memory."""
     dtype = dtype_for(policy.bits)
     if not isinstance(total, np.ndarray) or total.shape != (policy.length,) or total.dtype != dtype:
-        told = f"{total.dtype} of shape {total.shape}" if isinstance(total, np.ndarray) else f"a {type(total).__name__}"
+        told = f"{total.dtype} of shape {total.shape}" if isinstance(total, np.ndarray) else kind_of(total)
         raise ConfigError(f"the sum is {told}; the policy says {dtype} of shape ({policy.length},)")
     spare = 8 * dtype.itemsize - policy.bits
     lifted: NDArray[Any] = (total << dtype.type(spare)).view(f"i{dtype.itemsize}")

@@ -5,8 +5,10 @@ section "Steps of a round".
 """
 
 from collections.abc import Callable, Collection, Mapping
+from types import NoneType
 from typing import NoReturn
 
+from secagg.arguments import must_be, must_be_decoded, must_have
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.context import RoundContext
 from secagg.errors import (
@@ -37,7 +39,7 @@ from secagg.messages import (
 )
 from secagg.packing import unpack
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.prg import Executor, Stream
+from secagg.prg import Executor, Stream, check_executor
 from secagg.quantize import Quantised
 from secagg.server import (
     Advertising,
@@ -59,6 +61,13 @@ _STEP_OF = {
     collecting.accepts: collecting.step
     for collecting in (Advertising, SharingKeys, Reporting, CollectingInputs, Attesting, Unmasking, Confirming, Blaming)
 }
+
+
+def _check_types(policy: Policy, pinned: PinnedRoster, executor: Executor | None) -> None:
+    """ConfigError for what an importer cannot have meant."""
+    must_be(policy, Policy, "policy", "give a secagg.Policy")
+    must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
+    check_executor(executor)
 
 
 class ClientSession:
@@ -89,6 +98,11 @@ class ClientSession:
         store: Store,
         executor: Executor | None = None,
     ) -> None:
+        _check_types(policy, pinned, executor)
+        must_be(me, str, "me", "give this client's id, a text, as in the roster")
+        must_be(signing_key, SigningKey, "signing_key", "give a secagg.SigningKey")
+        must_be(opened, OpenRound, "opened", "give what secagg.open_round returns")
+        must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
         self._policy, self._me, self._executor = policy, me, executor
         self._state: object = Joining(policy, me, signing_key, pinned, opened, store)
         self._slot = opened.context.slot(session_id(policy, pinned))
@@ -217,6 +231,7 @@ class ClientSession:
             AbortedError: nobody's fault; this session is over and the client may join the next round.
             IllegalTransitionError: the session was already over.
         """
+        must_be_decoded(message, "decode_from_server")
         for answered, reply in self._answered:
             if message == answered:
                 return reply
@@ -310,12 +325,15 @@ class ServerSession:
         record: Callable[[FromClient | OpenedPair | Result], None] | None = None,
         executor: Executor | None = None,
     ) -> None:
+        _check_types(policy, pinned, executor)
+        must_be(round_context, RoundContext, "round_context", "give RoundBook.context(model_hash)")
+        must_be(signing_key, (SigningKey, NoneType), "signing_key", "give the server's secagg.SigningKey")
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the server's signing key is not the policy's server_key")
         if not set(leave_out) <= pinned.keys():
             raise ConfigError("leave_out names a client that the roster does not list")
         session = session_id(policy, pinned)
-        self._slot = round_context.slot(session)
+        self._context, self._slot = round_context, round_context.slot(session)
         opened = Round(policy, pinned, round_context, session, self._slot, signing_key, executor)
         self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
@@ -328,6 +346,11 @@ class ServerSession:
         self._dropped: tuple[str, ...] = ()
         self._burned = False
         self._finished = False
+
+    @property
+    def context(self) -> RoundContext:
+        """What the attempt is about."""
+        return self._context
 
     @property
     def step(self) -> str:
@@ -401,6 +424,7 @@ class ServerSession:
             ProtocolError: the message was refused and has left no trace; the round goes on without it.
             IllegalTransitionError: the session is over.
         """
+        must_be_decoded(message, "decode_from_client")
         if self._closed is not None and self._closed.took(sender, message):
             return self._replies.get(sender)
         new = self._collecting.receive(sender, message)

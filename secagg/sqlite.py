@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import RLock
 from types import TracebackType
 
+from secagg.arguments import must_be
 from secagg.encoding import digest
 from secagg.errors import ConfigError
 from secagg.store import Marks
@@ -39,7 +40,9 @@ class SqliteStore:
         ConfigError: the file cannot be opened, is not a store, is another data set's, or its log was changed.
     """
 
-    def __init__(self, path: Path, data_set: str, *, synced: bool = True) -> None:
+    def __init__(self, path: str | Path, data_set: str, *, synced: bool = True) -> None:
+        must_be(path, (str, Path), "path", "give the name of a file")
+        must_be(data_set, str, "data_set", "give the data set's name")
         self.path, self.data_set, self._synced = Path(path), data_set, synced
         self._lock = RLock()
         try:

@@ -176,6 +176,36 @@ class Marks:
         for receipt in fresh:
             self._log(session, receipt)
 
+    # --- A session that lies on a disk ------------------------------------------------------------------------------
+
+    def suspend(self, slot: Slot, digest: bytes) -> None:
+        """Mark the one snapshot of the live attempt that may be resumed: every earlier one is dead from here.
+
+        Args:
+            slot: the attempt.
+            digest: H of the sealed snapshot, 32 bytes.
+
+        Raises:
+            UnexpectedMessageError: C-24, another attempt was joined meanwhile.
+        """
+        self._require_live(slot)
+        self._put("suspended", digest.hex())
+
+    def resume(self, slot: Slot, digest: bytes) -> None:
+        """Use up the one snapshot that may be resumed. A crash behind this line costs the round.
+
+        Raises:
+            ConfigError: it is another one: used already, older, changed, or made with another store.
+            UnexpectedMessageError: C-24, another attempt was joined meanwhile.
+        """
+        if self._get("suspended", "") != digest.hex():
+            raise ConfigError(
+                f"this snapshot of {slot} is not the one that the store waits for: it was used already, is older than "
+                "the last one, or was made with another store; this client joins the next attempt"
+            )
+        self._entries.pop("suspended")
+        self._require_live(slot)
+
     # --- What clears a release ----------------------------------------------------------------------------------------
 
     def replay(self, slot: Slot, round_id: bytes) -> None:

@@ -149,6 +149,29 @@ def decode_each(replies: Mapping[str, bytes]) -> dict[str, m.FromServer]:
     return {client_id: decoded[id(data)] for client_id, data in replies.items()}
 
 
+def encode_receipt(receipt: m.Receipt) -> bytes:
+    """The one encoding of a receipt, for who keeps `ServerSession.receipt`; what travels holds it already."""
+    return _bytes(_written(receipt))
+
+
+def decode_receipt(data: bytes) -> m.Receipt:
+    """What `encode_receipt` encoded. Verify it before it counts: `receipt.verify(server_key, "C-18")`.
+
+    Raises:
+        MalformedMessageError: W-01, bytes that are no receipt; M-01, a field of the wrong shape.
+    """
+    twin: Any = _TWINS[m.Receipt]()
+    try:
+        twin.ParseFromString(bytes(data))
+        twin.DiscardUnknownFields()
+        canonical = _bytes(twin) == data
+    except (DecodeError, EncodeError):
+        canonical = False
+    if not canonical:
+        raise MalformedMessageError("W-01", "these bytes are not the encoding of a receipt")
+    return cast(m.Receipt, _read(twin, m.Receipt, {}))
+
+
 def _decode(data: memoryview, envelope: type[Message], kinds: dict[str, type]) -> object:
     head, vector = _split(data, envelope)
     wrapped: Any = envelope()

@@ -86,6 +86,24 @@ def write_new(path: Path, data: bytes | str, mode: int = PUBLIC) -> Path:
         raise
 
 
+def erase(path: Path) -> None:
+    """Overwrite a file with zeros and remove it, where it is there.
+
+    Best effort: a disk that writes elsewhere, a journal or a backup may keep what was in it.
+
+    Raises:
+        OSError: it cannot be written or removed.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    _synced(path.parent)
+
+
 def owners_only(path: Path) -> None:
     """ConfigError where others can read a secret; OSError where it is not there."""
     if path.stat().st_mode & 0o077:

@@ -18,7 +18,7 @@ from fedseg.errors import RoundFailedError
 from fedseg.events import Left, Note, Trained
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
-from fedseg.update import flatten
+from fedseg.update import flatten, opened
 from secagg import MalformedMessageError, ProtocolError, RoundBook
 from secagg.rpc import frames
 from secagg.rpc.frames import Received, message_limit
@@ -39,8 +39,9 @@ class Hearing:
         key = signing_key(options.credentials, COORDINATOR)
         torch.set_num_threads(self.study.run.threads)
         self.model = build_model(self.study)
-        self.vector: NDArray[np.float32] = flatten(self.model)
-        self.policy = self.study.policy(len(self.vector), key.verify_key)
+        self.parameters = len(flatten(self.model))
+        self.state: NDArray[np.float32] = opened(self.model, self.study.kept(self.parameters))
+        self.policy = self.study.policy(self.parameters, key.verify_key)
         self.book = RoundBook(self.federation.training_run, self.study.hash(), key, self.policy.max_corrupt)
         self.transcripts = Transcripts(
             folder.path,
@@ -53,7 +54,7 @@ class Hearing:
         self.mailbox = MailboxServer(
             self.study.site_ids,
             coordinator_tls(options.credentials),
-            max_message_bytes=message_limit(self.policy) + 4 * len(self.vector),
+            max_message_bytes=message_limit(self.policy) + 4 * len(self.state),
             gone_after=min(1.0, options.grace),
         )
         self.presence = Presence(self.study.site_ids)

@@ -16,7 +16,7 @@ from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundSt
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
-from fedseg.update import assign, flatten, model_hash
+from fedseg.update import adopt, model_hash, opened
 from secagg import AbortedError, ProtocolError, ServerSession, dequantize
 from secagg.files import policy_text
 from secagg.steps import MASKED_INPUT_COLLECTION
@@ -49,13 +49,13 @@ class Coordinator(Hearing):
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit(Listening(host=self.options.host, port=port))
-        self.folder.emit(study_event(self.study, len(self.vector), secure=True))
+        self.folder.emit(study_event(self.study, self.parameters, secure=True))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         async with self.mailbox:
             if self.study.model.start == "phantom":
                 self.folder.emit(Note(text="the public start is read, or trained now if fedseg ships none"))
             self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
-            self.vector = flatten(self.model)
+            self.state = opened(self.model, self.study.kept(self.parameters))
             try:
                 reason = await self._rounds()
                 await self._last_metrics()
@@ -71,7 +71,7 @@ class Coordinator(Hearing):
 
     def _dismiss(self, reason: str) -> None:
         """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
-        self._send(self.study.site_ids, dialogue.Closing(self.book.start(model_hash(self.vector)), self.vector))
+        self._send(self.study.site_ids, dialogue.Closing(self.book.start(model_hash(self.state)), self.state))
         for number, account in self.accounts.items():
             lacking = [site for site in self.study.site_ids if number not in self.seen.get(site, ())]
             self._send(lacking, account)
@@ -79,7 +79,7 @@ class Coordinator(Hearing):
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
-        return self.figures.finish(self.model, len(self.vector), self.options.command, reason)
+        return self.figures.finish(self.model, self.parameters, self.options.command, reason)
 
     async def _rounds(self) -> str:
         tally, failures = self.folder.tally, 0
@@ -134,14 +134,14 @@ class Coordinator(Hearing):
     # --- One round ---------------------------------------------------------------------------------------------------
 
     async def _round(self, sites: list[str]) -> None:
-        book, started = self.book, model_hash(self.vector)
+        book, started = self.book, model_hash(self.state)
         context = book.context(started)
         recorder = self.transcripts.recorder(context)
         server = ServerSession(self.policy, self.federation.pinned, context, book.signing_key, book.leave_out, recorder)
         self.folder.emit(RoundStarted(round=book.number, attempt=book.attempt, model_hash=started.hex()))
         for site in self.presence.rejoining(sites):
             self.folder.emit(Rejoined(round=book.number, site=site))
-        self._send(sites, dialogue.Opened(book.start(started), self.vector))
+        self._send(sites, dialogue.Opened(book.start(started), self.state))
         attempt = Exchange(server, Facts(book.number, book.attempt, self.folder.emit), sites)
         self.attempt, self.over = attempt, set()
         try:
@@ -187,8 +187,8 @@ class Coordinator(Hearing):
         self.accounts[ended.round] = attempt.account
         for site in attempt.server.confirmations:
             self.seen.setdefault(site, set()).add(ended.round)
-        self.vector = self.study.mechanism.following(self.vector, total, ended.included, self.policy)
-        assign(self.model, self.vector)
+        self.state = self.study.following(self.state, total, ended.included, self.policy)
+        adopt(self.model, self.state)
         self._record(total, ended)
 
     def _record(self, total: NDArray[np.float64], ended: RoundEnded) -> None:
@@ -200,7 +200,7 @@ class Coordinator(Hearing):
         if not self.study.report.share_metrics:
             return
         awaited = set(self.presence.ready)
-        self._send(awaited, dialogue.ToEvaluate(self.book.start(model_hash(self.vector)), self.vector))
+        self._send(awaited, dialogue.ToEvaluate(self.book.start(model_hash(self.state)), self.state))
         deadline = time.monotonic() + self.options.step_seconds
         while time.monotonic() < deadline and self.figures.missing(awaited & self.presence.ready):
             await self._hear(0.25)

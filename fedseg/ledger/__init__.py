@@ -7,7 +7,7 @@ ledger that is appended to. Nothing here is ever rewritten, and no patient, imag
 
 from fedseg.ledger.book import FILE, Ledger
 from fedseg.ledger.chain import START, Line, read, verify
-from fedseg.ledger.entries import Entry, MetricsRelease, NoisySteps, UnprotectedRound, released
+from fedseg.ledger.entries import Entry, MetricsRelease, NoisySteps, NoisySum, UnprotectedRound, released
 
 __all__ = [
     "FILE",
@@ -17,6 +17,7 @@ __all__ = [
     "Line",
     "MetricsRelease",
     "NoisySteps",
+    "NoisySum",
     "UnprotectedRound",
     "read",
     "released",

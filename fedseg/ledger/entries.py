@@ -96,6 +96,41 @@ class NoisySteps(_Entry):
         return gaussian_steps(self.noise_multiplier, self.sample_rate, self.steps)
 
 
+class NoisySum(_Entry):
+    """A round of mechanism "distributed": one release of the sum over all sites, with integer noise.
+
+    Attributes:
+        neighbouring: relation between the data sets that an adversary cannot tell apart.
+        sample_rate: probability of each unit to be drawn, independently (Poisson).
+        noise: distribution of each site's share of the noise.
+        sensitivity: L2 norm that the integers of one unit never exceed.
+        share_variance: of one site's share.
+        shares: how many shares count: of the honest sites that every sum has at least.
+        clip_norm: largest L2 norm of one unit's gradient, which becomes integers.
+        denominator: public constant that divides the sum, times the sites.
+        generator: where sampling and noise come from. Whoever knows a seed can recompute both.
+    """
+
+    series = "training"
+
+    kind: Literal["distributed"] = "distributed"
+    neighbouring: Literal["add or remove one"] = "add or remove one"
+    sample_rate: float = Field(gt=0, le=1)
+    noise: Literal["skellam", "discrete-gaussian"]
+    sensitivity: int = Field(ge=1)
+    share_variance: float = Field(gt=0)
+    shares: int = Field(ge=1)
+    clip_norm: float = Field(gt=0)
+    denominator: float = Field(gt=0)
+    generator: Generator
+
+    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+        """The noise of all shares that count, on the sum over a random draw; nothing protects where a seed is known."""
+        if self.generator != "os" and not unseeded:
+            return NonPrivateDpEvent()
+        return gaussian_steps((self.shares * self.share_variance) ** 0.5 / self.sensitivity, self.sample_rate, 1)
+
+
 class UnprotectedRound(_Entry):
     """A round of mechanism "none": after it no epsilon is promised to these patients any more."""
 
@@ -120,7 +155,7 @@ class MetricsRelease(_Entry):
         return
 
 
-Entry: TypeAlias = NoisySteps | UnprotectedRound | MetricsRelease
+Entry: TypeAlias = NoisySteps | NoisySum | UnprotectedRound | MetricsRelease
 """A line of the ledger. A new kind is one more class here, with an event of its own."""
 
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])

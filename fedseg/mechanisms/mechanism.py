@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias, TypedDict
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from fedseg.averaging import fed_avg
 from fedseg.ledger import Entry
 from fedseg.privacy.trust import Trust
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
+from secagg.layout import Layout
 from secagg.policy import Policy
+
+VALUE_BITS = 20
+"""Bits of an update's float."""
 
 MOMENTUM = 0.9
 """Of SGD, which keeps a site's pull proportional to its patients. Adam normalises it away: the noise of a site with one
@@ -32,11 +36,12 @@ class Terms:
     """The public numbers of a study: all that a mechanism knows of it.
 
     Attributes:
-        epsilon, delta, sample_rate, clip_norm, denominator: of `[privacy]`.
-        rounds, local_steps, lr: of `[study]`.
+        epsilon, delta, sample_rate, clip_norm, denominator, noise: of `[privacy]`.
+        rounds, local_steps, lr, optimizer: of `[study]`.
         seeded: whether the study has a seed, so that nothing is claimed.
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
+        clip_range, bits: of `[secagg]`.
     """
 
     epsilon: float | None
@@ -44,18 +49,31 @@ class Terms:
     sample_rate: float
     clip_norm: float | None
     denominator: int
+    noise: Literal["skellam", "discrete-gaussian"]
     rounds: int
     local_steps: int
     lr: float
+    optimizer: str
     seeded: bool
     weights: tuple[float, ...]
     min_survivors: int
     max_corrupt: int
+    clip_range: float | None
+    bits: int
 
     @property
     def steps(self) -> int:
         """Of the whole study."""
         return self.rounds * self.local_steps
+
+
+class Encoding(NamedTuple):
+    """How an update becomes integers: the fields of `secagg.Policy` that say so."""
+
+    length: int = 0
+    clip_range: float = 0.0
+    value_bits: int = 0
+    layout: Layout | None = None
 
 
 class Said(TypedDict):
@@ -91,7 +109,7 @@ class Steps(ABC):
         """Whether the steps have left the numbers."""
 
     @abstractmethod
-    def update(self, site: str, event_id: str) -> NoisedUpdate:
+    def update(self, site: str, event_id: str) -> Update:
         """What leaves the site, of all steps together; `event_id` is what was charged for them."""
 
 
@@ -109,8 +127,20 @@ class Mechanism(ABC):
     needs: ClassVar[tuple[str, ...]]
 
     def refusal(self, terms: Terms) -> str:
-        """Why there can be no such study, as one sentence that begins with section and field; empty where it can."""
+        """Why there can be no such study, as one sentence that begins with section and field; empty where it can.
+
+        Here of a mechanism whose sites send differences of weights.
+        """
+        if terms.clip_range is None:
+            needs = f"[secagg] clip_range is missing and mechanism = '{self.name}' needs it"
+            return f"{needs}; add clip_range: bound of every value of an update"
+        if terms.optimizer != "sgd":
+            return f"[study] optimizer = '{terms.optimizer}' goes with mechanism = 'distributed' only; remove it"
         return ""
+
+    def encoding(self, parameters: int, terms: Terms) -> Encoding:
+        """How an update of a model with so many parameters becomes integers: here a float each."""
+        return Encoding(parameters, terms.clip_range or 0.0, VALUE_BITS)
 
     @abstractmethod
     def noise_multiplier(self, terms: Terms) -> float:
@@ -140,15 +170,25 @@ class Mechanism(ABC):
     def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
         """A site's steps of one round, from this model on."""
 
+    def kept(self, parameters: int, terms: Terms) -> int:
+        """How many values are kept from round to round behind the weights of such a model, all 0 at the start."""
+        return 0
+
     def following(
-        self, model: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+        self,
+        state: NDArray[np.float32],
+        total: NDArray[np.float64],
+        included: Sequence[str],
+        policy: Policy,
+        terms: Terms,
     ) -> NDArray[np.float32]:
-        """The next model, which every party computes bit for bit: the mean of the updates is added.
+        """The next state, which every party computes bit for bit: here the mean of the updates is added.
 
         Args:
-            model: (d,) the global model of the round.
-            total: (d,) weighted sum of the included updates.
+            state: of the round: d weights, and behind them what is kept.
+            total: (policy.length,) weighted sum of the included updates.
             included: their sites.
             policy: gives the weights.
+            terms: of the study.
         """
-        return fed_avg(model, total, included, policy)
+        return fed_avg(state, total, included, policy)

@@ -5,7 +5,7 @@ first holds and the second does not, and every guard around single updates has t
 their sentences about trust from the row of a mechanism (`fedseg.mechanisms`) and from nowhere else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -28,6 +28,10 @@ class Trust:
     trusted: str
     because: str
     short: str
+
+    def with_corrupt(self, sites: int) -> "Trust":
+        """The same, with the number of sites that may side with the coordinator in place of ``{c}``."""
+        return replace(self, trusted=self.trusted.format(c=sites), because=self.because.format(c=sites))
 
     @property
     def sentence(self) -> str:

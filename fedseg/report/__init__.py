@@ -126,7 +126,7 @@ def _sentences(run: Run) -> dict[str, Any]:
         "privacy": claims.privacy(run),
         "seeded": claims.seeded(run),
         "claimed": claims.claimed(run),
-        "trust": trust_in(run.study.mechanism),
+        "trust": trust_in(run.study.mechanism, run.study.max_corrupt),
         "no_claim": no_claim(run.study.mechanism),
         "no_claim_seeded": NO_CLAIM_SEEDED,
         "simulated": claims.simulated(run),

@@ -46,7 +46,7 @@ def seeded(run: Run) -> bool:
 
 def privacy(run: Run) -> Privacy | None:
     """The accountant's guarantee, None where the mechanism claims none."""
-    return run.metrics.privacy if trust_in(run.study.mechanism).claims_epsilon else None
+    return run.metrics.privacy if trust_in(run.study.mechanism, run.study.max_corrupt).claims_epsilon else None
 
 
 def claimed(run: Run) -> Privacy | None:
@@ -125,7 +125,7 @@ def privacy_sentence(metrics: Metrics) -> tuple[str, str]:
         return no_claim(metrics.mechanism), ""
     claim = (
         f"epsilon {found.epsilon:.2f} per {found.unit} at delta {delta_text(found.delta)} ({found.neighbouring}); "
-        f"{trust_in(metrics.mechanism).sentence}"
+        f"{found.trust}"
     )
     if metrics.seeded_no_privacy_claim:
         return NO_CLAIM_SEEDED, f"; unseeded it would be {claim}"
@@ -140,7 +140,7 @@ def warnings(run: Run, *, with_patients: bool = False) -> Iterator[str]:
     if run.metrics.unfinished:
         done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
         yield f"the study did not finish: {done}; {run.metrics.unfinished}"
-    if not trust_in(study.mechanism).claims_epsilon:
+    if not trust_in(study.mechanism, study.max_corrupt).claims_epsilon:
         yield no_claim(study.mechanism)
     if seeded(run):
         yield SEEDED
@@ -211,7 +211,7 @@ def guarantees(run: Run) -> Iterator[tuple[str, str, str]]:
             f"computer that comes later{', not against one that takes part today' if pqc else ''}",
         )
     else:
-        alone = found is not None and trust_in(study.mechanism).each_update_private
+        alone = found is not None and trust_in(study.mechanism, study.max_corrupt).each_update_private
         noised = f"; each is {guarantee(found)}-private by itself" if found and alone else ""
         yield "The coordinator", f"every site's update, one by one{noised}", "nothing hides them: this was a plain sum"
     yield "Anybody who has the model, now or later", *_about_patients(run)
@@ -230,7 +230,10 @@ def _about_patients(run: Run) -> tuple[str, str]:
         return "no bound is claimed", f"the run was seeded; unseeded, the same settings give {guarantee(found)}"
     if claimed(run) is None:
         return "no bound is claimed", "no site has reported what it spent"
-    trust, neighbouring = trust_in(run.study.mechanism), found.neighbouring or f"add or remove one {found.unit}"
+    trust, neighbouring = (
+        trust_in(run.study.mechanism, run.study.max_corrupt),
+        found.neighbouring or f"add or remove one {found.unit}",
+    )
     return (
         f"about any one {found.unit}: {guarantee(found)}-differential privacy, whatever else they know",
         f"{trust.sentence}; mechanism '{run.study.mechanism}', {neighbouring}. "

@@ -141,7 +141,7 @@ def read_run(folder: Path) -> Run:
     study = next((event for event in events if not isinstance(event, Listening)), None)
     if not isinstance(study, StudyStarted):
         raise ConfigError(f"{path}: the first line must be the 'study' event; the beginning is missing, run again")
-    if metrics.privacy is None and trust_in(study.mechanism).claims_epsilon:
+    if metrics.privacy is None and trust_in(study.mechanism, study.max_corrupt).claims_epsilon:
         raise ConfigError(
             f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {study.mechanism!r}; "
             "run the study again"

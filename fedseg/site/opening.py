@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from fedseg.errors import RoundFailedError
 from fedseg.site.party import Party
-from fedseg.update import assign, model_hash
+from fedseg.update import adopt, model_hash
 from secagg import OpenRound, ProtocolError, open_round
 from secagg.messages import Receipt, RoundStart
 
@@ -37,10 +37,11 @@ class Opening(Party):
 
     def _adopt(self, start: RoundStart, vector: NDArray[np.float32]) -> None:
         """Take the coordinator's model, if it is the one it signed and, as far as this site knows, the right one."""
-        if vector.shape != (self.policy.length,):
+        if vector.shape != self.state.shape:
             raise RoundFailedError("the coordinator sent a model of another length than the study's")
         self.following.check(start)
-        assign(self.model, vector)
+        self.state = vector
+        adopt(self.model, vector)
         self.completed = len(start.missed)
 
     def _take_model(self, start: RoundStart, vector: NDArray[np.float32]) -> None:

@@ -21,7 +21,7 @@ from fedseg.site.following import Following
 from fedseg.site.options import Options
 from fedseg.site.round import Round
 from fedseg.study import Study
-from fedseg.update import flatten
+from fedseg.update import flatten, opened
 from secagg import AbortedError
 from secagg.messages import Receipt
 from secagg.policy import session_id
@@ -57,10 +57,12 @@ class Party:
         self.store = SqliteStore(options.state / MARKS, self.me)
         self.ledger = Ledger.of_site(options.state)
         self.model = build_model(self.study)
-        self.policy = self.study.policy(len(flatten(self.model)), self.federation.server_key)
+        self.parameters = len(flatten(self.model))
+        self.state = opened(self.model, self.study.kept(self.parameters))
+        self.policy = self.study.policy(self.parameters, self.federation.server_key)
         # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
         vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
-        limit = vectors * message_limit(self.policy) + 4 * self.policy.length
+        limit = vectors * message_limit(self.policy) + 4 * len(self.state)
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
         self.session = session_id(self.policy, self.federation.pinned)

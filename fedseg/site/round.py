@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from fedseg.attempt import Emit, Facts
 from fedseg.events import RoundEnded
-from fedseg.mechanisms.mechanism import Mechanism
 from fedseg.study import Study
-from fedseg.update import NoisedUpdate
+from fedseg.update import Update
 from secagg import ClientSession, Policy, dequantize, wire
 from secagg.messages import FromClient, FromServer, Reports, Result
 from secagg.packing import unpack
@@ -26,7 +25,8 @@ class Round:
         me: the site's id.
         session: its part in the protocol.
         number, attempt: of the round.
-        opened_on: (d,) its model. The site's model may be another by the end: one to be evaluated comes at any time.
+        opened_on: its state, weights and what is kept behind them. The site's own may be another by the end: one to be
+            evaluated comes at any time.
         emit: takes events.
 
     Attributes:
@@ -40,7 +40,7 @@ class Round:
     ) -> None:
         self.me, self.session, self.opened_on = me, session, opened_on
         self.facts = Facts(number, attempt, emit)
-        self.training: asyncio.Task[NoisedUpdate] | None = None
+        self.training: asyncio.Task[Update] | None = None
         self.over = threading.Event()
         self.provided = False
         self.quantised: NDArray[Any] | None = None
@@ -84,9 +84,9 @@ class Round:
         """The sum, (d,) integers modulo 2^b."""
         return unpack(result.total, policy.length + policy.slots, policy.bits)[: policy.length]
 
-    def following(self, total: NDArray[Any], policy: Policy, mechanism: Mechanism) -> NDArray[np.float32]:
-        """The model that this sum gives, (d,)."""
-        return mechanism.following(self.opened_on, dequantize(total, policy), self.session.included, policy)
+    def following(self, total: NDArray[Any], policy: Policy, study: Study) -> NDArray[np.float32]:
+        """The state that this sum gives."""
+        return study.following(self.opened_on, dequantize(total, policy), self.session.included, policy)
 
     def ended(self, head: bytes) -> RoundEnded:
         """The round as this site saw it to its end; says who dropped out of it."""

@@ -22,7 +22,7 @@ from fedseg.site.options import Options
 from fedseg.site.round import Round
 from fedseg.summary import study_event
 from fedseg.train import train_round
-from fedseg.update import NoisedUpdate, assign, flatten, model_hash
+from fedseg.update import Update, adopt, model_hash
 from secagg import AbortedError, ClientSession, ExposureError, ProtocolError
 from secagg.files import policy_text
 from secagg.messages import FromClient, MaskedInput, Result, RoundStart, SlotMasks
@@ -52,7 +52,7 @@ class Site(Opening):
             RoundFailedError: the coordinator broke the protocol, or has another study.
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
-        self.folder.emit(study_event(self.study, self.policy.length, secure=True))
+        self.folder.emit(study_event(self.study, self.parameters, secure=True))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:
@@ -67,7 +67,7 @@ class Site(Opening):
             finally:
                 self._end_round()
         self.folder.emit(Note(text=reason))
-        return self.figures.finish(self.model, self.policy.length, self.options.command, reason)
+        return self.figures.finish(self.model, self.parameters, self.options.command, reason)
 
     async def _next(self) -> str | None:
         """Answer one message, or go on after training; the reason once the study is over."""
@@ -136,13 +136,13 @@ class Site(Opening):
             self.folder.emit(Note(text=str(error)))
             return
         model, evaluated = copy.deepcopy(self.model), copy.deepcopy(self.model)
-        opened_on = flatten(self.model)
-        self.round = Round(self.me, session, start.round_number, start.attempt, opened_on, self.folder.emit)
+        self.round = Round(self.me, session, start.round_number, start.attempt, self.state, self.folder.emit)
         self.round.training = asyncio.create_task(self._train(self.round, model))
         await self._send(self.round, first)
-        self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
+        if self.study.scored_after(self.completed):
+            self.evaluation = asyncio.create_task(self._evaluate(evaluated, self.completed))
 
-    async def _train(self, current: Round, model: torch.nn.Module) -> NoisedUpdate:
+    async def _train(self, current: Round, model: torch.nn.Module) -> Update:
         loop, epsilon = asyncio.get_running_loop(), self.figures.epsilon()
 
         def on_step(step: int, steps: int) -> None:
@@ -155,7 +155,7 @@ class Site(Opening):
             progress = dialogue.Progress(round=current.number, step=step, steps=steps, epsilon=epsilon)
             asyncio.run_coroutine_threadsafe(self._tell(progress), loop)
 
-        def work() -> NoisedUpdate:
+        def work() -> Update:
             """What the training thread does."""
             return train_round(
                 model,
@@ -197,9 +197,10 @@ class Site(Opening):
 
     def _completed(self, current: Round, result: Result, head: bytes) -> None:
         total = current.total(result, self.policy)
-        following = current.following(total, self.policy, self.study.mechanism)
+        following = current.following(total, self.policy, self.study)
         self.following.expect(head, model_hash(following))
-        assign(self.model, following)
+        self.state = following
+        adopt(self.model, following)
         self.figures.keep(current.number, "total", total)
         ended = current.ended(head)
         if self.study.trust.claims_epsilon:

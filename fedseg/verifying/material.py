@@ -25,7 +25,7 @@ from fedseg.records import Metrics
 from fedseg.runfolder import POLICY, read_state
 from fedseg.study import Study, load_study
 from fedseg.update import flatten
-from secagg.files import Federation, read_federation, read_policy
+from secagg.files import Federation, load_policy, read_federation
 from secagg.policy import Policy
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
@@ -156,7 +156,7 @@ class Material:
             server_key = self.federation.server_key
         else:
             path = next((run.path / POLICY for run in self.runs if (run.path / POLICY).is_file()), None)
-            server_key = read_policy(path).server_key if path else b""
+            server_key = load_policy(path).server_key if path else b""
         return self.study.policy(len(flatten(build_model(self.study))), server_key)
 
     @cached_property

@@ -15,14 +15,14 @@ from fedseg.models import load_model
 from fedseg.pretraining import recipe_hash
 from fedseg.start import checksums, starting_model
 from fedseg.study import Study
-from fedseg.update import flatten, model_hash
+from fedseg.update import flatten, model_hash, opened
 from fedseg.verifying.material import Material, Run
 from secagg.context import GENESIS
 from secagg.quantize import dequantize
 
 
 class Reached(NamedTuple):
-    """How far the sums lead: the last round, its model (d,), and what ended it early."""
+    """How far the sums lead: the last round, its state, and what ended it early."""
 
     round: int
     vector: NDArray[np.float32]
@@ -37,7 +37,8 @@ def t16_next_model(given: Material) -> Iterator[Finding]:
         yield Finding("T-16", NOT_CHECKED, "models", f"no transcripts: {why}, so no model was made again")
         return
     try:
-        start = flatten(starting_model(given.study))
+        model = starting_model(given.study)
+        start = opened(model, given.study.kept(len(flatten(model))))
     except ConfigError as error:
         yield Finding("T-16", NOT_CHECKED, "models", f"the start of the study is not here: {error}")
         return
@@ -67,7 +68,7 @@ def _reached(given: Material, vector: NDArray[np.float32]) -> Reached:
             said = f"{path.name}: round {number} did not begin from {what}"
             return Reached(last, vector, VIOLATED, said)
         total = dequantize(told.total, given.policy)
-        vector = given.study.mechanism.following(vector, total, told.included, given.policy)
+        vector = given.study.following(vector, total, told.included, given.policy)
         head, last = told.receipt.head, number
     return Reached(last, vector, HELD, "")
 
@@ -92,9 +93,10 @@ def _last(run: Run, reached: Reached) -> Finding:
     if last < reached.round:
         said = f"broke off after round {last}: its model is not the last one"
         return Finding("T-16", NOT_CHECKED, str(run), said)
-    if vector.tobytes() == reached.vector.tobytes():
+    reached_weights = reached.vector[: len(vector)]  # behind them is what an optimiser keeps
+    if vector.tobytes() == reached_weights.tobytes():
         told = f"{run.model.name} is the model after round {last}, bit for bit"
         return Finding("T-16", HELD, str(run), told, len(vector))
-    differing = int(np.count_nonzero(vector.view(np.uint32) != reached.vector.view(np.uint32)))
+    differing = int(np.count_nonzero(vector.view(np.uint32) != reached_weights.view(np.uint32)))
     said = f"{differing} of {len(vector)} values of {run.model.name} are not those of the last model plus the last sum"
     return Finding("T-16", VIOLATED, str(run), said, len(vector))

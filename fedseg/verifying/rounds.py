@@ -9,7 +9,7 @@ from fedseg.models import study_of
 from fedseg.runfolder import POLICY
 from fedseg.verifying.material import SIMULATION, Material, Run
 from secagg.errors import SecAggError
-from secagg.files import read_policy
+from secagg.files import load_policy
 from secagg.transcript_files import Published, context_of, verify
 
 
@@ -52,7 +52,7 @@ def r02_policy(given: Material) -> Iterator[Finding]:
             yield Finding("R-02", NOT_CHECKED, str(run), f"{POLICY} is missing")
         else:
             try:
-                same = read_policy(path).hash() == given.policy.hash()
+                same = load_policy(path).hash() == given.policy.hash()
             except SecAggError as error:
                 yield Finding("R-02", VIOLATED, str(run), str(error))
                 continue

@@ -11,7 +11,7 @@ from secagg.cli.verify_transcript import Files, OwnPolicy, OwnRoster, verified
 from secagg.client import accept_exposure
 from secagg.encoding import HASH_BYTES
 from secagg.errors import ConfigError
-from secagg.files import read_secret
+from secagg.files import load_key
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from secagg.terminal import App, say
@@ -96,7 +96,7 @@ def accept_one(
     """
     with sentences():
         accepted = _round_id(round_id)
-        name, signing_key = read_secret(key)
+        name, signing_key = load_key(key)
         if name != client:
             raise ConfigError(f"{key} is the key of {name}, not of {client}; use this site's own")
         with SqliteStore.existing(store) as opened:

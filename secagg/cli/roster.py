@@ -10,7 +10,7 @@ import typer
 
 from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
-from secagg.files import read_public, roster_text
+from secagg.files import load_public_key, roster_text
 from secagg.policy import PinnedRoster
 from secagg.terminal import say
 from secagg.writing import write_new
@@ -25,7 +25,7 @@ def roster(
     with sentences():
         keys: dict[str, bytes] = {}
         for path in public:
-            client_id, key = read_public(path)
+            client_id, key = load_public_key(path)
             if client_id in keys:
                 raise ConfigError(f"{path}: a second key of {client_id}; give each client's file once")
             keys[client_id] = key

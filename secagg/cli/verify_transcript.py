@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secagg.cli.terminal import app, sentences
-from secagg.files import read_policy, read_roster
+from secagg.files import load_policy, load_roster
 from secagg.terminal import COULD_NOT_RUN, AsJson, Verifying, errors, out, say, say_json
 from secagg.transcript import RoundReport, Verdict
 from secagg.transcript.checks import WHAT
@@ -55,7 +55,7 @@ def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verd
         policy: file of the reader's own policy.
         quiet: never show a bar.
     """
-    pinned, pinned_policy = read_roster(roster), read_policy(policy)
+    pinned, pinned_policy = load_roster(roster), load_policy(policy)
     total = sum(path.stat().st_size for path in files)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     hidden = quiet or not errors.is_terminal or total < _BIG_BYTES

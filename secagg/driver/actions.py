@@ -72,11 +72,20 @@ class Exposed:
 # --- What a server's driver tells ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Save:
-    """Write `RoundBook.saved` to the disk before the actions behind this one: a lost book repeats numbers (C-03)."""
+    """Write this to the disk, whole, before the actions behind it: a lost book repeats numbers (C-03).
+
+    Attributes:
+        book: `RoundBook.saved`, for `RoundBook.restore`, as JSON; of a resumable driver also who was asked.
+        sealed: of a resumable driver the open step; empty where there is none.
+    """
 
     book: Mapping[str, Any]
+    sealed: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"<Save of the book and {len(self.sealed)} bytes>"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from secagg.errors import (
     IllegalTransitionError,
     ProtocolError,
     SecAggError,
+    UnexpectedMessageError,
 )
 from secagg.keys import SigningKey
 from secagg.layout import Values
@@ -23,6 +24,7 @@ from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor, Stream
 from secagg.quantize import dequantize
 from secagg.session import ClientSession
+from secagg.snapshot import resume, suspend
 from secagg.steps import ROUND_START
 from secagg.store import Store
 from secagg.transcript import ViolationError, accept, judge
@@ -162,6 +164,54 @@ class ClientDriver:
             return []
         step = self._session.step
         return self._over(AbortedError(step, f"the server has said nothing for {self._patience:g} s after {step}"))
+
+    def suspend(self) -> bytes:
+        """Seal the attempt that is under way, for another process: here it is over. See `secagg.snapshot.suspend`.
+
+        Returns:
+            What `resume` takes, once; nothing where no attempt is under way. Write it whole to a disk before the last
+            actions are done: `secagg.snapshot_files.kept_in` does.
+
+        Raises:
+            IllegalTransitionError: an update was provided that is not masked yet; it is never written down.
+        """
+        session = self._session
+        if session is None or session.finished:
+            self.close()
+            return b""
+        try:
+            sealed = suspend(session)
+        except UnexpectedMessageError:  # C-24: another process has joined another attempt, and this one is over
+            sealed = b""
+        self.close()
+        return sealed
+
+    def resume(self, sealed: Buffer, now: float = 0.0) -> list[ClientAction]:
+        """Go on with the attempt that another process suspended: the first call of a fresh driver.
+
+        Args:
+            sealed: what `suspend` gave.
+            now: seconds, from which the server's silence is measured.
+
+        Returns:
+            `Failed` where it cannot be used: used already, older than the last, damaged, or of another store, key,
+            policy, roster or run. The attempt is then over for this client, which goes on with the next start.
+        """
+        if self._session is not None:
+            raise IllegalTransitionError("a driver is resumed before anything else")
+        try:
+            session = resume(
+                *(sealed, self._policy, self._me, self._signing_key, self._pinned, self._store, self._executor)
+            )
+        except (ConfigError, ProtocolError) as error:
+            return self._over(error)
+        context = session.opened.context
+        if (context.training_run, context.task_hash) != (self._training_run, self._task_hash):
+            session.close()
+            return self._over(ConfigError("this snapshot is of another run or task than this driver's"))
+        self._session, self._heard = session, now
+        self._about = (context.round_number, context.model_hash)
+        return []
 
     def close(self) -> None:
         """End the attempt that is under way, and wipe its secrets."""

@@ -32,8 +32,12 @@ from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
 from secagg.quantize import dequantize
 from secagg.session import ServerSession
-from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+from secagg.snapshot import resume_server, snapshot_server
+from secagg.steps import ADVERTISE_KEYS, BLAME, MASKED_INPUT_COLLECTION
 from secagg.transcript.record import OpenedPair
+
+_DRIVER = "driver"
+"""In what is saved, beside the book: who was asked, and how many attempts are left."""
 
 
 class Recording(Protocol):
@@ -59,6 +63,8 @@ class ServerDriver:
         record: makes what writes the transcript of an attempt; where updates are not private on their own, clients need
             it (C-05). None for no transcripts.
         executor: what expands masks (`secagg.prg.apply_masks`); the calling thread where not given.
+        resumable: every step begins with a `Save` from which `resume` goes on after a crash. Not with `record`: what
+            was recorded lies in a file without a name, which a crash takes along.
 
     It belongs to one thread.
 
@@ -77,7 +83,10 @@ class ServerDriver:
         attempts: int = 3,
         record: Callable[[RoundContext], Recording | None] | None = None,
         executor: Executor | None = None,
+        resumable: bool = False,
     ) -> None:
+        if resumable and record is not None:
+            raise ConfigError("a round is recorded or resumable, not both: a crash takes what was recorded along")
         if not policy.server_key or book.signing_key.verify_key != policy.server_key:
             raise ConfigError("the book's signing key is not the policy's server_key: every round start is signed")
         if attempts < 1:
@@ -85,7 +94,7 @@ class ServerDriver:
         self.policy, self.pinned, self.book = policy, pinned, book
         self._step_seconds, self._attempts = step_seconds, attempts
         self._input_seconds = step_seconds if input_seconds is None else input_seconds
-        self._record, self._executor = record, executor
+        self._record, self._executor, self._resumable = record, executor, resumable
         self._session: ServerSession | None = None
         self._recording: Recording | None = None
         self._model_hash, self._left = b"", 0
@@ -140,6 +149,36 @@ class ServerDriver:
         actions = self._published()
         self._model_hash, self._left, self._gone = model_hash, self._attempts, set()
         return [*actions, *self._announced(now)]
+
+    def resume(self, save: Save, now: float = 0.0) -> list[ServerAction]:
+        """Go on from the last `Save` of a driver that is no more: the first call of a fresh one.
+
+        Returns:
+            The messages of the step that was open, to be sent again: clients repeat what they answered, byte for byte.
+            Nothing where no step was open: `begin` opens the next round.
+
+        Raises:
+            ConfigError: it is not what a driver of this policy, roster and run saved, or is damaged.
+        """
+        if self._session is not None:
+            raise IllegalTransitionError("a driver is resumed before anything else")
+        self.book.restore(save.book)
+        if not save.sealed:
+            return []
+        session, replies = resume_server(save.sealed, self.policy, self.pinned, self.book.signing_key, self._executor)
+        context, who = session.context, save.book[_DRIVER]
+        if (context.training_run, context.task_hash) != (self.book.training_run, self.book.task_hash):
+            raise ConfigError("this snapshot is of another run or task than the book's")
+        self.book.number, self.book.attempt = context.round_number, context.attempt
+        self._session, self._model_hash, self._left = session, context.model_hash, int(who["left"])
+        self._clients, self._asked = frozenset(who["clients"]), frozenset(who["asked"])
+        self._wait(now)
+        if session.step == ADVERTISE_KEYS:
+            return self._starts()
+        sends: list[ServerAction] = [Send(data, to) for to, data in wire.encode_each(replies).items()]
+        if session.result is not None and session.receipt is not None:
+            return [*sends, *self._completed(session, session.result, session.receipt)]
+        return sends
 
     def receive(self, sender: str, data: Buffer, now: float = 0.0) -> list[ServerAction]:
         """Take a message of a client; rubbish and lies cost their sender the step, and nobody else.
@@ -208,8 +247,20 @@ class ServerDriver:
         )
         self._asked = frozenset(asked)
         self._wait(now)
+        return [*self._saved(self._session), *self._starts()]
+
+    def _starts(self) -> list[ServerAction]:
         start = wire.encode(self.book.start(self._model_hash))
-        return [Save(self.book.saved()), *(Send(start, to) for to in asked)]
+        return [Send(start, to) for to in sorted(self._asked)]
+
+    def _saved(self, session: ServerSession) -> list[ServerAction]:
+        """What a step begins with. Blame has none: whoever goes on from the step before comes to it again."""
+        if not self._resumable:
+            return [Save(self.book.saved())] if session.step == ADVERTISE_KEYS else []
+        if session.step == BLAME:
+            return []
+        who = {"clients": sorted(self._clients), "asked": sorted(self._asked), "left": self._left}
+        return [Save({**self.book.saved(), _DRIVER: who}, snapshot_server(session, self.book.signing_key))]
 
     def _wait(self, now: float) -> None:
         self._spoilt = set()
@@ -230,6 +281,7 @@ class ServerDriver:
             except (ProtocolError, AbortedError) as error:
                 return [*actions, *self._failed(session, error, now)]
             self._wait(now)
+            actions += self._saved(session)
             actions += [Send(data, to) for to, data in wire.encode_each(replies).items()]
             if session.result is not None and session.receipt is not None:
                 actions += self._completed(session, session.result, session.receipt)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.context import RoundContext
-from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode
+from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, split_fields
 from secagg.errors import MalformedMessageError
 from secagg.messages import (
     AcceptedInput,
@@ -233,7 +233,7 @@ def decode_record(data: bytes) -> Record:
     Raises:
         ValueError: these bytes hold no record.
     """
-    pieces = _split(memoryview(data))
+    pieces = split_fields(data)
     kind = _BY_LABEL.get(data[: 4 + len(pieces[0])]) if pieces else None
     if kind is None:
         raise ValueError("it is of no known kind")
@@ -316,24 +316,12 @@ def _read(hint: Any, data: memoryview) -> object:
         return bytes(data).decode("ascii")
     if hint is int:
         return int.from_bytes(data[:8], "big")
-    items = _split(data[4:])
+    items = split_fields(data[4:])
     if hint in _HINTS:
         return _build(hint, items)
     if get_origin(hint) is tuple:
         return tuple(_read(get_args(hint)[0], item) for item in items)
-    named = [_split(item[4:]) for item in items]
+    named = [split_fields(item[4:]) for item in items]
     if not all(len(pair) >= 2 for pair in named):
         raise ValueError("it lacks a field")
     return {_read(str, pair[0]): _read(get_args(hint)[1], pair[1]) for pair in named}
-
-
-def _split(data: memoryview) -> list[memoryview]:
-    """The length-prefixed pieces that follow one another."""
-    pieces, start = [], 0
-    while start < len(data):
-        stop = start + 4 + int.from_bytes(data[start : start + 4], "big")
-        if stop > len(data) or start + 4 > len(data):
-            raise ValueError("a field is longer than its record")
-        pieces.append(data[start + 4 : stop])
-        start = stop
-    return pieces

@@ -521,8 +521,8 @@ class Rewinding(Coordinator):
         def send(site: str, kind: str, payload: bytes) -> None:
             if kind == dialogue.Protocol.kind and isinstance(wire.decode_from_server(payload), Result):
                 server = self.attempt.server
-                forward = fed_avg(self.vector, dequantize(server.result, self.policy), server.included, self.policy)
-                self.back = (2 * self.vector - forward).astype(np.float32)
+                forward = fed_avg(self.state, dequantize(server.result, self.policy), server.included, self.policy)
+                self.back = (2 * self.state - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
                 honest(
                     site,
@@ -536,7 +536,7 @@ class Rewinding(Coordinator):
 
     def _record(self, total, ended) -> None:
         super()._record(total, ended)
-        self.vector = fed_avg(self.back, total, ended.included, self.policy)
+        self.state = fed_avg(self.back, total, ended.included, self.policy)
 
 
 def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):
@@ -563,9 +563,9 @@ class Repeating(Coordinator):
         return await super()._gather()
 
     def _record(self, total, ended) -> None:
-        before = (2 * self.vector - fed_avg(self.vector, total, ended.included, self.policy)).astype("f4")
+        before = (2 * self.state - fed_avg(self.state, total, ended.included, self.policy)).astype("f4")
         super()._record(total, ended)
-        self.vector = before
+        self.state = before
 
 
 def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path):
@@ -589,11 +589,11 @@ class Inventing(Coordinator):
     """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
 
     def _record(self, total, ended) -> None:
-        before = (2 * self.vector - fed_avg(self.vector, total, ended.included, self.policy)).astype("f4")
+        before = (2 * self.state - fed_avg(self.state, total, ended.included, self.policy)).astype("f4")
         super()._record(total, ended)
         run, head, hashes = self.book.training_run, self.book.head, (b"r" * 32, b"a" * 32, b"t" * 32)
         self.book.completed(Receipt(run, 2, *hashes, head, next_head(head, *hashes)).sign(self.book.signing_key))
-        self.vector = before
+        self.state = before
 
 
 def test_a_round_that_nobody_took_part_in_moves_no_site_to_another_model(tmp_path):

@@ -98,8 +98,8 @@ class Tampering(Coordinator):
     """Publishes another model than the sum gives, signed like any other."""
 
     def _record(self, total, ended) -> None:
-        self.vector = self.vector + np.float32(0.01)
-        assign(self.model, self.vector)
+        self.state = self.state + np.float32(0.01)
+        assign(self.model, self.state)
         super()._record(total, ended)
 
 

@@ -49,7 +49,11 @@ BAD = {
         "epsilon = 1e6\n",
         "[privacy] epsilon = 1e+06 promises nothing",
     ),
-    "unknown mechanism": ('"local"', '"laplace"', "[privacy] mechanism = 'laplace': use 'local' or 'none'"),
+    "unknown mechanism": (
+        '"local"',
+        '"laplace"',
+        "[privacy] mechanism = 'laplace': use 'local' or 'distributed' or 'none'",
+    ),
     "weaker unit": ('unit = "patient"', 'unit = "slice"', "[privacy] unit = 'slice': use 'patient'"),
     "sampling above one": (r"sample_rate = .*\n", "sample_rate = 1.5\n", "[privacy] sample_rate = 1.5"),
     "bits overflow": (SECAGG, "[secagg]\nbits = 20\n", "[secagg] bits = 20 can overflow"),

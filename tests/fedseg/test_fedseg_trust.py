@@ -132,7 +132,7 @@ def test_the_row_of_no_mechanism_claims_nothing():
 
 def test_an_unknown_mechanism_is_a_sentence():
     with pytest.raises(ConfigError, match="'lunar' is not known to this version"):
-        trust_in("lunar")
+        trust_in("lunar", 1)
 
 
 @pytest.mark.parametrize(("delta", "text"), [(0.00125, "0.00125"), (3e-4, "0.0003"), (1e-05, "1e-05"), (None, "n/a")])

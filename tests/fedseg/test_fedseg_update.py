@@ -11,7 +11,8 @@ import torch
 
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.dpsgd import NoisedGradient, Protection, noisy_gradient
-from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps, flatten
+from fedseg.privacy.shares import Grid, NoiseShare, noise_share
+from fedseg.update import NoisedSteps, NoisedUpdate, NoiseShared, PlainSteps, flatten
 from secagg.prg import Stream
 from tests.support.typing_errors import wrong_lines
 
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from fedseg.aggregate import Train
 from fedseg.privacy.dpsgd import NoisedGradient
 from fedseg.mechanisms.table import MECHANISMS
-from fedseg.update import NoisedSteps, NoisedUpdate, PlainSteps
+from fedseg.privacy.shares import NoiseShare
+from fedseg.update import NoisedSteps, NoisedUpdate, NoiseShared, PlainSteps
 
 def as_it_should_be(steps: NoisedSteps, gradient: NoisedGradient) -> NoisedUpdate:
     steps.step(gradient)
@@ -49,6 +51,16 @@ def an_unsaid_exception(raw: NDArray[np.float32]) -> None:
 def another_vector(update: NoisedUpdate, raw: NDArray[np.float32]) -> None:
     update.vector = raw  # wrong
 
+def a_share(share: NoiseShare, ok: NoiseShared) -> Train:
+    NoiseShared(share, 32, "a", "b")
+    return lambda site: ok
+
+def a_share_is_not_private_alone(share: NoiseShare, integers: NDArray[np.int64]) -> NoisedUpdate:
+    NoiseShare(integers)  # wrong
+    NoiseShared(integers, 32, "a", "b")  # wrong
+    NoisedUpdate(share, "a", "b")  # wrong
+    return NoiseShared(share, 32, "a", "b")  # wrong
+
 def to_the_aggregator(raw: NDArray[np.float32]) -> Train:
     return lambda site: raw  # wrong
 """
@@ -59,7 +71,7 @@ def test_what_has_no_noise_does_not_type_check(tmp_path, monkeypatch):
     wrong, told = wrong_lines(SNIPPET, tmp_path)
     meant = {number for number, line in enumerate(SNIPPET.splitlines(), start=1) if line.endswith("# wrong")}
     assert wrong == meant, told
-    assert len(meant) == 8
+    assert len(meant) == 12
 
 
 @pytest.fixture
@@ -106,8 +118,33 @@ def test_a_mechanism_that_clips_or_noises_nothing_is_none(numbers):
         Protection(*numbers, 1)
 
 
-def test_nothing_of_a_sites_training_is_pickled_copied_or_shown(model, gradient, update, tmp_path):
-    for kept in (gradient, update, NoisedSteps(model, 0.1, 0.9), PlainSteps(model, 0.1, 0.9)):
+@pytest.fixture
+def share():
+    weights = torch.zeros(3, requires_grad=True)
+    key = bytes(32)
+    return noise_share([weights], [], Grid(3, 1.0, 4000), key, key, lambda n: np.arange(n) - 123456)
+
+
+def test_a_share_of_the_noise_is_no_update_that_is_private_alone(share, gradient):
+    for raw in (RAW, share.values, gradient, None):
+        with pytest.raises(TypeError, match="comes from noise_share"):
+            NoiseShared(raw, 32, "a", "b")
+    with pytest.raises(TypeError, match="made of noised steps"):
+        NoisedUpdate(share, "a", "b")
+    for made in (None, object(), True):
+        with pytest.raises(TypeError, match="noise_share only"):
+            NoiseShare(share.values, made)
+
+
+def test_a_share_is_taken_modulo_the_sums_own_modulus(share):
+    vector = NoiseShared(share, 12, "a", "b").vector
+    assert np.array_equal(vector, share.values % 4096)
+
+
+def test_nothing_of_a_sites_training_is_pickled_copied_or_shown(model, gradient, update, share, tmp_path):
+    shared = NoiseShared(share, 32, "site-a", "event")
+    assert "123456" not in repr(shared)
+    for kept in (gradient, update, NoisedSteps(model, 0.1, 0.9), PlainSteps(model, 0.1, 0.9), share, shared):
         for leave in (
             pickle.dumps,
             copy.copy,

@@ -20,7 +20,7 @@ from fedseg.update import assign, flatten
 from fedseg.verifying import verify_run
 from secagg import SigningKey
 from secagg.context import Slot
-from secagg.files import read_federation, read_policy
+from secagg.files import load_policy, read_federation
 from secagg.policy import session_id
 from secagg.sqlite import SqliteStore
 from secagg.transcript_files import published
@@ -288,7 +288,7 @@ def state(given, tmp_path):
     state, run = tmp_path / "site-a-state", tmp_path / "site-a"
     state.mkdir()
     shutil.copy(one / "ledger" / "site-a.jsonl", state / "ledger.jsonl")
-    federation, policy = read_federation(one / "federation.toml"), read_policy(one / "policy.toml")
+    federation, policy = read_federation(one / "federation.toml"), load_policy(one / "policy.toml")
     session = session_id(policy, federation.pinned)
     with SqliteStore(state / "marks.sqlite", "site-a", synced=False) as store, store.transaction() as marks:
         for path, (event_id, entry) in zip(transcripts(one), verify(state / "ledger.jsonl").items(), strict=True):

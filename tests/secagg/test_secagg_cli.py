@@ -18,7 +18,7 @@ from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept
 from secagg.cli import app
 from secagg.cli.cost import Cost
 from secagg.cli.policy import explanation, traffic
-from secagg.files import policy_text, read_policy, read_roster, roster_text, secret_text
+from secagg.files import load_policy, load_roster, policy_text, roster_text, secret_text
 from secagg.messages import Attestation
 from secagg.sqlite import SqliteStore
 from secagg.transcript_files import Recorder
@@ -293,7 +293,7 @@ def test_a_policy_file_makes_the_same_policy_to_the_last_bit(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "policy.toml"
         path.write_text(policy_text(policy))
-        read = read_policy(path)
+        read = load_policy(path)
     assert (read, read.hash(), read.suite) == (policy, policy.hash(), policy.suite)
 
 
@@ -331,7 +331,7 @@ def test_a_doubtful_policy_file_is_refused_with_a_sentence(tmp_path, text, says)
     path = tmp_path / "policy.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=re.escape(says)) as error:
-        read_policy(path)
+        load_policy(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -339,8 +339,8 @@ def test_a_doubtful_policy_file_is_refused_with_a_sentence(tmp_path, text, says)
 def test_a_short_policy_file_is_completed_and_may_lie_beside_a_roster(tmp_path):
     path = tmp_path / "both.toml"
     path.write_text(MINIMAL + roster_text(Cohort(5).roster))
-    assert read_policy(path) == Policy(project="p", clients=5, length=9, clip_range=1.0)
-    assert read_roster(path).hash() == Cohort(5).roster.hash()
+    assert load_policy(path) == Policy(project="p", clients=5, length=9, clip_range=1.0)
+    assert load_roster(path).hash() == Cohort(5).roster.hash()
 
 
 # --- The marks of a data set -------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from secagg import (
 from secagg.client import LARGEST_STEP
 from secagg.context import GENESIS
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
-from secagg.files import read_public
+from secagg.files import load_public_key
 from secagg.messages import Abort, AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
 from secagg.policy import session_id
 from secagg.rpc.frames import CHUNK_BYTES, Assembler
@@ -665,7 +665,7 @@ def test_any_key_file_is_a_key_or_refused_in_one_sentence(tmp_path, data):
     path = tmp_path / "any.pub"
     path.write_bytes(data)
     try:
-        client_id, key = read_public(path)
+        client_id, key = load_public_key(path)
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secagg import ConfigError
-from secagg.writing import PRIVATE, PUBLIC, owners_only, replacing, write_new, write_whole
+from secagg.writing import PRIVATE, PUBLIC, erase, owners_only, replacing, write_new, write_whole
 
 MEBIBYTE = 1 << 20
 
@@ -138,3 +138,13 @@ def test_whoever_is_killed_while_it_writes_leaves_a_whole_file(tmp_path):
         assert len(found) == MEBIBYTE // 4
         assert len(set(found)) == 1
         target.unlink()
+
+
+def test_an_erased_file_is_overwritten_before_it_is_removed(tmp_path):
+    path = tmp_path / "sealed"
+    erase(path)  # nothing there, nothing to do
+    path.write_bytes(b"secret" * 1000)
+    os.link(path, tmp_path / "other name")
+    erase(path)
+    assert not path.exists()
+    assert (tmp_path / "other name").read_bytes() == bytes(6000)

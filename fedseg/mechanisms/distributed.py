@@ -1,0 +1,203 @@
+"""Mechanism "distributed": only the sum of all sites is private, with the noise of one trusted party and without one.
+
+Every gradient step is one secure aggregation. A site adds up the clipped integers of its patients and a share of the
+noise (`fedseg.privacy.shares`); the sum alone is unmasked, and every party steps the same optimiser by it. Noise is
+counted from as few sites as a sum can have, less those that may side with the coordinator and know their own shares.
+Any more of it only hides more. `docs/privacy.md` has the argument.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from dp_accounting.dp_event import DpEvent
+from numpy.typing import NDArray
+
+from fedseg.errors import UnsupportedModelError
+from fedseg.ledger import Entry, NoisySum
+from fedseg.mechanisms.mechanism import Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
+from fedseg.optimisers import OPTIMISERS
+from fedseg.privacy.accounting import gaussian_steps, noise_multiplier_for
+from fedseg.privacy.samplers import discrete_gaussian, skellam
+from fedseg.privacy.shares import Grid, NoiseShare, noise_share
+from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
+from fedseg.update import NoiseShared, flatten
+from secagg.encoding import digest
+from secagg.layout import Field, Layout
+from secagg.policy import Policy
+from secagg.prg import Stream
+
+NOISES = {"skellam": skellam, "discrete-gaussian": discrete_gaussian}
+"""By `[privacy] noise`."""
+
+MOST_BITS = 48
+"""Of the sum, so that turning it back is exact in 64."""
+
+DEVIATION = 1 << 13
+"""Of a site's share of the noise, about: it makes the grid so fine that rounding adds next to nothing to it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The public numbers of every step of a study.
+
+    Attributes:
+        sensitivity: L2 norm that one patient's integers never exceed.
+        variance: of one site's share of the noise.
+        shares: honest sites in every sum at least, whose shares are counted.
+    """
+
+    sensitivity: int
+    variance: float
+    shares: int
+
+    @classmethod
+    def of(cls, terms: Terms, noise_multiplier: float) -> "Step":
+        """Of a study.
+
+        Args:
+            terms: of the study.
+            noise_multiplier: standard deviation of all counted noise over `sensitivity`.
+        """
+        shares = terms.min_survivors - terms.max_corrupt
+        sensitivity = min(DEVIATION, int(DEVIATION * math.sqrt(shares) / noise_multiplier))
+        return cls(sensitivity, (noise_multiplier * sensitivity) ** 2 / shares, shares)
+
+
+class SharedSteps(Steps):
+    """The one step of a round: nothing of it is applied at the site before the sum is there."""
+
+    def __init__(self, model: torch.nn.Module, terms: Terms, grid: Grid, step: Step) -> None:
+        super().__init__(model, terms)
+        self._grid, self._each = grid, step
+        self._rotation = rotation(flatten(model))
+        self._share: NoiseShare | None = None
+
+    def step(self, losses: Losses, keys: Keys) -> None:
+        """See `Steps.step`."""
+        stream = Stream(keys("noise"))
+        self._share = noise_share(
+            self._parameters,
+            losses,
+            self._grid,
+            self._rotation,
+            keys("rounding"),
+            lambda n: NOISES[self._terms.noise](n, self._each.variance, stream),
+        )
+
+    @property
+    def diverged(self) -> bool:
+        """Never: a gradient that is not finite adds nothing."""
+        return False
+
+    def update(self, site: str, event_id: str) -> NoiseShared:
+        """See `Steps.update`."""
+        if self._share is None:
+            raise TypeError("no step was made, so there is nothing to share")
+        return NoiseShared(self._share, self._terms.bits, site, event_id)
+
+
+class Distributed(Mechanism):
+    """See the module."""
+
+    name = "distributed"
+    trust = Trust(
+        claims_epsilon=True,
+        each_update_private=False,
+        trusted="the threshold of secure aggregation",
+        because="only the sum has all of the noise, and at most {c} of the sites may side with the coordinator",
+        short="the sum of all sites is private",
+    )
+    needs = ("epsilon", "delta", "clip_norm")
+
+    def refusal(self, terms: Terms) -> str:
+        """See `Mechanism.refusal`."""
+        if terms.local_steps != 1:
+            return (
+                f"[study] local_steps = {terms.local_steps}: with mechanism = 'distributed' every step is a sum of its "
+                "own; set local_steps to 1 and rounds to the number of steps"
+            )
+        if set(terms.weights) != {1.0}:
+            return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"
+        if terms.bits > MOST_BITS:
+            return f"[secagg] bits = {terms.bits}: at most {MOST_BITS} with mechanism = 'distributed'; leave it at 32"
+        if terms.bits < (needed := self._bits_needed(terms)):
+            return f"[secagg] bits = {terms.bits}: the noisy sum of these sites needs {needed}; leave it at 32"
+        return ""
+
+    def _bits_needed(self, terms: Terms) -> int:
+        """So that the sum wraps less often than once in 2^100 values, with twice as many patients as expected."""
+        sites = len(terms.weights)
+        patients = 2 * sites * terms.denominator
+        return math.ceil(DEVIATION * (patients + 12 * math.sqrt(sites))).bit_length() + 1
+
+    def encoding(self, parameters: int, terms: Terms) -> Encoding:
+        """See `Mechanism.encoding`: whole numbers as they are, modulo 2^bits."""
+        length = Grid(parameters, 1.0, DEVIATION).length
+        return Encoding(layout=Layout({"gradient": Field.integers(length, bits=terms.bits)}))
+
+    def noise_multiplier(self, terms: Terms) -> float:
+        """See `Mechanism.noise_multiplier`."""
+        return noise_multiplier_for(terms.epsilon or 0.0, terms.delta or 0.0, terms.sample_rate, terms.steps)
+
+    def released(self, terms: Terms, steps: int) -> DpEvent:
+        """See `Mechanism.released`."""
+        return gaussian_steps(self.noise_multiplier(terms), terms.sample_rate, steps)
+
+    def entry(self, said: Said, terms: Terms) -> Entry:
+        """See `Mechanism.entry`."""
+        step = Step.of(terms, self.noise_multiplier(terms))
+        return NoisySum(
+            **said,
+            sample_rate=terms.sample_rate,
+            noise=terms.noise,
+            sensitivity=step.sensitivity,
+            share_variance=step.variance,
+            shares=step.shares,
+            clip_norm=terms.clip_norm or 0.0,
+            denominator=terms.denominator,
+            generator=NO_CLAIM_SEEDED if terms.seeded else "os",
+        )
+
+    def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
+        """See `Mechanism.begin`.
+
+        Raises:
+            UnsupportedModelError: some weights are not trained; the noise of the sum would move them.
+        """
+        if not all(parameter.requires_grad for parameter in model.parameters()):
+            raise UnsupportedModelError("mechanism 'distributed' moves all weights, and some of this model are fixed")
+        grid, step = self._step(terms, sum(parameter.numel() for parameter in model.parameters()))
+        return SharedSteps(model, terms, grid, step)
+
+    def kept(self, parameters: int, terms: Terms) -> int:
+        """See `Mechanism.kept`: what the optimiser remembers."""
+        return OPTIMISERS[terms.optimizer].kept(parameters)
+
+    def following(
+        self,
+        state: NDArray[np.float32],
+        total: NDArray[np.float64],
+        included: Sequence[str],
+        policy: Policy,
+        terms: Terms,
+    ) -> NDArray[np.float32]:
+        """See `Mechanism.following`: the sum is turned back, divided by a public constant, and stepped by."""
+        optimiser = OPTIMISERS[terms.optimizer]
+        parameters = optimiser.parameters(len(state))
+        grid, step = self._step(terms, parameters)
+        divisor = terms.denominator * len(included)
+        gradient = grid.gradient(total.astype(np.int64), rotation(state[:parameters])) / divisor
+        noise = len(included) * step.variance / (grid.scale * divisor) ** 2
+        return optimiser.step(state, gradient, terms.lr, noise)
+
+    def _step(self, terms: Terms, parameters: int) -> tuple[Grid, Step]:
+        step = Step.of(terms, self.noise_multiplier(terms))
+        return Grid(parameters, terms.clip_norm or 0.0, step.sensitivity), step
+
+
+def rotation(weights: NDArray[np.float32]) -> bytes:
+    """The public 32 bytes by which a step on these weights is rotated: other ones in every step."""
+    return digest("rotation", np.ascontiguousarray(weights, dtype="<f4").tobytes())
