@@ -1,6 +1,7 @@
 """T-16: every model of the run is the one before it and the published sum, and the last one is the file that is there.
 
-Nobody keeps the models in between: they are made again from the start of the study on, in one pass over the sums.
+Nobody keeps the models in between: they are made again from the start of the study on, in one pass over the sums, and
+with them what an optimiser remembers.
 """
 
 from collections.abc import Iterator
@@ -46,31 +47,44 @@ def t16_next_model(given: Material) -> Iterator[Finding]:
     if reached.round:
         told = f"made again from the start over {reached.round} rounds, as each round's transcript names it"
         yield Finding("T-16", HELD, "models", told, reached.round)
-    if reached.state != HELD:
-        yield Finding("T-16", reached.state, "models", reached.why)
+    if reached.came_out != HELD:
+        yield Finding("T-16", reached.came_out, "models", reached.why)
         return
     for run in given.runs:
         yield _last(run, reached)
 
 
-def _reached(given: Material, vector: NDArray[np.float32]) -> Reached:
-    """Add sum after sum, for as long as each round began from the model that the last one led to."""
+def reached_in(given: Material) -> Reached:
+    """Add sum after sum to the start, for as long as each round began from the state that the last one led to.
+
+    Raises:
+        secagg.errors.ConfigError: a transcript is none.
+    """
+    nothing = np.empty(0, np.float32)
+    if not given.rounds:
+        why = "a plain sum leaves none" if given.runs[0].plain else "none with a sum was kept here"
+        return Reached(0, nothing, NOT_CHECKED, f"no transcripts: {why}, so no model was made again")
+    try:
+        model = starting_model(given.study)
+    except ConfigError as error:
+        return Reached(0, nothing, NOT_CHECKED, f"the start of the study is not here: {error}")
+    state = opened(model, given.study.kept(len(flatten(model))))
     head, last = GENESIS, 0
     for number, (path, told) in given.rounds.items():
         if told.context.previous_head != head:
             said = f"transcripts are missing between rounds {last} and {number}: models after them were not made again"
-            return Reached(last, vector, NOT_CHECKED, said)
-        if told.context.model_hash != model_hash(vector):
+            return Reached(last, state, NOT_CHECKED, said)
+        if told.context.model_hash != model_hash(state):
             if not last and not _same_everywhere(given.study):
                 said = "the public start was trained here, and may have been rounded otherwise elsewhere"
-                return Reached(last, vector, NOT_CHECKED, said)
+                return Reached(last, state, NOT_CHECKED, said)
             what = f"the model after round {last}" if last else "the start of the study"
             said = f"{path.name}: round {number} did not begin from {what}"
-            return Reached(last, vector, VIOLATED, said)
+            return Reached(last, state, VIOLATED, said)
         total = dequantize(told.total, given.policy)
         vector = given.study.following(vector, total, told.included, given.policy)
         head, last = told.receipt.head, number
-    return Reached(last, vector, HELD, "")
+    return Reached(last, state, HELD, "")
 
 
 def _same_everywhere(study: Study) -> bool:
