@@ -11,6 +11,7 @@ import pytest
 from fedseg import verifying
 from fedseg.data.loading import load_cohort
 from fedseg.ledger import Ledger, verify
+from fedseg.mechanisms import distributed
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
@@ -399,3 +400,18 @@ def test_machines_get_everything_and_a_folder_of_something_else_is_no_run(given,
     assert code == 3
     assert err.startswith("fedseg: ")
     assert "neither a run folder" in err
+
+
+# --- Mechanism "distributed" ------------------------------------------------------------------------------------------
+
+
+def test_the_optimisers_memory_is_made_again_and_noise_shares_are_those_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "DEVIATION", 1 << 8)  # a table of noise that is made at once
+    study = tiny_study(mechanism="distributed", seed=None)
+    with RunFolder.create(tmp_path, study) as folder:
+        run = simulate(folder, load_cohort(None, study), Options(transcripts=True, command="fedseg simulate"))
+    evidence = look(run)
+    assert not evidence.violations, list(map(str, evidence.violations))
+    assert [evidence.state(check) for check in ("T-15", "T-16", "T-17", "R-03")] == ["held"] * 4
+    rewrite_ledger(run / "ledger" / "site-a.jsonl", lambda e: e.model_copy(update={"shares": e.shares + 1}))
+    assert "T-15" in violated(look(run))
