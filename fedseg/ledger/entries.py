@@ -58,11 +58,11 @@ class _Entry(BaseModel, ABC):
         """
 
     def same_use(self, other: "_Entry") -> bool:
-        """Whether both are one use of the data: all is the same but when it was entered, and what it is called."""
+        """Whether both are one use of the data: all is the same but when it was entered, its name, and who paid."""
         return self._use() == other._use()
 
     def _use(self) -> Self:
-        return self.model_copy(update={"charged": "", "study": ""})
+        return self.model_copy(update={"charged": "", "study": "", "patients": ""})
 
 
 class NoisySteps(_Entry):
@@ -173,6 +173,17 @@ def entry_of(fields: dict[str, Any]) -> Entry:
         case 3:  # of 0.4, which knew no sets of patients
             return _ENTRY.validate_python({**fields, "format": FORMAT})
     return _ENTRY.validate_python(fields)
+
+
+def distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """Each use of one ledger once.
+
+    A round has two entries where its patients changed between two attempts at it; only one of these gave anything.
+    """
+    uses: dict[tuple[str, str, int], Entry] = {}
+    for entry in entries:
+        uses.setdefault((entry.training_run, entry.series, entry.round_number), entry)
+    return list(uses.values())
 
 
 def released(entries: Iterable[Entry], *, unseeded: bool = False) -> list[DpEvent]:
