@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+from fedseg.budget.charge import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
-from fedseg.ledger import Entry, released
+from fedseg.ledger import Entry, distinct, released
 from fedseg.privacy.accounting import cross_check, gaussian_dp
 from fedseg.statement.origin import Origin
 from fedseg.study import Study
@@ -71,21 +72,25 @@ class Use:
 
 @dataclass(frozen=True)
 class Account:
-    """What one site's patients have paid, at most.
+    """What one site's patients have paid, at most: as if one of them had been in everything, in all its data sets.
 
     Attributes:
         site: whose.
+        ledgers: how many of its data sets were given.
         uses: oldest first.
         total: over all of them.
         this_run: of the run that the statement is about; None where there is none in the ledger.
         simulated: the ledger is a simulation's, which knows nothing of what was spent elsewhere.
+        budgets: (epsilon, delta) that the site has given its data sets for life, where it has.
     """
 
     site: str
+    ledgers: int
     uses: tuple[Use, ...]
     total: Spent
     this_run: Spent | None
     simulated: bool
+    budgets: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -135,21 +140,38 @@ class Facts:
 
 
 def accounts_of(given: Material, delta: float, *, unseeded: bool) -> tuple[Account, ...]:
-    """The accounts of every ledger that verifies."""
-    return tuple(_account(ledger, given.run_name, delta, unseeded) for ledger in given.ledgers if not ledger.broken)
+    """The accounts of every site of which a ledger verifies.
+
+    Raises:
+        PrivacyError: two accountants disagree.
+        ConfigError: a data set's budget for life cannot be read.
+    """
+    whole = [ledger for ledger in given.ledgers if not ledger.broken]
+    sites = dict.fromkeys(ledger.site for ledger in whole)
+    return tuple(
+        _account([ledger for ledger in whole if ledger.site == site], given.run_name, delta, unseeded) for site in sites
+    )
 
 
-def _account(ledger: Charged, run_name: str, delta: float, unseeded: bool) -> Account:
-    entries = list(ledger.entries.values())
-    runs = list(dict.fromkeys(entry.training_run for entry in entries))
+def _account(ledgers: Sequence[Charged], run_name: str, delta: float, unseeded: bool) -> Account:
+    """One patient may be in several data sets of a site, so that all that they paid counts together."""
+    entries = [entry for ledger in ledgers for entry in distinct(ledger.entries.values())]
     uses, before = list[Use](), list[Entry]()
-    for run in runs:
+    for run in dict.fromkeys(entry.training_run for entry in entries):
         own = [entry for entry in entries if entry.training_run == run]
         before += own
         uses.append(_use(run, own, before, delta, unseeded))
     mine = [entry for entry in entries if entry.training_run == run_name]
-    this_run = spent(mine, delta, unseeded) if mine else None
-    return Account(ledger.site, tuple(uses), spent(entries, delta, unseeded), this_run, ledger.simulated)
+    caps = [lifetime(ledger.path.parent) for ledger in ledgers if not ledger.simulated]
+    return Account(
+        site=ledgers[0].site,
+        ledgers=len(ledgers),
+        uses=tuple(uses),
+        total=spent(entries, delta, unseeded),
+        this_run=spent(mine, delta, unseeded) if mine else None,
+        simulated=all(ledger.simulated for ledger in ledgers),
+        budgets=tuple((cap.epsilon, cap.delta) for cap in caps if cap is not None),
+    )
 
 
 def _use(run: str, own: Sequence[Entry], before: Iterable[Entry], delta: float, unseeded: bool) -> Use:

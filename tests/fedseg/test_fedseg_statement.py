@@ -107,6 +107,17 @@ def test_what_patients_paid_is_composed_over_all_studies_in_the_ledger(tmp_path,
     assert "Only ledgers were given: no round was looked at." in text
 
 
+def test_a_patient_may_be_in_two_data_sets_of_a_site_so_both_count(tmp_path, capsys, monkeypatch):
+    one, other = state_of(tmp_path / "one", STUDY), state_of(tmp_path / "other", STUDY)
+    (one / "budget.toml").write_text("epsilon = 12.0\ndelta = 1e-4\n")
+    _, text, told = written(capsys, monkeypatch, tmp_path / "page.html", one, other, "--delta", 0.01)
+    (account,) = told["accounts"]
+    entries = Ledger(one / "ledger.jsonl").entries()
+    assert account["total"]["epsilon"] == pytest.approx(epsilon([e.dp_event() for e in 2 * entries], 0.01))
+    assert "2 data sets, as if one patient were in all of them" in text
+    assert "budget for life: ε = 12 at δ = 0.0001" in text
+
+
 def test_without_a_delta_ledgers_alone_give_nothing(tmp_path, capsys, monkeypatch):
     state = state_of(tmp_path / "state", STUDY)
     code, _, err = command(capsys, monkeypatch, "statement", state, "--out", tmp_path / "page.html")

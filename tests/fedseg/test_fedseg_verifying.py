@@ -11,6 +11,7 @@ import pytest
 from fedseg import verifying
 from fedseg.data.loading import load_cohort
 from fedseg.ledger import Ledger, verify
+from fedseg.ledger.witness import KEPT
 from fedseg.mechanisms import distributed
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.report import write_report
@@ -319,6 +320,18 @@ def test_a_ledger_written_anew_without_what_was_spent_before_is_found_by_the_mar
     evidence = look(one, folder, run)
     assert violated(evidence) == {"R-05"}
     assert "which the ledger does not hold" in str(evidence.violations[0])
+    monkeypatch.delitem(verifying.CHECKS, "R-05")
+    assert not look(one, folder, run).violations
+
+
+def test_an_end_that_was_cut_off_is_found_by_the_marks_where_no_round_of_this_run_is_missing(given, state, monkeypatch):
+    one, (folder, run) = given[0], state
+    ids = list(verify(folder / "ledger.jsonl"))
+    with SqliteStore.existing(folder / "marks.sqlite") as store, store.transaction() as marks:
+        marks.keep(KEPT, {"count": len(ids) + 1, "event_id": "5f" * 32})  # of a later study
+    evidence = look(one, folder, run)
+    assert violated(evidence) == {"R-05"}
+    assert "the marks know of 3 entries, the last 5f5f5f5f5f5f5f5f, and the ledger has 2" in str(evidence.violations[0])
     monkeypatch.delitem(verifying.CHECKS, "R-05")
     assert not look(one, folder, run).violations
 
