@@ -7,8 +7,7 @@ randomness that is not cryptographic. Specification: docs/spec.md, sections "Enc
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,17 +35,24 @@ class Words(Protocol):
         """(n,) uniform uint32, in memory that the caller may change."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class _Piece:
-    """The values of one field, and what they become."""
+    """The values of one field, and what they become. Never copied or pickled: they are the update."""
 
-    values: NDArray[Any]
-    start: int
-    name: str
-    rounded: bool
-    clip_range: float
-    scale: float
-    coarse: int
+    def __init__(
+        self,
+        values: NDArray[Any],
+        start: int,
+        name: str,
+        rounded: bool,
+        clip_range: float,
+        scale: float,
+        coarse: int,
+    ) -> None:
+        self.values, self.start, self.name = values, start, name
+        self.rounded, self.clip_range, self.scale, self.coarse = rounded, clip_range, scale, coarse
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a part of an update is never copied or pickled")
 
     @property
     def stop(self) -> int:
