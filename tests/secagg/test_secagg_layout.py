@@ -192,9 +192,11 @@ class TestProperties:
         layout = data.draw(layouts)
         rules = policy(layout)
         updates = {c: {name: data.draw(value_of(field)) for name, field in layout.items()} for c in "abcde"}
-        result = sums(total_of(rules, updates), rules)
+        total = total_of(rules, updates)
+        result, driven = sums(total, rules), sums(dequantize(total, rules), rules)
         for name, field in layout.items():
             expected = sum(update[name] for update in updates.values())
+            assert field.kind.value == "integer" or np.array_equal(driven[name], result[name])
             if field.kind.value == "float":
                 step = field.step()
                 np.testing.assert_allclose(result[name], expected, atol=5 * step * (1 + 1e-6), rtol=1e-12)
