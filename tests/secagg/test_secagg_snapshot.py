@@ -476,6 +476,20 @@ def test_a_process_that_fails_before_its_block_ends_has_answered_nothing(tmp_pat
         made.resume(b"")
 
 
+def test_a_process_that_comes_too_late_leaves_the_file_of_the_one_that_was_first(tmp_path, cohort, monkeypatch):
+    path, server = tmp_path / "site-a", serving(cohort)
+    start = next(action.data for action in server.begin(MODEL) if isinstance(action, Send))
+    one_message(cohort, "site-a", path, start)
+    before = path.read_bytes()
+    with kept_in(path, driver(cohort, "site-a")):
+        pass
+    after, read, old = path.read_bytes(), Path.read_bytes, [before]
+    monkeypatch.setattr(Path, "read_bytes", lambda self: old.pop() if old else read(self))  # it read before the other
+    with kept_in(path, driver(cohort, "site-a")) as actions:
+        assert [type(action) for action in actions] == [Failed]
+    assert path.read_bytes() == after != before
+
+
 def test_another_process_that_joined_a_later_attempt_ends_this_one(tmp_path, cohort):
     server = serving(cohort)
     start = next(action.data for action in server.begin(MODEL) if isinstance(action, Send))
