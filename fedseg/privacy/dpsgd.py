@@ -23,8 +23,8 @@ from fedseg.privacy.shared_noise import SMOOTHED
 from secagg.encoding import digest
 from secagg.prg import Stream
 
-FINE = 8
-"""Steps in a clip norm, over the root of the number of values: rounding then adds a thousandth to a squared norm."""
+FINE = 4
+"""Steps in a clip norm, over the root of the number of values: rounding then adds less than 1 % to a squared norm."""
 
 FEWEST_STEPS = 1024
 """In the clip norm of a small gradient."""
@@ -50,7 +50,7 @@ class Grid:
         Rounding to the nearest may make it a little longer, so it is shortened first by what rounding usually adds;
         where that is not enough it is rounded towards 0, which makes nothing longer.
         """
-        usual = len(gradient) / 4 + 4 * math.sqrt(self.limit)
+        usual = len(gradient) / 10 + 4 * math.sqrt(self.limit)
         own = gradient * (math.sqrt(max(1 - usual / self.limit, 0.25)) / self.step)
         whole = torch.round(own)
         if self._too_long(whole):
