@@ -145,6 +145,20 @@ def test_a_run_without_a_claim_gets_none(run, tmp_path, capsys, monkeypatch, stu
     assert told["accounts"] == []
 
 
+def test_figures_speak_for_the_sites_whose_ledgers_were_given(run, tmp_path, capsys, monkeypatch):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    for site in ("site-b", "site-c"):
+        (folder / "ledger" / f"{site}.jsonl").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["privacy"]["per_site"]["site-b"] = 9.25
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, text, told = written(capsys, monkeypatch, tmp_path / "page.html", folder)
+    assert "This study cost each patient of site-a at most ε" in text
+    assert "site-b said ε = 9.25" in text
+    assert "ε = 9.25 at δ = 0.01, as sites said; not recomputed here" in text
+    assert told["evidence"]["status"] == "no power"
+
+
 def test_a_lie_stands_at_the_top(run, tmp_path, capsys, monkeypatch):
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     path = folder / "ledger" / "site-a.jsonl"
