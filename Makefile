@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat wheel proto chromium model starts docs walks clean
+.PHONY: help demo test check lint types floors bench slow vectors compat adapters wheel proto chromium model starts docs walks clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   what CI runs: lint, types, floors, tests, the site of docs/"
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
+	@echo "make adapters  secagg inside Flower, NVFlare and Ray: environments of their own, and their tests"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
@@ -55,6 +56,11 @@ slow: $(STAMP)
 
 compat:
 	@sh tests/compat.sh
+
+# Each beside its host's pins: see tests/adapters.
+adapters: $(STAMP)
+	@sh tests/adapters/environments.sh
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/adapters
 
 bench: $(STAMP)
 	@$(BIN)/python tests/benchmarks/reach.py --reps 1

@@ -5,13 +5,21 @@ Without differential privacy a site that sent unmasking shares does not go on be
 and subtracted. Must never: take a policy or a roster from a transcript or from whoever sent it.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fedseg.credentials import load_federation, signing_key
+from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError
+from fedseg.ledger import FILE, Ledger, Line, read
+from fedseg.ledger import verify as verify_ledger
+from fedseg.ledger.home import Home, RecordWitness
+from fedseg.ledger.payers import Payers
+from fedseg.ledger.witness import MarksWitness, hold
 from fedseg.study import Study
 from secagg import PinnedRoster, Policy, Store, accept_exposure
 from secagg.encoding import HASH_BYTES
+from secagg.keys import SigningKey
 from secagg.messages import Receipt
 from secagg.sqlite import SqliteStore
 from secagg.transcript import accept
@@ -30,6 +38,57 @@ def marks_of(state: Path, site: str) -> SqliteStore:
     if not (state / MARKS).is_file():
         raise ConfigError(f"{state}: holds no marks of {site}; give --state as when the site took part")
     return SqliteStore(state / MARKS, site)
+
+
+def data_set_ledger(state: Path, store: SqliteStore, key: SigningKey | None, data: SiteData) -> Ledger:
+    """The ledger of a data set, with all that lies beside it and knows how far it has come.
+
+    Args:
+        state: the data set's state folder.
+        store: its marks.
+        key: the site's, which signs what is charged.
+        data: the patients of this run.
+
+    Raises:
+        LedgerError: it does not verify, its end is missing, it is a copy, or it is of an earlier version.
+        ConfigError: the site's home cannot be used.
+    """
+    home = Home()
+    payers = Payers(home, state, data.patients, sorted({case.patient for case in data.test}))
+    witnesses = MarksWitness(store, [state / FILE, state / MARKS]), RecordWitness(home, state)
+    return Ledger.of_site(state, key, witnesses=witnesses, payers=payers)
+
+
+def held(path: Path) -> tuple[Line, ...]:
+    """The lines of a ledger, every signature verified, held against what lies beside it, if anything does.
+
+    Args:
+        path: of the ledger.
+
+    Raises:
+        LedgerError: it does not verify, its end is missing, or it is a copy.
+    """
+    verify_ledger(path)
+    beside = path.with_name(MARKS)
+    if path.name != FILE or not beside.is_file():
+        return tuple(read(path))
+    with SqliteStore.existing(beside) as store:
+        witnesses = MarksWitness(store, [path, beside]), RecordWitness(Home(), path.parent)
+        return tuple(Ledger(path, witnesses=witnesses).lines())
+
+
+def moved(state: Path) -> None:
+    """An operator's word that a state folder is the one that trained last, at a new place; it stays on record there.
+
+    Raises:
+        ConfigError: there are no marks in it.
+        LedgerError: its ledger does not verify, or its end is missing: then it is not the one that trained last.
+    """
+    beside, path = state / MARKS, state / FILE
+    with SqliteStore.existing(beside) as store:
+        marks = MarksWitness(store, [path, beside])
+        marks.moved(datetime.now(UTC).isoformat(timespec="seconds"))
+        hold(path, read(path), (marks, RecordWitness(Home(), state)))
 
 
 def accept_round(study: Study, credentials: Path, state: Path, site: str, round_id: str) -> str:

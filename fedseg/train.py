@@ -8,6 +8,7 @@ PyTorch, NumPy and the cipher release the interpreter lock while they compute, s
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -61,6 +62,9 @@ def train_round(
     """
     check_model(model)
     event_id = charge(ledger, study, site, training_run, round_number)
+    payers = ledger.payers
+    if payers is not None:  # who has spent too much elsewhere is as if absent
+        data = replace(data, train=tuple(case for case in data.train if case.patient in payers.staying))
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
     return steps.update(site, event_id)
 

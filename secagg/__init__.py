@@ -41,12 +41,14 @@ from secagg.errors import (
     TooFewClientsError,
     UnexpectedMessageError,
 )
+from secagg.field import Field
 from secagg.keys import SigningKey
-from secagg.layout import Field, Layout
+from secagg.layout import Layout
 from secagg.messages import Receipt, RoundStart
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.quantize import dequantize, means, sums
 from secagg.session import ClientSession, ServerSession
+from secagg.simulation import Simulated, simulate
 from secagg.store import MemoryStore, Store
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ __all__ = [
     "ShareError",
     "SigningKey",
     "Silent",
+    "Simulated",
     "SqliteStore",
     "Store",
     "Suite",
@@ -105,6 +108,7 @@ __all__ = [
     "load_roster",
     "means",
     "open_round",
+    "simulate",
     "sums",
     "unchecked_round",
     "wire",

@@ -4,7 +4,7 @@ Protobuf bytes are not canonical and never enter a hash. Specification: docs/spe
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TypeAlias
 
@@ -19,7 +19,8 @@ Buffer: TypeAlias = "bytes | bytearray | memoryview"
 VectorHash: TypeAlias = blake3
 """A hash that takes a vector in pieces: `update` with each, `digest` at the end."""
 
-_SIZES = [size.to_bytes(4, "big") for size in range(256)]
+_FEW = 2048
+_SIZES = [size.to_bytes(4, "big") for size in range(_FEW)]
 """The length prefixes of short fields, made once: a round encodes thousands of hashes, keys and ids."""
 
 Field: TypeAlias = "Buffer | str | int | Sequence[Field]"
@@ -65,7 +66,7 @@ def digest(purpose: str, *fields: Field) -> bytes:
 
 def size_of_field(size: int) -> bytes:
     """What precedes a field of so many bytes."""
-    return _SIZES[size] if size < len(_SIZES) else size.to_bytes(4, "big")
+    return _SIZES[size] if size < _FEW else size.to_bytes(4, "big")
 
 
 @lru_cache(maxsize=64)
@@ -84,6 +85,15 @@ def text_field(text: str) -> bytes:
     return size_of_field(len(data)) + data
 
 
+def named_field(values: Mapping[str, bytes]) -> bytes:
+    """A sequence of [text, value] pairs as the bytes that `encode` makes of it: a server meets n^2 released shares."""
+    pieces = [size_of_field(len(values))]
+    for text, value in values.items():
+        pair = _SIZES[2] + text_field(text) + size_of_field(len(value)) + value
+        pieces += (size_of_field(len(pair)), pair)
+    return b"".join(pieces)
+
+
 def vector_digest(purpose: str, vector: Buffer) -> bytes:
     """HV: BLAKE3 over `encode(purpose, vector)`, 32 bytes; the vector is hashed where it lies.
 
@@ -98,13 +108,14 @@ def vector_hash(purpose: str, size: int) -> VectorHash:
 
 
 def _append(pieces: list[Buffer], fields: Sequence[Field]) -> None:
-    for field in fields:  # thousands a round, nearly all of them short bytes and ids
-        if isinstance(field, str):
+    for field in fields:  # tens of thousands a round, nearly all of them short bytes and ids
+        if type(field) is bytes and (size := len(field)) < _FEW:
+            pieces += (_SIZES[size], field)
+        elif isinstance(field, str):
             pieces.append(text_field(field))
-            continue
-        data = field if type(field) is bytes else _bytes_of(field)
-        size = len(data)
-        pieces += (_SIZES[size] if size < len(_SIZES) else size.to_bytes(4, "big"), data)
+        else:
+            data = _bytes_of(field)
+            pieces += (size_of_field(len(data)), data)
 
 
 def _bytes_of(field: Field) -> Buffer:

@@ -22,10 +22,10 @@ def tree(leaves: Sequence[bytes]) -> tuple[bytes, tuple[bytes, ...]]:
         levels.append(level)
         pairs = zip(level[::2], level[1::2], strict=False)
         level = [*(_node(left, right) for left, right in pairs), *(level[-1:] if len(level) % 2 else ())]
-    paths = (
-        b"".join([level[at ^ 1] for height, level in enumerate(levels) if (at := place >> height) ^ 1 < len(level)])
-        for place in range(len(leaves))
-    )
+    paths = [b""]
+    for nodes in reversed(levels):  # a node's path is its neighbour, where it has one, and then its parent's path
+        aside = [sibling for left, right in zip(nodes[::2], nodes[1::2], strict=False) for sibling in (right, left)]
+        paths = [sibling + paths[at // 2] for at, sibling in enumerate(aside + [b""] * (len(nodes) % 2))]
     return level[0], tuple(paths)
 
 

@@ -5,6 +5,7 @@ Nothing here decides whether a message is welcome: that is for `client` and `ser
 section "Messages".
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,17 @@ from typing import NamedTuple, NoReturn, Self, TypeAlias
 
 from secagg import merkle
 from secagg.context import LARGEST_NUMBER, RoundContext, Slot, attested_statement, is_name
-from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, vector_digest
+from secagg.encoding import (
+    HASH_BYTES,
+    Buffer,
+    Field,
+    begun,
+    digest,
+    encode,
+    named_field,
+    size_of_field,
+    vector_digest,
+)
 from secagg.errors import AuthenticationError, MalformedMessageError
 from secagg.keys import SigningKey, verify
 from secagg.policy import MAX_CLIENTS
@@ -194,9 +205,8 @@ class ReleaseClaim:
     def fields(self) -> list[Field]:
         """As it enters the advertisement's statement."""
         hashes = (self.model_hash, self.task_hash, self.previous_head, self.roster2, self.sharers_hash)
-        attestations: list[Field] = [[client_id, signature] for client_id, signature in self.attestations.items()]
         numbers: tuple[Field, ...] = (self.training_run, self.round_number, self.attempt)
-        return [self.session, *numbers, *hashes, self.inputs_hash, attestations]
+        return [self.session, *numbers, *hashes, self.inputs_hash, named_field(self.attestations)]
 
     def endorsers(self, pinned: Mapping[str, bytes]) -> frozenset[str]:
         """Which pinned clients attested the inputs of this round, by signatures that verify."""
@@ -310,12 +320,16 @@ class Bundle:
     def published(self) -> tuple[bytes, bytes, bytes, bytes, bytes]:
         """What may be seen of a bundle: H(envelope 1), H(envelope 2, empty if none), the commitments."""
         return (
-            digest("envelope", self.shares),
-            digest("envelope", self.pair) if self.pair else b"",
+            _envelope_digest(self.shares),
+            _envelope_digest(self.pair) if self.pair else b"",
             self.mask_key_commitment,
             self.self_seed_commitment,
             self.pair_commitment,
         )
+
+
+def _envelope_digest(envelope: bytes) -> bytes:
+    return hashlib.sha256(begun("envelope") + size_of_field(len(envelope)) + envelope).digest()
 
 
 def bundle_digest(*published: bytes) -> bytes:
@@ -340,6 +354,10 @@ class Header(Signed):
     def __post_init__(self) -> None:
         _hashes(self.slot, self.roster1, self.self_commitment, self.bundles_root)
         _id(self.client_id)
+
+    def __hash__(self) -> int:
+        """Of its signature: all headers are looked up together for every reader (`secagg.wire`)."""
+        return hash(self.signature)
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
@@ -586,8 +604,7 @@ class UnmaskingShares(Signed):
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
-        lists = (self.self_seed_shares, self.mask_key_shares, self.pair_secrets)
-        items: list[Field] = [[[client_id, value] for client_id, value in entries.items()] for entries in lists]
+        items = map(named_field, (self.self_seed_shares, self.mask_key_shares, self.pair_secrets))
         return encode("unmasking", self.round_id, self.attested, self.client_id, self.self_seed, *items)
 
 
@@ -680,8 +697,7 @@ class SlotMasks(Signed):
 
     def statement(self) -> bytes:
         """See `Signed.statement`."""
-        masks: list[Field] = [[client_id, mask] for client_id, mask in self.masks.items()]
-        return encode("slot-masks", self.round_id, self.attested, self.client_id, masks)
+        return encode("slot-masks", self.round_id, self.attested, self.client_id, named_field(self.masks))
 
 
 FromClient: TypeAlias = (

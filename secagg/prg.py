@@ -1,19 +1,21 @@
 """The mask generator and the random streams: AES-256 in counter mode, from the `cryptography` library.
 
 Chunk i (2^18 bytes) of a keystream is AES-256-CTR from the counter block (i as 96 bits, big-endian) | 2: what
-AES-256-GCM encrypts zeros to under nonce i (SP 800-38D keeps block 1 for the tag). `keystream` goes the first way and
-can start anywhere; the others go the second, up to twice as fast in OpenSSL. A seed makes one keystream, which is used
-once, and never serves real GCM.
+AES-256-GCM encrypts zeros to under nonce i (SP 800-38D keeps block 1 for the tag). So there are two ways to the same
+bytes. OpenSSL is faster on one of them, by half or more: GCM where the processor has AVX-512, CTR elsewhere. Which one
+is found out by trying. A seed makes one keystream, which is used once, and never serves real GCM.
 
 Must never: fall back to a generator that is not cryptographic, or print, copy or pickle a key. Specification:
 docs/spec.md, section "Primitives".
 """
 
 import secrets
+import time  # only to see which of two ways is the faster one here
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from inspect import signature
 from itertools import repeat
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -60,16 +62,61 @@ def check_executor(executor: object) -> None:
     must_have(executor, "map", "executor", _EXECUTORS)
     kind, map_of = type(executor), getattr(executor, "map")  # noqa: B009 - an object of any type
     try:
-        takes_many = any(part.kind is part.VAR_POSITIONAL for part in signature(map_of).parameters.values())
-    except (TypeError, ValueError):  # nothing to read: its first call will say
-        takes_many = True
-    if not takes_many:
+        signature(map_of).bind(mask_part, *[()] * _ITERABLES)
+    except ValueError:  # nothing to read: its first call will say
+        return
+    except TypeError:
         raise ConfigError(
             f"executor is a {kind.__module__}.{kind.__qualname__}, whose map takes one iterable: {_EXECUTORS}"
-        )
+        ) from None
 
 
+_ITERABLES = 4  # of `mask_part`'s arguments
 _EXECUTORS = "give a concurrent.futures.Executor, or an object whose map(function, *iterables) is like its"
+
+
+WriteChunk: TypeAlias = Callable[[int, memoryview, memoryview], None]
+"""Writes the beginning of the chunk of this number, as many bytes as the second argument has zeros, into the third one,
+which has room for 16 more."""
+
+
+def by_gcm(seed: bytes) -> WriteChunk:
+    """A seed's chunks by AES-256-GCM. ValueError unless it has 32 bytes."""
+    _check_seed(seed)
+    gcm = AESGCM(seed)
+
+    def write_chunk(index: int, plain: memoryview, target: memoryview) -> None:
+        gcm.encrypt_into(index.to_bytes(_NONCE_BYTES, "big"), plain, None, target)
+
+    return write_chunk
+
+
+def by_ctr(seed: bytes) -> WriteChunk:
+    """A seed's chunks by AES-256-CTR. ValueError unless it has 32 bytes."""
+    _check_seed(seed)
+    context = Cipher(AES256(seed), CTR(_counter(0))).encryptor()
+
+    def write_chunk(index: int, plain: memoryview, target: memoryview) -> None:
+        context.reset_nonce(_counter(index))
+        context.update_into(plain, target)
+
+    return write_chunk
+
+
+@cache
+def faster_way() -> Callable[[bytes], WriteChunk]:
+    """The faster of the two on this machine: the best of a few chunks each, a millisecond once in a process."""
+    target = memoryview(bytearray(CHUNK_BYTES + _TAG_BYTES))
+
+    def shortest(way: Callable[[bytes], WriteChunk]) -> float:
+        write_chunk, taken = way(bytes(KEY_BYTES)), []
+        for index in range(6):
+            began = time.perf_counter()
+            write_chunk(index, _ZEROS, target)
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    return min((by_gcm, by_ctr), key=shortest)
 
 
 class Masks:
@@ -86,7 +133,8 @@ class Masks:
     """
 
     def __init__(self, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:
-        self._masks = [(np.add, _gcm(seed)) for seed in add] + [(np.subtract, _gcm(seed)) for seed in subtract]
+        chunks = faster_way()
+        self._masks = [(np.add, chunks(seed)) for seed in add] + [(np.subtract, chunks(seed)) for seed in subtract]
         self._buffer = zeros(CHUNK_BYTES + _TAG_BYTES, np.uint8).data
 
     def __repr__(self) -> str:
@@ -105,9 +153,8 @@ class Masks:
         for index, start in enumerate(range(0, len(vector), len(words)), first_chunk):
             part = vector[start : start + len(words)]
             mask, target, plain = words[: len(part)], self._buffer[: part.nbytes + _TAG_BYTES], _ZEROS[: part.nbytes]
-            nonce = index.to_bytes(_NONCE_BYTES, "big")
-            for operation, gcm in self._masks:
-                gcm.encrypt_into(nonce, plain, None, target)
+            for operation, write_chunk in self._masks:
+                write_chunk(index, plain, target)
                 operation(part, mask, part)
 
 
@@ -152,7 +199,7 @@ def begin_masks(
     """
     _check_vector(vector)
     for seed in (*add, *subtract):
-        _gcm(seed)
+        _check_seed(seed)
     step = PART_BYTES // vector.itemsize
     parts = [vector[start : start + step] for start in range(0, len(vector), step)]
     chunks = range(first_chunk, first_chunk + len(parts) * (PART_BYTES // CHUNK_BYTES), PART_BYTES // CHUNK_BYTES)
@@ -210,8 +257,8 @@ def keystream(seed: bytes, start: int, length: int) -> bytes:
         index, offset = divmod(start, CHUNK_BYTES)
         block, skip = divmod(offset, BLOCK_BYTES)
         size = min(length, CHUNK_BYTES - offset)
-        counter = index.to_bytes(_NONCE_BYTES, "big") + (_FIRST_BLOCK + block).to_bytes(4, "big")
-        pieces.append(Cipher(AES256(seed), CTR(counter)).encryptor().update(bytes(skip + size))[skip:])
+        context = Cipher(AES256(seed), CTR(_counter(index, block))).encryptor()
+        pieces.append(context.update(bytes(skip + size))[skip:])
         start, length = start + size, length - size
     return b"".join(pieces)
 
@@ -289,8 +336,8 @@ class Stream:
         while rest:
             index, offset = divmod(self._position, CHUNK_BYTES)
             if offset == 0:
-                nonce = index.to_bytes(_NONCE_BYTES, "big")
-                self._context = Cipher(self._key, GCM(nonce)).encryptor()
+                mode = CTR(_counter(index)) if faster_way() is by_ctr else GCM(index.to_bytes(_NONCE_BYTES, "big"))
+                self._context = Cipher(self._key, mode).encryptor()
             size = min(len(rest), CHUNK_BYTES - offset)
             self._context.update_into(_ZEROS[:size], rest[:size])
             self._position += size
@@ -298,12 +345,16 @@ class Stream:
         return out.view(dtype.newbyteorder("<")).astype(dtype, copy=False)
 
 
+def _counter(index: int, block: int = 0) -> bytes:
+    """The counter block at which a block of a chunk begins."""
+    return index.to_bytes(_NONCE_BYTES, "big") + (_FIRST_BLOCK + block).to_bytes(4, "big")
+
+
 def _check_vector(vector: NDArray[Any]) -> None:
     if vector.dtype not in (np.uint32, np.uint64) or vector.ndim != 1 or not vector.flags.c_contiguous:
         raise ValueError("masks go on a contiguous one-dimensional array of uint32 or uint64")
 
 
-def _gcm(seed: bytes) -> AESGCM:
+def _check_seed(seed: bytes) -> None:
     if len(seed) != KEY_BYTES:
         raise ValueError("a seed has 32 bytes")
-    return AESGCM(seed)

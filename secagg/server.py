@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
@@ -105,7 +107,7 @@ class Promised(NamedTuple):
     @classmethod
     def of(cls, bundle: Bundle) -> "Promised":
         """Of a whole bundle."""
-        return cls(bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment, bundle.pair)
+        return cls._make(_PROMISED(bundle))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,10 +214,10 @@ class Collecting(State, ABC):
             raise AuthenticationError("S-03", f"{sender} sent a message in the name of {claimed}", [sender])
 
 
-def _repeats(seen: Collection[bytes], values: Iterable[bytes]) -> bool:
+def _repeats(seen: set[bytes], values: Iterable[bytes]) -> bool:
     """Whether one of these values, empty ones aside, is among the others or was seen before in this slot."""
     given = [value for value in values if value]
-    return len(set(given)) != len(given) or any(value in seen for value in given)
+    return len(set(given)) != len(given) or not seen.isdisjoint(given)
 
 
 # --- AdvertiseKeys -----------------------------------------------------------------------------------------------
@@ -256,6 +258,10 @@ class Advertising(Collecting):
 # --- ShareKeys ---------------------------------------------------------------------------------------------------
 
 
+_SAID = attrgetter("shares", "pair", "mask_key_commitment", "self_seed_commitment", "pair_commitment")
+_PROMISED = attrgetter(*Promised._fields)
+
+
 class SharingKeys(Collecting):
     """Collects sealed shares; the dealers are the signers of complete, well-formed bundles."""
 
@@ -286,10 +292,7 @@ class SharingKeys(Collecting):
         if len(peers) != len(message.bundles):
             raise MalformedMessageError("S-08", f"{sender} does not send one bundle to every peer", [sender])
         # Nobody opens what is for a silent peer: a liar's repetition would show first in this server's transcript.
-        said = [header.self_commitment, header.bundles_root]
-        for bundle in message.bundles:
-            said += (bundle.shares, bundle.pair)
-            said += (bundle.mask_key_commitment, bundle.self_seed_commitment, bundle.pair_commitment)
+        said = [header.self_commitment, header.bundles_root, *chain.from_iterable(map(_SAID, message.bundles))]
         if _repeats(self._seen, said):
             raise MalformedMessageError("S-08", f"{sender} sends an envelope or a commitment twice", [sender])
         self._seen.update(filter(None, said))

@@ -371,6 +371,21 @@ class Marks:
         if last != link.hex() or kept != index:
             raise _tampered("the index of the log of heads")
 
+    # --- What an application keeps here -------------------------------------------------------------------------------
+
+    def keep(self, name: str, value: object) -> None:
+        """Keep what has to be as durable as the marks, such as how far a ledger has come; the protocol never reads it.
+
+        Args:
+            name: the application's own.
+            value: what JSON can say.
+        """
+        self._put(f"kept/{name}", value)
+
+    def kept(self, name: str) -> Any:
+        """What was kept under a name; None where nothing was."""
+        return self._get(f"kept/{name}", None)
+
     # --- Entries ------------------------------------------------------------------------------------------------------
 
     def _require_live(self, slot: Slot) -> dict[str, Any]:

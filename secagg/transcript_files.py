@@ -24,11 +24,9 @@ from secagg.messages import (
     FromClient,
     Header,
     IncludedSet,
-    MaskedInput,
     Receipt,
     Result,
     ShareReport,
-    SlotMasks,
 )
 from secagg.packing import packed_size, unpack
 from secagg.policy import PinnedRoster, Policy
@@ -41,10 +39,8 @@ from secagg.transcript.record import (
     Closing,
     OpenedPair,
     Opening,
-    PublishedBundle,
-    PublishedShares,
     Record,
-    blocks,
+    as_shown,
     decode_record,
     encode_record,
     next_link,
@@ -142,18 +138,11 @@ class Recorder:
     def _record(self, message: FromClient | OpenedPair | Result) -> None:
         match message:
             case EncryptedShares():
-                published = tuple(map(PublishedBundle.of, message.bundles))
                 self._headers.append(message.header)
-                self._keep(PublishedShares(message.header, published))
-            case MaskedInput():
-                self._keep(message.acceptance(), *(blocks(message.y, self._policy) if self._vectors else ()))
-            case SlotMasks():
-                raise IllegalTransitionError("slot masks are of a round without a sum and enter no transcript")
             case Result():
                 self._finished = True
-                self._keep(message.receipt, *blocks(message.total, self._policy))
-            case _:
-                self._keep(message)
+        record, vector = as_shown(message, self._policy, self._vectors)
+        self._keep(record, *vector)
 
     def _keep(self, message: Record, *vector: Block) -> None:
         start = self._spool.seek(0, os.SEEK_END)

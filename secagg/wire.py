@@ -227,6 +227,7 @@ def _tag(number: int) -> bytes:
     return _varint(number << 3 | _LENGTH_DELIMITED)
 
 
+@lru_cache(maxsize=1024)  # lengths, of which a round has few different ones
 def _varint(value: int) -> bytes:
     groups = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
     return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
@@ -261,16 +262,30 @@ def _written(message: Any) -> Any:
     return _TWINS[kind](**values)
 
 
+_BUNDLE_TAGS = [_tag(pb.Bundle.DESCRIPTOR.fields_by_name[name].number) for name, _ in _FIELDS[m.Bundle]]
+_INBOX_BUNDLES = _tag(pb.ShareInbox.DESCRIPTOR.fields_by_name["bundles"].number)
+
+
 def _bytes(twin: Message) -> bytes:
     return twin.SerializeToString(deterministic=True)
 
 
 def _inbox_parts(inbox: m.ShareInbox) -> tuple[bytes, bytes, bytes]:
     """The encodings of a message's fields, in their order, are its own: the headers are encoded once for everybody."""
-    bundles = [_written(bundle) for bundle in inbox.bundles]
-    common, own = _common(inbox.headers), _bytes(pb.ShareInbox(bundles=bundles, paths=inbox.paths))
+    bundles = [_field(_INBOX_BUNDLES, _bundle_bytes(bundle)) for bundle in inbox.bundles]
+    common, own = _common(inbox.headers), b"".join(bundles) + _bytes(pb.ShareInbox(paths=inbox.paths))
     number = pb.FromServer.DESCRIPTOR.fields_by_name["share_inbox"].number
     return _tag(number) + _varint(len(common) + len(own)), common, own
+
+
+def _bundle_bytes(bundle: m.Bundle) -> bytes:
+    """A bundle's encoding, without a protobuf twin: a server writes n^2 of them."""
+    values = zip(_BUNDLE_TAGS, _PLAIN[m.Bundle](bundle), strict=True)
+    return b"".join([_field(tag, value) for tag, value in values if value])
+
+
+def _field(tag: bytes, value: bytes) -> bytes:
+    return tag + _varint(len(value)) + value
 
 
 @lru_cache(maxsize=1)

@@ -1,11 +1,13 @@
 """One thread for each process of tests, and every process that a test starts imports this tree."""
 
+import itertools
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
+_HOMES = itertools.count()
 ROOT = Path(__file__).parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in processes of tests
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -16,6 +18,12 @@ def _one_thread() -> None:
     """A study sets the number of threads of its whole process, and results depend on it."""
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is a site of its own: no test knows what another one's patients have spent."""
+    monkeypatch.setenv("FEDSEG_HOME", str(tmp_path_factory.getbasetemp() / f"home-{next(_HOMES)}"))
 
 
 @pytest.fixture(scope="session")

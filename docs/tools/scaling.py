@@ -99,7 +99,7 @@ def _machine(figures: dict[str, Any]) -> str:
     return (
         f"{m['date']} UTC, commit `{m['commit']}`: one core of {m['cores']} of {m['cpu']}, {m['system']}, Python "
         f"{m['python']}, numpy {m['numpy']}, cryptography {m['cryptography']}, compiled kernel "
-        f"{'in use' if m['kernel'] else 'not in use'}. The core made {m['aes_gcm_gb_per_s']} GB/s of AES-256-GCM, "
+        f"{'in use' if m['kernel'] else 'not in use'}. The core made {m['keystream_gb_per_s']} GB/s of keystream, "
         f"hashed {m['blake3_gb_per_s']} GB/s with BLAKE3 and added vectors at {m['numpy_addition_gb_per_s']} GB/s. "
         f"Load of the machine: {m['load_before']} before and {m['load_after']} after {m['took_s'] / 60:.0f} minutes; "
         f"1 is this benchmark alone. {len(figures['cells'])} cells of 48, each of {min(rounds)} to {max(rounds)} "

@@ -4,20 +4,30 @@ The charge is on disk before training starts, so no crash, burned round or resta
 """
 
 import math
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from fedseg.budget.plan import metrics_entry, round_entry
-from fedseg.errors import BudgetExceededError, LedgerError
-from fedseg.ledger import Entry, Ledger, released
+from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
+from fedseg.files import read_text
+from fedseg.ledger import Entry, Ledger, distinct, released
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.delta import delta_text
 from fedseg.study import Study
+
+BUDGET = "budget.toml"
+"""In a state folder, where a site gives its data set a budget for life."""
 
 
 def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
     """Charge a whole round before it trains. Charging the same round again returns the id that it has.
 
-    The budget holds for everything in the ledger: earlier training runs and other studies on the same patients too.
+    The budgets, the study's and the data set's own for life, hold for everything in the ledger: earlier training runs
+    and other studies too, whoever of the patients was in them. So a stop depends on no patient. What single patients
+    have paid in *other* data sets of this site decides for each of them alone whether it may still be drawn
+    (`ledger.payers.staying`), and nobody sees that.
 
     Args:
         ledger: of the site's data set.
@@ -30,32 +40,115 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
         The id of the ledger's entry.
 
     Raises:
-        BudgetExceededError: this round would pass the study's epsilon; nothing was charged.
+        BudgetExceededError: this round would pass a budget; nothing was charged.
         LedgerError: the ledger is damaged, another site's or has this training run of another study, or cannot be
             written.
     """
     entry = round_entry(study, site, training_run, round_number)
-    entries = ledger.entries()
-    if any(old.site != site for old in entries):
-        raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
-    if any(old.training_run == training_run and old.study_hash != entry.study_hash for old in entries):
-        raise LedgerError(f"{ledger.path}: training run '{training_run}' is of another study; give this one a new name")
-    budget = study.privacy.epsilon if study.trust.claims_epsilon else None
-    if budget is not None and not any(old.same_use(entry) for old in entries):
-        total = _total([*entries, entry], study)
-        if math.isinf(total):
-            raise BudgetExceededError(
-                f"site {site}: {ledger.path.name} holds rounds without protection, or seeded ones, so that no epsilon "
-                "can be promised to these patients any more; the site leaves"
+    caps = _caps(ledger, study)
+    with ledger.charging() as enter:
+        entries = ledger.entries()
+        if any(old.site != site for old in entries):
+            raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
+        if any(old.training_run == training_run and old.study_hash != entry.study_hash for old in entries):
+            raise LedgerError(
+                f"{ledger.path}: training run '{training_run}' is of another study; give this one a new name"
             )
-        if total > budget:
-            others = " over all training runs" if any(old.training_run != training_run for old in entries) else ""
-            raise BudgetExceededError(
-                f"site {site}: round {round_number} would bring epsilon to {total:.3g}{others}, above the budget of "
-                f"{budget:g} (delta {delta_text(study.privacy.delta)}, {entry.unit}); the site leaves, and more rounds "
-                "need a study with a larger budget"
-            )
-    return ledger.append(entry)
+        if not any(old.same_use(entry) for old in entries):
+            for cap in caps:
+                _refuse(cap, entries, entry, ledger)
+        return enter(_with_payers(ledger, entry, caps))
+
+
+@dataclass(frozen=True)
+class Cap:
+    """What may be spent: a study's budget, or the one of a data set for life.
+
+    Attributes:
+        budget: whose, for people.
+        remedy: what allows more.
+        epsilon, delta: of it.
+        unseeded: a seeded study claims nothing and shows what the same steps would cost without a seed.
+    """
+
+    budget: str
+    remedy: str
+    epsilon: float
+    delta: float
+    unseeded: bool = False
+
+    def spent(self, entries: Iterable[Entry]) -> float:
+        """What these entries of one or more ledgers come to."""
+        return epsilon(released(entries, unseeded=self.unseeded), self.delta)
+
+
+def lifetime(state: Path) -> Cap | None:
+    """The budget that a site has given a data set for life: `budget.toml` in its state folder; None where it has none.
+
+    Raises:
+        ConfigError: the file is no budget.
+    """
+    path = state / BUDGET
+    if not path.is_file():
+        return None
+    try:
+        given = tomllib.loads(read_text(path, "correct it"))
+        most, delta = float(given.pop("epsilon")), float(given.pop("delta"))
+        if given or not (0 < most < math.inf and 0 < delta < 1):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ConfigError(
+            f"{path}: give two lines, such as `epsilon = 10.0` and `delta = 1e-5`, and nothing else"
+        ) from None
+    return Cap("the lifetime budget of this data set", f"{path} says it", most, delta)
+
+
+def _caps(ledger: Ledger, study: Study) -> list[Cap]:
+    caps = [cap for cap in [lifetime(ledger.path.parent)] if cap is not None]
+    privacy = study.privacy
+    if study.trust.claims_epsilon and privacy.epsilon is not None and privacy.delta is not None:
+        more = "more rounds need a study with a larger budget"
+        caps.append(Cap("the budget", more, privacy.epsilon, privacy.delta, study.study.seed is not None))
+    return caps
+
+
+def _refuse(cap: Cap, entries: Sequence[Entry], entry: Entry, ledger: Ledger) -> None:
+    """BudgetExceededError where one more entry would pass a budget; it tells of no patient and may be sent."""
+    total = cap.spent([*distinct(entries), entry])
+    if math.isinf(total):
+        raise BudgetExceededError(
+            f"site {entry.site}: {ledger.path.name} would hold rounds without protection, or seeded ones, so that no "
+            f"epsilon can be promised to these patients any more, and {cap.budget} is {cap.epsilon:g}; the site leaves"
+        )
+    if total > cap.epsilon:
+        others = " over all training runs" if any(old.training_run != entry.training_run for old in entries) else ""
+        raise BudgetExceededError(
+            f"site {entry.site}: round {entry.round_number} would bring epsilon to {total:.3g}{others}, above "
+            f"{cap.budget} of {cap.epsilon:g} (delta {delta_text(cap.delta)}, {entry.unit}); the site leaves, and "
+            f"{cap.remedy}"
+        )
+
+
+def _with_payers(ledger: Ledger, entry: Entry, caps: Sequence[Cap]) -> Entry:
+    """The entry with who pays: all patients but those whose own total, over all data sets here, would pass a budget.
+
+    Each patient is looked at alone, so that leaving one out changes nothing for the others (threat model of fedseg).
+    """
+    payers = ledger.payers
+    if payers is None:
+        return entry
+    paid, own = payers.elsewhere(), ledger.entries()
+    before = [old for old in own if not old.same_use(entry)]
+
+    def may(patient: str) -> bool:
+        there = paid(patient)
+        if not there:
+            return True  # the budgets were held against all of this ledger
+        events = [*there, *payers.sets.of(patient, before), entry]
+        return all(cap.spent(events) <= cap.epsilon for cap in caps)
+
+    payers.staying = frozenset(patient for patient in payers.training if may(patient))
+    return entry.model_copy(update={"patients": payers.keep(payers.staying)})
 
 
 def charge_metrics(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
@@ -71,7 +164,10 @@ def charge_metrics(ledger: Ledger, study: Study, site: str, training_run: str, r
     Raises:
         LedgerError: the ledger is damaged or cannot be written.
     """
-    return ledger.append(metrics_entry(study, site, training_run, round_number))
+    entry = metrics_entry(study, site, training_run, round_number)
+    if ledger.payers is not None:
+        entry = entry.model_copy(update={"patients": ledger.payers.keep(ledger.payers.tested)})
+    return ledger.append(entry)
 
 
 def spent(ledger: Ledger, study: Study) -> float:
@@ -82,12 +178,8 @@ def spent(ledger: Ledger, study: Study) -> float:
     Raises:
         LedgerError: the ledger does not verify.
     """
-    return _total(ledger.entries(), study)
-
-
-def _total(entries: Iterable[Entry], study: Study) -> float:
     # A seeded study claims nothing and shows what the same steps would cost without a seed.
-    events = released(entries, unseeded=study.study.seed is not None)
+    events = released(distinct(ledger.entries()), unseeded=study.study.seed is not None)
     if study.privacy.delta is None:
         return math.inf if events else 0.0
     return epsilon(events, study.privacy.delta)

@@ -78,7 +78,8 @@ def site(
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
     data: Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Durable marks and ledger; default SITE-state in --out.", show_default=False)
+        Path | None,
+        typer.Option(help="First use only: where this data set's marks and ledger lie, for good.", show_default=False),
     ] = None,
     runs: Runs = Path("runs"),
     patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
@@ -118,7 +119,7 @@ def site(
     loaded = load_study(study)
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
-    kept = state or runs / f"{name}-state"
+    kept = _state_folder(loaded, name, data, state, runs)
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
@@ -139,6 +140,29 @@ def site(
         starting_model(loaded, screen.starting)
         run = take_part(folder, found, options)
     conclude(run, credentials)
+
+
+def _state_folder(study: "Study", name: str, data: Path | None, given: Path | None, runs: Path) -> Path:
+    """Where the marks and the ledger of a data set lie: where they were at its first use, whatever the run is called.
+
+    Made patients are nobody, and theirs go with the runs.
+    """
+    from fedseg.data.layouts.table import layout_of
+    from fedseg.ledger.home import Home
+
+    earlier = runs / f"{name}-state"
+    if not layout_of(study).needs_folder:
+        return (given or earlier).absolute()
+    home = Home()
+    if data is not None and data.is_dir():
+        return home.state_of(name, data, given, earlier)
+    if data is not None:
+        return given or earlier  # there are no images: loading says so
+    known = sorted({found.state for found in home.data_sets() if found.site == name})
+    if given is None and len(known) != 1:
+        of = f"{name} has {len(known)} data sets here" if known else f"nothing is known of {name} here"
+        raise ConfigError(f"{of}; say which with --data, or its folder with --state")
+    return given or Path(known[0])
 
 
 def _settle(

@@ -1,21 +1,12 @@
-"""`fedseg epsilon` and `fedseg ledger`: what a study promises its patients, and what they have paid."""
+"""`fedseg epsilon`: what a study promises its patients."""
 
-import math
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.table import Table
 
 from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
-from fedseg.errors import ConfigError
-from fedseg.events import finite
 from fedseg.privacy.delta import delta_text
-from secagg.terminal import App, AsJson, out, say, say_json
-
-ledger_app = App("What a site's patients have paid.")
-app.add_typer(ledger_app, name="ledger")
+from secagg.terminal import AsJson, out, say, say_json
 
 
 @app.command()
@@ -50,9 +41,10 @@ def epsilon(
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
-        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; {_second(guarantee.epsilon_prv)}",
+        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
+        f"{_second(guarantee.accountants[1], guarantee.epsilon_second)}",
     )
-    say(f"mu-GDP {guarantee.mu:.3f}: {guarantee.sentence}")
+    say(f"{'' if guarantee.mu is None else f'mu-GDP {guarantee.mu:.3f}: '}{guarantee.sentence}")
     table = Table(title="epsilon after each round")
     shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
     for number in shown:
@@ -65,33 +57,6 @@ def epsilon(
         say(f"note: {note}")
 
 
-def _second(prv: float | None) -> str:
+def _second(name: str, found: float | None) -> str:
     """What the second accountant says, which does not know every mechanism."""
-    return f"second accountant (PRV): {prv:.3f}" if prv is not None else "no second accountant knows this mechanism"
-
-
-@ledger_app.command("verify")
-def ledger_verify(
-    ledger: Annotated[Path, typer.Argument(help="A site's ledger (.jsonl).", show_default=False)],
-    delta: Annotated[float, typer.Option(help="Delta at which epsilon is recomputed.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Verify a ledger, and recompute epsilon from it.
-
-    Two accountants do so, from its entries.
-    """
-    from fedseg.ledger import released, verify
-    from fedseg.privacy.accounting import cross_check
-
-    if not ledger.is_file():
-        raise ConfigError(f"{ledger}: no such ledger; it is ledger.jsonl in the site's --state folder")
-    entries = list(verify(ledger).values())
-    pld, prv = cross_check(released(entries), delta)
-    if as_json:
-        figures = {"epsilon_pld": finite(pld), "epsilon_prv": finite(prv)}
-        say_json({"entries": len(entries), **figures, "delta": delta})
-        return
-    if math.isinf(pld):
-        say(f"{len(entries)} entries, chain intact; no epsilon: a round without noise, or with a seed, is among them")
-        return
-    say(f"{len(entries)} entries, chain intact; epsilon {pld:.3f} at delta {delta_text(delta)} (PLD); {_second(prv)}")
+    return f"second accountant ({name}): {found:.3f}" if found is not None else "no second accountant knows all of this"

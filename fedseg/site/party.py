@@ -11,8 +11,7 @@ from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import FedSegError, RoundFailedError
 from fedseg.events import Note, Waiting
-from fedseg.exposure import MARKS
-from fedseg.ledger import Ledger
+from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
 from fedseg.site.exposed import Exposed
@@ -55,7 +54,7 @@ class Party:
         self.key = signing_key(options.credentials, self.me)
         options.state.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         self.store = SqliteStore(options.state / MARKS, self.me)
-        self.ledger = Ledger.of_site(options.state)
+        self.ledger = data_set_ledger(options.state, self.store, self.key, data)
         self.model = build_model(self.study)
         self.parameters = len(flatten(self.model))
         self.state = opened(self.model, self.study.kept(self.parameters))
@@ -73,6 +72,7 @@ class Party:
         self.round: Round | None = None
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
+        self.told = ""  # last of what only the operator is told of patients
         self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
         self.receipts: tuple[Receipt, ...] = ()
 

@@ -13,18 +13,23 @@ from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.context import RoundContext
 from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, split_fields
-from secagg.errors import MalformedMessageError
+from secagg.errors import IllegalTransitionError, MalformedMessageError
 from secagg.messages import (
     AcceptedInput,
     AdvertiseKeys,
     Attestation,
     Bundle,
     Confirmation,
+    EncryptedShares,
+    FromClient,
     Header,
+    MaskedInput,
     Receipt,
     ReleaseClaim,
+    Result,
     ShareReport,
     Signed,
+    SlotMasks,
     UnmaskingShares,
     bundle_digest,
 )
@@ -265,6 +270,26 @@ def records(read: Callable[[int], bytes]) -> Iterator[bytes]:
         if len(record) < length:
             raise ValueError("it is cut off")
         yield record
+
+
+def as_shown(
+    message: FromClient | OpenedPair | Result, policy: Policy, vectors: bool = True
+) -> tuple[Record, Iterator[Block]]:
+    """An accepted message, or the result, as a transcript shows it: without envelopes, its vector in blocks if at all.
+
+    Raises:
+        IllegalTransitionError: slot masks, which enter none.
+    """
+    match message:
+        case SlotMasks():
+            raise IllegalTransitionError("slot masks are of a round without a sum and enter no transcript")
+        case EncryptedShares():
+            return PublishedShares(message.header, tuple(map(PublishedBundle.of, message.bundles))), iter(())
+        case MaskedInput():
+            return message.acceptance(), blocks(message.y, policy) if vectors else iter(())
+        case Result():
+            return message.receipt, blocks(message.total, policy)
+    return message, iter(())
 
 
 def records_in(data: Buffer) -> Iterator[bytes]:

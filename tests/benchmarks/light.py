@@ -22,6 +22,9 @@ from secagg.packing import dtype_for, pack_into, packed_size
 from secagg.policy import Policy, Suite
 from secagg.shamir import SHARE_BYTES, split
 
+UNREAD = {"clip_rate": 0.0, "clip_rates": {}}
+"""What is said of an update that nobody quantises."""
+
 
 class Lightness:
     """What the light clients of one round have in common. They live in one process, with no real client in it.
@@ -47,7 +50,11 @@ class Lightness:
                 (client, "seal", self._seal),
                 (client, "split", self._split),
                 (client, "masked_input", self._masked_input),
-                (session, "Quantised", lambda _, policy, *rest: SimpleNamespace(policy=policy, clip_rate=0.0)),
+                (
+                    session,
+                    "Quantised",
+                    lambda _, policy, *rest: SimpleNamespace(policy=policy, clip_rate=0.0, clip_rates={}),
+                ),
                 (messages, "verify", lambda *_: True),
                 (Header, "covers", lambda *_: True),
                 (keys.ChannelKey, "open", self._opening(keys.ChannelKey.open)),

@@ -233,7 +233,7 @@ def machine() -> dict[str, Any]:
         "cpu": cpu, "cores": os.cpu_count(), "system": platform.system(), "commit": commit.stdout.strip(),
         "python": platform.python_version(), "numpy": version("numpy"), "cryptography": version("cryptography"),
         "kernel": kernel.compiled is not None, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
-        "aes_gcm_gb_per_s": round(1 / keystream_seconds(10**9), 1),
+        "keystream_gb_per_s": round(1 / keystream_seconds(10**9), 1),
         "blake3_gb_per_s": round(1 / hash_seconds(10**9), 1),
         "numpy_addition_gb_per_s": round(4e-9 * policy.length / pass_seconds(policy), 1),
         "load_before": round(os.getloadavg()[0], 1),

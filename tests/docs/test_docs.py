@@ -15,6 +15,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [*PAGES, *sorted(ROOT.glob("*.md")), ROOT / "tests/README.md", ROOT / "examples/README.md"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+HOSTS = {"flower": "flwr", "nvflare": "nvflare", "ray": "ray"}
+ADAPTERS = [["secagg", adapter] for adapter in HOSTS]  # need their hosts, in environments of their own: tests/adapters
 LINK = re.compile(r"(?<!!)\]\((?!\w+:)([^)#\s]*)(?:#([\w-]+))?\)")
 
 _spec = importlib.util.spec_from_file_location("lines", DOCS / "tools/lines.py")
@@ -105,6 +107,8 @@ def found(name: str) -> object:
         AttributeError, ImportError: nothing.
     """
     parts = name.split(".")
+    if parts[:2] in ADAPTERS and importlib.util.find_spec(HOSTS[parts[1]]) is None:
+        return (ROOT / "secagg" / parts[1]).with_suffix(".py").exists() or (ROOT / "secagg" / parts[1]).is_dir()
     there = importlib.import_module(parts[0])
     for depth, part in enumerate(parts[1:], start=2):
         there = getattr(there, part) if hasattr(there, part) else importlib.import_module(".".join(parts[:depth]))

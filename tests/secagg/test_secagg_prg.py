@@ -17,7 +17,19 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR, ECB
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.prg import CHUNK_BYTES, PART_BYTES, Masks, Stream, apply_masks, keystream, mask_part, zeros
+from secagg.prg import (
+    CHUNK_BYTES,
+    PART_BYTES,
+    Masks,
+    Stream,
+    apply_masks,
+    by_ctr,
+    by_gcm,
+    faster_way,
+    keystream,
+    mask_part,
+    zeros,
+)
 
 VECTORS = Path(os.environ.get("SECAGG_VECTORS", Path(__file__).parents[3] / "shared" / "vectors"))
 SEEDS = [bytes([i]) * 32 for i in range(1, 6)]
@@ -79,13 +91,40 @@ class TestKeystream:
             keystream(SEEDS[0], start, length)
 
 
+@pytest.fixture(params=[by_gcm, by_ctr])
+def way(request, monkeypatch):
+    """Each of the two ways to the same bytes, whichever is the faster one here."""
+    monkeypatch.setattr("secagg.prg.faster_way", lambda: request.param)
+    return request.param
+
+
+def test_the_faster_way_is_found_out_once_and_is_one_of_the_two():
+    assert faster_way() in (by_gcm, by_ctr)
+    assert faster_way() is faster_way()
+
+
+def test_both_ways_write_any_chunk_and_the_beginning_of_one(way):
+    write_chunk, zeroed = way(SEEDS[0]), memoryview(bytes(CHUNK_BYTES))
+    for index, size in ((0, CHUNK_BYTES), (5, 7), (2**96 - 1, 100), (2, 0), (0, 16)):
+        target = bytearray(size + 16)
+        write_chunk(index, zeroed[:size], memoryview(target))
+        assert bytes(target[:size]) == keystream(SEEDS[0], index * CHUNK_BYTES, size)
+
+
+def test_both_ways_refuse_other_seeds():
+    for refusing in (by_gcm, by_ctr):
+        for length in (0, 16, 31, 33):
+            with pytest.raises(ValueError, match="32"):
+                refusing(bytes(length))
+
+
 class TestApplyMasks:
     @pytest.mark.parametrize("kind", [np.uint32, np.uint64])
     @pytest.mark.parametrize(
         "size",
         [0, 1, 5, WORDS // 2 - 1, WORDS // 2, WORDS // 2 + 1, WORDS - 1, WORDS, WORDS + 1, 2 * WORDS, 2 * WORDS + 3],
     )
-    def test_equals_the_reference_at_chunk_borders(self, kind, size):
+    def test_equals_the_reference_at_chunk_borders(self, kind, size, way):
         vector = np.arange(size, dtype=kind) * kind(40503)
         expected = vector.copy()
         little = np.dtype(kind).newbyteorder("<")
@@ -254,7 +293,7 @@ class Fixed(Stream):
 
 
 class TestStream:
-    def test_is_the_keystream_read_once(self):
+    def test_is_the_keystream_read_once(self, way):
         stream = Stream(SEEDS[0])
         sizes = [1, 3, 1000, WORDS - 1004, 1, WORDS + 2, 7]
         taken = b"".join(stream.words(n).astype("<u4").tobytes() for n in sizes)

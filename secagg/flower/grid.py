@@ -1,0 +1,256 @@
+"""The server's side: a grid that turns one training exchange into a round, and gives the strategy its mean as a reply.
+
+Six exchanges make a sum; what the sites get to see of it rides on the next message to them. A round without a sum is an
+empty list of replies, which every strategy takes for a round in which nobody answered.
+"""
+
+import time
+from collections.abc import Iterable
+from logging import INFO, WARNING
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore import log
+
+from secagg import wire
+from secagg.driver import Completed, Failed, Published, Refused, Retrying, Save, Send, ServerAction, Silent
+from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
+from secagg.federated import Arrays, mean_of, model_hash
+from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
+from secagg.home import Home
+from secagg.messages import AdvertiseKeys
+from secagg.prg import Executor
+from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+
+PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
+
+
+class SecAggGrid(Grid):  # type: ignore[misc]
+    """A grid for strategies that need the mean only: FedAvg, FedAvgM, FedProx, FedAdam, FedAdagrad, FedYogi.
+
+    Training messages become a round of secure aggregation; all others pass through, and carry what is still to be told.
+    Not for strategies that compare single updates (Krum, medians, trimmed means): they would take the mean for one.
+
+    Args:
+        grid: Flower's.
+        folder: of the server (`secagg.home`); never in the app that is shipped to clients.
+        step_seconds: how long an exchange waits for a node, training apart.
+        input_seconds: how long training may take.
+        attempts: how often a round is tried.
+        executor: what expands masks, such as a `secagg.ray.RayExecutor`.
+
+    Attributes:
+        exchanges: how often messages went to nodes, for sums alone.
+
+    Raises:
+        ConfigError: the folder lacks something.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        folder: str | Path,
+        *,
+        step_seconds: float = 60.0,
+        input_seconds: float = 3600.0,
+        attempts: int = 3,
+        executor: Executor | None = None,
+    ) -> None:
+        self._grid, self._home, self.exchanges = grid, Home.read(folder), 0
+        self._step_seconds = step_seconds
+        self._driver = self._home.server(
+            executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
+        )
+        self._asked: dict[int, Message] = {}
+        self._client_at: dict[int, str] = {}
+        self._waiting: dict[str, int] = {}
+        self._later: dict[int, list[bytes]] = {}
+        self._ended: Completed | Failed | None = None
+
+    def set_run(self, run: Any) -> None:
+        """See `Grid.set_run`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid.run`."""
+        return self._grid.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See `Grid.create_message`."""
+        return self._grid.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        found: Iterable[int] = self._grid.get_node_ids()
+        return found
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid.push_messages`; nothing is summed."""
+        pushed: Iterable[str] = self._grid.push_messages(messages)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See `Grid.pull_messages`."""
+        pulled: Iterable[Message] = self._grid.pull_messages(message_ids)
+        return pulled
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Of training messages the mean, as one reply, or none where there is no sum; others as `Grid` does."""
+        asked = list(messages)
+        if asked and asked[0].metadata.message_type.split(".")[0] == MessageType.TRAIN:
+            return self._summed(asked, timeout)
+        return self._passed(asked, timeout)
+
+    # --- A round ------------------------------------------------------------------------------------------------------
+
+    def _summed(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        self._asked = {message.metadata.dst_node_id: message for message in messages}
+        model, began = arrays_in(messages[0].content), time.monotonic()
+        self._begin(model)
+        while self._ended is None:
+            if not self._listen():
+                time.sleep(PULL_SECONDS)
+            self._do(self._driver.tick(time.monotonic()))
+            if timeout is not None and time.monotonic() > began + timeout and self._driver.running:
+                self._do(self._driver.abort("the strategy's timeout is over"))
+        if not isinstance(self._ended, Completed):
+            return []
+        try:
+            return [Message(self._mean(model), reply_to=messages[0])]
+        except ConfigError as error:  # all sites together have no example
+            log(WARNING, "secagg: a sum without a mean: %s", error)
+            return []
+
+    def _mean(self, model: Arrays) -> RecordDict:
+        """What every strategy takes for the reply of one client that has seen all examples."""
+        session, task = self._driver.session, self._home.task
+        if session is None or session.result is None:
+            raise IllegalTransitionError("no round has a sum")
+        mean = mean_of(session.result, self._driver.policy, session.included, model, changes=task.changes)
+        count = int(mean.weight) if mean.weight.is_integer() else mean.weight
+        content = {
+            "arrays": ArrayRecord({name: Array(array) for name, array in mean.arrays.items()}),
+            "metrics": MetricRecord({task.weighted_by: count, **mean.metrics}),
+        }
+        return RecordDict(content)
+
+    def _begin(self, model: Arrays) -> None:
+        """Open a round; first, where no other message has brought the last result, that: T-02 wants confirmations."""
+        self._ended = None
+        if self._driver.deadline is not None:
+            self._push({node: [] for node in self._later if node in self._asked})
+            until = time.monotonic() + self._step_seconds
+            while self._waiting and self._driver.deadline is not None and time.monotonic() < until:
+                if not self._listen():
+                    time.sleep(PULL_SECONDS)
+        self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
+
+    def _listen(self) -> bool:
+        """Hear who has answered, and give up on clients at whose nodes no message is any more."""
+        replies = list(self._grid.pull_messages(set(self._waiting))) if self._waiting else []
+        for reply in replies:
+            self._hear(reply)
+        for client_id in sorted(self._driver.awaited):
+            if self._ended is None and not self._may_speak(client_id):
+                self._do(self._driver.gone(client_id, time.monotonic()))
+        return bool(replies)
+
+    def _may_speak(self, client_id: str) -> bool:
+        """Whether a message is at the client's node, or at one that may turn out to be its node."""
+        nodes = set(self._waiting.values())
+        return any(self._client_at.get(node, client_id) == client_id for node in nodes)
+
+    def _hear(self, reply: Message) -> None:
+        node = self._waiting.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        if reply.has_error():
+            log(WARNING, "secagg: node %s answers with an error: %s", node, reply.error.reason)
+            return
+        for part in parts_of(reply.content) or []:
+            if client_id := self._speaker(node, part):
+                self._do(self._driver.receive(client_id, part, time.monotonic()))
+        wanted = reply.content.get(EXPOSED)
+        if isinstance(wanted, ConfigRecord):
+            log(WARNING, "secagg: node %s takes part in no sum yet: %s", node, wanted["reason"])
+            kept = self._home.transcripts(self._driver.book.receipts, wanted["rounds"])
+            self._later.setdefault(node, []).extend(kept)
+
+    def _speaker(self, node: int, part: bytes) -> str | None:
+        """Who a node is: it shows that with its first signed advertisement, and stays it.
+
+        Advertisements of others reach a node only when this step is over, so none can be shown in another's place.
+        """
+        if node not in self._client_at and self._driver.session and self._driver.session.step == ADVERTISE_KEYS:
+            try:
+                said = wire.decode_from_client(part)
+                if isinstance(said, AdvertiseKeys) and said.client_id in self._driver.pinned:
+                    said.verify(self._driver.pinned[said.client_id], "S-04", said.client_id)
+                    self._client_at = {n: c for n, c in self._client_at.items() if c != said.client_id}
+                    self._client_at[node] = said.client_id
+            except ProtocolError as error:
+                log(WARNING, "secagg: node %s sent rubbish: %s", node, error)
+        return self._client_at.get(node)
+
+    def _do(self, actions: list[ServerAction]) -> None:
+        sends: dict[int, list[bytes]] = {}
+        for action in actions:
+            match action:
+                case Send():
+                    for node in self._nodes_of(action.to):
+                        sends.setdefault(node, []).append(bytes(action.data))
+                case Save():
+                    self._home.save_book(action.book)
+                case Published() if action.transcript is not None:
+                    data = Path(action.transcript).read_bytes()
+                    for node in {*self._client_at, *self._later}:
+                        self._later.setdefault(node, []).append(data)
+                case Completed():
+                    self._ended = action
+                    log(INFO, "secagg: a sum of %s; dropped out: %s", len(action.included), action.dropped or "nobody")
+                case Failed():
+                    self._ended = action
+                    log(WARNING, "secagg: a round without a sum: %s", action.reason)
+                case Retrying() | Refused() | Silent():
+                    log(WARNING, "secagg: %s", action)
+                case _:
+                    pass
+        if isinstance(self._ended, Completed) and self._home.task.private:
+            pass  # sites see the next model and, in the next start, the receipt: nobody needs the sum itself
+        elif self._ended is not None:  # nobody waits for what the sites get to know now
+            for node, parts in sends.items():
+                self._later.setdefault(node, []).extend(parts)
+        elif sends:
+            self._push(sends)
+
+    def _nodes_of(self, client_id: str) -> list[int]:
+        """The client's node; where it has not shown itself yet, every node that nobody is known to be."""
+        known = [node for node, client in self._client_at.items() if client == client_id]
+        return known or [node for node in self._asked if node not in self._client_at]
+
+    def _push(self, sends: dict[int, list[bytes]]) -> None:
+        session, messages = self._driver.session, []
+        training = session is not None and not session.finished and session.step == MASKED_INPUT_COLLECTION
+        nodes = [node for node in sends if node in self._asked]
+        for node in nodes:
+            asked, parts = self._asked[node], [*self._later.pop(node, []), *dict.fromkeys(sends[node])]
+            content = with_parts(asked.content if training else RecordDict(), parts)
+            about = asked.metadata
+            messages.append(Message(content, node, about.message_type, ttl=about.ttl, group_id=about.group_id))
+        self._waiting |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+        self.exchanges += 1
+
+    # --- Everything else ----------------------------------------------------------------------------------------------
+
+    def _passed(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        """As they are, with what is still to be told; replies with nothing for the strategy in them are left out."""
+        for message in messages:
+            if parts := self._later.pop(message.metadata.dst_node_id, None):
+                message.content = with_parts(message.content, parts)
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            if reply.has_content():
+                self._hear(reply)
+                reply.content = without_parts(reply.content)
+        return [reply for reply in replies if reply.has_error() or len(reply.content)]

@@ -1,0 +1,121 @@
+"""A Flower deployment under secure aggregation: a SuperLink and five SuperNodes as processes; run by a test.
+
+python flower_deployed.py [--kill] prints a line of JSON: what the strategy had, and what a plain mean gives. With
+--kill the last SuperNode and its app are killed while it trains in the first round.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from secagg.federated import layout_for
+from secagg.home import Task, trial
+
+SITES, SHAPE = 5, (3, 4)
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as open_ones:
+        sockets = [open_ones.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def plain_mean(sites: int, rounds: int, without: set[int]) -> list[list[float]]:
+    model = np.zeros(SHAPE, np.float32)
+    stayed = [site for site in range(sites) if site not in without]
+    for _ in range(rounds):
+        made = {
+            site: model * np.float32(0.9) + np.random.default_rng(site).uniform(-0.05, 0.05, SHAPE).astype(np.float32)
+            for site in stayed
+        }
+        whole = sum(100 * (site + 1) for site in stayed)
+        model = sum(made[site] * np.float64(100 * (site + 1) / whole) for site in stayed).astype(np.float32)
+    return model.tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--strategy", default="FedAvg")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    layout = layout_for(
+        {"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}
+    )
+    trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=True))
+    superlink, *own = free_ports(1 + SITES)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(folder / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    (folder / "flwr").mkdir()
+    (folder / "flwr/config.toml").write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{superlink}"\ninsecure = true\n'
+    )
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: object) -> subprocess.Popen[bytes]:
+        words = [str(BIN / str(command[0])), *map(str, command[1:])]
+        with open(folder / f"{len(processes)}.log", "wb") as log:
+            processes.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log, start_new_session=True))
+        return processes[-1]
+
+    began = time.perf_counter()
+    try:
+        start(
+            "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", superlink,
+            "--disable-runtime-dependency-installation",
+        )  # fmt: skip
+        time.sleep(6)
+        for site in range(SITES):
+            config = f'secagg="{folder}/site-{site}" site={site}'
+            if options.kill and site == SITES - 1:
+                config += f' dies="{folder}/victim.pid"'
+            node = start(
+                "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{superlink}", "--host", "127.0.0.1",
+                "--port", own[site], "--node-config", config,
+            )  # fmt: skip
+        (folder / "victim.pid").write_text(str(node.pid))
+        out = folder / "out.json"
+        app = Path(__file__).with_name("flower_app")
+        subprocess.run(
+            [BIN / "flwr", "run", app, "here", "--run-config",
+             f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'],
+            env=environment, check=True, stdout=sys.stderr, stderr=sys.stderr,
+        )  # fmt: skip
+        while not out.exists() and time.perf_counter() - began < 300:
+            time.sleep(0.5)
+        told = json.loads(out.read_text())
+    except Exception:
+        for log in sorted(folder.glob("*.log")):
+            print(f"--- {log.name}", log.read_text(errors="replace")[-3000:], file=sys.stderr)
+        raise
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    told["plain"] = plain_mean(SITES, options.rounds, {SITES - 1} if options.kill else set())
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Strategies under secure aggregation and without it, on one grid that plays all nodes; run in Flower's environment.
+
+Prints a line of JSON: by strategy, the largest difference between the two models after three rounds; then what a server
+gets to see, and what a node says to one that asks in clear.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, strategy
+from flwr.supercore.task_identity import TaskIdentity
+
+from secagg.federated import layout_for
+from secagg.flower import SecAggGrid, secagg_mod
+from secagg.home import Task, trial
+
+TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0  # what a running app would have set
+SITES = 5
+MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
+
+
+class Loopback(Grid):
+    """Answers every message at once, in this process. `seen` keeps what nodes sent, as the server gets it."""
+
+    run = None
+
+    def __init__(self, app: ClientApp) -> None:
+        self.app, self.replies, self.seen, self.silent = app, {}, [], set()
+
+    def set_run(self, run): ...
+    def create_message(self, *_, **__): ...
+    def get_node_ids(self):
+        return [100 + site for site in range(SITES)]
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            ids.append(f"{len(self.seen)}-{node}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            context = Context(1, node, {"partition-id": node - 100}, RecordDict(), {})
+            try:
+                reply = self.app(message, context)
+            except Exception as error:
+                reply = Message(Error(0, f"{type(error).__name__}: {error}"), reply_to=message)
+            self.seen.append(reply)
+            if node not in self.silent:
+                self.replies[ids[-1]] = reply
+        return ids
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(each) for each in message_ids if each in self.replies]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self.pull_messages(self.push_messages(messages))
+
+
+def client(mods: list) -> ClientApp:
+    app = ClientApp(mods=mods)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        site = context.node_config["partition-id"]
+        model = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        change = np.random.default_rng(site).uniform(-0.05, 0.05, (3, 4)).astype(np.float32)
+        arrays = {"weight": model["weight"] * np.float32(0.9) + change, "batches": model["batches"] + 3}
+        content = {
+            "arrays": ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()}),
+            "metrics": MetricRecord({"num-examples": 100 * (site + 1), "loss": 0.5 + site / 10}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 10, "accuracy": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def started(name: str, grid: Grid, rounds: int = 3) -> object:
+    options = {"FedProx": {"proximal_mu": 0.1}, "FedAvgM": {"server_momentum": 0.9}}.get(name, {})
+    chosen = getattr(strategy, name)(min_train_nodes=SITES, min_available_nodes=SITES, **options)
+    initial = ArrayRecord({each: Array(array) for each, array in MODEL.items()})
+    return chosen.start(grid, initial, num_rounds=rounds)
+
+
+def home(**task) -> str:
+    layout = layout_for(MODEL, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}, value_bits=24)
+    return str(trial(tempfile.mkdtemp(), [f"site-{i}" for i in range(SITES)], layout, Task(**task)))
+
+
+def secure(folder: str) -> Loopback:
+    return Loopback(client([secagg_mod(folder + "/site-{partition-id}")]))
+
+
+def main() -> None:
+    told: dict[str, object] = {}
+    for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
+        folder = home(private=name != "FedAvg", evaluate="clear")
+        grid = SecAggGrid(secure(folder), Path(folder, "server"))
+        with_it, plain = started(name, grid), started(name, Loopback(client([])))
+        apart = {each: float(np.abs(with_it.arrays[each].numpy() - plain.arrays[each].numpy()).max()) for each in MODEL}
+        metrics = [dict(result.train_metrics_clientapp[3]) for result in (with_it, plain)]
+        told[name] = {"apart": apart, "metrics": metrics, "exchanges": grid.exchanges}
+
+    # Whole weights instead of changes; nothing of one site is in what the server gets.
+    folder = home(private=True, changes=False)
+    network = secure(folder)
+    result = started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1)
+    told["weights"] = result.arrays["weight"].numpy().tolist()
+    told["plain"] = started("FedAvg", Loopback(client([])), rounds=1).arrays["weight"].numpy().tolist()
+    told["records"] = sorted({name for reply in network.seen if reply.has_content() for name in reply.content})
+    told["evaluated"] = {str(number): dict(r) for number, r in result.evaluate_metrics_clientapp.items()}
+
+    # A server that asks in clear, and one that trains on another model than it announced.
+    plain = Loopback(client([secagg_mod(home(private=True) + "/site-{partition-id}")]))
+    asked = Message(RecordDict({"arrays": ArrayRecord({n: Array(a) for n, a in MODEL.items()})}), 100, "train")
+    told["in clear"] = plain.send_and_receive([asked])[0].error.reason
+
+    # Too few nodes: an empty round and not a dead app; the next one with everybody.
+    folder = home(private=True)
+    network = secure(folder)
+    network.silent = {100, 101}
+    grid = SecAggGrid(network, Path(folder, "server"), step_seconds=0.3, attempts=1)
+    told["too few"] = sorted(started("FedAvg", grid, rounds=1).arrays)
+    network.silent = set()
+    told["then"] = sorted(started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1).arrays)
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()

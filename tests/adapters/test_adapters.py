@@ -1,0 +1,85 @@
+"""secagg inside Flower, NVFlare and Ray, each in the environment that `make adapters` makes; skipped where it is not.
+
+What runs there is a script beside this file, on this working tree. The scripts print one line of JSON.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ENVIRONMENTS = Path(os.environ.get("SECAGG_ENVIRONMENTS", ROOT / "build/envs"))
+STEP = 2e-5  # of the mean: the clip range in 2^19 steps, for weights of 100 to 500 among at most 1000
+
+
+def run(environment: str, script: str, *arguments: str, seconds: int = 600) -> dict[str, Any]:
+    """The last line that a script of this folder prints, in an environment."""
+    python = ENVIRONMENTS / environment / "bin/python"
+    if not python.exists():
+        pytest.skip(f"no environment with {environment}: make adapters makes it in {ENVIRONMENTS}")
+    done = subprocess.run(
+        [python, HERE / script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.slow
+def test_flowers_strategies_get_what_a_plain_grid_gives_them():
+    told = run("flower", "flower_in_process.py")
+    for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
+        assert told[name]["apart"]["weight"] < 1e-4, name
+        assert told[name]["apart"]["batches"] < 0.01, name  # adaptive strategies move whole numbers by fractions
+        assert told[name]["metrics"][0]["loss"] == pytest.approx(told[name]["metrics"][1]["loss"], abs=1e-4)
+        assert told[name]["exchanges"] == 18, "six a round"
+    assert np.allclose(told["weights"], told["plain"], atol=STEP)
+    assert told["records"] == ["secagg"], "an app's record reaches the server"
+    assert told["evaluated"] == {}
+    assert "in clear" in told
+    assert "secure aggregation only" in told["in clear"]
+    assert told["too few"] == [], "a round without a sum is an empty one"
+    assert told["then"] == ["batches", "weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("--private",), ("--drop", "--actors", "2")], ids=["all", "one dies"])
+def test_a_simulation_of_flower_over_several_actors(arguments):
+    told = run("flower", "flower_simulated.py", *arguments)
+    assert np.allclose(told["weight"], told["plain"], atol=STEP)
+    assert told["batches"] == 6
+    assert told["exchanges"] == (12 if "--private" in arguments else 13)
+
+
+@pytest.mark.slow
+def test_a_deployment_of_flower_with_a_supernode_killed_while_it_trains():
+    told = run("flower", "flower_deployed.py", "--kill")
+    assert np.allclose(told["weight"], told["plain"], atol=STEP)
+    assert told["exchanges"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("--private",), ("--drop",), ("--poc", "--private", "--drop")], ids=" ".join)
+def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_killed(arguments):
+    told = run("nvflare", "nvflare_job.py", *arguments)
+    assert np.allclose(told["weight"], told["plain"], atol=STEP)
+    assert told["batches"] == 6
+
+
+@pytest.mark.slow
+def test_masks_from_a_cluster_are_the_same():
+    told = run("ray", "ray_masks.py")
+    assert told["equal"]
+    assert told["left out"] == told["dropped"]
+    assert told["repr"] == "<RayExecutor>"

@@ -1,0 +1,78 @@
+"""Masks of a server on a local Ray cluster of two workers, against this process; and a table for clusters, computed.
+
+python tests/benchmarks/bench_ray.py [--n 100] [--d 10000000] [--reps 3]    in Ray's environment (make adapters)
+python tests/benchmarks/bench_ray.py --table                               anywhere
+"""
+
+import argparse
+import os
+import secrets
+import time
+
+import numpy as np
+
+from secagg.prg import apply_masks
+
+KEYSTREAM = 3.5e9  # bytes a second and core, AES-256-GCM of OpenSSL on the machine of docs/performance.md
+LINK = 1e9  # bytes a second between a core's task and the object store
+DROPPED = 0.1
+
+
+def masks(n: int) -> float:
+    """Keystreams of a server: one for each included site, one for each pair of a dropped and an included one."""
+    dropped = DROPPED * n
+    return (n - dropped) + dropped * (n - dropped)
+
+
+def seconds(n: int, d: int, cores: int) -> float:
+    """What the expansion takes, and the ranges on their way there and back where there is more than one core."""
+    expansion = masks(n) * d * 4 / KEYSTREAM / cores
+    return expansion + (2 * d * 4 / LINK / cores if cores > 1 else 0.0)
+
+
+def table() -> None:
+    cores = (1, 2, 16, 64, 256)
+    print("| n | keystreams |" + "".join(f" {c} core{'s' * (c > 1)} |" for c in cores))
+    print("|---|---|" + "---|" * len(cores))
+    for n in (100, 1_000, 10_000):
+        row = "".join(f" {_told(seconds(n, 10**6, c))} |" for c in cores)
+        print(f"| {n:,} | {masks(n):,.0f} |{row}")
+
+
+def _told(value: float) -> str:
+    return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.2g} s"
+
+
+def measure(n: int, d: int, reps: int) -> None:
+    import ray
+
+    from secagg.ray import RayExecutor
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    executor, seeds = RayExecutor(), [secrets.token_bytes(32) for _ in range(n)]
+    list(executor.map(len, [(1,)] * 4))  # the workers start
+    alone, there = [], []
+    for _ in range(reps):
+        for took, how in ((alone, None), (there, executor)):
+            vector, began = np.zeros(d, np.uint32), time.perf_counter()
+            apply_masks(vector, seeds, [], how)
+            took.append(time.perf_counter() - began)
+    print(f"n = {n}, d = {d}: one process {min(alone):.2f} s, Ray with two workers {min(there):.2f} s", end="")
+    print(f" (fastest of {reps}; load {os.getloadavg()[0]:.1f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=100)
+    parser.add_argument("--d", type=int, default=10**7)
+    parser.add_argument("--reps", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="computed, for clusters; needs no Ray")
+    options = parser.parse_args()
+    if options.table:
+        table()
+    else:
+        measure(options.n, options.d, options.reps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Federated averaging as one vector, and parties that live in folders: what the adapters share."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import secagg
+from secagg.driver import Completed, Exposed, NeedInput, Published, Save, Send
+from secagg.federated import layout_for, mean_of, model_hash, values_for
+from secagg.home import Home, Task, trial
+
+SITES = [f"site-{i}" for i in range(5)]
+MODEL = {"conv.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "batches": np.array(7)}
+
+
+def update(site: int) -> tuple[dict[str, np.ndarray], int, dict[str, float]]:
+    change = np.random.default_rng(site).uniform(-0.1, 0.1, (3, 4)).astype(np.float32)
+    arrays = {"conv.weight": MODEL["conv.weight"] + change, "batches": MODEL["batches"] + 4}
+    return arrays, 10 * (site + 1), {"loss": 0.5 + site}
+
+
+def agreed(folder, **task):
+    layout = layout_for(MODEL, clip_range=0.2, largest_weight=50, metrics={"loss": 10.0})
+    return trial(folder, SITES, layout, Task(**task))
+
+
+def play(folder, model, dead=()):
+    """A round in which every message goes through a fresh driver of the site, as where each has its own process."""
+    server, told = Home.read(folder / "server"), {"exposed": 0}
+    driver = server.server(step_seconds=1.0)
+    queue = [(action, None) for action in driver.begin(model_hash(model))]
+    result = None
+    while queue:
+        action, _ = queue.pop(0)
+        match action:
+            case Save():
+                server.save_book(action.book)
+            case Completed():
+                result = mean_of(driver.session.result, driver.policy, action.included, model)
+                told["included"] = action.included
+            case Published() if action.transcript is not None:
+                told["transcript"] = action.transcript
+            case Send():
+                site = Home.read(folder / action.to)
+                with site.store() as store:
+                    client = site.client(store)
+                    client.model_hash = model_hash(model)
+                    with site.live(client):
+                        said = client.receive(action.data)
+                        if any(isinstance(one, NeedInput) for one in said) and action.to not in dead:
+                            arrays, weight, metrics = update(SITES.index(action.to))
+                            said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, MODEL))
+                told["exposed"] += sum(isinstance(one, Exposed) for one in said)
+                for sent in said:
+                    if isinstance(sent, Send):
+                        queue += [(one, None) for one in driver.receive(action.to, sent.data)]
+        if not queue and driver.deadline is not None:
+            queue += [(one, None) for one in driver.tick(driver.deadline)]
+    return result, told
+
+
+@pytest.mark.parametrize("dead", [(), ("site-4",)])
+def test_a_weighted_mean_comes_out_and_a_site_that_dies_is_left_out(tmp_path, dead):
+    result, told = play(agreed(tmp_path, private=True), MODEL, dead)
+    assert told["included"] == tuple(site for site in SITES if site not in dead)
+    stayed = [update(i) for i, site in enumerate(SITES) if site not in dead]
+    whole = sum(weight for _, weight, _ in stayed)
+    mean = sum(arrays["conv.weight"].astype(float) * weight for arrays, weight, _ in stayed) / whole
+    assert np.abs(result.arrays["conv.weight"] - mean).max() < 1e-4
+    assert result.arrays["conv.weight"].dtype == np.float32
+    assert result.arrays["batches"] == 11
+    assert result.arrays["batches"].dtype == MODEL["batches"].dtype
+    assert result.weight == whole
+    assert result.metrics["loss"] == pytest.approx(sum(m["loss"] * w for _, w, m in stayed) / whole, abs=1e-3)
+
+
+def test_without_privacy_no_site_joins_before_it_has_replayed_the_round(tmp_path):
+    folder = agreed(tmp_path)
+    first, told = play(folder, MODEL)
+    moved = {**MODEL, **first.arrays}
+    nothing, refused = play(folder, moved)
+    assert nothing is None
+    assert refused["exposed"] >= len(SITES)
+    for name in SITES:
+        site = Home.read(folder / name)
+        with site.store() as store:
+            assert site.client(store).receive(told["transcript"].read_bytes()) == []
+    second, told = play(folder, moved)
+    assert told["included"] == tuple(SITES)
+    assert second.weight == first.weight
+
+
+def test_the_server_goes_on_with_its_book(tmp_path):
+    folder = agreed(tmp_path, private=True)
+    play(folder, MODEL)
+    book = Home.read(folder / "server").server().book
+    assert (book.number, len(book.receipts)) == (2, 1)
+
+
+def test_transcripts_of_rounds_that_a_site_names_are_found(tmp_path):
+    folder = agreed(tmp_path)
+    _, told = play(folder, MODEL)
+    server = Home.read(folder / "server")
+    (receipt,) = server.server().book.receipts
+    assert server.transcripts([receipt], [receipt.round_id.hex()]) == [told["transcript"].read_bytes()]
+    assert server.transcripts([receipt], [bytes(32).hex()]) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["name", "value", "shape", "type"]))
+def test_a_model_hash_is_of_everything_in_it(what):
+    array = MODEL["conv.weight"]
+    other = {
+        "name": {"conv.bias": array},
+        "value": {"conv.weight": array + np.float32(1e-6)},
+        "shape": {"conv.weight": array.reshape(4, 3)},
+        "type": {"conv.weight": array.astype(np.float64)},
+    }[what]
+    assert model_hash({"conv.weight": array}) != model_hash(other)
+    assert model_hash({"conv.weight": array}) == model_hash({"conv.weight": array.copy()})
+    assert model_hash({"conv.weight": array}) != model_hash({"conv.weight": array}, "evaluate")
+
+
+def test_every_field_of_a_task_is_in_its_hash():
+    hashes = {Task().hash(), Task(private=True).hash(), Task(changes=False).hash(), Task(weighted_by="n").hash()}
+    assert len({*hashes, Task(evaluate="clear").hash()}) == 5
+
+
+def test_what_a_folder_lacks_is_said_in_a_sentence(tmp_path):
+    folder = agreed(tmp_path)
+    site = folder / "site-0"
+    for name, told in (("policy.toml", "lacks policy.toml"), ("site-0.signing", "exactly one key")):
+        kept = (site / name).read_bytes()
+        (site / name).unlink()
+        with pytest.raises(secagg.ConfigError, match=told):
+            Home.read(site)
+        (site / name).write_bytes(kept)
+        (site / name).chmod(0o600)
+    text = (site / "policy.toml").read_text()
+    for wrong, told in (("privat = true", "unknown field 'privat'"), ("private = 1", "must be a bool")):
+        (site / "policy.toml").write_text(text.partition("[task]")[0] + f"[task]\n{wrong}\n")
+        with pytest.raises(secagg.ConfigError, match=told):
+            Home.read(site)
+    (site / "policy.toml").write_text(text)
+    assert Home.read(site).task == Task()
+
+
+def test_a_site_with_more_examples_than_agreed_is_refused_before_anything_is_masked():
+    layout = layout_for(MODEL, clip_range=0.2, largest_weight=50)
+    with pytest.raises(secagg.ConfigError, match="largest weight"):
+        layout.pack(values_for(layout, update(0)[0], 51, {}, MODEL))
+    with pytest.raises(secagg.ConfigError, match="other arrays"):
+        values_for(layout, {"conv.weight": MODEL["conv.weight"]}, 5, {}, MODEL)
+
+
+def test_nobody_has_an_example(tmp_path):
+    policy = Home.read(agreed(tmp_path) / "server").policy
+    zeros = np.zeros(policy.length, np.uint32)
+    with pytest.raises(secagg.ConfigError, match="add up to nothing"):
+        mean_of(zeros, policy, SITES, MODEL)
+
+
+def test_a_damaged_book_is_refused(tmp_path):
+    folder = agreed(tmp_path)
+    (folder / "server/book.json").write_text(json.dumps({"start": "00"}))
+    with pytest.raises(secagg.SecAggError):
+        Home.read(folder / "server").server()
