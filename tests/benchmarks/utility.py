@@ -36,8 +36,7 @@ from secagg.prg import Stream
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "build" / "utility.jsonl"
 LOCAL_STEPS = 3  # of a round of "local"
-RATES = {"hippocampus": {"central": 1.0, "distributed": 1.0, "local": 1.0}, "lgg": {"central": 1.0, "distributed": 1.0, "local": 1.0}}
-STEPS = {"hippocampus": {"central": 45, "distributed": 45, "local": 45}, "lgg": {"central": 45, "distributed": 45, "local": 15}}
+RATES = (0.25, 1.0)  # none is chosen by looking at a set: everybody is measured with both
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,18 @@ class Cell:
     seed: int
 
 
-def plan(data: str, rates: dict[str, float], steps: dict[str, int], seeds: int) -> list[Cell]:
-    """Every cell of a set, the comparison at epsilon 8 first."""
+def plan(data: str, sites: int, steps: int, seeds: int) -> list[Cell]:
+    """Every cell of a set, the comparison at epsilon 8 first, with every learning rate for everybody."""
     cells = []
-    for epsilon, sites in ((8.0, 8), (2.0, 8), (8.0, 3), (8.0, 20), (1.0, 8), (32.0, 8)):
+    for epsilon, of, rate in product((8.0, 2.0), (sites,), RATES):
         for seed, mechanism in product(range(1, seeds + 1), ("central", "distributed", "local")):
-            of = 1 if mechanism == "central" else sites
-            cells.append(Cell(data, mechanism, epsilon, of, steps[mechanism], rates[mechanism], seed))
-    twins = [Cell(data, "twin", 0.0, 1, steps["central"], rates["central"], seed) for seed in range(1, seeds + 1)]
-    return list(dict.fromkeys(cells[: 3 * seeds] + twins + cells[3 * seeds :]))
+            cells.append(Cell(data, mechanism, epsilon, 1 if mechanism == "central" else of, steps, rate, seed))
+    for rate, seed in product(RATES, range(1, seeds + 1)):
+        cells.append(Cell(data, "twin", 0.0, 1, steps, rate, seed))
+    for epsilon, of, seed in ((8.0, 3, 1), (8.0, 20, 1), (1.0, sites, 1), (32.0, sites, 1)):
+        for rate, mechanism in product(RATES, ("central", "distributed", "local")):
+            cells.append(Cell(data, mechanism, epsilon, 1 if mechanism == "central" else of, steps, rate, seed))
+    return list(dict.fromkeys(cells))
 
 
 def everybody(study: Study, folder: Path | None) -> SiteData:
@@ -100,7 +102,12 @@ def divided(data: SiteData, sites: int, seed: int) -> dict[str, SiteData]:
 def study_of(cell: Cell, base: Study, patients: int) -> Study:
     """The study of a cell; a step's sum is divided by about all patients that are drawn, whoever divides."""
     content = base.model_dump(mode="json")
-    content["study"] |= {"lr": cell.lr, "seed": cell.seed, "rounds": cell.steps // LOCAL_STEPS, "local_steps": LOCAL_STEPS}
+    content["study"] |= {
+        "lr": cell.lr,
+        "seed": cell.seed,
+        "rounds": cell.steps // LOCAL_STEPS,
+        "local_steps": LOCAL_STEPS,
+    }
     if cell.sites == 1:
         content["study"] |= {"rounds": 1, "local_steps": cell.steps}
     if cell.mechanism == "distributed":
@@ -122,7 +129,7 @@ def trained(cell: Cell, study: Study, data: SiteData) -> torch.nn.Module:
     if cell.sites == 1:
         model = starting_model(study)
         taken = local_steps(model, SiteData("site-1", data.train, ()), study, site="site-1", round_number=1)
-        assign(model, flatten(model) + taken.difference)
+        assign(model, flatten(model) + taken.update("site-1", "not charged").vector)
         return model
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder), study) as run:
         done = simulate(run, divided(data, cell.sites, cell.seed), Options(plain=True))
@@ -171,14 +178,19 @@ def run(cells: list[Cell], base: Study, data: SiteData) -> None:
 
 
 def table() -> None:
-    """Means over seeds with Student's interval, and differences from the others of the same seed."""
-    lines = recorded()
-    keys = list(dict.fromkeys((line["data"], line["epsilon"], line["mechanism"], line["sites"], line["steps"], line["lr"]) for line in lines))
-    for key in keys:
-        same = [line for line in lines if (line["data"], line["epsilon"], line["mechanism"], line["sites"], line["steps"], line["lr"]) == key]
-        values = np.array([float(line["dice"]) for line in same])  # type: ignore[arg-type]
-        spread = f"+- {student(values):.3f}" if len(values) > 1 else ""
-        print(*key, f"Dice {values.mean():.3f} {spread} seeds {len(values)}, n = {same[0]['n']}, delta {same[0]['delta']:.2g}")
+    """Means over seeds with Student's interval, one line for each training."""
+    by_training: dict[Cell, list[dict[str, object]]] = {}
+    for line in recorded():
+        cell = Cell(**{name: line[name] for name in Cell.__dataclass_fields__})  # type: ignore[arg-type]
+        by_training.setdefault(replace(cell, seed=0), []).append(line)
+    for cell, lines in by_training.items():
+        values = np.array([line["dice"] for line in lines], dtype=float)
+        spread = f" +- {student(values):.3f}" if len(values) > 1 else ""
+        print(
+            f"{cell.data}: epsilon {cell.epsilon:g}, {cell.mechanism}, {cell.sites} sites, {cell.steps} steps, lr "
+            f"{cell.lr:g}: Dice {values.mean():.3f}{spread} ({len(values)} seeds, n = {lines[0]['n']} held out, delta "
+            f"{lines[0]['delta']:.2g})"
+        )
 
 
 def student(values: np.ndarray) -> float:
@@ -208,7 +220,7 @@ def main() -> None:
     data = everybody(loaded, given.data)
     name = f"made {given.set}" if given.made else given.set
     one = Cell(name, given.mechanism, given.epsilon, given.sites, given.steps, given.lr, given.seed)
-    run([one] if given.do == "one" else plan(name, RATES[given.set], STEPS[given.set], given.seeds), base, data)
+    run([one] if given.do == "one" else plan(name, len(base.sites), given.steps, given.seeds), base, data)
     return None
 
 
