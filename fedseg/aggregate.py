@@ -77,7 +77,9 @@ class PlainSum:
         clip_rate = {}
         for site in sorted(sites):
             update = train(site)
-            values, clip_rate[site] = quantize(update.vector, self._policy, site, self._rounding(site, self.number))
+            values, share = quantize(update.vector, self._policy, site, self._rounding(site, self.number))
+            if self._policy.layout is None:  # floats, which are clipped
+                clip_rate[site] = share
             if site in included:
                 total += values
         dropped = tuple(site for site in sorted(sites) if site not in included)
@@ -168,8 +170,9 @@ class SecureSum:
         book.completed(exchange.receipt)
         if recorder is not None and not self._private:
             self._replay(exchange.receipt, recorder.path)
+        clip_rate = {site: sessions[site].clip_rate for site in values if sessions[site].clip_rates}
         exact = np.array_equal(exchange.total, self._plain(values[site] for site in server.included))
-        ended = exchange.ended(exact=exact, clip_rate={site: sessions[site].clip_rate for site in values})
+        ended = exchange.ended(exact=exact, clip_rate=clip_rate)
         return Outcome(dequantize(exchange.total, self._policy), ended)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:

@@ -189,7 +189,7 @@ class RoundEnded(Event):
         exact: whether the sum is, bit for bit, that of the included updates; None where not known.
         attempt: None where only the account of the round is known.
         head: of the round, 32 bytes in hexadecimal.
-        clip_rate: fraction of clipped values by site.
+        clip_rate: fraction of clipped values by site; empty where nothing is clipped after the noise.
         bytes_up, bytes_down: wire bytes of the protocol, over all sites or of this one.
         seconds: by protocol step.
     """

@@ -25,7 +25,7 @@ WHOLE = "update"
 """Name of the one field of a policy without a layout."""
 
 _SEPARATOR = "/"
-_LARGEST_EXACT = 1 << 48
+_LARGEST_COUNT = 1 << 45  # of 256 clients the sum is exact in float64, too
 _FLOAT32_SMALLEST, _FLOAT32_LARGEST = 2.0**-126, 2.0**128 - 2.0**104  # normal numbers; an update may be float32
 
 
@@ -125,8 +125,8 @@ class Field:
         match self.kind:
             case Kind.INTEGER if not 2 <= self.bits <= 64:
                 raise ConfigError(f"bits = {self.bits}: must be 2 to 64")
-            case Kind.COUNT if not 1 <= self.number <= _LARGEST_EXACT:
-                raise ConfigError(f"largest = {self.number}: a count is at most 1 to 2^48")
+            case Kind.COUNT if not 1 <= self.number <= _LARGEST_COUNT:
+                raise ConfigError(f"largest = {self.number}: the largest count is 1 to 2^45")
             case Kind.FLOAT | Kind.WEIGHT if not 2 <= self.bits <= 48:
                 raise ConfigError(f"value_bits = {self.bits}: must be 2 to 48")
             case Kind.FLOAT | Kind.WEIGHT:

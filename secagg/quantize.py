@@ -7,7 +7,7 @@ randomness that is not cryptographic. Specification: docs/spec.md, sections "Enc
 
 import math
 from collections.abc import Collection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from secagg.layout import WHOLE, Field, Kind, Values
 from secagg.packing import dtype_for, modulo
 from secagg.policy import Policy
 
+Total: TypeAlias = "NDArray[np.uint32] | NDArray[np.uint64] | NDArray[np.float64]"
 _QUANTIZE_CHUNK = 1 << 16  # values: few enough for the cache, enough to outweigh the calls
 _STEP = 2.0**32  # one integer, in units of the last random bit
 # A float64 has 52 bits behind the leading one. From 2^52 to 2^53 (times _STEP) the last of them is worth one integer:
@@ -224,40 +225,41 @@ def dequantize(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -
     return values
 
 
-def sums(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy) -> dict[str, Any]:
+def sums(total: Total, policy: Policy) -> dict[str, Any]:
     """The sum over the included clients by field, in the shapes that the layout says and nested as its names are.
 
     Floats are weighted where there are weights, public or private. Counts, and integers of step 1, are int64: exact.
 
     Args:
-        total: `ServerSession.result`, (d,) modulo 2^b.
+        total: (d,) sum modulo 2^b (`ServerSession.result`), or what `dequantize` made of it: a driver's `total`, in
+            which a sum of `integers` beyond 2^53 is rounded.
         policy: the one that the clients quantised under.
 
     Raises:
         ConfigError: a wrong shape or type.
     """
-    lifted, pieces = _lifted(total, policy), []
+    values, pieces = _reals(total, policy), []
+    integers = values if total.dtype == np.float64 else _lifted(total, policy)
     for _, field, where in policy.fields.places():
-        step = field.step(policy.largest_weight)
-        exact = field.kind in (Kind.COUNT, Kind.INTEGER) and step == 1
-        pieces.append(lifted[where].astype(np.int64) if exact else lifted[where] * step)
+        exact = field.kind in (Kind.COUNT, Kind.INTEGER) and field.step() == 1
+        pieces.append(integers[where].astype(np.int64) if exact else values[where])
     return policy.fields.unpack(pieces)
 
 
-def means(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy, included: Collection[str]) -> dict[str, Any]:
+def means(total: Total, policy: Policy, included: Collection[str]) -> dict[str, Any]:
     """The mean over the included clients by field: of floats the weighted one where there are weights.
 
     Args:
-        total: `ServerSession.result`, (d,) modulo 2^b.
+        total: as of `sums`.
         policy: the one that the clients quantised under.
-        included: `ServerSession.included`.
+        included: who is in the sum: `ServerSession.included`, or a driver's.
 
     Raises:
         ConfigError: a wrong shape or type, nobody included, or private weights that add up to nothing.
     """
     if not included:
         raise ConfigError("a mean of nobody: `included` names no client; give ServerSession.included")
-    fields, values = policy.fields, dequantize(total, policy)
+    fields, values = policy.fields, _reals(total, policy)
     weights = math.fsum(policy.weight(client_id) for client_id in included)
     for _, field, where in fields.places():
         if field.kind is Kind.WEIGHT:
@@ -270,6 +272,12 @@ def means(total: NDArray[np.uint32] | NDArray[np.uint64], policy: Policy, includ
             for _, field, where in fields.places()
         ]
     )
+
+
+def _reals(total: Any, policy: Policy) -> NDArray[np.float64]:
+    if isinstance(total, np.ndarray) and total.dtype == np.float64 and total.shape == (policy.length,):
+        return total
+    return dequantize(total, policy)
 
 
 def _lifted(total: NDArray[Any], policy: Policy) -> NDArray[Any]:

@@ -27,8 +27,8 @@ class Balance:
         everything_prv: the same by the second accountant, None where it knows no such mechanism.
         most: of the patient who has spent most; it depends on who took part in what, and stays at the site.
         observers: `everything` by who looks.
-        mu: Gaussian differential privacy of everything.
-        sentence: what mu means, in words.
+        mu: Gaussian differential privacy of everything, None where only epsilon is known.
+        sentence: what that means, in words.
         lifetime, lifetime_delta: the data set's own budget, None where the site has given it none.
         left: of the lifetime budget.
         not_covered: how many releases epsilon does not speak for, by kind.
@@ -40,7 +40,7 @@ class Balance:
     everything_prv: float | None
     most: float
     observers: dict[str, float]
-    mu: float
+    mu: float | None
     sentence: str
     lifetime: float | None
     lifetime_delta: float | None
@@ -72,7 +72,7 @@ def balance(path: Path, delta: float) -> Balance:
     total, second = cross_check(events, delta)
     sets = PatientSets(path.parent / FOLDER, Home().salt())
     cap, mu = lifetime(path.parent), gaussian_dp(events, delta)
-    bounded = math.isfinite(mu)
+    bounded = math.isfinite(total)
     return Balance(
         delta=delta,
         runs={run: of(own) for run, own in runs.items()},
@@ -81,7 +81,9 @@ def balance(path: Path, delta: float) -> Balance:
         most=max(map(of, sets.heaviest(entries))),
         observers=dict.fromkeys(OBSERVERS, total),
         mu=mu,
-        sentence=in_words(mu) if bounded else "no epsilon is promised to these patients any more",
+        sentence=in_words(mu, loss=total, delta=delta)
+        if bounded
+        else "no epsilon is promised to these patients any more",
         lifetime=None if cap is None else cap.epsilon,
         lifetime_delta=None if cap is None else cap.delta,
         left=0.0 if cap is None else max(cap.epsilon - cap.spent(distinct(entries)), 0.0),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedseg.budget.plan import Plan, plan_of
-from fedseg.privacy.accounting import cross_check, epsilon, gaussian_dp, in_words
+from fedseg.privacy.accounting import accountants, cross_check, epsilon, gaussian_dp, in_words
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import SEEDED
 from fedseg.study import Study
@@ -19,16 +19,18 @@ class Guarantee:
 
     Attributes:
         curve: epsilon after each round.
-        epsilon: at the end, by PLD.
-        epsilon_prv: the same by the second accountant, None where it knows no such mechanism.
-        mu: Gaussian differential privacy of the whole study.
-        sentence: what mu means, in words.
+        epsilon: at the end, by the first accountant.
+        epsilon_second: the same by the second one, None where it knows no such mechanism.
+        accountants: names of the two.
+        mu: Gaussian differential privacy of the whole study, None where only epsilon is known.
+        sentence: what that means, in words.
     """
 
     curve: tuple[float, ...]
     epsilon: float
-    epsilon_prv: float | None
-    mu: float
+    epsilon_second: float | None
+    accountants: tuple[str, str]
+    mu: float | None
     sentence: str
 
 
@@ -86,7 +88,9 @@ def guarantee_of(study: Study) -> Guarantee | None:
     spent = [study.mechanism.released(terms, done * plan.local_steps) for done in range(1, plan.rounds + 1)]
     total, second = cross_check(spent[-1:], plan.delta)
     mu = gaussian_dp(spent[-1:], plan.delta)
-    return Guarantee(tuple(epsilon([event], plan.delta) for event in spent), total, second, mu, in_words(mu))
+    words = in_words(mu, loss=total, delta=plan.delta)
+    curve = tuple(epsilon([event], plan.delta) for event in spent)
+    return Guarantee(curve, total, second, accountants(spent[-1:]), mu, words)
 
 
 def _notes(study: Study, plan: Plan, patients: int) -> list[str]:

@@ -116,7 +116,8 @@ def epsilon(ledger: Book, delta: Delta, as_json: AsJson = False) -> None:
     table.add_row("the patient who has spent most of it", _figure(told.most))
     out.print(table)
     say("seen by whom: " + "; ".join(f"{who} {_figure(value)}" for who, value in told.observers.items()))
-    say(f"mu-GDP {told.mu:.3f}: {told.sentence}" if math.isfinite(told.mu) else told.sentence)
+    bounded = told.mu is not None and math.isfinite(told.mu)
+    say(f"mu-GDP {told.mu:.3f}: {told.sentence}" if bounded else told.sentence)
     if told.lifetime is not None:
         say(f"lifetime budget {told.lifetime:g} at delta {delta_text(told.lifetime_delta)}: {_figure(told.left)} left")
     for name, count in told.not_covered.items():

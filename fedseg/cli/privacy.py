@@ -41,9 +41,10 @@ def epsilon(
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
         f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
-        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; {_second(guarantee.epsilon_prv)}",
+        f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
+        f"{_second(guarantee.accountants[1], guarantee.epsilon_second)}",
     )
-    say(f"mu-GDP {guarantee.mu:.3f}: {guarantee.sentence}")
+    say(f"{'' if guarantee.mu is None else f'mu-GDP {guarantee.mu:.3f}: '}{guarantee.sentence}")
     table = Table(title="epsilon after each round")
     shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
     for number in shown:
@@ -56,6 +57,6 @@ def epsilon(
         say(f"note: {note}")
 
 
-def _second(prv: float | None) -> str:
+def _second(name: str, found: float | None) -> str:
     """What the second accountant says, which does not know every mechanism."""
-    return f"second accountant (PRV): {prv:.3f}" if prv is not None else "no second accountant knows this mechanism"
+    return f"second accountant ({name}): {found:.3f}" if found is not None else "no second accountant knows all of this"

@@ -12,6 +12,7 @@ from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedseg.privacy.accounting import gaussian_steps
+from fedseg.privacy.shared_noise import SharedNoise
 
 Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
 
@@ -103,8 +104,8 @@ class NoisySum(_Entry):
         neighbouring: relation between the data sets that an adversary cannot tell apart.
         sample_rate: probability of each unit to be drawn, independently (Poisson).
         noise: distribution of each site's share of the noise.
+        variance: of one site's share.
         sensitivity: L2 norm that the integers of one unit never exceed.
-        share_variance: of one site's share.
         shares: how many shares count: of the honest sites that every sum has at least.
         clip_norm: largest L2 norm of one unit's gradient, which becomes integers.
         denominator: public constant that divides the sum, times the sites.
@@ -116,9 +117,9 @@ class NoisySum(_Entry):
     kind: Literal["distributed"] = "distributed"
     neighbouring: Literal["add or remove one"] = "add or remove one"
     sample_rate: float = Field(gt=0, le=1)
-    noise: Literal["skellam", "discrete-gaussian"]
+    noise: Literal["skellam", "gaussian"]
+    variance: int = Field(ge=1)
     sensitivity: int = Field(ge=1)
-    share_variance: float = Field(gt=0)
     shares: int = Field(ge=1)
     clip_norm: float = Field(gt=0)
     denominator: float = Field(gt=0)
@@ -128,7 +129,9 @@ class NoisySum(_Entry):
         """The noise of all shares that count, on the sum over a random draw; nothing protects where a seed is known."""
         if self.generator != "os" and not unseeded:
             return NonPrivateDpEvent()
-        return gaussian_steps((self.shares * self.share_variance) ** 0.5 / self.sensitivity, self.sample_rate, 1)
+        # Of whole numbers none is larger than its square, so that a longer vector has no larger L1 norm.
+        noise = SharedNoise(self.noise, self.variance, self.sensitivity, length=self.sensitivity**2)
+        return noise.event(self.shares, self.sample_rate, 1)
 
 
 class UnprotectedRound(_Entry):

@@ -8,7 +8,7 @@ Any more of it only hides more. `docs/privacy.md` has the argument.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from fedseg.errors import UnsupportedModelError
 from fedseg.ledger import Entry, NoisySum
 from fedseg.mechanisms.mechanism import Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
 from fedseg.optimisers import OPTIMISERS
-from fedseg.privacy.accounting import gaussian_steps, noise_multiplier_for
-from fedseg.privacy.samplers import discrete_gaussian, skellam
+from fedseg.privacy.accounting import noise_multiplier_for
+from fedseg.privacy.shared_noise import Kind, SharedNoise, plan_noise
 from fedseg.privacy.shares import Grid, NoiseShare, noise_share
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
 from fedseg.update import NoiseShared, flatten
@@ -29,7 +29,7 @@ from secagg.layout import Field, Layout
 from secagg.policy import Policy
 from secagg.prg import Stream
 
-NOISES = {"skellam": skellam, "discrete-gaussian": discrete_gaussian}
+KINDS: dict[str, Kind] = {"skellam": "skellam", "discrete-gaussian": "gaussian"}
 """By `[privacy] noise`."""
 
 MOST_BITS = 48
@@ -39,39 +39,39 @@ DEVIATION = 1 << 13
 """Of a site's share of the noise, about: it makes the grid so fine that rounding adds next to nothing to it."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """The public numbers of every step of a study.
+def honest(terms: Terms) -> int:
+    """Sites in every sum at least that do not side with the coordinator: so many shares of the noise count."""
+    return terms.min_survivors - terms.max_corrupt
 
-    Attributes:
-        sensitivity: L2 norm that one patient's integers never exceed.
-        variance: of one site's share of the noise.
-        shares: honest sites in every sum at least, whose shares are counted.
+
+@lru_cache(maxsize=16)
+def noise_of(terms: Terms) -> SharedNoise:
+    """Each site's share of the noise of every step, and what one patient can change: the same for any model.
+
+    Raises:
+        ConfigError: no reasonable noise meets the budget.
     """
-
-    sensitivity: int
-    variance: float
-    shares: int
-
-    @classmethod
-    def of(cls, terms: Terms, noise_multiplier: float) -> "Step":
-        """Of a study.
-
-        Args:
-            terms: of the study.
-            noise_multiplier: standard deviation of all counted noise over `sensitivity`.
-        """
-        shares = terms.min_survivors - terms.max_corrupt
-        sensitivity = min(DEVIATION, int(DEVIATION * math.sqrt(shares) / noise_multiplier))
-        return cls(sensitivity, (noise_multiplier * sensitivity) ** 2 / shares, shares)
+    budget, delta = terms.epsilon or 0.0, terms.delta or 0.0
+    about = noise_multiplier_for(budget, delta, terms.sample_rate, terms.steps)
+    sensitivity = min(DEVIATION, int(DEVIATION * math.sqrt(honest(terms)) / about))
+    return plan_noise(
+        KINDS[terms.noise],
+        budget=budget,
+        delta=delta,
+        sample_rate=terms.sample_rate,
+        steps=terms.steps,
+        honest=honest(terms),
+        length=sensitivity**2,  # of whole numbers none is larger than its square: longer vectors have no larger L1 norm
+        sensitivity=sensitivity,
+    )
 
 
 class SharedSteps(Steps):
     """The one step of a round: nothing of it is applied at the site before the sum is there."""
 
-    def __init__(self, model: torch.nn.Module, terms: Terms, grid: Grid, step: Step) -> None:
+    def __init__(self, model: torch.nn.Module, terms: Terms, grid: Grid, noise: SharedNoise) -> None:
         super().__init__(model, terms)
-        self._grid, self._each = grid, step
+        self._grid, self._noise = grid, noise
         self._rotation = rotation(flatten(model))
         self._share: NoiseShare | None = None
 
@@ -84,7 +84,7 @@ class SharedSteps(Steps):
             self._grid,
             self._rotation,
             keys("rounding"),
-            lambda n: NOISES[self._terms.noise](n, self._each.variance, stream),
+            lambda n: self._noise.draw(n, stream),
         )
 
     @property
@@ -140,22 +140,22 @@ class Distributed(Mechanism):
 
     def noise_multiplier(self, terms: Terms) -> float:
         """See `Mechanism.noise_multiplier`."""
-        return noise_multiplier_for(terms.epsilon or 0.0, terms.delta or 0.0, terms.sample_rate, terms.steps)
+        return noise_of(terms).noise_multiplier(honest(terms))
 
     def released(self, terms: Terms, steps: int) -> DpEvent:
         """See `Mechanism.released`."""
-        return gaussian_steps(self.noise_multiplier(terms), terms.sample_rate, steps)
+        return noise_of(terms).event(honest(terms), terms.sample_rate, steps)
 
     def entry(self, said: Said, terms: Terms) -> Entry:
         """See `Mechanism.entry`."""
-        step = Step.of(terms, self.noise_multiplier(terms))
+        noise = noise_of(terms)
         return NoisySum(
             **said,
             sample_rate=terms.sample_rate,
-            noise=terms.noise,
-            sensitivity=step.sensitivity,
-            share_variance=step.variance,
-            shares=step.shares,
+            noise=noise.kind,
+            variance=noise.variance,
+            sensitivity=noise.sensitivity,
+            shares=honest(terms),
             clip_norm=terms.clip_norm or 0.0,
             denominator=terms.denominator,
             generator=NO_CLAIM_SEEDED if terms.seeded else "os",
@@ -169,8 +169,8 @@ class Distributed(Mechanism):
         """
         if not all(parameter.requires_grad for parameter in model.parameters()):
             raise UnsupportedModelError("mechanism 'distributed' moves all weights, and some of this model are fixed")
-        grid, step = self._step(terms, sum(parameter.numel() for parameter in model.parameters()))
-        return SharedSteps(model, terms, grid, step)
+        grid = self._grid(terms, sum(parameter.numel() for parameter in model.parameters()))
+        return SharedSteps(model, terms, grid, noise_of(terms))
 
     def kept(self, parameters: int, terms: Terms) -> int:
         """See `Mechanism.kept`: what the optimiser remembers."""
@@ -187,15 +187,14 @@ class Distributed(Mechanism):
         """See `Mechanism.following`: the sum is turned back, divided by a public constant, and stepped by."""
         optimiser = OPTIMISERS[terms.optimizer]
         parameters = optimiser.parameters(len(state))
-        grid, step = self._step(terms, parameters)
+        grid = self._grid(terms, parameters)
         divisor = terms.denominator * len(included)
         gradient = grid.gradient(total.astype(np.int64), rotation(state[:parameters])) / divisor
-        noise = len(included) * step.variance / (grid.scale * divisor) ** 2
+        noise = len(included) * noise_of(terms).variance / (grid.scale * divisor) ** 2
         return optimiser.step(state, gradient, terms.lr, noise)
 
-    def _step(self, terms: Terms, parameters: int) -> tuple[Grid, Step]:
-        step = Step.of(terms, self.noise_multiplier(terms))
-        return Grid(parameters, terms.clip_norm or 0.0, step.sensitivity), step
+    def _grid(self, terms: Terms, parameters: int) -> Grid:
+        return Grid(parameters, terms.clip_norm or 0.0, noise_of(terms).sensitivity)
 
 
 def rotation(weights: NDArray[np.float32]) -> bytes:

@@ -4,8 +4,10 @@ An event says what a release was: a Gaussian, one over a random draw, anything t
 knows mechanisms or ledgers: a new kind of release brings its own event. The accountant is the privacy loss distribution
 (PLD) of `dp-accounting`, which rounds up on a grid of losses; Gaussians over everybody compose to one Gaussian, which
 is computed exactly. Opacus' PRV accountant is the second opinion on Gaussians, drawn or not: the two must agree within
-1 %. The Gaussian (GDP) limit of subsampling is refused, because it is *below* the true epsilon (1.618 where PLD says
-1.828). Never add an accountant that is not a bound.
+1 %. Where there is Skellam noise, for which neither exists, it is a Rényi bound (`renyi`), and the second opinion is
+`dp-accounting`'s on the Gaussian that reveals no less: two programs, but one theory. The Gaussian (GDP) limit of
+subsampling is refused, because it is *below* the true epsilon (1.618 where PLD says 1.828). Never add an accountant
+that is not a bound.
 
 Neighbouring data sets differ in one patient, added or removed. Sources: Balle and Wang 2018 (exact Gaussian),
 Koskela et al. 2020 and Doroshenko et al. 2022 (PLD), Gopi et al. 2021 (PRV), Gomez et al. 2025 (mu as a summary).
@@ -33,6 +35,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
 
 from fedseg.errors import ConfigError, PrivacyError
+from fedseg.privacy import renyi
 from fedseg.privacy.delta import delta_text
 
 LARGEST_NOISE_MULTIPLIER = 1000.0
@@ -67,7 +70,8 @@ def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> 
     Args:
         spent: what was released.
         delta: probability, between 0 and 1.
-        accountant: ``pld`` (the one that is reported) or ``prv`` (the second opinion, on Gaussians only).
+        accountant: ``pld`` (the one that is reported; Rényi where there is Skellam noise) or ``prv`` (the second
+            opinion, on Gaussians only).
 
     Raises:
         ConfigError: an accountant that is no bound or not known, or a delta that is not a probability.
@@ -82,7 +86,7 @@ def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> 
     if not composition or _unbounded(composition):
         return math.inf if composition else 0.0
     if accountant == "pld":
-        return _pld_epsilon(composition, delta)
+        return _first_epsilon(composition, delta)
     second = _prv_epsilon(composition, delta)
     if second is None:
         raise PrivacyError("the PRV accountant knows Gaussian noise only; use 'pld'")
@@ -90,24 +94,35 @@ def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> 
 
 
 def cross_check(spent: Iterable[DpEvent], delta: float) -> tuple[float, float | None]:
-    """Epsilon by PLD and by PRV, None where PRV knows no such release.
+    """Epsilon by two accountants, whose names `accountants` says; None where the second knows no such release.
 
     Raises:
         PrivacyError: they differ by more than `AGREEMENT` (and by more than 0.001, where both are next to nothing).
     """
     spent = list(spent)
-    pld, composition = epsilon(spent, delta), _composed(spent)
-    prv = pld if not composition or _unbounded(composition) else _prv_epsilon(composition, delta)
-    if prv is not None and not math.isclose(pld, prv, rel_tol=AGREEMENT, abs_tol=1e-3):
-        raise PrivacyError(f"two accountants disagree: PLD says epsilon {pld:.4g}, PRV {prv:.4g}; claim nothing")
-    return pld, prv
+    first, composition = epsilon(spent, delta), _composed(spent)
+    second = first if not composition or _unbounded(composition) else _second_epsilon(composition, delta)
+    if second is not None and not math.isclose(first, second, rel_tol=AGREEMENT, abs_tol=1e-3):
+        names = accountants(spent)
+        raise PrivacyError(
+            f"two accountants disagree at delta {delta_text(delta)}: {names[0]} says epsilon {first:.4g}, {names[1]} "
+            f"{second:.4g}; nothing can be claimed; choose delta nearer to 1 / (10 x patients), or another sample_rate "
+            "or epsilon"
+        )
+    return first, second
+
+
+def accountants(spent: Iterable[DpEvent]) -> tuple[str, str]:
+    """Names of the accountant that is reported and of the second one."""
+    return ("Rényi", "dp-accounting's Rényi") if renyi.has_skellam(_composed(spent)) else ("PLD", "PRV")
 
 
 @lru_cache(maxsize=64)
 def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps: int) -> float:
     """Smallest noise multiplier, rounded up to four decimals, that keeps `steps` steps within (budget, delta).
 
-    Never less than `SMALLEST_NOISE_MULTIPLIER`.
+    Never less than `SMALLEST_NOISE_MULTIPLIER`, and never one at which two accountants disagree: no study trains for
+    hours to learn at its end that nothing can be claimed.
 
     Args:
         budget: epsilon that all steps together may spend.
@@ -117,7 +132,16 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
 
     Raises:
         ConfigError: no noise up to `LARGEST_NOISE_MULTIPLIER` meets the budget; says what would.
+        PrivacyError: the two accountants disagree.
     """
+    found = smallest_multiplier(budget, delta, sample_rate, steps)
+    cross_check([gaussian_steps(found, sample_rate, steps)], delta)
+    return found
+
+
+@lru_cache(maxsize=64)
+def smallest_multiplier(budget: float, delta: float, sample_rate: float, steps: int) -> float:
+    """`noise_multiplier_for` before a second accountant has been asked."""
     least = epsilon([gaussian_steps(LARGEST_NOISE_MULTIPLIER, sample_rate, steps)], delta)
     if not budget > 0 or least > budget:
         raise ConfigError(
@@ -128,14 +152,18 @@ def noise_multiplier_for(budget: float, delta: float, sample_rate: float, steps:
     # Enough for steps that draw everybody is enough for steps that draw some.
     enough = get_sigma_gaussian(budget, delta) * math.sqrt(steps)
     sigma = enough if sample_rate == 1 else _search(budget, delta, sample_rate, steps, enough)
-    return math.ceil(max(sigma, SMALLEST_NOISE_MULTIPLIER) * 1e4 - 1e-9) / 1e4
+    found = math.ceil(max(sigma, SMALLEST_NOISE_MULTIPLIER) * 1e4 - 1e-9) / 1e4
+    while epsilon([gaussian_steps(found, sample_rate, steps)], delta) > budget:  # near 1e-12 the grid is not monotone
+        found = math.ceil(found * 1.0005e4) / 1e4
+    return found
 
 
-def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float:
+def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
     """The least mu whose Gaussian mechanism reveals at least as much as `spent`, at every probability above `delta`.
 
     Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier; elsewhere it is the largest mu over PLD's
-    privacy curve and never the central limit. 0 for nothing, infinite where something had no noise.
+    privacy curve and never the central limit. 0 for nothing, infinite where something had no noise, None where there is
+    Skellam noise: a Rényi bound says too little of likely events.
 
     Args:
         spent: what was released.
@@ -146,16 +174,30 @@ def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float:
         return math.inf if composition else 0.0
     if (sigma := _as_one_gaussian(composition)) is not None:
         return 1 / sigma
+    if renyi.has_skellam(composition):
+        return None
     losses = np.linspace(0, _pld_epsilon(composition, delta), 32)
     deltas = _accountant(composition).get_delta(losses)
     return float(max(1 / get_sigma_gaussian(loss, chance) for loss, chance in zip(losses, deltas, strict=True)))
 
 
-def in_words(mu: float, prior: float = 0.01) -> str:
-    """What mu means to a patient: Phi(Phi^-1(prior) + mu), the best that an adversary can make of a guess."""
+def in_words(mu: float | None, prior: float = 0.01, *, loss: float = math.inf, delta: float = 0.0) -> str:
+    """What a guarantee means to a patient: the best that an adversary can make of a guess.
+
+    Args:
+        mu: of Gaussian differential privacy; None where only epsilon is known.
+        prior: how often the guess is right without the training.
+        loss: epsilon, used without mu.
+        delta: of that epsilon.
+    """
+    if mu is None:
+        # Whoever accepts with probability prior where the patient is absent, and 1 - the same with exchanged places.
+        best = min(prior * math.exp(min(loss, 700.0)) + delta, 1 - math.exp(-loss) * (1 - prior - delta), 1.0)
+    else:
+        best = float(norm.cdf(norm.ppf(prior) + mu))
     return (
         f"an adversary whose guess about one patient is right {prior:.0%} of the time without this training is right "
-        f"at most {norm.cdf(norm.ppf(prior) + mu):.1%} of the time with it, whatever else they know"
+        f"at most {best:.1%} of the time with it, whatever else they know"
     )
 
 
@@ -199,8 +241,9 @@ def _as_one_gaussian(composition: Composition) -> float | None:
 
 
 def _accountant(composition: Composition) -> PLDAccountant:
-    rate = min(getattr(event, "sampling_probability", 1.0) for event, _ in composition)
-    accountant = _fresh(rate)
+    accountant = _fresh(
+        min(rate / multiplier for event, _ in composition for multiplier, rate in [_gaussian(event) or (1, 1)])
+    )
     for event, count in composition:
         if not accountant.supports(event):
             raise PrivacyError(f"no accountant here knows a release such as {event}; claim nothing")
@@ -208,9 +251,9 @@ def _accountant(composition: Composition) -> PLDAccountant:
     return accountant
 
 
-def _fresh(sample_rate: float) -> PLDAccountant:
-    """Any grid gives a bound; rare draws lose little per step and need a fine one to keep it within 1 %."""
-    return PLDAccountant(value_discretization_interval=min(max(sample_rate / 125, 1e-4), 1e-3))
+def _fresh(typical_loss: float) -> PLDAccountant:
+    """Any grid gives a bound; where a step's typical loss, rate / multiplier, is small, a fine one keeps it close."""
+    return PLDAccountant(value_discretization_interval=min(max(typical_loss / 12.5, 1e-4), 1e-3))
 
 
 @lru_cache(maxsize=256)
@@ -218,6 +261,22 @@ def _pld_epsilon(composition: Composition, delta: float) -> float:
     if (sigma := _as_one_gaussian(composition)) is not None:
         return float(get_epsilon_gaussian(sigma, delta))
     return float(_accountant(composition).get_epsilon(delta))
+
+
+def _first_epsilon(composition: Composition, delta: float) -> float:
+    if not renyi.has_skellam(composition):
+        return _pld_epsilon(composition, delta)
+    together = tuple((event, count) for event, count in composition if renyi.known(event))
+    others = tuple((event, count) for event, count in composition if not renyi.known(event))
+    if not others:
+        return renyi.epsilon(together, delta)
+    return renyi.epsilon(together, delta / 2) + _pld_epsilon(others, delta / 2)  # no accountant knows both
+
+
+def _second_epsilon(composition: Composition, delta: float) -> float | None:
+    if not renyi.has_skellam(composition):
+        return _prv_epsilon(composition, delta)
+    return renyi.second_opinion(composition, delta) if all(renyi.known(event) for event, _ in composition) else None
 
 
 def _prv_epsilon(composition: Composition, delta: float) -> float | None:
@@ -231,7 +290,8 @@ def _prv_epsilon(composition: Composition, delta: float) -> float | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and the range of RDP orders of its first guess
         rough = float(accountant.get_epsilon(delta))
-        return float(accountant.get_epsilon(delta, eps_error=min(0.01, max(rough / 500, 1e-4))))
+        # Its estimate of next to nothing may be negative.
+        return max(0.0, float(accountant.get_epsilon(delta, eps_error=min(0.01, max(rough / 500, 1e-4)))))
 
 
 def _search(budget: float, delta: float, sample_rate: float, steps: int, enough: float) -> float:
@@ -242,7 +302,7 @@ def _search(budget: float, delta: float, sample_rate: float, steps: int, enough:
         low /= 2
     return float(
         calibrate_dp_mechanism(
-            lambda: _fresh(sample_rate),
+            lambda: _fresh(sample_rate / (2 * low)),
             lambda sigma: gaussian_steps(sigma, sample_rate, steps),
             budget,
             delta,

@@ -12,11 +12,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from fedseg import palette
-from fedseg.errors import ConfigError
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.mechanisms.table import no_claim, trust_in
 from fedseg.privacy.delta import delta_text
@@ -25,8 +23,8 @@ from fedseg.records import Interval
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
+from fedseg.report.page import save, template
 from fedseg.report.pictures import pictures
-from secagg.writing import write_whole
 
 __all__ = ["PRIVATE", "epsilons_in", "pages", "write_report"]
 
@@ -55,7 +53,7 @@ def write_report(run: Path) -> Path:
     if run / PRIVATE not in written:
         (run / PRIVATE).unlink(missing_ok=True)
     for target, html in written.items():
-        _write(target, html)
+        save(target, html)
     return run / "report.html"
 
 
@@ -77,35 +75,21 @@ def epsilons_in(html: str) -> list[str]:
     return re.findall(r"(?:ε|epsilon)[\s\u00a0]*=?[\s\u00a0]*(\d[\d.]*)", html)
 
 
-def _write(target: Path, html: str) -> None:
-    try:
-        write_whole(target, html)
-    except OSError as error:
-        raise ConfigError(
-            f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
-        ) from error
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        size=_size, duration=_duration, number=_number, epsilon=claims.epsilon_text, delta=delta_text
-    )
-    return environment.get_template("template.html")
-
-
 def _render(run: Run, *, with_patients: bool = False) -> str:
     hidden = claims.pictures_of_patients(run)
     shown = run.examples if with_patients or not hidden else ()
     zoomed = _zoomed_round(run)
     ends = ended(run)
-    return _template().render(
+    page = template(
+        Path(__file__).parent,
+        "template.html",
+        size=_size,
+        duration=_duration,
+        number=_number,
+        epsilon=claims.epsilon_text,
+        delta=delta_text,
+    )
+    return page.render(
         run=run,
         study=run.study,
         metrics=run.metrics,

@@ -95,7 +95,8 @@ class Round:
         for site in dropped:
             self.facts.silent(site, SHARE_REPORT)
         self.facts.took("round")
-        return self.facts.ended(included, dropped, head, clip_rate={self.me: self.session.clip_rate})
+        clip_rate = {self.me: self.session.clip_rate} if self.session.clip_rates else {}
+        return self.facts.ended(included, dropped, head, clip_rate=clip_rate)
 
     def close(self) -> None:
         """End training and wipe the session's secrets."""

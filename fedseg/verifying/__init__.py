@@ -18,7 +18,7 @@ from fedseg.verifying.models import t16_next_model
 from fedseg.verifying.rounds import r01_study, r02_policy, r03_transcripts, r04_log
 from secagg.errors import SecAggError
 
-__all__ = ["CHECKS", "WHAT", "verify_run"]
+__all__ = ["CHECKS", "WHAT", "examined", "verify_run"]
 
 Check: TypeAlias = Callable[[Material], Iterator[Finding]]
 
@@ -68,7 +68,11 @@ def verify_run(paths: Iterable[Path], roster: Path | None = None) -> Evidence:
     Raises:
         ConfigError: a folder is none of these, or what it begins with cannot be read.
     """
-    given = gather(paths, roster)
+    return examined(gather(paths, roster))
+
+
+def examined(given: Material) -> Evidence:
+    """What every check finds in this material, which has a run in it."""
     findings = [finding for check in CHECKS for finding in _looked(check, given)]
     return Evidence(WHAT, tuple(findings), given.inputs())
 

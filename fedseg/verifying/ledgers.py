@@ -16,12 +16,14 @@ from fedseg.budget.plan import round_entry
 from fedseg.errors import FedSegError, PrivacyError
 from fedseg.events import EpsilonSpent
 from fedseg.evidence import HELD, NOT_APPLICABLE, NOT_CHECKED, VIOLATED, Finding
-from fedseg.ledger import Entry, released
+from fedseg.ledger import Entry, distinct, released
+from fedseg.ledger.witness import KEPT
 from fedseg.models import load_model
 from fedseg.privacy.accounting import cross_check, epsilon
 from fedseg.privacy.delta import delta_text
 from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Charged, Material, Run, marks_of
+from fedseg.verifying.models import reached_in
 from secagg.errors import ConfigError, SecAggError
 from secagg.policy import session_id
 from secagg.store import Marks
@@ -115,8 +117,8 @@ def _foreign(given: Material, ledger: Charged) -> str:
 
 def _told(given: Material, ledger: Charged) -> str:
     """What a ledger comes to. PrivacyError where two accountants disagree."""
-    delta, entries = given.study.privacy.delta, list(ledger.entries.values())
-    chain = f"{len(entries)} entries, chain intact"
+    delta, entries = given.study.privacy.delta, distinct(ledger.entries.values())
+    chain = f"{len(ledger.lines)} entries, chain intact"
     if delta is None or not given.study.trust.claims_epsilon:
         return chain
     pld, prv = _both(tuple(released(entries, unseeded=given.study.study.seed is not None)), delta)
@@ -170,7 +172,7 @@ def curve_of(given: Material, ledger: Charged) -> dict[int, float]:
     for entry in ledger.entries.values():
         entries.append(entry)
         if entry.training_run == given.run_name and entry.series == "training" and delta is not None:
-            curve[entry.round_number] = epsilon(released(entries, unseeded=unseeded), delta)
+            curve[entry.round_number] = epsilon(released(distinct(entries), unseeded=unseeded), delta)
     return curve
 
 
@@ -187,7 +189,12 @@ def r05_marks(given: Material) -> Iterator[Finding]:
                     said = "no marks lie beside it: whether it was cut off or written anew does not show"
                     yield Finding("R-05", NOT_CHECKED, str(ledger), said)
                     continue
-                wrong = [*_unknown(ledger, marks), *_other_heads(given, marks), *_other_model(given, ledger)]
+                wrong = [
+                    *_cut(ledger, marks),
+                    *_unknown(ledger, marks),
+                    *_other_heads(given, marks),
+                    *_other_model(given, ledger),
+                ]
         except (FedSegError, SecAggError) as error:
             yield Finding("R-05", VIOLATED, str(ledger), str(error))
             continue
@@ -196,6 +203,16 @@ def r05_marks(given: Material) -> Iterator[Finding]:
         else:
             told = f"the marks beside it know {len(ledger.entries)} entries, and the heads of the log"
             yield Finding("R-05", HELD, str(ledger), told, len(ledger.entries))
+
+
+def _cut(ledger: Charged, marks: Marks) -> Iterator[str]:
+    """How far the ledger had come by the marks: they are told after each entry, and hold the id of the last."""
+    known = marks.kept(KEPT)
+    if known is None:
+        return
+    ids, count = [line.event_id for line in ledger.lines], int(known["count"])
+    if count > len(ids) or (count and ids[count - 1] != known["event_id"]):
+        yield f"the marks know of {count} entries, the last {known['event_id'][:16]}, and the ledger has {len(ids)}"
 
 
 def _unknown(ledger: Charged, marks: Marks) -> Iterator[str]:
@@ -218,14 +235,22 @@ def _other_heads(given: Material, marks: Marks) -> Iterator[str]:
 
 
 def _other_model(given: Material, ledger: Charged) -> Iterator[str]:
-    """The model that the site itself computed after the last round that it saw to its end, against the last one."""
+    """The state that the site itself computed after the last round that it saw to its end, against the last one.
+
+    What an optimiser remembers is in no file: then it takes the transcripts.
+    """
     kept = _kept(ledger.path.parent / NEXT_MODELS)
     for name, (head, expected) in kept.items():
         for run in given.runs:
             last = run.ended[max(run.ended)].head if run.ended else ""
             if name.endswith(f"/{given.run_name}") and head == last and run.model.is_file():
-                found = model_hash(flatten(load_model(run.model, run.study))).hex()
-                if found != expected:
+                vector = flatten(load_model(run.model, run.study))
+                if given.study.kept(len(vector)):
+                    reached = reached_in(given)
+                    if reached.round != max(run.ended):
+                        continue
+                    vector = reached.state
+                if model_hash(vector).hex() != expected:
                     yield f"the site computed another last model than {run.path.name} holds"
 
 

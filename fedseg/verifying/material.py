@@ -197,20 +197,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def gather(paths: Iterable[Path], roster: Path | None) -> Material:
+def gather(paths: Iterable[Path], roster: Path | None, *, runs: bool = True) -> Material:
     """Tell what lies in each of these folders and files.
 
     Args:
-        paths: run folders, state folders and ledgers, at least one run folder among them.
+        paths: run folders, state folders and ledgers.
         roster: the reader's own federation.toml.
+        runs: whether there has to be a run folder among them.
 
     Raises:
         ConfigError: one is none of these, or cannot be read as what it is; or they are of several studies.
     """
-    runs, ledgers = list[Run](), list[Charged]()
+    folders, ledgers = list[Run](), list[Charged]()
     for path in paths:
         if (path / "study.toml").is_file():
-            runs.append(read_run(path))
+            folders.append(read_run(path))
             ledgers += map(Charged.read, sorted((path / LEDGERS).glob("*.jsonl")))
         elif (path / FILE).is_file():
             ledgers.append(Charged.read(path / FILE))
@@ -218,10 +219,10 @@ def gather(paths: Iterable[Path], roster: Path | None) -> Material:
             ledgers.append(Charged.read(path))
         else:
             raise ConfigError(f"{path}: neither a run folder, nor a site's state folder, nor a ledger")
-    if not runs:
+    if runs and not folders:
         raise ConfigError("no run folder was given; name one that `fedseg simulate`, `coordinator` or `site` wrote")
     federation = read_federation(roster) if roster is not None else None
-    return Material(tuple(runs), tuple(ledgers), federation, _run_name(runs, ledgers, federation))
+    return Material(tuple(folders), tuple(ledgers), federation, _run_name(folders, ledgers, federation))
 
 
 def _run_name(runs: list[Run], ledgers: list[Charged], federation: Federation | None) -> str:
@@ -229,7 +230,7 @@ def _run_name(runs: list[Run], ledgers: list[Charged], federation: Federation | 
     if federation is not None:
         return federation.training_run
     named = {context_of(path).training_run for run in runs for path in run.transcripts}
-    if not named:
+    if not named and runs:
         study = runs[0].study.hash().hex()
         entries = [entry for ledger in ledgers for entry in ledger.entries.values()]
         named = {entry.training_run for entry in entries if entry.study_hash == study}

@@ -1,6 +1,7 @@
 """T-16: every model of the run is the one before it and the published sum, and the last one is the file that is there.
 
-Nobody keeps the models in between: they are made again from the start of the study on, in one pass over the sums.
+Nobody keeps the models in between: they are made again from the start of the study on, in one pass over the sums, and
+with them what an optimiser remembers.
 """
 
 from collections.abc import Iterator
@@ -22,55 +23,54 @@ from secagg.quantize import dequantize
 
 
 class Reached(NamedTuple):
-    """How far the sums lead: the last round, its state, and what ended it early."""
+    """How far the sums lead: the last round, the state after it, and what ended it early.
+
+    A state is d weights, and behind them what the mechanism's optimiser keeps.
+    """
 
     round: int
-    vector: NDArray[np.float32]
-    state: State
+    state: NDArray[np.float32]
+    outcome: State
     why: str
 
 
 def t16_next_model(given: Material) -> Iterator[Finding]:
     """T-16: from the start to the last model, bit for bit."""
-    if not given.rounds:
-        why = "a plain sum leaves none" if given.runs[0].plain else "none with a sum was kept here"
-        yield Finding("T-16", NOT_CHECKED, "models", f"no transcripts: {why}, so no model was made again")
-        return
-    try:
-        model = starting_model(given.study)
-        start = opened(model, given.study.kept(len(flatten(model))))
-    except ConfigError as error:
-        yield Finding("T-16", NOT_CHECKED, "models", f"the start of the study is not here: {error}")
-        return
-    reached = _reached(given, start)
+    reached = reached_in(given)
     if reached.round:
         told = f"made again from the start over {reached.round} rounds, as each round's transcript names it"
         yield Finding("T-16", HELD, "models", told, reached.round)
-    if reached.state != HELD:
-        yield Finding("T-16", reached.state, "models", reached.why)
+    if reached.outcome != HELD:
+        yield Finding("T-16", reached.outcome, "models", reached.why)
         return
     for run in given.runs:
         yield _last(run, reached)
 
 
-def _reached(given: Material, vector: NDArray[np.float32]) -> Reached:
-    """Add sum after sum, for as long as each round began from the model that the last one led to."""
-    head, last = GENESIS, 0
+def reached_in(given: Material) -> Reached:
+    """Add sum after sum to the start, for as long as each round began from the state that the last one led to."""
+    nothing = np.empty(0, np.float32)
+    if not given.rounds:
+        why = "a plain sum leaves none" if given.runs[0].plain else "none with a sum was kept here"
+        return Reached(0, nothing, NOT_CHECKED, f"no transcripts: {why}, so no model was made again")
+    try:
+        model = starting_model(given.study)
+    except ConfigError as error:
+        return Reached(0, nothing, NOT_CHECKED, f"the start of the study is not here: {error}")
+    state, head, last = opened(model, given.study.kept(len(flatten(model)))), GENESIS, 0
     for number, (path, told) in given.rounds.items():
         if told.context.previous_head != head:
             said = f"transcripts are missing between rounds {last} and {number}: models after them were not made again"
-            return Reached(last, vector, NOT_CHECKED, said)
-        if told.context.model_hash != model_hash(vector):
+            return Reached(last, state, NOT_CHECKED, said)
+        if told.context.model_hash != model_hash(state):
             if not last and not _same_everywhere(given.study):
                 said = "the public start was trained here, and may have been rounded otherwise elsewhere"
-                return Reached(last, vector, NOT_CHECKED, said)
+                return Reached(last, state, NOT_CHECKED, said)
             what = f"the model after round {last}" if last else "the start of the study"
-            said = f"{path.name}: round {number} did not begin from {what}"
-            return Reached(last, vector, VIOLATED, said)
-        total = dequantize(told.total, given.policy)
-        vector = given.study.following(vector, total, told.included, given.policy)
+            return Reached(last, state, VIOLATED, f"{path.name}: round {number} did not begin from {what}")
+        state = given.study.following(state, dequantize(told.total, given.policy), told.included, given.policy)
         head, last = told.receipt.head, number
-    return Reached(last, vector, HELD, "")
+    return Reached(last, state, HELD, "")
 
 
 def _same_everywhere(study: Study) -> bool:
@@ -93,10 +93,10 @@ def _last(run: Run, reached: Reached) -> Finding:
     if last < reached.round:
         said = f"broke off after round {last}: its model is not the last one"
         return Finding("T-16", NOT_CHECKED, str(run), said)
-    reached_weights = reached.vector[: len(vector)]  # behind them is what an optimiser keeps
-    if vector.tobytes() == reached_weights.tobytes():
+    made = reached.state[: len(vector)]
+    if vector.tobytes() == made.tobytes():
         told = f"{run.model.name} is the model after round {last}, bit for bit"
         return Finding("T-16", HELD, str(run), told, len(vector))
-    differing = int(np.count_nonzero(vector.view(np.uint32) != reached_weights.view(np.uint32)))
+    differing = int(np.count_nonzero(vector.view(np.uint32) != made.view(np.uint32)))
     said = f"{differing} of {len(vector)} values of {run.model.name} are not those of the last model plus the last sum"
     return Finding("T-16", VIOLATED, str(run), said, len(vector))

@@ -4,6 +4,7 @@ The bytes are counted on messages of the right shape, the seconds estimated from
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,9 @@ from secagg import wire
 from secagg.cli.cost import Cost
 from secagg.cli.terminal import app, sentences
 from secagg.encoding import HASH_BYTES
+from secagg.files import load_policy
 from secagg.keys import MLKEM_PUBLIC_BYTES, envelope_length
+from secagg.layout import Kind
 from secagg.masking import PAIR_PLAINTEXT_BYTES, SHARES_PLAINTEXT_BYTES
 from secagg.merkle import tree
 from secagg.messages import (
@@ -51,33 +54,39 @@ Suites = Annotated[Suite, typer.Option(help="Post-quantum hybrid or classic.")]
 
 @app.command()
 def policy(
-    clients: Clients,
+    clients: Annotated[int, typer.Option(help="n, the pinned cohort. Needed without --file.")] = 0,
     max_corrupt: Corrupt = 1,
     min_survivors: Annotated[int, typer.Option(help="Inputs in a sum at least; 0: the smallest safe number.")] = 0,
     length: Length = 100_000,
-    bits: Annotated[int, typer.Option(help="Width of the modulus.")] = 32,
+    bits: Annotated[int, typer.Option(help="Width of the modulus; 0: what the sum needs.")] = 0,
     value_bits: Annotated[int, typer.Option(help="Width of one quantised value.")] = 16,
     suite: Suites = Suite.MLKEM768_X25519,
+    file: Annotated[
+        Path | None, typer.Option(help="A policy file: its fields are explained, other options do not count.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain a policy: who must collude, what it costs."""
     with sentences():
-        chosen = Policy(
-            project="explained",
-            clients=clients,
-            length=length,
-            clip_range=1.0,
-            max_corrupt=max_corrupt,
-            min_survivors=min_survivors,
-            suite=suite,
-            bits=bits,
-            value_bits=value_bits,
-        )
+        if file is not None:
+            chosen = load_policy(file)
+        else:
+            chosen = Policy(
+                project="explained",
+                clients=clients,
+                length=length,
+                clip_range=1.0,
+                max_corrupt=max_corrupt,
+                min_survivors=min_survivors,
+                suite=suite,
+                bits=bits,
+                value_bits=value_bits,
+            )
         rows = dict((*explanation(chosen), *seconds(chosen)))
         if as_json:
             say_json(rows)
             return
-        table = Table(title=f"{clients} clients, {suite.value}", show_header=False)
+        table = Table(title=f"{chosen.clients} clients, {chosen.suite.value}", show_header=False)
         for what, value in rows.items():
             table.add_row(what, value)
         out.print(table)
@@ -94,8 +103,27 @@ def explanation(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "A sum holds", f"at least {survivors} inputs, of which at least {survivors - policy.max_corrupt} are honest"
     yield "Dropouts survived", f"{n - survivors}"
     yield "Bits", f"{policy.bits} on the wire; {policy.bits_needed} are needed, so that no sum of {n} inputs wraps"
+    if policy.layout is not None:
+        yield from fields(policy)
     yield "Bytes per client up", f"{up:,} and the masked vector of {vector:,}"
     yield "Bytes per client down", f"{down:,} and the sum of {vector:,}"
+
+
+def fields(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Rows with what each field of a layout holds, and how many bits a sum of it needs."""
+    for name, field in policy.fields.items():
+        match field.kind:
+            case Kind.FLOAT:
+                weighed = f", weighted by up to {policy.largest_weight:g}" if policy.largest_weight != 1 else ""
+                step = field.step(policy.largest_weight)
+                what = f"floats within {field.number:g}{weighed}, each client right to {step:.2g}"
+            case Kind.COUNT:
+                what = f"counts of 0 to {field.number:.0f}, exact"
+            case Kind.WEIGHT:
+                what = f"private weight of 0 to {field.number:g}, right to {field.step():.2g}; half of it loses one bit"
+            case Kind.INTEGER:
+                what = f"integers as they are, each worth {field.number:g}"
+        yield f"Field {name}", f"{field.size:,} {what}; {field.bits_needed(policy.clients)} bits"
 
 
 def seconds(policy: Policy) -> Iterator[tuple[str, str]]:

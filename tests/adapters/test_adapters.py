@@ -70,6 +70,14 @@ def test_a_deployment_of_flower_with_a_supernode_killed_while_it_trains():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("--private",), ("--drop",), ("--poc", "--private", "--drop")], ids=" ".join)
+def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_killed(arguments):
+    told = run("nvflare", "nvflare_job.py", *arguments)
+    assert np.allclose(told["weight"], told["plain"], atol=STEP)
+    assert told["batches"] == 6
+
+
+@pytest.mark.slow
 def test_masks_from_a_cluster_are_the_same():
     told = run("ray", "ray_masks.py")
     assert told["equal"]

@@ -268,7 +268,7 @@ def test_explain_tells_the_whole_promise_before_training(study):
     assert len(guarantee.curve) == 3
     assert list(guarantee.curve) == sorted(guarantee.curve)
     assert guarantee.curve[-1] == guarantee.epsilon <= plan.budget == 2
-    assert guarantee.epsilon_prv == pytest.approx(guarantee.epsilon, rel=0.01)
+    assert guarantee.epsilon_second == pytest.approx(guarantee.epsilon, rel=0.01)
     assert plan.noise_multiplier == noise_multiplier(study)
     assert (plan.unit, plan.neighbouring, plan.delta, plan.steps) == ("patient", "add or remove one patient", 1e-3, 6)
     assert [(site.site, site.patients, site.expected_draw) for site in told.sites] == [

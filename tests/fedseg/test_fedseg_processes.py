@@ -48,6 +48,24 @@ def test_a_site_killed_before_its_masked_input_is_out_and_one_killed_after_is_in
     assert not _children_of(tmp_path)
 
 
+@pytest.mark.slow
+def test_steps_with_the_noise_in_the_sum_are_exact_without_a_site_that_was_killed(tmp_path):
+    study = tiny_study(sites=4, rounds=3, seed=None, patients=6, mechanism="distributed")
+    study = study.replace(run={"evaluate_every": 3}, report={"share_metrics": True})
+    events: list[dict] = []
+    demo = Demo(tmp_path, study, lambda event: events.append(event.model_dump()), {(2, "site-b"): "ShareReport"})
+    run = demo.run()
+    ends = [event for event in events if event["kind"] == "end_round"]
+    assert [event["exact"] for event in ends] == [True] * 3
+    assert "site-b" not in ends[1]["included"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["privacy"]["epsilon"] == pytest.approx(8.0, abs=0.05)
+    html = write_report(run).read_text()
+    assert "at most 1 of the sites may side with the coordinator" in html
+    assert "nobody is trusted" not in html
+    assert not _children_of(tmp_path)
+
+
 def test_interrupting_the_demo_ends_all_its_children(tmp_path):
     study = tmp_path / "study.toml"
     study.write_text(tiny_study(sites=3, rounds=50, seed=None).toml(), encoding="utf-8")

@@ -11,6 +11,8 @@ import pytest
 from fedseg import verifying
 from fedseg.data.loading import load_cohort
 from fedseg.ledger import Ledger, verify
+from fedseg.ledger.witness import KEPT
+from fedseg.mechanisms import distributed
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
@@ -322,6 +324,18 @@ def test_a_ledger_written_anew_without_what_was_spent_before_is_found_by_the_mar
     assert not look(one, folder, run).violations
 
 
+def test_an_end_that_was_cut_off_is_found_by_the_marks_where_no_round_of_this_run_is_missing(given, state, monkeypatch):
+    one, (folder, run) = given[0], state
+    ids = list(verify(folder / "ledger.jsonl"))
+    with SqliteStore.existing(folder / "marks.sqlite") as store, store.transaction() as marks:
+        marks.keep(KEPT, {"count": len(ids) + 1, "event_id": "5f" * 32})  # of a later study
+    evidence = look(one, folder, run)
+    assert violated(evidence) == {"R-05"}
+    assert "the marks know of 3 entries, the last 5f5f5f5f5f5f5f5f, and the ledger has 2" in str(evidence.violations[0])
+    monkeypatch.delitem(verifying.CHECKS, "R-05")
+    assert not look(one, folder, run).violations
+
+
 def test_a_ledger_signed_by_somebody_else_is_found(given, state):
     one, (folder, run) = given[0], state
     entries = Ledger(folder / "ledger.jsonl").entries()
@@ -399,3 +413,18 @@ def test_machines_get_everything_and_a_folder_of_something_else_is_no_run(given,
     assert code == 3
     assert err.startswith("fedseg: ")
     assert "neither a run folder" in err
+
+
+# --- Mechanism "distributed" ------------------------------------------------------------------------------------------
+
+
+def test_the_optimisers_memory_is_made_again_and_noise_shares_are_those_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "DEVIATION", 1 << 8)  # a table of noise that is made at once
+    study = tiny_study(mechanism="distributed", seed=None)
+    with RunFolder.create(tmp_path, study) as folder:
+        run = simulate(folder, load_cohort(None, study), Options(transcripts=True, command="fedseg simulate"))
+    evidence = look(run)
+    assert not evidence.violations, list(map(str, evidence.violations))
+    assert [evidence.state(check) for check in ("T-15", "T-16", "T-17", "R-03")] == ["held"] * 4
+    rewrite_ledger(run / "ledger" / "site-a.jsonl", lambda e: e.model_copy(update={"shares": e.shares + 1}))
+    assert "T-15" in violated(look(run))

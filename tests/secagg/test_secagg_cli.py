@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 import re
 import stat
 import tempfile
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from secagg import ConfigError, Policy, ServerSession, SigningKey, Suite, accept_exposure, wire
+import secagg
+from secagg import ConfigError, Field, Layout, Policy, ServerSession, SigningKey, Suite, accept_exposure, wire
 from secagg.cli import app
 from secagg.cli.cost import Cost
 from secagg.cli.policy import explanation, traffic
@@ -300,6 +302,68 @@ def test_a_policy_file_makes_the_same_policy_to_the_last_bit(data):
 def test_a_policy_file_holds_every_field_of_a_policy():
     written_fields = tomllib.loads(policy_text(Cohort(5, weights={"site-a": 2.0}).policy))["policy"]
     assert written_fields.keys() == {field.name for field in dataclasses.fields(Policy)} - {"layout"}
+
+
+def test_a_policy_with_fields_travels_and_is_explained(tmp_path):
+    layout = Layout.weighted_mean(
+        {
+            "a.b": Field.floats((2, 3), clip_range=0.1 + 0.2, value_bits=20),
+            "in": {"n": Field.counts(largest=10**6), "x": Field.integers(4, bits=20, step=0.1)},
+        },
+        largest_weight=300,
+    )
+    policy = Policy(project="p", clients=5, layout=layout)
+    for back in (
+        Policy.from_toml(policy.to_toml()),
+        Policy.from_json(policy.to_json()),
+        pickle.loads(pickle.dumps(policy)),
+    ):
+        assert (back, back.hash()) == (policy, policy.hash())
+        assert back.layout == layout
+        assert list(back.layout) == ["weight", "a.b", "in/n", "in/x"]
+    (tmp_path / "policy.toml").write_text(policy.to_toml())
+    rows = json.loads(run("policy", "--file", str(tmp_path / "policy.toml"), "--json"))
+    assert rows["Field a.b"].startswith("6 floats within 0.3, weighted by up to 300, each client right to 0.00017;")
+    assert rows["Field in/n"] == "1 counts of 0 to 1000000, exact; 24 bits"
+    assert rows["Field in/x"] == "4 integers as they are, each worth 0.1; 20 bits"
+    assert rows["Field weight"].endswith("18 bits")
+    assert rows["Bits"].startswith("24 on the wire; 24 are needed")
+
+
+def test_bits_are_what_is_needed_unless_said():
+    assert json.loads(run("policy", "--clients", "10", "--json"))["Bits"].startswith("20 on the wire; 20 are needed")
+    told = json.loads(run("policy", "--clients", "10", "--bits", "32", "--json"))["Bits"]
+    assert told.startswith("32 on the wire; 20 are needed")
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ('kind = "float"', "the layout's 'x': a field of kind 'float' has nothing; it takes shape, clip_range and"),
+        ('kind = "flat"', "the layout's 'x': kind = 'flat': use 'float', 'count', 'weight', 'integer'"),
+        ('kind = "count"\nshape = [3]\nlargest = 2.5', "the layout's 'x': largest = 2.5: give a whole number"),
+        ('kind = "float"\nshape = 3\nclip_range = -1.0', "the layout's 'x': clip_range = -1.0: must be a positive"),
+    ],
+)
+def test_a_doubtful_field_in_a_policy_file_is_named(tmp_path, field, says):
+    path = tmp_path / "policy.toml"
+    path.write_text(f'[policy]\nproject = "p"\nclients = 5\n[[policy.layout]]\nname = "x"\n{field}\n')
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_policy(path)
+
+
+def test_the_key_that_keygen_writes_is_read_by_an_importer(tmp_path):
+    run("keygen", "site-a", "--folder", str(tmp_path))
+    run("keygen", "site-b", "--folder", str(tmp_path))
+    run(
+        "roster",
+        *(str(tmp_path / name) for name in ("site-a.pub", "site-b.pub")),
+        "--out",
+        str(tmp_path / "roster.toml"),
+    )
+    name, key = secagg.load_key(str(tmp_path / "site-a.signing"))
+    pinned = secagg.load_roster(tmp_path / "roster.toml")
+    assert (name, pinned["site-a"]) == ("site-a", key.verify_key)
 
 
 MINIMAL = '[policy]\nproject = "p"\nclients = 5\nlength = 9\nclip_range = 1\n'

@@ -4,6 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import secagg
+from secagg.prg import Stream
+from secagg.quantize import quantize
+from tests.support.typing_errors import complaints
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "grpc", "asyncio", "monai", "typer", "rich", "sqlite3", "ssl", "socket")
@@ -110,6 +118,56 @@ def test_the_lines_of_the_howto_run_as_written():
     code = "\n".join(blocks(ROOT / "docs/howto/embed.md"))
     assert "ClientDriver" in code
     run_alone(code, ("torch", "grpc", "asyncio"))
+
+
+README_NAMES = """
+from collections.abc import Callable
+from typing import Any, NamedTuple
+import numpy as np
+import secagg
+
+class Message(NamedTuple):
+    sender: str
+    data: bytes
+
+me: str
+mine: bytes
+run: str
+task: bytes
+pinned: secagg.PinnedRoster
+store: secagg.Store
+signing_key: secagg.SigningKey
+server_key: secagg.SigningKey
+book: secagg.RoundBook
+recv: Callable[[], bytes]
+now: Callable[[], float]
+send: Callable[..., None]
+poll: Callable[[float | None], Message | None]
+done: secagg.Completed | secagg.Failed | None = None
+outcome: secagg.Completed | secagg.Failed | None = None
+policy: secagg.Policy
+update: Any
+"""
+"""What an importer has before README's lines begin, with its types."""
+
+
+def test_the_importers_lines_are_clean_for_a_strict_type_checker(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (readme,) = (block for block in blocks(ROOT / "README.md") if "ClientDriver" in block)
+    (fields,) = (block for block in blocks(ROOT / "README.md") if "Layout" in block)
+    client, server = readme.split("\nserver = ")
+    for code in (client, f"server = {server}", fields):
+        assert complaints(README_NAMES + code, tmp_path) == ""
+    assert complaints("\n".join(blocks(ROOT / "docs/howto/embed.md")), tmp_path) == ""
+    assert "arg-type" in complaints("import secagg\nsecagg.Policy(project=3, clients=3)\n", tmp_path)
+
+
+def test_the_readmes_fields_give_a_policy_that_takes_its_update():
+    (shown,) = (block for block in blocks(ROOT / "README.md") if "Layout" in block)
+    names: dict[str, Any] = {"np": np, "secagg": secagg, "server_key": secagg.SigningKey.generate()}
+    exec(shown, names)
+    result = quantize(names["update"], names["policy"], "a", Stream())[0]
+    assert int(secagg.sums(result, names["policy"])["seen"]) == 12_345
 
 
 def test_the_readme_shows_the_importers_lines_and_nothing_else():

@@ -1,9 +1,11 @@
 """Fields of a vector: what goes in comes out, sums are sums, and no number is lost or changed without a word."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -20,12 +22,17 @@ from secagg import (
     ServerSession,
     SigningKey,
     means,
+    simulate,
     sums,
     unchecked_round,
 )
-from secagg.packing import dtype_for
+from secagg.masking import slot_values
+from secagg.packing import dtype_for, modulo
 from secagg.prg import Stream
 from secagg.quantize import Quantised, dequantize, quantize
+from secagg.transcript.checks import t14_range
+from secagg.transcript.vectors import Vectors
+from secagg.transcript.violation import ViolationError
 
 CLIENTS = "abcde"
 
@@ -40,6 +47,11 @@ def total_of(rules: Policy, updates) -> np.ndarray:
     for client, update in updates.items():
         total += quantize(update, rules, client, Stream())[0]
     return total & dtype_for(rules.bits).type(2**rules.bits - 1)
+
+
+def alike(update) -> dict[str, object]:
+    """The same update at every client."""
+    return {client: update for client in CLIENTS}  # noqa: C420 - it is not changed
 
 
 def round_of(rules: Policy, updates) -> tuple[ServerSession, dict[str, ClientSession]]:
@@ -126,6 +138,127 @@ class TestWrongNumbersThatWereFound:
         assert Layout({"x": Field.floats(1, clip_range=1.0)}).lost_bits(3) == 0
 
 
+class TestFields:
+    def test_a_state_dict_goes_in_and_comes_out(self):
+        """Of a torch model, with its integer buffer and a bfloat16 layer, without a copy of its own."""
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        model[0].weight.data = torch.full((2, 3), 0.03125)
+        state = model.state_dict() | {"half": torch.full((4,), -0.0625, dtype=torch.bfloat16)}
+        rules = policy(Layout.like(state, clip_range=1.5, largest=1000))
+        assert {name: field.kind.value for name, field in rules.fields.items()} == {
+            name: "count" if name == "1.num_batches_tracked" else "float" for name in state
+        }
+        played = simulate(alike(state), rules)
+        back = means(played.total, rules, played.included)
+        assert list(back) == list(state)
+        for name, tensor in state.items():
+            assert back[name].shape == tuple(tensor.shape)
+            np.testing.assert_allclose(
+                back[name], tensor.detach().float().numpy(), atol=rules.fields[name].step() + 1e-9
+            )
+
+    def test_an_example_with_whole_numbers_needs_their_largest(self):
+        with pytest.raises(ConfigError, match="'n' holds whole numbers: say with `largest`"):
+            Layout.like({"x": np.zeros(3), "n": np.zeros(3, int)}, clip_range=1.0)
+
+    def test_nested_mappings_are_the_names_with_slashes(self):
+        layout = Layout(
+            {"a": {"b": Field.counts(2, largest=9), "c": {"d": Field.counts(largest=9)}}, "e": Field.counts(largest=9)}
+        )
+        assert list(layout) == ["a/b", "a/c/d", "e"]
+        values = {"e": 3, "a": {"c": {"d": 2}, "b": [0, 1]}}
+        rules = policy(layout)
+        result = sums(total_of(rules, {"a": values, "b": {"e": 3, "a/b": [1, 1], "a/c/d": 0}}), rules)
+        assert result["a"]["b"].tolist() == [1, 2]
+        assert (int(result["a"]["c"]["d"]), int(result["e"])) == (2, 6)
+
+    @pytest.mark.parametrize(
+        ("values", "says"),
+        [
+            ({"e": 1}, "lacks the field 'a/b'"),
+            ({"e": 1, "a": {"b": 1}, "z": 1}, "has the field 'z', which the policy's layout does not know"),
+            ({"e": 1, "a": {"b": 1}, "a/b": 1}, "has the field 'a/b' twice"),
+            ({"e": 1, "a": {3: 1}}, "has the field name 3; a name is a text"),
+            (np.zeros(2), r"the policy has 2 fields: give a mapping with 'a/b', 'e'"),
+            ({"e": 0.5, "a": {"b": 1}}, "the field 'e' has values that are not whole numbers"),
+            ({"e": math.nan, "a": {"b": 1}}, "the field 'e' has values that are not whole numbers"),
+        ],
+    )
+    def test_another_set_of_fields_is_refused(self, values, says):
+        rules = policy(Layout({"a/b": Field.counts(largest=9), "e": Field.counts(largest=9)}))
+        with pytest.raises(ConfigError, match=says):
+            quantize(values, rules, "a", Stream())
+
+    @pytest.mark.parametrize(
+        ("fields", "says"),
+        [
+            (
+                {"a": Field.counts(largest=1), "a/b": Field.counts(largest=1)},
+                "the level of another",
+            ),
+            ({"ä": Field.counts(largest=1)}, "printable ASCII"),
+            ({'a"': Field.counts(largest=1)}, "printable ASCII"),
+            ({"": Field.counts(largest=1)}, "printable ASCII"),
+            ({"a": Field.weight(largest=1), "b": Field.weight(largest=1)}, "two weights"),
+        ],
+    )
+    def test_a_doubtful_layout_cannot_be_built(self, fields, says):
+        with pytest.raises(ConfigError, match=says):
+            Layout(fields)
+
+    def test_clip_rates_are_told_by_field_and_in_all(self):
+        layout = Layout(
+            {"a": Field.floats(4, clip_range=1.0), "n": Field.counts(largest=9), "b": Field.floats(4, clip_range=0.1)}
+        )
+        update = {"a": [0.5, 2.0, -3.0, 1.0], "b": [0.05, 0.2, 0.0, 0.1], "n": 9}
+        _, clients = round_of(policy(layout), alike(update))
+        assert all(client.clip_rates == {"a": 0.5, "b": 0.25} for client in clients.values())
+        assert all(client.clip_rate == 0.375 for client in clients.values())
+
+    def test_public_weights_multiply_floats_and_nothing_else(self):
+        layout = Layout({"x": Field.floats(1, clip_range=1.0, value_bits=20), "n": Field.counts(largest=1000)})
+        rules = policy(layout, weights=dict(zip(CLIENTS, [1.0, 2.0, 3.0, 4.0, 5.0], strict=True)))
+        server, _ = round_of(rules, alike({"x": [0.5], "n": 1000}))
+        result, mean = sums(server.result, rules), means(server.result, rules, server.included)
+        assert int(result["n"]) == 5000
+        assert result["x"][0] == pytest.approx(7.5, abs=5 * layout["x"].step(5))
+        assert mean["x"][0] == pytest.approx(0.5, abs=1e-4)
+        assert float(mean["n"]) == 1000
+        with pytest.raises(ConfigError, match="public weights and the layout has private ones"):
+            policy(Layout.weighted_mean(dict(layout), largest_weight=3), weights={"a": 2.0})
+
+    def test_whole_private_weights_are_exact_and_none_at_all_has_no_mean(self):
+        rules = policy(Layout.weighted_mean({"x": Field.floats(1, clip_range=1.0)}, largest_weight=32768))
+        total = total_of(rules, {"a": {"weight": 32767, "x": [1.0]}, "b": {"weight": 3, "x": [1.0]}})
+        assert float(sums(total, rules)["weight"]) == 32770
+        nothing = total_of(rules, alike({"weight": 0, "x": [1.0]}))
+        with pytest.raises(ConfigError, match="add up to nothing"):
+            means(nothing, rules, "ab")
+
+    def test_a_transcript_holds_each_field_to_its_own_range(self):
+        """T-14: a sum that one field could hold is too large for another."""
+        layout = Layout(
+            {"n": Field.counts(largest=10), "x": Field.floats(3, clip_range=1.0), "i": Field.integers(1, bits=30)}
+        )
+        rules = policy(layout)
+        assert rules.possible(layout["n"], CLIENTS) == (0, 50)
+        assert rules.possible(layout["x"], "abc") == (-3 * 2**15, 3 * 2**15)
+        assert rules.possible(layout["i"], "abc") == (-(2**29), 2**29 - 1)
+        vectors = Vectors(rules)
+        vectors._look_at(np.array([2**30 - 4, 7, 2**30 - 9, 8, 5], np.uint32), 0)
+        assert vectors.ranges == [(-4, 0), (-9, 8), (0, 5)]
+        vectors.slots = modulo(3 * slot_values(rules, bytes(32)), rules.bits).tolist()
+        told = SimpleNamespace(policy=rules, round_id=bytes(32), inputs="abc", vectors=vectors, result=None)
+        told.wrong = lambda check, record, sentence: ViolationError(check, sentence, 0)
+        for low, high, says in ((-1, 0, "field 'n'"), (0, 31, "field 'n'"), (0, 30, "")):
+            vectors.ranges[0] = low, high
+            if says:
+                with pytest.raises(ViolationError, match=f"of the {says} is larger than clipped inputs"):
+                    t14_range(told)
+            else:
+                assert t14_range(told) == rules.length + rules.slots
+
+
 class TestIntegers:
     def test_they_are_taken_as_they_are_and_of_either_sign(self):
         noised = {client: np.random.default_rng(i).integers(-(2**20), 2**20, 1000) for i, client in enumerate(CLIENTS)}
@@ -192,9 +325,11 @@ class TestProperties:
         layout = data.draw(layouts)
         rules = policy(layout)
         updates = {c: {name: data.draw(value_of(field)) for name, field in layout.items()} for c in "abcde"}
-        result = sums(total_of(rules, updates), rules)
+        total = total_of(rules, updates)
+        result, driven = sums(total, rules), sums(dequantize(total, rules), rules)
         for name, field in layout.items():
             expected = sum(update[name] for update in updates.values())
+            assert field.kind.value == "integer" or np.array_equal(driven[name], result[name])
             if field.kind.value == "float":
                 step = field.step()
                 np.testing.assert_allclose(result[name], expected, atol=5 * step * (1 + 1e-6), rtol=1e-12)

@@ -110,7 +110,7 @@ MISUSES = [
     (lambda: Field.floats("3", clip_range=1.0), "shape = '3': give a whole number or a tuple"),
     (lambda: Field.floats((0,), clip_range=1.0), "shape = (0,): a field has at least one value"),
     (lambda: Field.counts(3, largest=1.5), "largest = 1.5: give a whole number, not a float"),
-    (lambda: Field.counts(3, largest=0), "a count is at most 1 to 2^48"),
+    (lambda: Field.counts(3, largest=0), "the largest count is 1 to 2^45"),
 ]
 
 

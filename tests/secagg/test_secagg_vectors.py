@@ -708,6 +708,70 @@ def check_quantize(case: Json) -> None:
     assert rounded(case["update"], key, scale, clip, bits) == case["output"]
 
 
+def check_layout(case: Json) -> None:
+    table, key = case["policy"], bytes.fromhex(case["rounding_key"])
+    policy = Policy.from_table(table)
+    assert policy.hash().hex() == case["policy_hash"] == hash_of_layout(table).hex()
+    output, rate = quantize.quantize(case["update"], policy, "a", prg.Stream(key))
+    total = (output * output.dtype.type(3)) & output.dtype.type(2**policy.bits - 1)
+    assert (output.tolist(), rate) == (case["output"], case["clip_rate"])
+    assert quantize.dequantize(total, policy).tolist() == case["sum"]
+    integers, reals = layout_by_the_specification(table, case["update"], key)
+    assert integers == case["output"]
+    assert reals == pytest.approx(case["sum"], rel=1e-12)
+
+
+def hash_of_layout(table: Json) -> bytes:
+    """H(policy) of a table without a server key."""
+    size = sum(math.prod(field.get("shape", ())) for field in table["layout"])
+    numbers = [table["clients"], size, table["max_corrupt"], table["min_survivors"], table["bits"], 0]
+    weights = [[i, float(w).hex()] for i, w in sorted(table["weights"].items())]
+    layout = [
+        [
+            field["name"],
+            field["kind"],
+            field.get("shape", []),
+            float(field.get("clip_range") or field.get("largest") or field["step"]).hex(),
+            field.get("value_bits") or field.get("bits") or 0,
+        ]
+        for field in table["layout"]
+    ]
+    return H("policy", table["project"], numbers, (0.0).hex(), weights, b"", layout)
+
+
+def layout_by_the_specification(table: Json, update: Json, key: bytes) -> tuple[list[int], list[float]]:
+    """One client's integers, and the sum of three such clients."""
+    weights = table["weights"]
+    share = weights["a"] / max(weights.values()) if weights else 1.0
+    largest = max(weights.values()) if weights else 1.0
+    for field in table["layout"]:
+        if field["kind"] == "weight":
+            share, largest = update[field["name"]] / field["largest"], field["largest"]
+    drawn, integers, reals, total = words(key, 1000, 4), list[int](), list[float](), 0
+    for field in table["layout"]:
+        values, steps = np.ravel(update[field["name"]]).tolist(), 2 ** (field.get("value_bits", 1) - 1)
+        match field["kind"]:
+            case "float":
+                clip = field["clip_range"]
+                scale, worth = steps * share / clip, largest * clip / steps
+            case "weight":
+                worth = 2.0 ** math.ceil(math.log2(field["largest"])) / steps
+                scale, clip = 1 / worth, field["largest"]
+            case _:
+                scale, worth, clip = 0.0, field.get("step", 1.0), 0.0
+        found = values
+        if scale:
+            signed = [(word - (word >> 31 << 32)) | 1 for word in drawn[total : total + len(values)]]
+            total += len(values)
+            scaled = [
+                max(-clip, min(clip, v)) * (scale * 2.0**32) + word for v, word in zip(values, signed, strict=True)
+            ]
+            found = [round(value / 2.0**32) for value in scaled]
+        integers += [value % 2 ** table["bits"] for value in found]
+        reals += [3 * value * worth for value in found]
+    return integers, reals
+
+
 def check_pack(case: Json) -> None:
     bits, count = case["bits"], case["count"]
     values = [word % 2**bits for word in words(bytes.fromhex(case["values_keystream"]), count, 8)]

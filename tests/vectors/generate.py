@@ -20,6 +20,7 @@ from playing import SENDS, STEPS, Files, Json, Setting, drawn, randomness
 from secagg import SecAggError, Suite
 from secagg.encoding import digest, encode
 from secagg.keys import ChannelKey, MaskKey
+from secagg.layout import Field, Layout
 from secagg.masking import (
     envelope_info,
     pair_commitment,
@@ -32,9 +33,10 @@ from secagg.masking import (
 )
 from secagg.merkle import tree
 from secagg.messages import Bundle, ReleaseClaim
-from secagg.packing import dtype_for, pack, unpack
+from secagg.packing import dtype_for, modulo, pack, unpack
+from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
-from secagg.quantize import quantize
+from secagg.quantize import dequantize, quantize
 from secagg.shamir import PRIME, combine, is_share, split
 
 HERE = Path(__file__).parent
@@ -249,6 +251,40 @@ def quantised() -> Iterator[Json]:
             }
 
 
+def layouts() -> Iterator[Json]:
+    """Every kind of field, with private weights and with public ones."""
+    fields = {
+        "gradient": Field.floats((2, 3), clip_range=0.001),
+        "histogram": Field.counts(4, largest=1_000_000),
+        "head/bias": Field.floats((), clip_range=20.0, value_bits=12),
+        "noised": Field.integers(3, bits=24, step=0.25),
+    }
+    update = {
+        "gradient": [[0.001, -0.002, 0.0], [0.0001, -0.00031, 0.0007]],
+        "histogram": [0, 1, 999_999, 1_000_000],
+        "head/bias": -7.3,
+        "noised": [-70_000, 0, 12],
+    }
+    public, private = Layout(fields), Layout.weighted_mean(fields, largest_weight=300)
+    for layout, weights, values in (
+        (public, {"a": 1.5, "b": 3.0}, update),
+        (private, {}, {"weight": 120.0, **update}),
+    ):
+        policy = Policy(project="vectors", clients=3, layout=layout, weights=weights)
+        key = drawn(f"rounding of {', '.join(layout)}", 32)
+        output, rate = quantize(values, policy, "a", Stream(key))
+        yield {
+            "operation": "layout",
+            "policy": policy.to_table(),
+            "policy_hash": policy.hash().hex(),
+            "update": values,
+            "rounding_key": key.hex(),
+            "output": output.tolist(),
+            "clip_rate": rate,
+            "sum": dequantize(modulo(output * output.dtype.type(3), policy.bits), policy).tolist(),
+        }
+
+
 def packings() -> Iterator[Json]:
     for bits in range(8, 65):
         for count in (7, 2**16 + 5) if bits in (23, 63) else (7,):
@@ -407,6 +443,7 @@ PRIMITIVES = {
     "encoding": encodings,
     "keystream": keystreams,
     "quantize": quantised,
+    "layout": layouts,
     "packing": packings,
     "shamir": shamirs,
     "derivations": derivations,

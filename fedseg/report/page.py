@@ -1,0 +1,38 @@
+"""Pages that work offline: templates that escape everything, one style, and files that are seen whole or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+
+from fedseg.errors import ConfigError
+from secagg.writing import write_whole
+
+
+def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja2.Template:
+    """A page's template. Every value is escaped, an unknown one is an error, and style.css of the report is at hand.
+
+    Args:
+        folder: where it lies.
+        name: of its file.
+        filters: by the names that it uses.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)
+
+
+def save(target: Path, text: str) -> None:
+    """Write a page beside its name and rename it; only its owner can read it. ConfigError where it cannot be."""
+    try:
+        write_whole(target, text)
+    except OSError as error:
+        raise ConfigError(
+            f"{target} cannot be written ({error.strerror}); free some space or fix its rights"
+        ) from error

@@ -1,0 +1,300 @@
+"""secagg inside NVFlare's Collab API: a mixin for sites, a mean for servers, and a FedAvg recipe of both.
+
+    class Site(SecAggSite):
+        def train(self, model): ...   # arrays, number of examples, metrics
+
+A site's id in the roster is its name in NVFlare, whose certificates say who calls. Keys, roster, policy and marks come
+from each party's own folder (`secagg.home`), never from the job. docs/howto/nvflare.md says what a job that ships code
+can do.
+"""
+
+import os
+import queue
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from logging import getLogger
+from pathlib import Path
+from threading import RLock
+from typing import Any, Self
+
+import numpy as np
+
+try:
+    from nvflare.collab import CollabRecipe, collab
+    from nvflare.collab.api.context import get_call_context, set_call_context
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"secagg.nvflare needs {error.name}, which is not installed; run: pip install 'secagg[nvflare]'",
+        name=error.name,
+    ) from None
+
+from secagg import wire
+from secagg.driver import (
+    ClientAction,
+    ClientDriver,
+    Completed,
+    Exposed,
+    Failed,
+    NeedInput,
+    Published,
+    Save,
+    Send,
+    ServerAction,
+)
+from secagg.errors import ConfigError, IllegalTransitionError, InconsistentViewError, ProtocolError
+from secagg.federated import Arrays, Mean, mean_of, model_hash, values_for
+from secagg.home import Home
+from secagg.messages import RoundStart
+from secagg.prg import Executor
+from secagg.steps import MASKED_INPUT_COLLECTION
+
+FOLDER = "SECAGG_FOLDER"
+"""Environment variable of a site: its own folder, whatever a job says; ``{site}`` in it is the site's name."""
+
+_log = getLogger("secagg.nvflare")
+
+
+class SecAggSite:
+    """A site's side: inherit from it, and write `train`.
+
+    Args:
+        folder: of the site, for simulations; ``{site}`` in it is the site's name. A site whose environment has
+            ``SECAGG_FOLDER`` takes that one and no other.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        self.folder = folder
+        self._lock = RLock()
+        self._home: Home | None = None
+        self._driver: ClientDriver | None = None
+
+    def train(self, model: Arrays) -> tuple[Arrays, float, Mapping[str, float]]:
+        """Train the model here: the arrays afterwards, the number of examples, and metrics by name."""
+        raise NotImplementedError("write train(model) in the class that inherits from SecAggSite")
+
+    @collab.publish  # type: ignore[untyped-decorator]
+    def secagg(self, parts: list[bytes], model: dict[str, Any] | None) -> dict[str, Any]:
+        """What the server calls: protocol messages in, protocol messages out.
+
+        Args:
+            parts: of the server, in their order.
+            model: arrays by name, in the step that wants the update.
+
+        Returns:
+            ``parts``; where the site takes part in no sum yet, ``exposed``, the rounds, and ``reason`` (C-05, C-26).
+        """
+        with self._lock:
+            if self._driver is None or self._home is None:
+                self._home = Home.read((os.environ.get(FOLDER) or self.folder).format(site=collab.site_name))
+                self._driver = self._home.client(self._home.store())
+            answer: dict[str, Any] = {"parts": [], "exposed": [], "reason": ""}
+            for part in parts:
+                for action in self._actions(self._driver, self._home, bytes(part), model):
+                    match action:
+                        case Send():
+                            answer["parts"].append(bytes(action.data))
+                        case Exposed():
+                            rounds = [round_id.hex() for round_id in action.round_ids]
+                            answer |= {"exposed": rounds, "reason": action.reason}
+                        case Failed():
+                            answer["reason"] = action.reason
+            return answer
+
+    def _actions(
+        self, driver: ClientDriver, home: Home, part: bytes, model: dict[str, Any] | None
+    ) -> list[ClientAction]:
+        with suppress(ProtocolError):  # a transcript, or what the driver refuses
+            start = wire.decode_from_server(part)
+            if isinstance(start, RoundStart):
+                driver.model_hash = start.model_hash  # C-23 comes with the model itself, below
+        actions = driver.receive(part)
+        if any(isinstance(action, NeedInput) for action in actions):
+            if model is None or model_hash(model) != driver.model_hash:
+                raise InconsistentViewError("C-23", "the server sent another model than the one of this round")
+            arrays, weight, metrics = self.train(dict(model))
+            base = model if home.task.changes else None
+            actions += driver.provide(values_for(home.policy.fields, arrays, weight, metrics, base))
+        return actions
+
+
+class SecAggServer:
+    """The server's side, within a ``@collab.main``: `mean` is a round. A context manager, which ends its threads.
+
+    Args:
+        folder: of the server (`secagg.home`).
+        step_seconds: how long a step waits for a site, training apart.
+        input_seconds: how long training may take.
+        attempts: how often a round is tried.
+        executor: what expands masks, such as a `secagg.ray.RayExecutor`.
+
+    Raises:
+        ConfigError: the folder lacks something.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        step_seconds: float = 60.0,
+        input_seconds: float = 3600.0,
+        attempts: int = 3,
+        executor: Executor | None = None,
+    ) -> None:
+        self._home, self._seconds = Home.read(folder), (step_seconds, input_seconds)
+        self._driver = self._home.server(
+            executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
+        )
+        self._answers: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._calls = ThreadPoolExecutor(len(self._driver.pinned), "secagg")
+        self._calling: set[str] = set()
+        self._later: dict[str, list[bytes]] = {}
+        self._model: Arrays = {}
+        self._ended: Completed | Failed | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.shutdown(wait=False)
+
+    def mean(self, model: Arrays) -> Mean | None:
+        """One round of training on this model; None where there is no sum.
+
+        Call it from the thread of ``@collab.main``.
+        """
+        self._begin(model)
+        while self._ended is None:
+            self._listen()
+            self._do(self._driver.tick(time.monotonic()))
+        session = self._driver.session
+        if not isinstance(self._ended, Completed) or session is None or session.result is None:
+            return None
+        try:
+            return mean_of(
+                session.result, self._driver.policy, session.included, model, changes=self._home.task.changes
+            )
+        except ConfigError as error:  # all sites together have no example
+            _log.warning("a sum without a mean: %s", error)
+            return None
+
+    def _begin(self, model: Arrays) -> None:
+        """Open a round; first, without privacy, the last result is sent: T-02 wants confirmations."""
+        if self._driver.running:
+            raise IllegalTransitionError("a round is under way")
+        self._ended, self._model = None, model
+        if self._driver.deadline is not None:
+            self._call({site: [] for site in self._later})
+            until = time.monotonic() + self._seconds[0]
+            while self._calling and self._driver.deadline is not None and time.monotonic() < until:
+                self._listen()
+        here = {client.name for client in collab.clients} & self._driver.pinned.keys()
+        self._do(self._driver.begin(model_hash(model), here, now=time.monotonic()))
+
+    def _listen(self) -> None:
+        """Hear the next site, and give up on those that no call is out to."""
+        with suppress(queue.Empty):
+            site, answer = self._answers.get(timeout=0.1)
+            self._calling.discard(site)
+            if isinstance(answer, Exception):
+                _log.warning("%s does not answer: %s", site, answer)
+            else:
+                for part in answer["parts"]:
+                    self._do(self._driver.receive(site, bytes(part), time.monotonic()))
+                if answer["reason"]:
+                    _log.warning("%s: %s", site, answer["reason"])
+                kept = self._home.transcripts(self._driver.book.receipts, answer["exposed"])
+                self._later.setdefault(site, []).extend(kept)
+        for site in sorted(self._driver.awaited - self._calling):
+            if self._ended is None:
+                self._do(self._driver.gone(site, time.monotonic()))
+
+    def _do(self, actions: list[ServerAction]) -> None:
+        sends: dict[str, list[bytes]] = {}
+        for action in actions:
+            match action:
+                case Send():
+                    sends.setdefault(action.to, []).append(bytes(action.data))
+                case Save():
+                    self._home.save_book(action.book)
+                case Published() if action.transcript is not None:
+                    data = Path(action.transcript).read_bytes()
+                    for site in self._driver.pinned:
+                        self._later.setdefault(site, []).append(data)
+                case Completed() | Failed():
+                    self._ended = action
+                    _log.info("%s", action)
+                case _:
+                    _log.warning("%s", action)
+        if isinstance(self._ended, Completed) and self._home.task.private:
+            return  # sites see the next model and, in the next start, the receipt: nobody needs the sum itself
+        if self._ended is not None:
+            for site, parts in sends.items():
+                self._later.setdefault(site, []).extend(parts)
+        elif sends:
+            self._call(sends)
+
+    def _call(self, sends: dict[str, list[bytes]]) -> None:
+        session = self._driver.session
+        training = session is not None and not session.finished and session.step == MASKED_INPUT_COLLECTION
+        model = dict(self._model) if training else None
+        proxies, context = {client.name: client for client in collab.clients}, get_call_context()
+        seconds = self._seconds[1] if training else self._seconds[0]
+
+        def call(site: str, parts: list[bytes]) -> None:
+            set_call_context(context)
+            try:
+                self._answers.put((site, proxies[site](timeout=seconds).secagg(parts, model)))
+            except Exception as error:
+                self._answers.put((site, error))
+
+        for site, parts in sends.items():
+            if site in proxies:
+                self._calling.add(site)
+                self._calls.submit(call, site, [*self._later.pop(site, []), *parts])
+
+
+class FedAvgServer:
+    """What `SecAggFedAvgRecipe` runs at the server.
+
+    Args:
+        folder: of the server (`secagg.home`).
+        initial: the model to begin with, an .npz file of arrays by name.
+        rounds: how many.
+        result: where the last model goes, as .npz.
+    """
+
+    def __init__(self, folder: str, initial: str, rounds: int, result: str) -> None:
+        self.folder, self.initial, self.rounds, self.result = folder, initial, rounds, result
+
+    @collab.main  # type: ignore[untyped-decorator]
+    def run(self) -> None:
+        """All rounds; one without a sum leaves the model as it was."""
+        with np.load(self.initial, allow_pickle=False) as arrays:
+            model = dict(arrays)
+        with SecAggServer(self.folder) as server:
+            for number in range(1, self.rounds + 1):
+                if mean := server.mean(model):
+                    model = mean.arrays
+                    _log.info("round %s: %s examples, %s", number, mean.weight, mean.metrics)
+        np.savez(self.result, **model)
+
+
+class SecAggFedAvgRecipe(CollabRecipe):  # type: ignore[misc]
+    """Federated averaging of which the server sees the mean only: a drop-in for NVFlare's FedAvg recipe.
+
+    Args:
+        job_name: as for any recipe.
+        site: a `SecAggSite` of yours.
+        folder: of the server (`secagg.home`).
+        initial: the model to begin with, an .npz file of arrays by name.
+        result: where the last model goes.
+        rounds: how many.
+        more: as `CollabRecipe` takes it.
+    """
+
+    def __init__(
+        self, job_name: str, site: SecAggSite, folder: str, initial: str, result: str, rounds: int = 3, **more: Any
+    ) -> None:
+        super().__init__(job_name, FedAvgServer(folder, initial, rounds, result), site, **more)

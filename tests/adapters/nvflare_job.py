@@ -1,0 +1,87 @@
+"""NVFlare's FedAvg under secure aggregation, in the simulator or in a POC deployment; run in NVFlare's environment.
+
+python nvflare_job.py [--poc] [--drop] prints a line of JSON: the model of the recipe, and what a plain mean gives.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from nvflare_site import Site
+
+from secagg.federated import layout_for
+from secagg.home import Task, trial
+from secagg.nvflare import SecAggFedAvgRecipe
+
+SITES = [f"site-{i}" for i in range(1, 6)]
+MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
+
+
+def plain(rounds: int, sites: list[str]) -> dict[str, np.ndarray]:
+    model = dict(MODEL)
+    whole = sum(100 * int(site[5:]) for site in sites)
+    for _ in range(rounds):
+        total = np.zeros((3, 4))
+        for site in sites:
+            change = np.random.default_rng(int(site[5:])).uniform(-0.05, 0.05, (3, 4)).astype(np.float32)
+            total += (model["weight"] * np.float32(0.9) + change) * np.float64(100 * int(site[5:]) / whole)
+        model = {"weight": total.astype(np.float32), "batches": model["batches"] + 3}
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--poc", action="store_true")
+    parser.add_argument("--drop", action="store_true")
+    parser.add_argument("--private", action="store_true")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    layout = layout_for(MODEL, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0})
+    trial(folder, SITES, layout, Task(private=options.private))
+    np.savez(folder / "initial.npz", **MODEL)
+    result = folder / "result.npz"
+    os.environ["SECAGG_FOLDER"] = str(folder / "{site}")
+    os.environ["NVFLARE_POC_WORKSPACE"] = str(folder / "poc")
+    recipe = SecAggFedAvgRecipe(
+        "secagg-fedavg",
+        Site(victim="site-5" if options.drop else "", kill=options.poc),
+        str(folder / "server"),
+        str(folder / "initial.npz"),
+        str(result),
+        rounds=options.rounds,
+        min_clients=len(SITES) - 1,
+    )
+    began = time.perf_counter()
+    if options.poc:
+        from nvflare.recipe import PocEnv
+
+        environment = PocEnv(num_clients=len(SITES), clients=SITES)
+    else:
+        from nvflare.recipe import SimEnv
+
+        environment = SimEnv(clients=SITES, num_threads=len(SITES), workspace_root=str(folder / "workspace"))
+    recipe.execute(environment)
+    try:
+        while not result.exists() and time.perf_counter() - began < 400:
+            time.sleep(0.5)
+    finally:
+        if options.poc:
+            environment.stop(clean_up=True)
+    with np.load(result) as arrays:
+        told = {name: array.tolist() for name, array in arrays.items()}
+    told["seconds"] = time.perf_counter() - began
+    told["plain"] = plain(options.rounds, SITES[: len(SITES) - options.drop])["weight"].tolist()
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
