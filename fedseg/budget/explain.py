@@ -106,7 +106,7 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
 
     def of(honest: int) -> float:
         if honest not in found:
-            event = study.mechanism.achieved(terms, plan.steps, honest)
+            event = study.mechanism.achieved(terms, plan.most_rounds * plan.local_steps, honest)
             found[honest] = math.inf if event is None else epsilon([event], plan.delta or 0.0)
         return found[honest]
 
@@ -132,9 +132,9 @@ def guarantee_of(study: Study) -> Guarantee | None:
     if plan.delta is None:
         return None
     # One composition takes up to a second, so that a thousand rounds are not all asked.
-    rounds = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
+    rounds = sorted({max(1, round(plan.most_rounds * part / 5)) for part in range(6)})
     spent = {done: study.mechanism.released(terms, done * plan.local_steps) for done in rounds}
-    everything = [spent[plan.rounds]]
+    everything = [spent[plan.most_rounds]]
     total, second = cross_check(everything, plan.delta)
     mu = gaussian_dp(everything, plan.delta)
     words = in_words(mu, loss=total, delta=plan.delta)
@@ -154,6 +154,11 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         notes.append(
             f"a patient is drawn {plan.sample_rate * plan.steps:.2g} times on average over all {plan.steps} steps, so "
             "most never train; raise sample_rate, rounds or local_steps"
+        )
+    if plan.spare_rounds:
+        notes.append(
+            f"the noise is planned for {plan.spare_rounds} spare rounds beside the {plan.rounds} that are to complete: "
+            "so many may burn without ending the study, and where none does less epsilon is spent"
         )
     notes.append("validation metrics, early stopping and tuning on private data are not covered by this epsilon")
     return notes

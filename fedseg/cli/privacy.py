@@ -45,7 +45,8 @@ def epsilon(
     say(
         stressed(f"epsilon {guarantee.epsilon:.3f}"),
         f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
-        f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
+        f"{plan.rounds} rounds{f' and {plan.spare_rounds} spare ones' if plan.spare_rounds else ''} of "
+        f"{plan.local_steps} steps ({plan.neighbouring})",
     )
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
