@@ -85,7 +85,7 @@ def guarantee_of(study: Study) -> Guarantee | None:
     plan, terms = plan_of(study), study.terms
     if plan.delta is None:
         return None
-    spent = [study.mechanism.released(terms, done * plan.local_steps) for done in range(1, plan.rounds + 1)]
+    spent = [study.mechanism.released(terms, done * plan.local_steps) for done in range(1, plan.most_rounds + 1)]
     total, second = cross_check(spent[-1:], plan.delta)
     mu = gaussian_dp(spent[-1:], plan.delta)
     words = in_words(mu, loss=total, delta=plan.delta)
@@ -105,6 +105,11 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         notes.append(
             f"a patient is drawn {plan.sample_rate * plan.steps:.2g} times on average over all {plan.steps} steps, so "
             "most never train; raise sample_rate, rounds or local_steps"
+        )
+    if plan.spare_rounds:
+        notes.append(
+            f"the noise is planned for {plan.spare_rounds} spare rounds beside the {plan.rounds} that are to complete: "
+            "so many may burn without ending the study, and where none does less epsilon is spent"
         )
     notes.append("validation metrics, early stopping and tuning on private data are not covered by this epsilon")
     return notes

@@ -36,7 +36,8 @@ def epsilon(
     say(
         stressed(f"epsilon {guarantee.epsilon:.3f}"),
         f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
-        f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
+        f"{plan.rounds} rounds{f' and {plan.spare_rounds} spare ones' if plan.spare_rounds else ''} of "
+        f"{plan.local_steps} steps ({plan.neighbouring})",
     )
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
@@ -46,7 +47,7 @@ def epsilon(
     )
     say(f"{'' if guarantee.mu is None else f'mu-GDP {guarantee.mu:.3f}: '}{guarantee.sentence}")
     table = Table(title="epsilon after each round")
-    shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
+    shown = sorted({max(1, round(plan.most_rounds * part / 5)) for part in range(6)})
     for number in shown:
         table.add_column(str(number))
     table.add_row(*(f"{guarantee.curve[number - 1]:.2f}" for number in shown))
