@@ -159,6 +159,13 @@ class Mechanism(ABC):
             ConfigError: no reasonable noise meets the budget.
         """
 
+    def achieved(self, terms: Terms, steps: int, honest: int) -> DpEvent | None:
+        """The same to somebody for whom `honest` sites add noise that is not known; None where there is none left.
+
+        An update that is private alone needs no other site's noise.
+        """
+        return self.released(terms, steps)
+
     @abstractmethod
     def entry(self, said: Said, terms: Terms) -> Entry:
         """What one round costs, as the ledger has it.
