@@ -41,8 +41,9 @@ from secagg.errors import (
     TooFewClientsError,
     UnexpectedMessageError,
 )
+from secagg.field import Field
 from secagg.keys import SigningKey
-from secagg.layout import Field, Layout
+from secagg.layout import Layout
 from secagg.messages import Receipt, RoundStart
 from secagg.policy import PinnedRoster, Policy, Suite
 from secagg.quantize import dequantize, means, sums

@@ -18,7 +18,8 @@ from secagg.arguments import must_be, positive, whole
 from secagg.encoding import Field as Encoded
 from secagg.encoding import digest
 from secagg.errors import ConfigError
-from secagg.layout import WHOLE, Field, Kind, Layout
+from secagg.field import Field, Kind
+from secagg.layout import WHOLE, Layout
 from secagg.toml import from_toml, to_toml
 
 MAX_CLIENTS = 256

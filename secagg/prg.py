@@ -62,15 +62,16 @@ def check_executor(executor: object) -> None:
     must_have(executor, "map", "executor", _EXECUTORS)
     kind, map_of = type(executor), getattr(executor, "map")  # noqa: B009 - an object of any type
     try:
-        takes_many = any(part.kind is part.VAR_POSITIONAL for part in signature(map_of).parameters.values())
-    except (TypeError, ValueError):  # nothing to read: its first call will say
-        takes_many = True
-    if not takes_many:
+        signature(map_of).bind(mask_part, *[()] * _ITERABLES)
+    except ValueError:  # nothing to read: its first call will say
+        return
+    except TypeError:
         raise ConfigError(
             f"executor is a {kind.__module__}.{kind.__qualname__}, whose map takes one iterable: {_EXECUTORS}"
-        )
+        ) from None
 
 
+_ITERABLES = 4  # of `mask_part`'s arguments
 _EXECUTORS = "give a concurrent.futures.Executor, or an object whose map(function, *iterables) is like its"
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from secagg import kernel
 from secagg.arguments import kind_of
 from secagg.errors import ConfigError
-from secagg.layout import WHOLE, Field, Kind, Values
+from secagg.field import Field, Kind
+from secagg.layout import WHOLE, Values
 from secagg.packing import dtype_for, modulo
 from secagg.policy import Policy
 

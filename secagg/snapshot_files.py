@@ -30,7 +30,8 @@ def kept_in(path: Path, driver: ClientDriver) -> Iterator[list[ClientAction]]:
     """
     sealed = path.read_bytes() if path.exists() else b""
     actions = driver.resume(sealed) if sealed else []
-    erase(path)
+    if driver.live or (path.exists() and path.read_bytes() == sealed):  # else another process has written since
+        erase(path)
     yield actions
     if sealed := driver.suspend():
         write_whole(path, sealed)

@@ -136,7 +136,8 @@ class Home:
 
     def _write(self, path: Path, data_set: DataSet) -> None:
         with self._writing():
-            path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            for folder in (self.path, path.parent):
+                folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             write_whole(path, json.dumps(asdict(data_set), indent=1))
 
     @contextmanager

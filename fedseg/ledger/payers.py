@@ -42,6 +42,16 @@ class Payers:
         with self._home.alone():
             yield
 
+    @property
+    def left_out(self) -> str:
+        """What to tell the site's operator, and nobody else, of who may not be drawn any more; "" where all may."""
+        if not (out := len(set(self.training) - self.staying)):
+            return ""
+        return (
+            f"{out} of {len(set(self.training))} patients have spent so much in other data sets of this site that one "
+            "more round would pass a budget: they are not drawn, which nobody else can see"
+        )
+
     def keep(self, patients: Sequence[str] | frozenset[str]) -> str:
         """Make a set durable; its id.
 

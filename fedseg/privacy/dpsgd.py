@@ -1,28 +1,64 @@
-"""The noisy gradient of one step: Poisson draw of patients, clipped gradients, Gaussian noise, public divisor.
+"""The noisy gradient of one step: Poisson draw of patients, clipped gradients, noise on a grid, public divisor.
 
 The patient is the unit by construction: one backward pass over all of a patient's slices or patches, clipped as a
 whole. A `NoisedGradient` is made here and nowhere else, so that types tell what noise protects. Must never: divide by
 how many patients were drawn or exist, let one patient's presence reach what another adds, reuse a stream, or draw noise
-from a generator that is not cryptographic. Noise is floating point, so its low bits are not ideal (Mironov 2012); what
-leaves a site is rounded stochastically to the integers of `secagg.quantize` afterwards.
+from a generator that is not cryptographic, or in floating point, whose low bits tell what noise was added to (Mironov
+2012). Each patient's clipped gradient is rounded to a public grid, whole steps of which are added up and get whole
+steps of noise, a discrete Gaussian. Whatever follows sees a number of steps and nothing below.
 
 Source: Abadi et al. 2016, with the patient in place of the example.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import ndtri
 
+from fedseg.privacy.samplers import LARGEST_VARIANCE, discrete_gaussian
+from fedseg.privacy.shared_noise import SMOOTHED
 from secagg.encoding import digest
 from secagg.prg import Stream
 
-CHUNK = 1 << 15
-"""Values of noise made at a time: 256 KiB of words stay in the cache."""
+FINE = 4
+"""Steps in a clip norm, over the root of the number of values: rounding then adds less than 1 % to a squared norm."""
+
+FEWEST_STEPS = 1024
+"""In the clip norm of a small gradient."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where clipped gradients and their noise live: multiples of a public step, a power of two.
+
+    Attributes:
+        step: what one whole number stands for.
+        limit: largest squared norm of one patient's whole numbers.
+        variance: of the noise of each value, in steps squared.
+    """
+
+    step: float
+    limit: int
+    variance: int
+
+    def rounded(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A patient's (d,) float64 gradient in whole steps, never longer than the limit allows.
+
+        Rounding to the nearest may make it a little longer, so it is shortened first by what rounding usually adds;
+        where that is not enough it is rounded towards 0, which makes nothing longer.
+        """
+        usual = len(gradient) / 10 + 4 * math.sqrt(self.limit)
+        own = gradient * (math.sqrt(max(1 - usual / self.limit, 0.25)) / self.step)
+        whole = torch.round(own)
+        if self._too_long(whole):
+            whole = torch.trunc(own)
+        return torch.zeros_like(whole) if self._too_long(whole) else whole
+
+    def _too_long(self, whole: torch.Tensor) -> bool:
+        return float(torch.dot(whole, whole)) > self.limit  # whole numbers: exact in any order
 
 
 @dataclass(frozen=True)
@@ -41,6 +77,16 @@ class Protection:
     clip_norm: float
     noise_multiplier: float
     denominator: int
+
+    def grid(self, length: int) -> Grid:
+        """The grid of gradients of so many values: as fine as rounding and the sampler want."""
+        steps = min(
+            max(FEWEST_STEPS, FINE * math.sqrt(length)), math.sqrt(LARGEST_VARIANCE / 8) / self.noise_multiplier
+        )
+        step = 2.0 ** math.floor(math.log2(self.clip_norm / steps))
+        limit = math.floor((self.clip_norm / step) ** 2 * (1 - 1e-12))
+        # See `shared_noise`: of the discrete Gaussian's variance, all but a little is a continuous Gaussian's.
+        return Grid(step, limit, math.ceil(self.noise_multiplier**2 * (limit + 1)) + SMOOTHED)
 
     def __post_init__(self) -> None:
         if not (self.clip_norm > 0 and self.noise_multiplier > 0):
@@ -112,10 +158,10 @@ def noisy_gradient(
         protection: clipping, noise, divisor.
         stream: noise of this step, used here only.
     """
-    total = summed(parameters, losses, protection.clip_norm)
-    noise = gaussian(len(total), protection.noise_multiplier * protection.clip_norm, stream)
-    total += torch.from_numpy(noise).to(total.device)
-    return NoisedGradient((total / protection.denominator).float(), _MADE_HERE)
+    grid = protection.grid(sum(parameter.numel() for parameter in parameters))
+    total = summed(parameters, losses, protection.clip_norm, grid)
+    total += torch.from_numpy(discrete_gaussian(len(total), grid.variance, stream)).to(total.device)
+    return NoisedGradient((total * grid.step / protection.denominator).float(), _MADE_HERE)
 
 
 def plain_gradient(
@@ -134,24 +180,30 @@ def plain_gradient(
     return (summed(parameters, losses, None) / denominator).float()
 
 
-def summed(parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], clip_norm: float | None) -> torch.Tensor:
+def summed(
+    parameters: Sequence[torch.Tensor],
+    losses: Iterable[torch.Tensor],
+    clip_norm: float | None,
+    grid: Grid | None = None,
+) -> torch.Tensor:
     """Sum of patient gradients before any noise, (d,) float64: it must not leave this process.
 
     Args:
         parameters: trained tensors, d values in all.
         losses: one scalar per drawn patient; may be empty.
         clip_norm: L2 bound of one patient's gradient; None adds gradients as they are.
+        grid: where given, each patient's gradient is rounded to it, and the sum is in whole steps.
     """
     length = sum(parameter.numel() for parameter in parameters)
     # In double precision: what one patient adds must not round differently because another was added before it.
     total = torch.zeros(length, dtype=torch.float64, device=parameters[0].device)
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        add_clipped(total, torch.cat([gradient.reshape(-1) for gradient in gradients]), clip_norm)
+        add_clipped(total, torch.cat([gradient.reshape(-1) for gradient in gradients]), clip_norm, grid)
     return total
 
 
-def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None) -> None:
+def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None, grid: Grid | None = None) -> None:
     """Add one patient's (d,) gradient to `total` in place, scaled down to L2 norm `clip_norm` where it is longer.
 
     A gradient that is not finite adds nothing: stopping would reveal that such a patient was drawn.
@@ -160,28 +212,12 @@ def add_clipped(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | 
         total: (d,) float64, changed.
         gradient: (d,) float32 or float64.
         clip_norm: None adds the gradient as it is.
+        grid: where given, whole steps of it are added.
     """
     if clip_norm is None:
         total += gradient
         return
     length = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
     if np.isfinite(length):
-        total.add_(gradient.double(), alpha=min(1.0, clip_norm / max(length, clip_norm)))
-
-
-def gaussian(n: int, deviation: float, stream: Stream) -> NDArray[np.float32]:
-    """Independent Gaussian values by inversion of cryptographic uniforms, up to 8.2 deviations.
-
-    Args:
-        n: how many.
-        deviation: their standard deviation.
-        stream: read once, for nothing else.
-
-    Returns:
-        (n,) float32.
-    """
-    noise = np.empty(n, dtype=np.float32)
-    for start in range(0, n, CHUNK):
-        part = noise[start : start + CHUNK]
-        part[:] = deviation * ndtri(stream.uniform(len(part)))
-    return noise
+        own = gradient.double() * min(1.0, clip_norm / max(length, clip_norm))
+        total += own if grid is None else grid.rounded(own)

@@ -72,6 +72,7 @@ class Party:
         self.round: Round | None = None
         self.evaluation: asyncio.Task[None] | None = None
         self.completed = 0
+        self.told = ""  # last of what only the operator is told of patients
         self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
         self.receipts: tuple[Receipt, ...] = ()
 

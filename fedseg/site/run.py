@@ -122,6 +122,9 @@ class Site(Opening):
                 return
             self._adopt(start, vector)
             charge(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
+            if self.ledger.payers is not None and (told := self.ledger.payers.left_out) not in ("", self.told):
+                self.told = told
+                self.folder.emit(Note(text=told))
             begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
             self.folder.emit(begins)
             session = ClientSession(self.policy, self.me, self.key, self.federation.pinned, opened, self.store)

@@ -95,14 +95,21 @@ def summary(facts: Facts) -> str:
     if facts.study is None:
         if worst is None:
             return "No ledger here verifies."
-        return f"Over all studies in these ledgers, each patient has paid at most {pair(worst, facts.delta)}."
+        return f"Over all studies in these ledgers, {_whose(facts)} has paid at most {pair(worst, facts.delta)}."
     if not facts.study.trust.claims_epsilon or facts.seeded:
         return "The model was trained without a promise to the patients; what it can reveal about them is not bounded."
     if worst is None:
         return "No ledger was given, so what these patients have paid was not recomputed; below is what the run says."
     run = facts.worst_of_run
-    this = f"This study cost each patient at most {pair(run, facts.delta)}. " if run else ""
+    this = f"This study cost {_whose(facts)} at most {pair(run, facts.delta)}. " if run else ""
     return f"{this}Over all studies in these ledgers it is at most {pair(worst, facts.delta)}."
+
+
+def _whose(facts: Facts) -> str:
+    """For whom a figure speaks that was recomputed: patients of the sites whose ledgers were given."""
+    return (
+        f"each patient of {', '.join(account.site for account in facts.accounts)}" if facts.stated else "each patient"
+    )
 
 
 def observers(facts: Facts) -> Iterator[Row]:
@@ -158,10 +165,11 @@ def _learned(facts: Facts, study: Study) -> str:
     """What of one patient somebody can learn of this run at most; over all studies the account says."""
     if not study.trust.claims_epsilon or facts.seeded:
         return "no bound"
-    if (run := facts.worst_of_run) is not None:
+    run, stated = facts.worst_of_run, max(facts.stated.values(), default=0.0)
+    if run is not None and run.epsilon >= stated:
         return pair(run, facts.delta)
     if facts.stated:
-        return f"ε = {epsilon_text(max(facts.stated.values()))}, as the sites said; not recomputed here"
+        return f"ε = {epsilon_text(stated)} at δ = {delta_text(facts.delta)}, as sites said; not recomputed here"
     return "not known: no site has said what it spent"
 
 

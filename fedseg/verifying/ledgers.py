@@ -19,7 +19,7 @@ from fedseg.evidence import HELD, NOT_APPLICABLE, NOT_CHECKED, VIOLATED, Finding
 from fedseg.ledger import Entry, distinct, released
 from fedseg.ledger.witness import KEPT
 from fedseg.models import load_model
-from fedseg.privacy.accounting import cross_check, epsilon
+from fedseg.privacy.accounting import accountants, cross_check, epsilon
 from fedseg.privacy.delta import delta_text
 from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Charged, Material, Run, marks_of
@@ -121,11 +121,12 @@ def _told(given: Material, ledger: Charged) -> str:
     chain = f"{len(ledger.lines)} entries, chain intact"
     if delta is None or not given.study.trust.claims_epsilon:
         return chain
-    pld, prv = _both(tuple(released(entries, unseeded=given.study.study.seed is not None)), delta)
-    if math.isinf(pld):
+    events = tuple(released(entries, unseeded=given.study.study.seed is not None))
+    (first, second), names = _both(events, delta), accountants(events)
+    if math.isinf(first):
         return f"{chain}; no epsilon can be promised: a round without noise, or with a seed, is among them"
-    second = f"{prv:.4g} by PRV" if prv is not None else "no second accountant knows it"
-    return f"{chain}; over everything in it epsilon {pld:.4g} at delta {delta_text(delta)} by PLD, {second}"
+    told = f"{second:.4g} by {names[1]}" if second is not None else "no second accountant knows it"
+    return f"{chain}; over everything in it epsilon {first:.4g} at delta {delta_text(delta)} by {names[0]}, {told}"
 
 
 @lru_cache(maxsize=64)

@@ -14,9 +14,9 @@ from secagg import wire
 from secagg.cli.cost import Cost
 from secagg.cli.terminal import app, sentences
 from secagg.encoding import HASH_BYTES
+from secagg.field import Kind
 from secagg.files import load_policy
 from secagg.keys import MLKEM_PUBLIC_BYTES, envelope_length
-from secagg.layout import Kind
 from secagg.masking import PAIR_PLAINTEXT_BYTES, SHARES_PLAINTEXT_BYTES
 from secagg.merkle import tree
 from secagg.messages import (

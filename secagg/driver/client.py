@@ -1,8 +1,10 @@
 """A client's rounds, one after the other: from the server's bytes to what is sent, asked and told."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from secagg import wire
+from secagg.arguments import must_be, must_have
 from secagg.client import open_round
 from secagg.context import RoundContext
 from secagg.driver.actions import ClientAction, Completed, Exposed, Failed, Joined, NeedInput, Refused, Send
@@ -72,6 +74,12 @@ class ClientDriver:
         patience: float | None = None,
         executor: Executor | None = None,
     ) -> None:
+        must_be(policy, Policy, "policy", "give a secagg.Policy")
+        must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
+        must_be(me, str, "me", "give this client's id, a text, as in the roster")
+        must_be(signing_key, SigningKey, "signing_key", "give a secagg.SigningKey")
+        must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
+        must_be(task_hash, bytes, "task_hash", "give 32 bytes, such as a digest of hashlib.sha256")
         if not policy.server_key:
             raise ConfigError("policy.server_key is empty: a driver takes only round starts that a pinned key signed")
         if me not in pinned or signing_key.verify_key != pinned[me]:
@@ -218,6 +226,9 @@ class ClientDriver:
         if self._session is not None:
             self._session.close()
         self._session = self._about = self._given = self._refused = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ClientDriver holds secrets and is never copied or pickled: use `suspend`")
 
     # --- Inside -------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from secagg import wire
+from secagg.arguments import must_be
 from secagg.book import RoundBook
 from secagg.context import RoundContext
 from secagg.driver.actions import (
@@ -85,6 +86,9 @@ class ServerDriver:
         executor: Executor | None = None,
         resumable: bool = False,
     ) -> None:
+        must_be(policy, Policy, "policy", "give a secagg.Policy")
+        must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
+        must_be(book, RoundBook, "book", "give the run's secagg.RoundBook")
         if resumable and record is not None:
             raise ConfigError("a round is recorded or resumable, not both: a crash takes what was recorded along")
         if not policy.server_key or book.signing_key.verify_key != policy.server_key:
@@ -225,6 +229,9 @@ class ServerDriver:
             raise IllegalTransitionError("no round is under way")
         self._left = 0
         return self._failed(self._session, AbortedError(self._session.step, reason), 0.0)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ServerDriver holds a key and is never copied or pickled: use what `Save` holds")
 
     # --- Inside -------------------------------------------------------------------------------------------------------
 

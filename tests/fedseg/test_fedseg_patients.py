@@ -107,7 +107,7 @@ class Trace:
                 (train, "patient_loss", self._patient_loss),
                 (train, "batch_of", self._batch_of),
                 (dpsgd, "add_clipped", self._add_clipped),
-                (dpsgd, "gaussian", self._gaussian),
+                (dpsgd, "discrete_gaussian", self._gaussian),
                 (local, "noisy_gradient", self._noisy_gradient),
             ):
                 stack.enter_context(patch.object(module, name, watched(getattr(module, name))))
@@ -117,7 +117,7 @@ class Trace:
                 model, data, study, site=SITE, training_run="run", round_number=1, ledger=ledger,
                 on_step=lambda *step: self.told.append(step),
             )  # fmt: skip
-            self.charged = ledger.entries()
+            self.charged = [entry.model_copy(update={"charged": ""}) for entry in ledger.entries()]  # no clock
 
     def _patient_loss(self, real):
         def watched(model, cases, *rest):
@@ -135,11 +135,11 @@ class Trace:
         return watched
 
     def _add_clipped(self, real):
-        def watched(total, gradient, clip_norm):
+        def watched(total, gradient, clip_norm, grid):
             own = torch.zeros_like(total)
-            real(own, gradient, clip_norm)
+            real(own, gradient, clip_norm, grid)
             self.added.append((self._step, self._now, own.numpy().tobytes()))
-            real(total, gradient, clip_norm)
+            real(total, gradient, clip_norm, grid)
             self.sums[-1] = total
 
         return watched
@@ -147,7 +147,7 @@ class Trace:
     def _gaussian(self, real):
         def watched(*arguments):
             self.noise.append(real(*arguments).tobytes())
-            return np.zeros(arguments[0], np.float32)
+            return np.zeros(arguments[0], np.int64)
 
         return watched
 
@@ -157,6 +157,7 @@ class Trace:
             self.sums.append(torch.zeros(length, dtype=torch.float64))
             gradient = real(parameters, losses, protection, stream)
             self.told.append(("divisor", protection.denominator, protection.noise_multiplier))
+            self.sums[-1] = self.sums[-1] * protection.grid(length).step
             np.testing.assert_allclose(
                 gradient.values.numpy() * protection.denominator, self.sums[-1].numpy(), atol=1e-7
             )

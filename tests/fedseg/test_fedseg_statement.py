@@ -118,6 +118,17 @@ def test_a_patient_may_be_in_two_data_sets_of_a_site_so_both_count(tmp_path, cap
     assert "budget for life: ε = 12 at δ = 0.0001" in text
 
 
+def test_noise_in_the_sum_is_told_with_epsilon_and_guesses_without_mu(tmp_path, capsys, monkeypatch):
+    state = state_of(tmp_path / "state", tiny_study(seed=None, mechanism="distributed"))
+    _, text, told = written(capsys, monkeypatch, tmp_path / "page.html", state, "--delta", 0.01)
+    (account,) = told["accounts"]
+    assert account["uses"][0]["mechanisms"] == "distributed"
+    assert 0 < account["total"]["epsilon"] <= 8.0
+    assert account["total"]["mu"] is None
+    assert "μ-GDP" not in text
+    assert account["total"]["best"][1] == pytest.approx(best_guess(0.01, None, account["total"]["epsilon"], 0.01))
+
+
 def test_without_a_delta_ledgers_alone_give_nothing(tmp_path, capsys, monkeypatch):
     state = state_of(tmp_path / "state", STUDY)
     code, _, err = command(capsys, monkeypatch, "statement", state, "--out", tmp_path / "page.html")
@@ -143,6 +154,20 @@ def test_a_run_without_a_claim_gets_none(run, tmp_path, capsys, monkeypatch, stu
     assert "what it can reveal about them is not bounded" in text
     assert not re.search(r"Learns of one patient at most .* ε = ", text.partition("What these patients")[0])
     assert told["accounts"] == []
+
+
+def test_figures_speak_for_the_sites_whose_ledgers_were_given(run, tmp_path, capsys, monkeypatch):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    for site in ("site-b", "site-c"):
+        (folder / "ledger" / f"{site}.jsonl").unlink()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["privacy"]["per_site"]["site-b"] = metrics["privacy"]["epsilon"] = 9.25
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    _, text, told = written(capsys, monkeypatch, tmp_path / "page.html", folder)
+    assert "This study cost each patient of site-a at most ε" in text
+    assert "site-b said ε = 9.25" in text
+    assert "ε = 9.25 at δ = 0.01, as sites said; not recomputed here" in text
+    assert told["evidence"]["status"] == "no power"
 
 
 def test_a_lie_stands_at_the_top(run, tmp_path, capsys, monkeypatch):

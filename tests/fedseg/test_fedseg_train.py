@@ -149,13 +149,13 @@ def test_a_seeded_round_is_reproducible_and_an_unseeded_one_is_not(one_round, st
 
 def test_noise_is_never_used_twice(one_round, study, tmp_path, no_signal, monkeypatch):
     drawn = []
-    gaussian = dpsgd.gaussian
+    gaussian = dpsgd.discrete_gaussian
 
     def kept(*arguments):
         drawn.append(gaussian(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(dpsgd, "gaussian", kept)
+    monkeypatch.setattr(dpsgd, "discrete_gaussian", kept)
     for site, number in itertools.product("abc", (1, 2)):
         one_round(study, site=site, round_number=number, data=site_data(site=site))
     assert len(drawn) == 12  # three sites, two rounds, two steps

@@ -1,5 +1,7 @@
 """Drivers of both sides: whole runs over bytes with stragglers, rubbish, retries, transcripts and deadlines."""
 
+import copy
+import pickle
 from collections import deque
 from dataclasses import replace
 
@@ -432,6 +434,26 @@ def test_calls_out_of_order_are_our_own_mistake():
         )
 
 
+@pytest.mark.parametrize(
+    ("place", "wrong", "told"),
+    [
+        (0, None, "policy is None: give a secagg.Policy"),
+        (1, 7, "me is an int"),
+        (2, b"key", "signing_key is bytes"),
+        (3, {}, "pinned is a dict"),
+        (4, None, "store is None"),
+    ],
+)
+def test_what_an_importer_mixes_up_is_said_in_one_sentence(place, wrong, told):
+    cohort = Cohort(4)
+    given = [cohort.policy, "site-a", cohort.keys["site-a"], cohort.roster, cohort.stores["site-a"]]
+    given[place] = wrong
+    with pytest.raises(secagg.ConfigError, match=told):
+        ClientDriver(*given, training_run=RUN, task_hash=TASK)
+    with pytest.raises(secagg.ConfigError, match="book is a str"):
+        ServerDriver(cohort.policy, cohort.roster, "book")
+
+
 # --- without differential privacy ---------------------------------------------------------------------------------
 
 
@@ -483,9 +505,14 @@ def test_who_missed_a_round_must_see_its_transcript_too(tmp_path):
 # --- what is said of what is seen ---------------------------------------------------------------------------------
 
 
-def test_no_action_shows_bytes():
+def test_no_action_shows_bytes_and_no_driver_is_copied():
     assert repr(Send(b"secret", "site-a")) == "<Send of 6 bytes to site-a>"
     assert repr(Send(b"secret")) == "<Send of 6 bytes>"
     world = World()
+    for thing in (world.server, *world.clients.values()):
+        with pytest.raises(TypeError, match="never copied or pickled"):
+            pickle.dumps(thing)
+        with pytest.raises(TypeError, match="never copied or pickled"):
+            copy.copy(thing)
     world.begin()
     assert repr(world.of(Completed)[0]) == "<Completed round 1 of site-a, site-b, site-c, site-d>"

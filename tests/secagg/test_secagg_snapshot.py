@@ -10,6 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import secagg
 from secagg import ClientDriver, ConfigError, IllegalTransitionError, MemoryStore, RoundBook, ServerDriver, Suite, wire
@@ -466,6 +476,20 @@ def test_a_process_that_fails_before_its_block_ends_has_answered_nothing(tmp_pat
         made.resume(b"")
 
 
+def test_a_process_that_comes_too_late_leaves_the_file_of_the_one_that_was_first(tmp_path, cohort, monkeypatch):
+    path, server = tmp_path / "site-a", serving(cohort)
+    start = next(action.data for action in server.begin(MODEL) if isinstance(action, Send))
+    one_message(cohort, "site-a", path, start)
+    before = path.read_bytes()
+    with kept_in(path, driver(cohort, "site-a")):
+        pass
+    after, read, old = path.read_bytes(), Path.read_bytes, [before]
+    monkeypatch.setattr(Path, "read_bytes", lambda self: old.pop() if old else read(self))  # it read before the other
+    with kept_in(path, driver(cohort, "site-a")) as actions:
+        assert [type(action) for action in actions] == [Failed]
+    assert path.read_bytes() == after != before
+
+
 def test_another_process_that_joined_a_later_attempt_ends_this_one(tmp_path, cohort):
     server = serving(cohort)
     start = next(action.data for action in server.begin(MODEL) if isinstance(action, Send))
@@ -485,6 +509,111 @@ def test_a_round_is_recorded_or_resumable(cohort):
     other = ServerDriver(cohort.policy, cohort.roster, RoundBook("other", TASK, SERVER_KEY, 1), resumable=True)
     with pytest.raises(ConfigError, match="another run"):
         other.resume(save)
+
+
+# --- any order of it all ------------------------------------------------------------------------------------------
+
+
+class OneProcessAMessage(RuleBasedStateMachine):
+    """A site whose processes are killed anywhere, whose old files come back, and whose server repeats itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.cohort = cohort = Cohort(4, private=True, length=3)
+        self.server = serving(cohort, attempts=1)
+        self.others = {me: driver(cohort, me) for me in cohort.ids[1:]}
+        self.inbox, self.next = [], 0  # what came for site-a, with its round and attempt; what is delivered next
+        self.disk, self.files = b"", []
+        self.replies: dict[tuple, set[bytes]] = {}
+        self.sums = 0
+
+    @initialize()
+    def begin(self):
+        self.serve(self.server.begin(MODEL))
+
+    def serve(self, actions):
+        mail = deque(actions)
+        while mail:
+            match mail.popleft():
+                case Send(to="site-a", data=data):
+                    context = self.server.session.context
+                    self.inbox.append((context.round_number, context.attempt, data))
+                case Send(to=to, data=data):
+                    said = self.others[to].receive(data)
+                    for action in said:
+                        if isinstance(action, NeedInput):
+                            said += self.others[to].provide(self.cohort.updates[to], "", Stream.seeded(7, to))
+                        if isinstance(action, Send):
+                            mail += self.server.receive(to, action.data)
+                case Completed() as done:
+                    self.sums += 1
+                    assert np.array_equal(done.result, self.cohort.plain_sum(done.included))
+
+    def process(self, entry, dies):
+        """One process: it resumes, answers, writes down and sends, or dies before one of these."""
+        made, (number, attempt, data) = driver(self.cohort, "site-a"), entry
+        actions = made.resume(self.disk) if self.disk else []
+        self.disk = b""
+        if dies == "after use":
+            return
+        actions += made.receive(data)
+        for action in actions:
+            if isinstance(action, NeedInput):
+                actions += made.provide(self.cohort.updates["site-a"], "event of site-a", Stream.seeded(7, "site-a"))
+        said = [action.data for action in actions if isinstance(action, Send)]
+        for reply in said:
+            kind = type(wire.decode_from_client(reply)).__name__
+            self.replies.setdefault((number, attempt, kind), set()).add(reply)
+            if kind == "MaskedInput":
+                self.replies.setdefault((number, kind), set()).add(reply)
+        if dies == "before writing":
+            return
+        if sealed := made.suspend():
+            self.disk = sealed
+            self.files.append(sealed)
+        if dies == "before sending":
+            return
+        for reply in said:
+            self.serve(self.server.receive("site-a", reply))
+
+    @precondition(lambda self: self.next < len(self.inbox))
+    @rule(dies=st.sampled_from([None, None, None, None, "after use", "before writing", "before sending"]))
+    def deliver(self, dies):
+        self.next += 1
+        self.process(self.inbox[self.next - 1], dies)
+
+    @precondition(lambda self: self.next)
+    @rule(place=st.integers(0, 99), dies=st.sampled_from([None, "after use", "before writing", "before sending"]))
+    def repeat(self, place, dies):
+        self.process(self.inbox[place % self.next], dies)
+
+    @precondition(lambda self: self.files)
+    @rule(file=st.integers(0, 5), message=st.integers(0, 5))
+    def an_old_file_comes_back_and_meets_an_old_message(self, file, message):
+        self.disk = self.files[-1 - file % len(self.files)]
+        self.process(self.inbox[self.next - 1 - message % self.next], None)
+
+    @precondition(lambda self: self.next == len(self.inbox))
+    @rule()
+    def the_server_waits_no_longer(self):
+        if self.server.deadline is not None:
+            self.serve(self.server.tick(self.server.deadline))
+        if not self.server.running:
+            self.serve(self.server.begin(MODEL))
+
+    @invariant()
+    def nothing_is_answered_twice(self):
+        for key, said in self.replies.items():
+            assert len(said) == 1, f"two answers: {key}"
+
+    def teardown(self):
+        event(f"{min(self.sums, 3)} sums, site-a masked {sum(len(key) == 2 for key in self.replies)} times")
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_whatever_dies_and_comes_back_no_message_has_two_answers_and_every_sum_is_exact(examples):
+    at_most = settings(max_examples=examples, stateful_step_count=40, deadline=None, database=None)
+    run_state_machine_as_test(OneProcessAMessage, settings=settings(at_most, suppress_health_check=list(HealthCheck)))
 
 
 KILLED = """
