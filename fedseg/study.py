@@ -51,6 +51,10 @@ class StudySection(_Section):
         min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
+    spare_rounds: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="rounds more that the noise is planned for: a burned one stays charged and does not end the study",
+    )
     local_steps: Count = Field(description="gradient steps of a site in one round; 1 with 'distributed'")
     lr: Positive = Field(description="learning rate of the gradient steps")
     optimizer: Literal["sgd", "adam"] = Field(
@@ -275,6 +279,7 @@ class Study(_Section):
             denominator=self.privacy.denominator,
             noise=self.privacy.noise,
             rounds=self.study.rounds,
+            spare_rounds=self.study.spare_rounds,
             local_steps=self.study.local_steps,
             lr=self.study.lr,
             optimizer=self.study.optimizer,

@@ -263,17 +263,27 @@ class FedAvgServer:
         initial: the model to begin with, an .npz file of arrays by name.
         rounds: how many.
         result: where the last model goes, as .npz.
+        step_seconds, input_seconds: as `SecAggServer` takes them.
     """
 
-    def __init__(self, folder: str, initial: str, rounds: int, result: str) -> None:
+    def __init__(
+        self,
+        folder: str,
+        initial: str,
+        rounds: int,
+        result: str,
+        step_seconds: float = 60.0,
+        input_seconds: float = 3600.0,
+    ) -> None:
         self.folder, self.initial, self.rounds, self.result = folder, initial, rounds, result
+        self.step_seconds, self.input_seconds = step_seconds, input_seconds
 
     @collab.main  # type: ignore[untyped-decorator]
     def run(self) -> None:
         """All rounds; one without a sum leaves the model as it was."""
         with np.load(self.initial, allow_pickle=False) as arrays:
             model = dict(arrays)
-        with SecAggServer(self.folder) as server:
+        with SecAggServer(self.folder, step_seconds=self.step_seconds, input_seconds=self.input_seconds) as server:
             for number in range(1, self.rounds + 1):
                 if mean := server.mean(model):
                     model = mean.arrays
@@ -291,10 +301,22 @@ class SecAggFedAvgRecipe(CollabRecipe):  # type: ignore[misc]
         initial: the model to begin with, an .npz file of arrays by name.
         result: where the last model goes.
         rounds: how many.
+        step_seconds: how long a step waits for a site, training apart.
+        input_seconds: how long training may take. NVFlare may not notice that a site is gone: then so long is waited.
         more: as `CollabRecipe` takes it.
     """
 
     def __init__(
-        self, job_name: str, site: SecAggSite, folder: str, initial: str, result: str, rounds: int = 3, **more: Any
+        self,
+        job_name: str,
+        site: SecAggSite,
+        folder: str,
+        initial: str,
+        result: str,
+        rounds: int = 3,
+        step_seconds: float = 60.0,
+        input_seconds: float = 3600.0,
+        **more: Any,
     ) -> None:
-        super().__init__(job_name, FedAvgServer(folder, initial, rounds, result), site, **more)
+        server = FedAvgServer(folder, initial, rounds, result, step_seconds, input_seconds)
+        super().__init__(job_name, server, site, **more)

@@ -3,6 +3,7 @@
 Numbers of patients are shown where the data is and never sent.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Guarantee:
     """What the plan is worth.
 
     Attributes:
-        curve: epsilon after each round.
+        curve: epsilon after some rounds, the last among them.
         epsilon: at the end, by the first accountant.
         epsilon_second: the same by the second one, None where it knows no such mechanism.
         accountants: names of the two.
@@ -26,7 +27,7 @@ class Guarantee:
         sentence: what that means, in words.
     """
 
-    curve: tuple[float, ...]
+    curve: dict[int, float]
     epsilon: float
     epsilon_second: float | None
     accountants: tuple[str, str]
@@ -44,18 +45,35 @@ class SiteShare:
 
 
 @dataclass(frozen=True)
+class Observer:
+    """Somebody who watches the whole study.
+
+    Attributes:
+        who: in words.
+        colluders: sites whose share of the noise they know.
+        epsilon: of a patient at another site, by how many sites are in every sum; infinite where no noise is left.
+    """
+
+    who: str
+    colluders: int
+    epsilon: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A study's promise.
 
     Attributes:
         plan: the numbers that the study fixes.
         guarantee: what they are worth, the same at every site; None where no epsilon is claimed.
+        observers: what each learns, and what one dropout or one colluder more costs; none where no epsilon is claimed.
         sites: per site, where its patients are known.
         notes: what a reader should know before believing the above.
     """
 
     plan: Plan
     guarantee: Guarantee | None
+    observers: tuple[Observer, ...]
     sites: tuple[SiteShare, ...]
     notes: tuple[str, ...]
 
@@ -73,7 +91,35 @@ def explain(study: Study, cohort: Mapping[str, int] | None = None) -> Explanatio
     """
     plan, known = plan_of(study), cohort or {}
     shares = (SiteShare(site, known[site], known[site] * plan.sample_rate) for site in study.site_ids if site in known)
-    return Explanation(plan, guarantee_of(study), tuple(shares), tuple(_notes(study, plan, sum(known.values()))))
+    notes = _notes(study, plan, sum(known.values()))
+    return Explanation(plan, guarantee_of(study), observers_of(study), tuple(shares), tuple(notes))
+
+
+def observers_of(study: Study) -> tuple[Observer, ...]:
+    """What each observer learns, by how many sites are in every sum: from all of them to as few as a sum can have."""
+    terms, plan = study.terms, plan_of(study)
+    if plan.delta is None:
+        return ()
+    sites, fewest, corrupt = len(study.sites), terms.min_survivors, terms.max_corrupt
+    sums = sorted({fewest, min(fewest + 1, sites), (fewest + sites) // 2, max(sites - 1, fewest), sites}, reverse=True)
+    found: dict[int, float] = {}
+
+    def of(honest: int) -> float:
+        if honest not in found:
+            event = study.mechanism.achieved(terms, plan.most_rounds * plan.local_steps, honest)
+            found[honest] = math.inf if event is None else epsilon([event], plan.delta or 0.0)
+        return found[honest]
+
+    watching = {
+        0: "the public, or the coordinator",
+        corrupt + 1: "one colluder more than planned for",
+        corrupt: f"{corrupt} sites with the coordinator",
+        1: "one site, alone or with the coordinator",
+    }
+    return tuple(
+        Observer(watching[colluders], colluders, {number: of(number - colluders) for number in sums})
+        for colluders in sorted(watching)
+    )
 
 
 def guarantee_of(study: Study) -> Guarantee | None:
@@ -85,12 +131,15 @@ def guarantee_of(study: Study) -> Guarantee | None:
     plan, terms = plan_of(study), study.terms
     if plan.delta is None:
         return None
-    spent = [study.mechanism.released(terms, done * plan.local_steps) for done in range(1, plan.rounds + 1)]
-    total, second = cross_check(spent[-1:], plan.delta)
-    mu = gaussian_dp(spent[-1:], plan.delta)
+    # One composition takes up to a second, so that a thousand rounds are not all asked.
+    rounds = sorted({max(1, round(plan.most_rounds * part / 5)) for part in range(6)})
+    spent = {done: study.mechanism.released(terms, done * plan.local_steps) for done in rounds}
+    everything = [spent[plan.most_rounds]]
+    total, second = cross_check(everything, plan.delta)
+    mu = gaussian_dp(everything, plan.delta)
     words = in_words(mu, loss=total, delta=plan.delta)
-    curve = tuple(epsilon([event], plan.delta) for event in spent)
-    return Guarantee(curve, total, second, accountants(spent[-1:]), mu, words)
+    curve = {done: epsilon([event], plan.delta) for done, event in spent.items()}
+    return Guarantee(curve, total, second, accountants(everything), mu, words)
 
 
 def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
@@ -105,6 +154,11 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         notes.append(
             f"a patient is drawn {plan.sample_rate * plan.steps:.2g} times on average over all {plan.steps} steps, so "
             "most never train; raise sample_rate, rounds or local_steps"
+        )
+    if plan.spare_rounds:
+        notes.append(
+            f"the noise is planned for {plan.spare_rounds} spare rounds beside the {plan.rounds} that are to complete: "
+            "so many may burn without ending the study, and where none does less epsilon is spent"
         )
     notes.append("validation metrics, early stopping and tuning on private data are not covered by this epsilon")
     return notes

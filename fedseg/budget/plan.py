@@ -21,7 +21,8 @@ class Plan:
         clip_norm: L2 bound of one patient's gradient, None where nothing is clipped.
         noise_multiplier: noise standard deviation over `clip_norm`, 0 where there is none.
         denominator: public divisor of the noisy sum.
-        rounds: completed rounds; a burned round stays charged and takes the place of one.
+        rounds: completed rounds.
+        spare_rounds: rounds more that the noise is planned for; a burned round stays charged and takes one of them.
         local_steps: steps of a round.
     """
 
@@ -36,11 +37,17 @@ class Plan:
     denominator: int
     rounds: int
     local_steps: int
+    spare_rounds: int = 0
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds that may be charged: those that complete and the spare ones."""
+        return self.rounds + self.spare_rounds
 
     @property
     def steps(self) -> int:
-        """Steps of the whole study."""
-        return self.rounds * self.local_steps
+        """Steps of the whole study, those of spare rounds included."""
+        return self.most_rounds * self.local_steps
 
 
 def plan_of(study: Study) -> Plan:
@@ -62,6 +69,7 @@ def plan_of(study: Study) -> Plan:
         denominator=privacy.denominator,
         rounds=study.study.rounds,
         local_steps=study.study.local_steps,
+        spare_rounds=study.study.spare_rounds,
     )
 
 

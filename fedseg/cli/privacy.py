@@ -1,10 +1,14 @@
 """`fedseg epsilon`: what a study promises its patients."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.table import Table
 
+from fedseg.budget.explain import Observer
 from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
+from fedseg.events import finite
 from fedseg.privacy.delta import delta_text
 from secagg.terminal import AsJson, out, say, say_json
 
@@ -27,7 +31,12 @@ def epsilon(
     plan, guarantee = told.plan, told.guarantee
     if as_json:
         worth = {"epsilon": None, "sentence": no_claim(plan.mechanism)} if guarantee is None else asdict(guarantee)
-        more = {"trust": loaded.trust.sentence, "sites": [asdict(site) for site in told.sites], "notes": told.notes}
+        watching = [
+            {**asdict(observer), "epsilon": {number: finite(found) for number, found in observer.epsilon.items()}}
+            for observer in told.observers
+        ]
+        sites = [asdict(site) for site in told.sites]
+        more = {"trust": loaded.trust.sentence, "observers": watching, "sites": sites, "notes": told.notes}
         say_json({**asdict(plan), **worth, **more})
         return
     if guarantee is None:
@@ -36,7 +45,8 @@ def epsilon(
     say(
         stressed(f"epsilon {guarantee.epsilon:.3f}"),
         f" of {plan.budget:g} per {plan.unit} at delta {delta_text(plan.delta)} after "
-        f"{plan.rounds} rounds of {plan.local_steps} steps ({plan.neighbouring})",
+        f"{plan.rounds} rounds{f' and {plan.spare_rounds} spare ones' if plan.spare_rounds else ''} of "
+        f"{plan.local_steps} steps ({plan.neighbouring})",
     )
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
@@ -46,15 +56,31 @@ def epsilon(
     )
     say(f"{'' if guarantee.mu is None else f'mu-GDP {guarantee.mu:.3f}: '}{guarantee.sentence}")
     table = Table(title="epsilon after each round")
-    shown = sorted({max(1, round(plan.rounds * part / 5)) for part in range(6)})
-    for number in shown:
+    for number in guarantee.curve:
         table.add_column(str(number))
-    table.add_row(*(f"{guarantee.curve[number - 1]:.2f}" for number in shown))
+    table.add_row(*(f"{found:.2f}" for found in guarantee.curve.values()))
     out.print(table)
+    _say_observers(told.observers)
     for site in told.sites:
         say(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
     for note in told.notes:
         say(f"note: {note}")
+
+
+def _say_observers(observers: Sequence[Observer]) -> None:
+    """What one dropout or one colluder more costs: nothing, where each update is private alone."""
+    if len({found for observer in observers for found in observer.epsilon.values()}) == 1:
+        say("dropouts and colluding sites cost nothing: each update is private alone, whoever else is there")
+        return
+    table = Table(title="epsilon at the end, by who watches and how many sites are in every sum")
+    table.add_column("who watches")
+    for number in observers[0].epsilon:
+        table.add_column(f"{number} sites")
+    for observer in observers:
+        cells = ("no bound" if math.isinf(found) else f"{found:.2f}" for found in observer.epsilon.values())
+        table.add_row(observer.who, *cells)
+    out.print(table)
+    say("a sum of fewer sites is never opened; beyond max_corrupt, secure aggregation itself promises nothing")
 
 
 def _second(name: str, found: float | None) -> str:

@@ -26,9 +26,9 @@ def statement(
     target: Annotated[Path, typer.Option("--out", help="The page; its JSON goes beside it.")] = Path("statement.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Write the privacy statement: one page for a data protection officer.
+    """Write one page for a data protection officer.
 
-    It is computed from ledgers and transcripts, and says what was verified.
+    The privacy statement, computed from ledgers and transcripts; it says what was verified.
     """
     from fedseg.statement import write_statement
     from fedseg.statement.facts import as_dict

@@ -146,6 +146,10 @@ class Distributed(Mechanism):
         """See `Mechanism.released`."""
         return noise_of(terms).event(honest(terms), terms.sample_rate, steps)
 
+    def achieved(self, terms: Terms, steps: int, honest: int) -> DpEvent | None:
+        """See `Mechanism.achieved`: every share counts."""
+        return noise_of(terms).event(honest, terms.sample_rate, steps) if honest > 0 else None
+
     def entry(self, said: Said, terms: Terms) -> Entry:
         """See `Mechanism.entry`."""
         noise = noise_of(terms)

@@ -37,7 +37,7 @@ class Terms:
 
     Attributes:
         epsilon, delta, sample_rate, clip_norm, denominator, noise: of `[privacy]`.
-        rounds, local_steps, lr, optimizer: of `[study]`.
+        rounds, spare_rounds, local_steps, lr, optimizer: of `[study]`.
         seeded: whether the study has a seed, so that nothing is claimed.
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
@@ -51,6 +51,7 @@ class Terms:
     denominator: int
     noise: Literal["skellam", "discrete-gaussian"]
     rounds: int
+    spare_rounds: int = 0
     local_steps: int
     lr: float
     optimizer: str
@@ -63,8 +64,8 @@ class Terms:
 
     @property
     def steps(self) -> int:
-        """Of the whole study."""
-        return self.rounds * self.local_steps
+        """That the noise is planned for, those of spare rounds included."""
+        return (self.rounds + self.spare_rounds) * self.local_steps
 
 
 class Encoding(NamedTuple):
@@ -157,6 +158,13 @@ class Mechanism(ABC):
         Raises:
             ConfigError: no reasonable noise meets the budget.
         """
+
+    def achieved(self, terms: Terms, steps: int, honest: int) -> DpEvent | None:
+        """The same to somebody for whom `honest` sites add noise that is not known; None where there is none left.
+
+        An update that is private alone needs no other site's noise.
+        """
+        return self.released(terms, steps)
 
     @abstractmethod
     def entry(self, said: Said, terms: Terms) -> Entry:

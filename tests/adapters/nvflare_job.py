@@ -58,12 +58,15 @@ def main() -> None:
         str(folder / "initial.npz"),
         str(result),
         rounds=options.rounds,
+        step_seconds=30.0,
+        input_seconds=30.0,
         min_clients=len(SITES) - 1,
     )
     began = time.perf_counter()
     if options.poc:
-        from nvflare.recipe import PocEnv
+        from nvflare.recipe import PocEnv, poc_env
 
+        poc_env.SERVICE_START_TIMEOUT = 40  # a slow machine's; then its own log-in waits for five seconds
         environment = PocEnv(num_clients=len(SITES), clients=SITES)
     else:
         from nvflare.recipe import SimEnv

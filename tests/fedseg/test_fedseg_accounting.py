@@ -266,8 +266,8 @@ def test_explain_tells_the_whole_promise_before_training(study):
     told = explain(study, {"a": 100, "b": 1, "c": 30})
     plan, guarantee = told.plan, told.guarantee
     assert len(guarantee.curve) == 3
-    assert list(guarantee.curve) == sorted(guarantee.curve)
-    assert guarantee.curve[-1] == guarantee.epsilon <= plan.budget == 2
+    assert list(guarantee.curve.values()) == sorted(guarantee.curve.values())
+    assert guarantee.curve[3] == guarantee.epsilon <= plan.budget == 2
     assert guarantee.epsilon_second == pytest.approx(guarantee.epsilon, rel=0.01)
     assert plan.noise_multiplier == noise_multiplier(study)
     assert (plan.unit, plan.neighbouring, plan.delta, plan.steps) == ("patient", "add or remove one patient", 1e-3, 6)
@@ -297,3 +297,28 @@ def test_epsilon_is_recomputed_from_events_alone(study, tmp_path):
     release = [gaussian_steps(noise_multiplier(study), 0.25, 4)]
     assert spent(Ledger(tmp_path / "a.jsonl"), study) == epsilon(release, 1e-3)
     assert epsilon(released(ledger.entries()), 1e-5) > epsilon(released(ledger.entries()), 1e-3)
+
+
+def test_many_rounds_are_not_each_composed(study):
+    long = study.replace(study={"rounds": 1000}, privacy={"sample_rate": 1.0})
+    assert list(explain(long).guarantee.curve) == [1, 200, 400, 600, 800, 1000]
+
+
+def test_one_dropout_or_colluder_more_has_its_price_where_noise_is_shared(study):
+    alone = explain(study).observers
+    assert len({found for observer in alone for found in observer.epsilon.values()}) == 1
+    text = STUDY.replace('"local"', '"distributed"\nnoise = "discrete-gaussian"')
+    text = text.replace("local_steps = 2", "local_steps = 1").replace("sample_rate = 0.25", "sample_rate = 1.0")
+    shared = parse_study(
+        text + "".join(f'[[sites]]\nid = "{site}"\n' for site in "defghi"),
+        "study.toml",
+    )
+    told = explain(shared)
+    terms = shared.terms
+    by = {observer.colluders: observer.epsilon for observer in told.observers}
+    sums = list(by[0])
+    assert (max(sums), min(sums)) == (9, terms.min_survivors)
+    assert by[terms.max_corrupt][terms.min_survivors] == told.guarantee.epsilon <= 2
+    assert by[terms.max_corrupt + 1][terms.min_survivors] > 2  # one colluder more
+    for found in by.values():
+        assert list(found.values()) == sorted(found.values())  # the fewer sites, the more is revealed

@@ -12,6 +12,8 @@ import pytest
 import fedseg.site
 from fedseg.budget.balance import balance
 from fedseg.budget.charge import charge, lifetime, spent
+from fedseg.budget.explain import explain
+from fedseg.budget.plan import plan_of
 from fedseg.credentials import make_credentials
 from fedseg.data.loading import load_site
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
@@ -233,6 +235,21 @@ def test_a_budget_that_is_none_is_a_sentence(tmp_path, text):
     (tmp_path / "budget.toml").write_text(text)
     with pytest.raises(ConfigError, match=r"budget\.toml: give two lines"):
         lifetime(tmp_path)
+
+
+def test_spare_rounds_let_so_many_burn(tmp_path):
+    plain, spare = study(rounds=4), study(rounds=4).replace(study={"spare_rounds": 2})
+    for planned, most in ((plain, 4), (spare, 6)):
+        ledger = Ledger(tmp_path / f"{most}.jsonl")
+        for number in range(1, most + 1):  # whichever of them burn
+            charge(ledger, planned, "site-a", "run", number)
+        with pytest.raises(BudgetExceededError):
+            charge(ledger, planned, "site-a", "run", most + 1)
+        assert 7.9 < spent(ledger, planned) <= 8
+    assert plan_of(spare).noise_multiplier > plan_of(plain).noise_multiplier
+    told = explain(spare)
+    assert max(told.guarantee.curve) == 6
+    assert any("2 spare rounds beside the 4" in note for note in told.notes)
 
 
 # --- Never shorter than it was --------------------------------------------------------------------------------------

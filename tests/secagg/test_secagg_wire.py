@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+import secagg
 from secagg import AuthenticationError, MalformedMessageError, Suite, keys, messages, wire
 from secagg import secagg_pb2 as pb
+from secagg.files import load_roster
 from secagg.messages import (
     Abort,
     AdvertiseKeys,
@@ -26,6 +28,7 @@ from secagg.messages import (
     SlotsFailed,
     UnmaskingShares,
 )
+from secagg.sqlite import SqliteStore
 from tests.support.cohort import RUN, SERVER_KEY, Cohort, signing_key
 
 
@@ -411,3 +414,25 @@ def test_only_messages_are_encoded():
 def test_empty_attestations_and_results_keep_their_kind():
     assert decoded(wire.encode(Attestations(()))) == [Attestations(())]
     assert isinstance(decoded(wire.encode(KINDS[Result]))[0], Result)
+
+
+def test_a_receipt_is_kept_as_bytes_and_read_back():
+    receipt = Cohort().play().server.receipt
+    data = wire.encode_receipt(receipt)
+    assert wire.decode_receipt(data) == receipt
+    for wrong in (b"", data[:-1], data + b"\x00", data + data, wire.encode(receipt_start(receipt))):
+        with pytest.raises(MalformedMessageError):
+            wire.decode_receipt(wrong)
+
+
+def receipt_start(receipt):
+    """A message that holds a receipt is none."""
+    hashes = (bytes(32), bytes(32), receipt.head)
+    return RoundStart(receipt.training_run, 2, 0, *hashes, (receipt,), receipt.signature)
+
+
+def test_what_opens_files_is_loaded_when_asked_for():
+    assert secagg.SqliteStore is SqliteStore
+    assert secagg.load_roster is load_roster
+    with pytest.raises(AttributeError, match="no attribute 'sqlite_store'"):
+        _ = secagg.sqlite_store
