@@ -139,7 +139,7 @@ class PrivacySection(_Section):
         description="public constant that divides a step's sum: about the patients that a site draws in a step"
     )
     noise: Literal["discrete-gaussian", "skellam"] = Field(
-        default="discrete-gaussian", description="whole-number noise of 'distributed'; the other mechanisms add none such"
+        default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
     )
 
     @model_validator(mode="after")
