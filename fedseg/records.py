@@ -36,6 +36,24 @@ class Interval(Record):
 MaybeInterval = Annotated[Interval | None, BeforeValidator(_of_somebody)]
 
 
+class Achieved(Record):
+    """What the sites that were really in each sum gave, beside what was charged before the rounds.
+
+    Attributes:
+        shares: of the noise that were planned for: of the fewest honest sites of any sum.
+        colluders: sites at most that side with the coordinator and so know their own shares.
+        charged: epsilon of the same rounds by the plan.
+        epsilon: by the sums as they were; None without a bound.
+        sentence: the two, for people.
+    """
+
+    shares: int
+    colluders: int
+    charged: float
+    epsilon: Number = None
+    sentence: str = ""
+
+
 class Privacy(Record):
     """The differential privacy guarantee as the accountant states it."""
 
@@ -50,6 +68,7 @@ class Privacy(Record):
     steps: int | None = None
     per_site: dict[str, Number] = {}
     sentence: str = ""
+    achieved: Achieved | None = None
 
 
 class SiteDice(Record):

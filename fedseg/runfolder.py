@@ -57,7 +57,10 @@ Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
 
 
 class Tally(BaseModel):
-    """What a run has added up so far; all of it survives an interruption."""
+    """What a run has added up so far; all of it survives an interruption.
+
+    `in_sums` is by how many sites are in a sum the number of rounds with such a sum.
+    """
 
     mode: str = ""
     completed: int = 0
@@ -67,6 +70,7 @@ class Tally(BaseModel):
     bytes_down: int = 0
     seconds: dict[str, float] = {}
     dropouts: list[Drop] = []
+    in_sums: dict[int, int] = {}
     history: list[SerializeAsAny[Validated]] = []
     baselines: dict[str, MaybeInterval] = {}
 
@@ -76,6 +80,7 @@ class Tally(BaseModel):
         self.last_round = max(self.last_round, ended.round)
         self.bytes_up += ended.bytes_up
         self.bytes_down += ended.bytes_down
+        self.in_sums[len(ended.included)] = self.in_sums.get(len(ended.included), 0) + 1
         self.dropouts += [Drop(round=ended.round, site=site) for site in ended.dropped]
         for step, seconds in ended.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + seconds

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from fedseg.budget.achieved import achieved
 from fedseg.budget.explain import guarantee_of
 from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
@@ -57,8 +58,17 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
     )
 
 
-def privacy_claim(study: Study, per_site: Mapping[str, float]) -> Privacy | None:
-    """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim."""
+def privacy_claim(
+    study: Study, per_site: Mapping[str, float], in_sums: Mapping[int, int], burned: int
+) -> Privacy | None:
+    """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim.
+
+    Args:
+        study: the study.
+        per_site: what each site has spent.
+        in_sums: as `achieved` takes it.
+        burned: the same.
+    """
     plan = plan_of(study)
     guarantee = guarantee_of(study)
     if guarantee is None or plan.delta is None:
@@ -75,6 +85,7 @@ def privacy_claim(study: Study, per_site: Mapping[str, float]) -> Privacy | None
         steps=plan.steps,
         per_site=dict(per_site),
         sentence=guarantee.sentence,
+        achieved=achieved(study, in_sums, burned),
     )
 
 
@@ -83,6 +94,7 @@ def metrics_of(
 ) -> Metrics:
     """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
+    charged = tally.completed + tally.burned
     return Metrics(
         format=FORMAT,
         study=study.study.name,
@@ -97,7 +109,7 @@ def metrics_of(
         parameters=parameters,
         versions=versions(),
         mechanism=study.privacy.mechanism,
-        privacy=privacy_claim(study, per_site),
+        privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values())),
         dice=table,
         baselines=tally.baselines,
         history=tally.history,

@@ -16,7 +16,7 @@ from fedseg.evidence import Evidence
 from fedseg.privacy.delta import delta_text
 from fedseg.report.page import save, template
 from fedseg.statement import words
-from fedseg.statement.facts import PRIORS, Facts, accounts_of, as_dict, delta_of
+from fedseg.statement.facts import PRIORS, Facts, accounts_of, achieved_of, as_dict, delta_of
 from fedseg.statement.origin import origin
 from fedseg.verifying import examined
 from fedseg.verifying.material import Material, gather
@@ -69,6 +69,7 @@ def facts_of(paths: Sequence[Path], roster: Path | None = None, delta: float | N
         plain=bool(given.runs) and given.runs[0].plain,
         seeded=seeded,
         accounts=accounts,
+        achieved=achieved_of(given),
         stated=stated,
         rounds=len(given.log) if given.runs else 0,
         planned=study.study.rounds if study else 0,

@@ -5,15 +5,18 @@ to be a statement. Must never: hold a patient, a number of patients, or the path
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+from fedseg.budget.achieved import achieved
 from fedseg.budget.charge import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
 from fedseg.ledger import Entry, distinct, released
 from fedseg.privacy.accounting import cross_check, gaussian_dp
+from fedseg.records import Achieved
 from fedseg.statement.origin import Origin
 from fedseg.study import Study
 from fedseg.verifying.material import Charged, Material
@@ -103,6 +106,7 @@ class Facts:
         plain: whether there was no secure aggregation.
         seeded: whether somebody knows the seed of the noise, so that nothing is claimed.
         accounts: of the sites whose ledgers were given.
+        achieved: what the sites that were really in each sum gave; None where no noise is shared or no log tells.
         stated: epsilon by site as the run's own files state it, of sites without a ledger here.
         rounds, planned: with a sum, and of the study.
         evidence: of `verify_run`; None where only ledgers were given.
@@ -117,6 +121,7 @@ class Facts:
     plain: bool
     seeded: bool
     accounts: tuple[Account, ...]
+    achieved: Achieved | None
     stated: dict[str, float]
     rounds: int
     planned: int
@@ -216,6 +221,16 @@ def best_guess(prior: float, mu: float | None, epsilon: float, delta: float) -> 
     return min(prior * math.exp(min(epsilon, 700.0)) + delta, 1 - math.exp(-epsilon) * (1 - prior - delta), 1.0)
 
 
+def achieved_of(given: Material) -> Achieved | None:
+    """Recomputed from the first run's log; a round that it does not know counts as planned."""
+    if not given.runs or given.study.study.seed is not None:
+        return None
+    sums = Counter(len(end.included) for end in given.log.values())
+    metrics = given.runs[0].metrics
+    burned = metrics.protocol.burned if metrics else max(given.log, default=0) - len(given.log)
+    return achieved(given.study, sums, burned)
+
+
 def delta_of(given: Material, delta: float | None) -> float:
     """At which delta everything is said: as given, or the study's.
 
@@ -242,6 +257,7 @@ def as_dict(facts: Facts) -> dict[str, object]:
         "plain_sum": facts.plain,
         "seeded_no_privacy_claim": facts.seeded,
         "accounts": [_finite(asdict(account)) for account in facts.accounts],
+        "achieved": facts.achieved.model_dump() if facts.achieved else None,
         "stated_without_ledger": facts.stated,
         "priors": list(PRIORS),
         "rounds": facts.rounds,

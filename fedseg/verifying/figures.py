@@ -1,5 +1,6 @@
 """R-06 to R-08: figures and pages say what study and log give, and folders of several parties agree."""
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_APPLICABLE, NOT_CHECKED, VIOLATED, Finding
 from fedseg.models import load_model
-from fedseg.records import Metrics, Privacy
+from fedseg.records import Metrics
 from fedseg.report import PRIVATE, epsilons_in, pages
 from fedseg.summary import privacy_claim, study_event, versions
 from fedseg.update import flatten
@@ -21,7 +22,7 @@ def r06_figures(given: Material) -> Iterator[Finding]:
         wrong = _differing(first.model_dump(exclude={"t", "study_hash"}), run.first.model_dump(), "events.jsonl")
         if run.metrics is not None:
             wrong += _differing(_expected(run, run.metrics), run.metrics.model_dump(), "metrics.json")
-            wrong += _promise(run, run.metrics.privacy)
+            wrong += _promise(run, run.metrics)
         if wrong:
             yield Finding("R-06", VIOLATED, str(run), "; ".join(wrong))
         elif run.metrics is None:
@@ -55,10 +56,12 @@ def _differing(expected: Any, found: Any, where: str) -> list[str]:
     return [] if same else [f"{where}: is {found!r} and should be {expected!r}"]
 
 
-def _promise(run: Run, stated: Privacy | None) -> list[str]:
+def _promise(run: Run, metrics: Metrics) -> list[str]:
     """What metrics.json says of privacy against what the study plans; epsilon itself is recomputed by T-17."""
+    stated = metrics.privacy
     per_site = {site: spent for site, spent in stated.per_site.items() if spent is not None} if stated else {}
-    planned = privacy_claim(run.study, per_site)
+    in_sums = Counter(len(end.included) for end in run.ended.values())
+    planned = privacy_claim(run.study, per_site, in_sums, metrics.protocol.burned)
     if planned is None or stated is None:
         return [] if planned is stated else ["metrics.json, privacy: is there although none is claimed, or missing"]
     return _differing(planned.model_dump(), stated.model_dump(), "metrics.json, privacy")

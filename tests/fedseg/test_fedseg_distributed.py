@@ -9,18 +9,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedseg.budget.achieved import achieved
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.evidence import HELD
 from fedseg.ledger import Ledger, NoisySum
 from fedseg.mechanisms import distributed
 from fedseg.mechanisms.distributed import honest, noise_of
 from fedseg.models import build_model, load_model
 from fedseg.optimisers import OPTIMISERS
+from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.shares import Grid, noise_share
+from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.update import flatten
+from fedseg.verifying.figures import r06_figures
+from fedseg.verifying.material import gather
 from secagg.prg import Stream
+from tests.support.command import run as command
 from tests.support.federation import Federation
 from tests.support.tiny import tiny_study
 
@@ -38,9 +45,9 @@ def shared(sites=3, rounds=2, **study):
     return tiny_study(mechanism="distributed", sites=sites, rounds=rounds, **study)
 
 
-def train(study, folder, *listeners, plain=False):
+def train(study, folder, *listeners, **options):
     with RunFolder.create(folder, study, *listeners) as run:
-        return simulate(run, load_cohort(None, study), Options(plain=plain))
+        return simulate(run, load_cohort(None, study), Options(**options))
 
 
 def weights(run, study):
@@ -166,6 +173,62 @@ def test_a_round_is_charged_as_one_noisy_sum(tmp_path):
     entries = Ledger(run / "ledger" / "site-a.jsonl").entries()
     assert [type(entry) for entry in entries] == [NoisySum] * 2
     assert (entries[0].noise, entries[0].shares, entries[0].generator) == ("gaussian", 2, "os")
+
+
+def test_a_run_says_what_the_sites_that_were_in_each_sum_gave(tmp_path, monkeypatch, capsys):
+    study = shared(sites=4, rounds=3, seed=None).replace(privacy={"noise": "skellam"})
+    run = train(study, tmp_path, silent={"site-b": "MaskedInputCollection"}, silent_round=2)
+    terms, noise = study.terms, noise_of(study.terms)
+    planned, rate = honest(terms), terms.sample_rate
+    assert (planned, terms.max_corrupt) == (2, 1)  # 3 honest shares in rounds 1 and 3, the fewest in round 2
+    spent = epsilon([noise.event(2, rate, 1), noise.event(3, rate, 2)], terms.delta)
+    privacy = json.loads((run / "metrics.json").read_text())["privacy"]
+    told = privacy["achieved"]
+    assert told["epsilon"] == pytest.approx(spent)
+    assert told["charged"] == pytest.approx(privacy["epsilon"])  # a budget goes by this one
+    assert epsilon([noise.event(3, rate, 3)], terms.delta) < spent < told["charged"]
+    said = (
+        f"planned for at least 2 honest shares of the noise: epsilon {up(told['charged'])}; with the sites that were "
+        f"really in each sum: {up(spent)}"
+    )
+    assert told["sentence"].startswith(said)
+    write_report(run)
+    assert said in (run / "report.html").read_text()
+    page = tmp_path / "page.html"
+    code, _, err = command(capsys, monkeypatch, "statement", run, "--out", page)
+    assert code == 0, err
+    assert said in page.read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["achieved"]["epsilon"] == pytest.approx(spent)
+    (finding,) = r06_figures(gather([run], None))
+    assert finding.state == HELD
+    told["epsilon"] = spent / 2
+    (run / "metrics.json").write_text(json.dumps(json.loads((run / "metrics.json").read_text()) | {"privacy": privacy}))
+    (finding,) = r06_figures(gather([run], None))
+    assert "achieved" in finding.sentence
+
+
+def up(value):
+    return f"{np.ceil(100 * value) / 100:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("in_sums", "burned", "shares"), [({4: 2}, 0, {3: 2}), ({4: 1, 3: 1}, 1, {3: 1, 2: 2}), ({}, 1, {2: 1})]
+)
+def test_a_round_whose_sum_is_not_known_counts_as_planned(in_sums, burned, shares):
+    study = shared(sites=4)
+    terms, noise = study.terms, noise_of(study.terms)
+    events = [noise.event(honest, terms.sample_rate, rounds) for honest, rounds in sorted(shares.items())]
+    found = achieved(study, in_sums, burned)
+    assert found.epsilon == pytest.approx(epsilon(events, terms.delta))
+    assert found.epsilon <= found.charged * (1 + 1e-6)
+
+
+def test_one_site_alone_with_a_colluder_left_is_no_bound_and_other_mechanisms_have_none():
+    assert achieved(shared(), {1: 1}, 0).epsilon is None
+    assert "really in each sum: no bound" in achieved(shared(), {1: 1}, 0).sentence
+    assert achieved(shared(), {}, 0) is None
+    assert achieved(tiny_study(), {3: 2}, 0) is None
+    assert achieved(tiny_study(mechanism="none"), {3: 2}, 0) is None
 
 
 def test_sgd_and_adam_step_as_torch_does():
