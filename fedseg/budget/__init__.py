@@ -1,4 +1,4 @@
-"""A study's privacy budget: planned (`plan`), charged before each round (`charge`), said before training (`explain`) and after it (`achieved`).
+"""A privacy budget: planned (`plan`), charged (`charge`), told before (`explain`) and after training (`achieved`).
 
 Nothing here reads images or weights.
 """
