@@ -1,7 +1,6 @@
 """A simulation on real images that is charged in the ledgers which these have for life, and one that is not."""
 
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,12 @@ from tests.support.command import feta_study, run
 from tests.support.folders import copied
 from tests.support.tiny import tiny_study
 
-STUDY = parse_study(feta_study().replace("seed = 7\n", ""), "study").replace(study={"rounds": 2})
+STUDY = parse_study(feta_study().replace("seed = 7\n", ""), "study").replace(study={"rounds": 2}, data={"holdout": 0.0})
 
 
 @pytest.fixture(scope="module")
 def cohort(feta_folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a site has nobody in training
-        return load_cohort(feta_folder, STUDY)
+    return load_cohort(feta_folder, STUDY)
 
 
 @pytest.fixture
@@ -134,5 +131,5 @@ def test_another_run_of_the_same_name_is_no_attempt_at_the_first(charged, cohort
     again = tmp_path / "other" / f"{path.name}.partial"
     again.mkdir(parents=True)
     shutil.copy(path / "study.toml", again)
-    with pytest.raises(LedgerError, match="has a training run .* already; start this one again"):
+    with pytest.raises(LedgerError, match=r"has a training run .* already; start this one again"):
         simulate(RunFolder(again, STUDY), cohort, Options(plain=True, charged=feta_folder))
