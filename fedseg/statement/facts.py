@@ -104,6 +104,7 @@ class Facts:
         study: the study, None where only ledgers were given.
         delta: at which every epsilon is stated.
         plain: whether there was no secure aggregation.
+        simulation: whether one process held the data of all sites.
         seeded: whether somebody knows the seed of the noise, so that nothing is claimed.
         accounts: of the sites whose ledgers were given.
         achieved: what the sites that were really in each sum gave; None where no noise is shared or no log tells.
@@ -119,6 +120,7 @@ class Facts:
     study: Study | None
     delta: float
     plain: bool
+    simulation: bool
     seeded: bool
     accounts: tuple[Account, ...]
     achieved: Achieved | None
@@ -255,6 +257,7 @@ def as_dict(facts: Facts) -> dict[str, object]:
         "neighbouring": "add or remove one patient",
         "delta": facts.delta,
         "plain_sum": facts.plain,
+        "simulation": facts.simulation,
         "seeded_no_privacy_claim": facts.seeded,
         "accounts": [_finite(asdict(account)) for account in facts.accounts],
         "achieved": facts.achieved.model_dump() if facts.achieved else None,
