@@ -5,8 +5,9 @@
 
 `central` is DP-SGD by one trusted party that holds all patients. `local` and `distributed` train through
 `fedseg.simulate` with a plain sum, which gives the bit-identical model of the secure one. `twin` is `central` without
-noise: it tells whether noise or optimisation is the limit. `start` is the model before any training. Held-out patients are the same in every cell of a set,
-however many sites share the others. Each cell is one line of `build/utility.jsonl`; a run goes on where it stopped.
+noise: it tells whether noise or optimisation is the limit. `start` is the model before any training. Held-out patients
+are the same in every cell of a set, however many sites share the others. Each cell is one line of
+`build/utility.jsonl`; a run goes on where it stopped.
 """
 
 import argparse
@@ -104,7 +105,7 @@ def study_of(cell: Cell, base: Study, patients: int) -> Study:
     """The study of a cell; a step's sum is divided by about all patients that are drawn, whoever divides."""
     content = base.model_dump(mode="json")
     content["study"] |= {
-        "lr": cell.lr,
+        "lr": cell.lr or 1.0,
         "seed": cell.seed,
         "rounds": cell.steps // LOCAL_STEPS,
         "local_steps": LOCAL_STEPS,
