@@ -5,6 +5,7 @@ reads it finds what was there before or all of the new, also after a power cut o
 rights of a file that is there, or show what is written in an error.
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,11 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
             os.unlink(beside)
         raise
     _synced(path.parent)
+
+
+def abandoned(path: Path) -> list[Path]:
+    """What processes that were killed within `replacing` have left beside `path`, or are writing just now."""
+    return sorted(path.parent.glob(f".{'?' * 8}.{glob.escape(path.name)}"))
 
 
 def write_whole(path: Path, data: bytes | str, mode: int = PRIVATE) -> Path:
