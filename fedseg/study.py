@@ -138,8 +138,8 @@ class PrivacySection(_Section):
     denominator: Count = Field(
         description="public constant that divides a step's sum: about the patients that a site draws in a step"
     )
-    noise: Literal["skellam", "discrete-gaussian"] = Field(
-        default="skellam", description="whole-number noise of 'distributed'; the other mechanisms add none such"
+    noise: Literal["discrete-gaussian", "skellam"] = Field(
+        default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
     )
 
     @model_validator(mode="after")

@@ -165,7 +165,7 @@ def test_a_round_is_charged_as_one_noisy_sum(tmp_path):
     run = train(shared(seed=None, rounds=2), tmp_path)
     entries = Ledger(run / "ledger" / "site-a.jsonl").entries()
     assert [type(entry) for entry in entries] == [NoisySum] * 2
-    assert (entries[0].noise, entries[0].shares, entries[0].generator) == ("skellam", 2, "os")
+    assert (entries[0].noise, entries[0].shares, entries[0].generator) == ("gaussian", 2, "os")
 
 
 def test_sgd_and_adam_step_as_torch_does():

@@ -519,8 +519,8 @@ def lie(truth, pool: list[object], random: Random):
 
 @cache
 def pools() -> tuple[list[object], list[object]]:
-    """What the two sides say in rounds of the same size, of another size and of the other suite; in the last one the
-    slots do not add up and everybody announces an earlier round."""
+    """What the two sides say in rounds of the same size, of another size and of the other suite, with the end of each;
+    in the last one the slots do not add up and everybody announces an earlier round."""
     up: list[object] = []
     down: list[object] = []
     hooks = {"up": lambda step, who, m: up.append(m) or m, "down": lambda step, who, m: down.append(m) or m}
@@ -528,6 +528,7 @@ def pools() -> tuple[list[object], list[object]]:
     for cohort in (Cohort(4), Cohort(4, suite=Suite.MLKEM768_X25519), Cohort(5)):
         play = cohort.play(**hooks)
         up += play.out.values()
+        down.append(Abort(cohort.context().slot(session_id(cohort.policy, cohort.roster)), "the server goes off"))
     other = Cohort(5)
     spoil(Play(other, context=exposed(other), **hooks)).to_the_end()
     return up, [*down, round_start(play)]
