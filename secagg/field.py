@@ -208,7 +208,7 @@ class Field:
         if self.kind is Kind.WEIGHT:
             if not 0 <= flat[0] <= self.number:  # as the value's own type rounds it: float32 of 0.1 is more than 0.1
                 raise ConfigError(f"{name} lies outside 0 to {self.number}, the largest weight that the policy allows")
-            return np.minimum(flat, self.number, dtype=np.float64)  # else floats would leave `bound` (T-14)
+            flat = np.minimum(flat, self.number, dtype=np.float64)  # else floats would leave `bound` (T-14)
         return flat
 
     @property
