@@ -5,7 +5,6 @@ reads it finds what was there before or all of the new, also after a power cut o
 rights of a file that is there, or show what is written in an error.
 """
 
-import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -47,7 +46,10 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
 
 def abandoned(path: Path) -> list[Path]:
     """What processes that were killed within `replacing` have left beside `path`, or are writing just now."""
-    return sorted(path.parent.glob(f".{'?' * 8}.{glob.escape(path.name)}"))
+    ending = f".{path.name}"
+    length = len(".12345678" + ending)  # `mkstemp` draws eight characters
+    named = (beside for beside in path.parent.iterdir() if beside.name.startswith(".") and beside.name.endswith(ending))
+    return sorted(beside for beside in named if len(beside.name) == length)
 
 
 def write_whole(path: Path, data: bytes | str, mode: int = PRIVATE) -> Path:
