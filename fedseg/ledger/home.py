@@ -87,7 +87,7 @@ class Home:
             if others := sorted({found.site for found in self.data_sets() if found.data == images}):
                 raise ConfigError(
                     f"{images}: these images have taken part as site '{others[0]}', and under another name the same "
-                    f"patients would begin at zero; call the site {others[0]} in this study too, or ask the coordinator to"
+                    f"patients would begin at zero; call the site {others[0]} in this study too"
                 )
             fallback = earlier if earlier.is_dir() else self.path / f"{site}-{path.stem}"
             state = (given or fallback).resolve()
