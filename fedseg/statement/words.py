@@ -187,6 +187,7 @@ def not_covered(facts: Facts) -> Iterator[str]:
         yield f"Validation figures of held-out patients were shared{told}: one row a patient, and so their number."
     else:
         yield "Validation figures of held-out patients: this study shares none. Each site knows its own."
+    yield "Early stopping, tuning and search by looking at patients: no entry of a ledger stands for them."
     yield "Who takes part, how many sites there are, and that a site takes part at all."
     yield "When messages come, and how large they are; training time tells a little of how many patients a site has."
     yield "What people do with reports at a site. The page report-private.html shows patients and is never to be sent."

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 
 import pytest
@@ -19,7 +20,7 @@ from fedseg.credentials import make_credentials
 from fedseg.data.loading import load_site
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
 from fedseg.exposure import MARKS, data_set_ledger
-from fedseg.ledger import START, Ledger, NoisySteps, distinct, home, read, released, verify, witness
+from fedseg.ledger import START, Ledger, NoisySteps, book, distinct, home, read, released, verify, witness
 from fedseg.ledger.chain import next_line
 from fedseg.ledger.home import Home
 from fedseg.ledger.patients import PatientSets
@@ -394,6 +395,25 @@ def test_another_machine_is_refused(opened, monkeypatch):
     monkeypatch.setattr(witness, "_said", lambda file: "another" if "machine-id" in file else said(file))
     with pytest.raises(LedgerError, match="it was written on another machine"):
         opened()
+
+
+def test_another_day_after_a_restart_goes_on(opened, monkeypatch):
+    opened().append(NoisySteps(**entry(1, "run")))
+    said = witness._said
+    monkeypatch.setattr(witness, "_said", lambda file: "another" if "boot_id" in file else said(file))
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr(book, "datetime", Tomorrow)
+    ledger = opened()
+    ledger.append(NoisySteps(**entry(1, "run")))  # the same round
+    ledger.append(NoisySteps(**entry(2, "run")))
+    first, second = ledger.entries()
+    assert first.charged[:10] < second.charged[:10]
+    assert len(opened().entries()) == 2
 
 
 def in_another_process(work):
