@@ -56,7 +56,7 @@ def app_of_the_page(folder: Path, rounds: int, out: Path) -> Path:
         ("/var/lib/secagg", str(folder)),
         ("initial_arrays=...", 'initial_arrays=ArrayRecord({"weight": Array(np.zeros((3, 4), np.float32))})'),
         ("num_rounds=3", f"num_rounds={rounds}"),
-        ("    FedAvg()", "    result = FedAvg()"),
+        ("    strategy.start", "    result = strategy.start"),
     ):
         assert block.count(before) == 1, before
         block = block.replace(before, after)
@@ -130,7 +130,7 @@ def main() -> None:
             [BIN / "flwr", "run", app, "here", "--run-config", config],
             env=environment, check=True, stdout=sys.stderr, stderr=sys.stderr,
         )  # fmt: skip
-        while not out.exists() and time.perf_counter() - began < 300:
+        while not out.exists() and time.perf_counter() - began < 550:
             time.sleep(0.5)
         told = json.loads(out.read_text())
     except Exception:
