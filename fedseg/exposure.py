@@ -5,6 +5,7 @@ Without differential privacy a site that sent unmasking shares does not go on be
 and subtracted. Must never: take a policy or a roster from a transcript or from whoever sent it.
 """
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -40,21 +41,24 @@ def marks_of(state: Path, site: str) -> SqliteStore:
     return SqliteStore(state / MARKS, site)
 
 
-def data_set_ledger(state: Path, store: SqliteStore, key: SigningKey | None, data: SiteData) -> Ledger:
+def data_set_ledger(
+    state: Path, store: SqliteStore, key: SigningKey | None, data: SiteData, apart: Collection[Path] = ()
+) -> Ledger:
     """The ledger of a data set, with all that lies beside it and knows how far it has come.
 
     Args:
         state: the data set's state folder.
         store: its marks.
-        key: the site's, which signs what is charged.
+        key: the site's, which signs what is charged; None in a simulation.
         data: the patients of this run.
+        apart: state folders of other sites in a simulation, whose patients are others whatever they are called.
 
     Raises:
         LedgerError: it does not verify, its end is missing, it is a copy, or it is of an earlier version.
         ConfigError: the site's home cannot be used.
     """
     home = Home()
-    payers = Payers(home, state, data.patients, sorted({case.patient for case in data.test}))
+    payers = Payers(home, state, data.patients, sorted({case.patient for case in data.test}), apart)
     witnesses = MarksWitness(store, [state / FILE, state / MARKS]), RecordWitness(home, state)
     return Ledger.of_site(state, key, witnesses=witnesses, payers=payers)
 

@@ -118,7 +118,12 @@ class Protocol(Record):
 
 
 class Metrics(Record):
-    """metrics.json; `format` 1, which was not written down, is of fedseg 0.1 and 0.2."""
+    """metrics.json; `format` 1, which was not written down, is of fedseg 0.1 and 0.2.
+
+    Attributes:
+        charged_for_life: of a simulation on real images: whether it was charged in the ledgers that these have for
+            life. None elsewhere: sites always charge, and made patients are nobody's.
+    """
 
     format: int = 1
     study: str
@@ -134,6 +139,7 @@ class Metrics(Record):
     versions: dict[str, str] = {}
     mechanism: str
     privacy: Privacy | None = None
+    charged_for_life: bool | None = None
     dice: Dice = Dice()
     baselines: dict[str, MaybeInterval] = {}
     history: list[SerializeAsAny[Validated]] = []

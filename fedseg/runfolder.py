@@ -38,6 +38,8 @@ POLICY = "policy.toml"
 FEDERATION = "federation.toml"
 """Of a simulation, which makes its own parties: roster, run and server key."""
 TRANSCRIPTS = "transcripts"
+LIFETIME = "lifetime.json"
+"""Of a simulation that was charged for life: in which state folder each site's ledger is."""
 KEPT = (
     "study.toml",
     "model.safetensors",
@@ -48,6 +50,7 @@ KEPT = (
     TRANSCRIPTS,
     POLICY,
     FEDERATION,
+    LIFETIME,
 )
 
 NOTHING: NDArray[np.float32] = np.empty(0, np.float32)

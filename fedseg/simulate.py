@@ -1,14 +1,16 @@
 """All sites of a federation in one process, through the same protocol code as the executables.
 
-It runs where the data is, so it may show everything, and keeps a ledger per site in the run folder: what a simulation
-spends is not in any site's own ledger. A simulation trusts its own process: secure aggregation is there
-to be exercised and measured, and `plain` replaces it by a plain sum with the bit-identical model.
+It runs where the data is, so it may show everything. What it spends is in ledgers of the run folder only, unless it is
+charged in the ledgers that the images have for life (`Options.charged`). A simulation trusts its own process: secure
+aggregation is there to be exercised and measured, and `plain` replaces it by a plain sum with the bit-identical model.
 """
 
 import copy
+import json
 import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,18 +21,21 @@ from numpy.typing import NDArray
 from fedseg.aggregate import PlainSum, Rounding, SecureSum
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
-from fedseg.errors import BudgetExceededError, ConfigError, RoundFailedError
+from fedseg.data.layouts.table import layout_of
+from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
-from fedseg.events import Burned, Ended, EpsilonSpent, Left, RoundEnded, RoundStarted, Scored, Trained
+from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
+from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.ledger import Ledger
+from fedseg.ledger.home import Home
 from fedseg.records import Validated
-from fedseg.runfolder import FEDERATION, POLICY, TRANSCRIPTS, RunFolder
+from fedseg.runfolder import FEDERATION, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
 from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import Update, adopt, flatten, model_hash, opened
-from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SigningKey
+from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SigningKey, SqliteStore
 from secagg.encoding import digest
 from secagg.files import Federation, federation_text, policy_text
 from secagg.prg import Stream
@@ -48,6 +53,8 @@ class Options:
         plain: a plain sum in place of secure aggregation.
         alone: train on this site's data only; the baseline of a hospital that does not take part.
         transcripts: keep every round's public transcript, and roster and policy to verify it with.
+        charged: folder of the images, one subfolder a site: rounds are charged in the ledgers that these have for life,
+            as `fedseg site` does. None keeps ledgers of this run alone.
         silent: site to protocol step that it never sends in every round named by `silent_round`, as if killed there.
         silent_round: the round number of `silent`; 0 for none.
         command: how the run was started, for the record.
@@ -56,6 +63,7 @@ class Options:
     plain: bool = False
     alone: str = ""
     transcripts: bool = False
+    charged: Path | None = None
     silent: Mapping[str, str] | None = None
     silent_round: int = 0
     command: str = ""
@@ -74,27 +82,51 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
 
     Raises:
         RoundFailedError: no sum after several attempts.
-        ConfigError, CaseError, PrivacyError: as loading, training and charging.
+        ConfigError, CaseError, LedgerError, PrivacyError: as loading, training and charging.
     """
     torch.set_num_threads(folder.study.run.threads)
     if options.alone and options.alone not in cohort:
         raise ConfigError(f"site '{options.alone}' is not in the study; use one of {', '.join(cohort)}")
-    with _Simulation(folder, cohort, options) as simulation:
-        return simulation.run()
+    if options.charged is not None:
+        chargeable(folder.study)
+    with ExitStack() as closing:
+        return _Simulation(folder, cohort, options, closing).run()
+
+
+def chargeable(study: Study) -> None:
+    """Refuse to charge a run for life that can be repeated, or that has no patients.
+
+    Raises:
+        ConfigError: the study has a seed, or its patients are made.
+    """
+    if study.study.seed is not None:
+        raise ConfigError(
+            f"--charge with seed {study.study.seed}: noise that can be repeated protects nobody, so that no epsilon "
+            "could be promised to these patients any more; train what you publish without a seed"
+        )
+    if not layout_of(study).needs_folder:
+        raise ConfigError(
+            f"--charge with layout = '{study.data.layout}': its patients are made, and nobody's; leave --charge away"
+        )
 
 
 class _Simulation:
-    def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options) -> None:
+    def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options, closing: ExitStack) -> None:
         self.folder, self.cohort, self.options, self.study = folder, cohort, options, folder.study
         self.sites = [options.alone] if options.alone else self.study.site_ids
-        self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
+        self.told: dict[str, str] = {}
         resumed = (folder.path / "state.json").is_file()
         mode = f"--alone {options.alone}" if options.alone else "--plain" if options.plain else "secure aggregation"
+        mode += "" if options.charged is None else " and --charge"
         if resumed and folder.tally.mode != mode:
             raise ConfigError(
                 f"{folder.path}: was started with {folder.tally.mode}, not {mode}; resume it the same way"
             )
         folder.tally.mode = mode
+        if options.charged is None:
+            self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
+        else:
+            self.ledgers = self._for_life(options.charged, closing, resumed)
         self.model = folder.model() if resumed else starting_model(self.study)
         self.parameters = len(flatten(self.model))
         self.state = opened(self.model, self.study.kept(self.parameters))
@@ -115,6 +147,7 @@ class _Simulation:
             task, private = self.study.hash(), self.study.trust.each_update_private
             kept = self._kept(keys) if options.transcripts else None
             self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private, kept)
+            closing.callback(self.aggregator.close)
         if not resumed:
             self._begin()
 
@@ -128,12 +161,26 @@ class _Simulation:
         folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
         return folder
 
-    def __enter__(self) -> "_Simulation":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if isinstance(self.aggregator, SecureSum):
-            self.aggregator.close()
+    def _for_life(self, images: Path, closing: ExitStack, resumed: bool) -> dict[str, Ledger]:
+        """The ledgers that the images have for life; the run folder says where they are."""
+        home, runs, run = Home(), self.folder.path.parent, self.folder.path.name
+        if missing := [str(images / site) for site in self.study.site_ids if not (images / site).is_dir()]:
+            raise ConfigError(f"{missing[0]}: there is no such folder, and what is charged is charged by folder")
+        states = {
+            site: home.state_of(site, images / site, None, runs / f"{site}-state") for site in self.study.site_ids
+        }
+        ledgers = {}
+        for site in self.sites:
+            states[site].mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+            store = SqliteStore(states[site] / MARKS, site)
+            closing.callback(store.close)
+            others = [state for other, state in states.items() if other != site]
+            ledgers[site] = data_set_ledger(states[site], store, None, self.cohort[site], others)
+            if not resumed and any(entry.training_run == run for entry in ledgers[site].entries()):
+                raise LedgerError(f"{ledgers[site].path}: has a training run '{run}' already; start this one again")
+        where = {site: str(states[site]) for site in self.sites}
+        write_whole(self.folder.path / LIFETIME, json.dumps(where, indent=1))
+        return ledgers
 
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
@@ -175,6 +222,10 @@ class _Simulation:
                 self.folder.emit(Left(site=site, reason=str(error)))
                 continue
             staying.append(site)
+            payers = self.ledgers[site].payers
+            if payers is not None and (told := payers.left_out) not in ("", self.told.get(site)):
+                self.told[site] = told
+                self.folder.emit(Note(text=f"{site}: {told}"))
         return staying
 
     def _round(self, sites: list[str]) -> None:
@@ -257,6 +308,8 @@ class _Simulation:
         table = dice_table(scores, trained, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
         metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason)
+        if layout_of(self.study).needs_folder:
+            metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
         return self.folder.complete(metrics, ranked(scores))
 
 

@@ -47,12 +47,14 @@ def say_report(report: Path) -> None:
 
 def show_metrics(metrics: "Metrics") -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
-    from fedseg.report.claims import privacy_sentence
+    from fedseg.report.claims import life_sentence, privacy_sentence
 
     _show_dice(metrics.dice)
     for name, found in metrics.baselines.items():
         say(f"{name}: mean Dice {_cell(found, ' ')}")
     say(stressed(*privacy_sentence(metrics)))
+    if told := life_sentence(metrics):
+        say(told)
     protocol = metrics.protocol
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in protocol.seconds.items())
     say(

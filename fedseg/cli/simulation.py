@@ -30,6 +30,9 @@ def simulate(
     transcripts: Annotated[
         bool, typer.Option("--transcripts", help="Keep every round's public transcript, for `fedseg verify-run`.")
     ] = False,
+    charge: Annotated[
+        bool, typer.Option("--charge", help="Charge rounds in the ledgers that these images have for life.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in this process.
@@ -40,7 +43,7 @@ def simulate(
     from fedseg.data.loading import load_cohort
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
-    from fedseg.simulate import Options
+    from fedseg.simulate import Options, chargeable
     from fedseg.simulate import simulate as train
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -50,11 +53,14 @@ def simulate(
     if alone and alone not in loaded.site_ids:
         raise ConfigError(f"--alone {alone}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
     noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
+    if charge:
+        chargeable(loaded)
     cohort = load_cohort(data, loaded)
     with Screen(out) as screen:
         if not resume:
             starting_model(loaded, screen.starting)  # from here on it is kept
-        options = Options(plain=plainly, alone=alone, transcripts=transcripts, command=command_line())
+        charged = data if charge else None
+        options = Options(plain=plainly, alone=alone, transcripts=transcripts, charged=charged, command=command_line())
         again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
         with again or RunFolder.create(runs, loaded, screen) as folder:
             try:

@@ -1,6 +1,6 @@
 """The patients of a run, and what each of them has paid at this site, in whatever data set."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -23,14 +23,23 @@ class Payers:
         state: the data set's state folder.
         training: patients that can be drawn, by the identifiers of the data.
         tested: those that are held out.
+        apart: state folders of other sites on this machine: who is called the same there is somebody else.
 
     Attributes:
         sets: of the data set.
         staying: who may be drawn in the round that was charged last; the others have spent too much elsewhere.
     """
 
-    def __init__(self, home: Home, state: Path, training: Sequence[str], tested: Sequence[str]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        state: Path,
+        training: Sequence[str],
+        tested: Sequence[str],
+        apart: Collection[Path] = (),
+    ) -> None:
         self._home, self._state = home, state.resolve()
+        self._apart = {self._state, *(path.resolve() for path in apart)}
         self.training, self.tested = tuple(training), tuple(tested)
         self._salt = home.salt()
         self.sets = PatientSets(state / FOLDER, self._salt)
@@ -74,7 +83,7 @@ class Payers:
         others = []
         for state, count in {other.state: other.count for other in self._home.data_sets()}.items():
             path = Path(state) / "ledger.jsonl"
-            if Path(state) == self._state:
+            if Path(state) in self._apart:
                 continue
             if count and not path.is_file():
                 raise LedgerError(

@@ -47,6 +47,9 @@ SMALLEST_NOISE_MULTIPLIER = 0.3
 AGREEMENT = 0.01
 """Largest relative difference between the two accountants."""
 
+LARGEST_CHECKED = 200.0
+"""The PRV accountant computes exp of a few epsilon, and beyond this one would leave what a float holds."""
+
 
 Composition: TypeAlias = tuple[tuple[DpEvent, int], ...]
 """Each event once, and how often: what the caches and both accountants work on."""
@@ -71,7 +74,7 @@ def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> 
         spent: what was released.
         delta: probability, between 0 and 1.
         accountant: ``pld`` (the one that is reported; Rényi where there is Skellam noise) or ``prv`` (the second
-            opinion, on Gaussians only).
+            opinion, on Gaussians only and up to `LARGEST_CHECKED`).
 
     Raises:
         ConfigError: an accountant that is no bound or not known, or a delta that is not a probability.
@@ -89,12 +92,14 @@ def epsilon(spent: Iterable[DpEvent], delta: float, accountant: str = "pld") -> 
         return _first_epsilon(composition, delta)
     second = _prv_epsilon(composition, delta)
     if second is None:
-        raise PrivacyError("the PRV accountant knows Gaussian noise only; use 'pld'")
+        raise PrivacyError(f"the PRV accountant knows Gaussian noise only, to epsilon {LARGEST_CHECKED:g}; use 'pld'")
     return second
 
 
 def cross_check(spent: Iterable[DpEvent], delta: float) -> tuple[float, float | None]:
-    """Epsilon by two accountants, whose names `accountants` says; None where the second knows no such release.
+    """Epsilon by two accountants, whose names `accountants` says.
+
+    The second is None where it knows no such release, or where epsilon is above `LARGEST_CHECKED`.
 
     Raises:
         PrivacyError: they differ by more than `AGREEMENT` (and by more than 0.001, where both are next to nothing).
@@ -282,16 +287,32 @@ def _second_epsilon(composition: Composition, delta: float) -> float | None:
 def _prv_epsilon(composition: Composition, delta: float) -> float | None:
     from opacus.accountants import PRVAccountant  # seconds to import, and only the cross-check needs it
 
-    history = [(*known, count) for event, count in composition if (known := _gaussian(event)) is not None]
-    if len(history) < len(composition):
+    history = _history(composition)
+    about = _pld_epsilon(composition, delta) if history else math.inf
+    if about > LARGEST_CHECKED:
         return None
     accountant = PRVAccountant()
     accountant.history = history
+    # Its memory grows with epsilon / error: no finer than `AGREEMENT` needs.
+    error = max(min(0.01, about / 500), about / 5000, 1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and the range of RDP orders of its first guess
-        rough = float(accountant.get_epsilon(delta))
-        # Its estimate of next to nothing may be negative.
-        return max(0.0, float(accountant.get_epsilon(delta, eps_error=min(0.01, max(rough / 500, 1e-4)))))
+        return max(0.0, float(accountant.get_epsilon(delta, eps_error=error)))  # next to nothing may be negative
+
+
+def _history(composition: Composition) -> list[tuple[float, float, int]] | None:
+    """Noise multiplier, sample rate, steps, as PRV takes them; None where it does not know an event.
+
+    Gaussians over everybody are one Gaussian: its memory also grows with the root of the number of steps.
+    """
+    whole = tuple((event, count) for event, count in composition if isinstance(event, GaussianDpEvent))
+    history = [(sigma, 1.0, 1)] if whole and (sigma := _as_one_gaussian(whole)) is not None else []
+    for event, count in composition:
+        if (known := _gaussian(event)) is None:
+            return None
+        if not isinstance(event, GaussianDpEvent):
+            history.append((*known, count))
+    return history
 
 
 def _search(budget: float, delta: float, sample_rate: float, steps: int, enough: float) -> float:

@@ -130,6 +130,7 @@ def _sentences(run: Run) -> dict[str, Any]:
         "no_claim": no_claim(run.study.mechanism),
         "no_claim_seeded": NO_CLAIM_SEEDED,
         "simulated": claims.simulated(run),
+        "for_life": claims.life_sentence(run.metrics),
         "summary": claims.summary(run),
         "guarantees": list(claims.guarantees(run)),
         "account": list(claims.account(run)),

@@ -18,7 +18,7 @@ from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
 HARMLESS = frozenset(
     f"--{option}"
     for options in (
-        ["plain", "seed", "set", "alone", "resume"],
+        ["plain", "seed", "set", "alone", "resume", "charge"],
         ["host", "port", "patience", "rejoin-seconds", "training-seconds", "transcripts"],
         ["coordinator", "accept-exposure"],
     )
@@ -80,6 +80,18 @@ def _millimetres(found: tuple[float, float]) -> str:
 def simulated(run: Run) -> bool:
     """Whether one process held the data of all sites."""
     return "simulate" in run.metrics.command.split()
+
+
+def life_sentence(metrics: Metrics) -> str:
+    """Of a simulation on real images, whether these patients' own ledgers know of it; empty elsewhere."""
+    if metrics.charged_for_life is None:
+        return ""
+    if metrics.charged_for_life:
+        return "This run is charged in the ledgers that these patients' images have for life."
+    return (
+        "Nothing was charged for life: these patients' own ledgers do not know this run. Train a model that is to be "
+        "published with --charge, and without a seed."
+    )
 
 
 def without_paths(command: str) -> str:

@@ -19,7 +19,7 @@ from fedseg.statement import words
 from fedseg.statement.facts import PRIORS, Facts, accounts_of, as_dict, delta_of
 from fedseg.statement.origin import origin
 from fedseg.verifying import examined
-from fedseg.verifying.material import Material, gather
+from fedseg.verifying.material import SIMULATION, Material, gather
 
 __all__ = ["facts_of", "write_statement"]
 
@@ -67,6 +67,7 @@ def facts_of(paths: Sequence[Path], roster: Path | None = None, delta: float | N
         study=study,
         delta=chosen,
         plain=bool(given.runs) and given.runs[0].plain,
+        simulation=any(run.role == SIMULATION for run in given.runs),
         seeded=seeded,
         accounts=accounts,
         stated=stated,

@@ -101,6 +101,7 @@ class Facts:
         study: the study, None where only ledgers were given.
         delta: at which every epsilon is stated.
         plain: whether there was no secure aggregation.
+        simulation: whether one process held the data of all sites.
         seeded: whether somebody knows the seed of the noise, so that nothing is claimed.
         accounts: of the sites whose ledgers were given.
         stated: epsilon by site as the run's own files state it, of sites without a ledger here.
@@ -115,6 +116,7 @@ class Facts:
     study: Study | None
     delta: float
     plain: bool
+    simulation: bool
     seeded: bool
     accounts: tuple[Account, ...]
     stated: dict[str, float]
@@ -240,6 +242,7 @@ def as_dict(facts: Facts) -> dict[str, object]:
         "neighbouring": "add or remove one patient",
         "delta": facts.delta,
         "plain_sum": facts.plain,
+        "simulation": facts.simulation,
         "seeded_no_privacy_claim": facts.seeded,
         "accounts": [_finite(asdict(account)) for account in facts.accounts],
         "stated_without_ledger": facts.stated,

@@ -22,7 +22,7 @@ from fedseg.events import Event, Listening, RoundEnded, StudyStarted, Trained, e
 from fedseg.ledger import FILE, Entry, Line, read, verify
 from fedseg.models import build_model
 from fedseg.records import Metrics
-from fedseg.runfolder import POLICY, read_state
+from fedseg.runfolder import LIFETIME, POLICY, read_state
 from fedseg.study import Study, load_study
 from fedseg.update import flatten
 from secagg.files import Federation, load_policy, read_federation
@@ -75,7 +75,7 @@ class Run:
     @property
     def role(self) -> str:
         """Whose folder it is."""
-        if (self.path / LEDGERS).is_dir():
+        if (self.path / LEDGERS).is_dir() or (self.path / LIFETIME).is_file():
             return SIMULATION
         return COORDINATOR if self.of_kind(Listening) else SITE
 
@@ -212,7 +212,7 @@ def gather(paths: Iterable[Path], roster: Path | None, *, runs: bool = True) -> 
     for path in paths:
         if (path / "study.toml").is_file():
             folders.append(read_run(path))
-            ledgers += map(Charged.read, sorted((path / LEDGERS).glob("*.jsonl")))
+            ledgers += map(Charged.read, [*sorted((path / LEDGERS).glob("*.jsonl")), *_for_life(path)])
         elif (path / FILE).is_file():
             ledgers.append(Charged.read(path / FILE))
         elif path.is_file() and path.suffix == ".jsonl":
@@ -221,8 +221,21 @@ def gather(paths: Iterable[Path], roster: Path | None, *, runs: bool = True) -> 
             raise ConfigError(f"{path}: neither a run folder, nor a site's state folder, nor a ledger")
     if runs and not folders:
         raise ConfigError("no run folder was given; name one that `fedseg simulate`, `coordinator` or `site` wrote")
+    ledgers = list({ledger.path.resolve(): ledger for ledger in ledgers}.values())  # one may be given and named
     federation = read_federation(roster) if roster is not None else None
     return Material(tuple(folders), tuple(ledgers), federation, _run_name(folders, ledgers, federation))
+
+
+def _for_life(run: Path) -> list[Path]:
+    """The ledgers in which a simulation was charged, as far as they are here."""
+    path = run / LIFETIME
+    if not path.is_file():
+        return []
+    try:
+        found = [Path(state) / FILE for state in json.loads(path.read_text(encoding="utf-8")).values()]
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise ConfigError(f"{path}: is cut off or not what a run writes") from None
+    return [ledger for ledger in found if ledger.is_file()]
 
 
 def _run_name(runs: list[Run], ledgers: list[Charged], federation: Federation | None) -> str:

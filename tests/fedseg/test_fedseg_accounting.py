@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import pytest
 from dp_accounting.dp_event import LaplaceDpEvent, UnsupportedDpEvent
@@ -117,6 +118,17 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything():
     assert epsilon([gaussian_steps(0.0, 0.5, 1), gaussian_steps(9.0, 0.5, 1)], 1e-3) == math.inf
     assert gaussian_dp([], 1e-3) == 0
     assert gaussian_dp([gaussian_steps(0.0, 1.0, 1)], 1e-3) == math.inf
+
+
+def test_ten_thousand_rounds_are_checked_within_bounded_memory():
+    rounds = lambda sigma: [gaussian_steps(sigma, 1.0, 10_000)]  # noqa: E731
+    epsilon(rounds(20.0), 1e-5, "prv")
+    tracemalloc.start()
+    first, second = cross_check(rounds(20.0), 1e-5)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert second == pytest.approx(first, rel=accounting.AGREEMENT)
+    assert cross_check(rounds(2.0), 1e-5) == (pytest.approx(1462.285, rel=1e-4), None)  # once 17 GB
 
 
 @pytest.mark.parametrize("accountant", ["gdp", "rdp", "PLD"])

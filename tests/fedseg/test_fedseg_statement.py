@@ -119,7 +119,8 @@ def test_a_patient_may_be_in_two_data_sets_of_a_site_so_both_count(tmp_path, cap
 
 
 def test_noise_in_the_sum_is_told_with_epsilon_and_guesses_without_mu(tmp_path, capsys, monkeypatch):
-    state = state_of(tmp_path / "state", tiny_study(seed=None, mechanism="distributed"))
+    study = tiny_study(seed=None, mechanism="distributed").replace(privacy={"noise": "skellam"})
+    state = state_of(tmp_path / "state", study)
     _, text, told = written(capsys, monkeypatch, tmp_path / "page.html", state, "--delta", 0.01)
     (account,) = told["accounts"]
     assert account["uses"][0]["mechanisms"] == "distributed"
