@@ -101,15 +101,21 @@ class RoundBook:
             ConfigError: `saved` is of another kind.
             ShareError: S-20, as `failed` did before.
         """
-        start = wire.decode_from_server(bytes.fromhex(saved["start"]))
-        if not isinstance(start, RoundStart):
-            raise ConfigError(
-                "the saved book of rounds does not hold a round start: the file is of another kind or damaged"
+        try:
+            start = wire.decode_from_server(bytes.fromhex(saved["start"]))
+            if not isinstance(start, RoundStart):
+                raise ValueError("no round start")
+            convicted, drawn = (
+                frozenset(saved["convicted"]),
+                LeaveOut(frozenset(saved["drawn"]), smallest=saved["smallest"]),
             )
+            complaints = tuple((number, accuser, dealer) for number, accuser, dealer in saved["complaints"])
+        except (KeyError, TypeError, ValueError, ProtocolError):
+            raise ConfigError(
+                "this is no saved book of rounds, or it is damaged: give what `RoundBook.saved` returned"
+            ) from None
         self.number, self.attempt, self.receipts = start.round_number, start.attempt + 1, start.missed
-        self.convicted = frozenset(saved["convicted"])
-        self.complaints = tuple((number, accuser, dealer) for number, accuser, dealer in saved["complaints"])
-        self.drawn = LeaveOut(frozenset(saved["drawn"]), smallest=saved["smallest"])
+        self.convicted, self.complaints, self.drawn = convicted, complaints, drawn
         if any(self.leave_out.isdisjoint(pair) for pair in self._now()):
             self._draw()
 

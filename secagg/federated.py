@@ -86,9 +86,21 @@ def values_for(
         raise ConfigError("the model after training has other arrays than the one that came: send the same ones back")
     values: dict[str, Any] = {WEIGHT: weight}
     for name, array in arrays.items():
-        kept = array if array.dtype.kind == "f" else array.astype(np.float64)
-        values[f"{_kind(layout, name)}/{name}"] = kept if base is None else np.asarray(kept - base[name])
+        change = _exact(array) if base is None else np.asarray(_exact(array) - _exact(base[name]))
+        values[f"{_kind(layout, name)}/{name}"] = change if change.dtype.kind == "f" else change.astype(np.float64)
     return values | {f"{METRICS}/{name}": value for name, value in metrics.items()}
+
+
+def _exact(array: NDArray[Any]) -> NDArray[Any]:
+    """Floats as they are; whole numbers as int64: a difference in uint8 would wrap, one in float64 lose digits."""
+    return array if array.dtype.kind == "f" else array.astype(np.int64)
+
+
+def _in_type(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """In a type that may be narrow: what it cannot hold becomes its nearest number, and does not wrap."""
+    if dtype.kind in "iu":
+        array = np.clip(array, max(np.iinfo(dtype).min, -(1 << 63)), min(np.iinfo(dtype).max, (1 << 63) - 1))
+    return np.asarray(array, dtype)
 
 
 def _kind(layout: Layout, name: str) -> str:
@@ -132,6 +144,6 @@ def mean_of(
     arrays = {}
     for name, before in model.items():
         kind = _kind(policy.fields, name)
-        mean = np.rint(found[kind][name]) if kind == BUFFERS else found[kind][name]
-        arrays[name] = np.asarray(mean + before if changes else mean, before.dtype)
+        mean = np.rint(found[kind][name]).astype(np.int64) if kind == BUFFERS else found[kind][name]
+        arrays[name] = _in_type(mean + _exact(before) if changes else mean, before.dtype)
     return Mean(arrays, weight, {name: float(value) for name, value in found.get(METRICS, {}).items()})

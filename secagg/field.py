@@ -205,8 +205,10 @@ class Field:
             return self._integers(array.reshape(-1), name)
         kept = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize < 8 else np.float64
         flat: NDArray[Any] = np.ascontiguousarray(array, kept).reshape(-1)
-        if self.kind is Kind.WEIGHT and not 0 <= flat[0] <= self.number:
-            raise ConfigError(f"{name} lies outside 0 to {self.number}, the largest weight that the policy allows")
+        if self.kind is Kind.WEIGHT:
+            if not 0 <= flat[0] <= self.number:  # as the value's own type rounds it: float32 of 0.1 is more than 0.1
+                raise ConfigError(f"{name} lies outside 0 to {self.number}, the largest weight that the policy allows")
+            flat = np.minimum(flat, self.number, dtype=np.float64)  # else floats would leave `bound` (T-14)
         return flat
 
     @property
@@ -218,6 +220,8 @@ class Field:
             raise ConfigError(f"{name} is {flat.dtype}; the policy needs whole numbers, of a type such as int64")
         if flat.dtype.kind == "f" and not (np.isfinite(flat) & (np.floor(flat) == flat)).all():
             raise ConfigError(f"{name} has values that are not whole numbers; the policy needs whole numbers")
+        if flat.dtype.kind == "f" and flat.dtype.itemsize < 8:  # numpy would round the limits to the narrow type
+            flat = flat.astype(np.float64)
         if self.kind is Kind.INTEGER:
             low, high = -(1 << (self.bits - 1)), (1 << self.bits) - 1
         else:

@@ -159,7 +159,10 @@ class Home:
         """
         book = RoundBook(self.federation.training_run, self.task.hash(), self.signing_key, self.policy.max_corrupt)
         if (self.folder / BOOK).is_file():
-            book.restore(json.loads(read_text(self.folder / BOOK)))
+            try:
+                book.restore(json.loads(read_text(self.folder / BOOK)))
+            except ValueError as error:  # no JSON; a ConfigError is one, too
+                raise ConfigError(f"{self.folder / BOOK}: {error}") from None
         record = None if self.task.private else self._recorder
         return ServerDriver(self.policy, self.federation.pinned, book, record=record, executor=executor, **driving)
 

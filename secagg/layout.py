@@ -75,6 +75,8 @@ class Layout(Mapping[str, Field]):
             array = as_array(value, repr(name))
             if array.dtype.kind == "f":
                 fields[name] = Field.floats(array.shape, clip_range=clip_range, value_bits=value_bits)
+            elif array.dtype.kind == "c":
+                raise ConfigError(f"{name!r} holds complex numbers; give their real and imaginary parts as two fields")
             elif largest < 1:
                 raise ConfigError(f"{name!r} holds whole numbers: say with `largest` how large a count can be")
             else:

@@ -48,6 +48,7 @@ from secagg.federated import Arrays, Mean, mean_of, model_hash, values_for
 from secagg.home import Home
 from secagg.messages import RoundStart
 from secagg.prg import Executor
+from secagg.printable import printable
 from secagg.steps import MASKED_INPUT_COLLECTION
 
 FOLDER = "SECAGG_FOLDER"
@@ -90,8 +91,8 @@ class SecAggSite:
                 self._home = Home.read((os.environ.get(FOLDER) or self.folder).format(site=collab.site_name))
                 self._driver = self._home.client(self._home.store())
             answer: dict[str, Any] = {"parts": [], "exposed": [], "reason": ""}
-            for part in parts:
-                for action in self._actions(self._driver, self._home, bytes(part), model):
+            for part in _bytes_in(parts):
+                for action in self._actions(self._driver, self._home, part, model):
                     match action:
                         case Send():
                             answer["parts"].append(bytes(action.data))
@@ -117,6 +118,19 @@ class SecAggSite:
             base = model if home.task.changes else None
             actions += driver.provide(values_for(home.policy.fields, arrays, weight, metrics, base))
         return actions
+
+
+def _bytes_in(parts: object) -> list[bytes]:
+    """Of what somebody sent whatever is bytes: `bytes` of a number would be as many zeros."""
+    return [part for part in parts if isinstance(part, bytes)] if isinstance(parts, list) else []
+
+
+def _said(answer: object) -> tuple[list[bytes], list[str], object]:
+    """Parts, rounds and reason of a site's answer, whatever else it sent: one site must not end the server."""
+    said = answer if isinstance(answer, dict) else {}
+    rounds = said.get("exposed")
+    named = [each for each in rounds if isinstance(each, str)] if isinstance(rounds, list) else []
+    return _bytes_in(said.get("parts")), named, said.get("reason")
 
 
 class SecAggServer:
@@ -198,13 +212,14 @@ class SecAggServer:
             site, answer = self._answers.get(timeout=0.1)
             self._calling.discard(site)
             if isinstance(answer, Exception):
-                _log.warning("%s does not answer: %s", site, answer)
+                _log.warning("%s does not answer: %s", site, printable(answer))
             else:
-                for part in answer["parts"]:
-                    self._do(self._driver.receive(site, bytes(part), time.monotonic()))
-                if answer["reason"]:
-                    _log.warning("%s: %s", site, answer["reason"])
-                kept = self._home.transcripts(self._driver.book.receipts, answer["exposed"])
+                parts, rounds, reason = _said(answer)
+                for part in parts:
+                    self._do(self._driver.receive(site, part, time.monotonic()))
+                if reason:
+                    _log.warning("%s: %s", site, printable(reason))
+                kept = self._home.transcripts(self._driver.book.receipts, rounds)
                 self._later.setdefault(site, []).extend(kept)
         for site in sorted(self._driver.awaited - self._calling):
             if self._ended is None:

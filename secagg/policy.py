@@ -7,7 +7,7 @@ Every client holds its own copy; nothing in it is ever taken from the server. Sp
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
@@ -314,12 +314,22 @@ def _read(name: str, value: Any) -> Any:
             case "weights":
                 return {client_id: positive(f"weight of {client_id}", weight) for client_id, weight in value.items()}
             case "layout":
-                return Layout({entry["name"]: _field(entry) for entry in value})
+                return Layout(_once((entry["name"], _field(entry)) for entry in value))
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ConfigError(f"the policy's field {name!r} has a value that it cannot have") from None
     return value
+
+
+def _once(named: Iterable[tuple[str, Field]]) -> dict[str, Field]:
+    """Fields by name. ConfigError for a name that comes twice: a dict would keep the last one without a word."""
+    found: dict[str, Field] = {}
+    for name, part in named:
+        if name in found:
+            raise ConfigError(f"the layout has the field {name!r} twice; give each its own name")
+        found[name] = part
+    return found
 
 
 def _field(entry: Mapping[str, Any]) -> Field:

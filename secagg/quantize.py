@@ -27,6 +27,7 @@ _STEP = 2.0**32  # one integer, in units of the last random bit
 # adding this number rounds the fraction away, and the low bits of the sum are the integer in two's complement. It lies
 # in the middle (1.5), so that up to 2^51 integers can be added or taken away without leaving that range.
 _MAGIC = 1.5 * 2.0**52 * _STEP
+_BELOW_2_63 = math.nextafter(2.0**63, 0)  # a sum that was rounded up to 2^63 would become the least int64
 _MAGIC_BITS = np.float64(_MAGIC).view(np.int64)
 
 
@@ -240,7 +241,7 @@ def sums(total: Total, policy: Policy) -> dict[str, Any]:
         ConfigError: a wrong shape or type.
     """
     values, pieces = _reals(total, policy), []
-    integers = values if total.dtype == np.float64 else _lifted(total, policy)
+    integers = np.minimum(values, _BELOW_2_63) if total.dtype == np.float64 else _lifted(total, policy)
     for _, field, where in policy.fields.places():
         exact = field.kind in (Kind.COUNT, Kind.INTEGER) and field.step() == 1
         pieces.append(integers[where].astype(np.int64) if exact else values[where])

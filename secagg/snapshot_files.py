@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secagg.driver import ClientAction, ClientDriver
-from secagg.writing import erase, write_whole
+from secagg.writing import abandoned, erase, write_whole
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def kept_in(path: Path, driver: ClientDriver) -> Iterator[list[ClientAction]]:
     """Resume a driver from its file, and keep it there again where the block ends well.
 
     Send what the driver said after the block, never within it: only then was the answer written down before it left. A
-    block that fails loses the round, and nothing is answered twice.
+    block that fails loses the round, and nothing is answered twice; so may one of two processes at the same time.
 
     Args:
         path: of one client in one run; readable by its owner only. There is no file while no attempt is under way.
@@ -34,4 +34,6 @@ def kept_in(path: Path, driver: ClientDriver) -> Iterator[list[ClientAction]]:
         erase(path)
     yield actions
     if sealed := driver.suspend():
+        for beside in abandoned(path):  # its mark is gone from the store, but the secrets in it open for good
+            erase(beside)
         write_whole(path, sealed)

@@ -44,6 +44,14 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
     _synced(path.parent)
 
 
+def abandoned(path: Path) -> list[Path]:
+    """What processes that were killed within `replacing` have left beside `path`, or are writing just now."""
+    ending = f".{path.name}"
+    length = len(".12345678" + ending)  # `mkstemp` draws eight characters
+    named = (beside for beside in path.parent.iterdir() if beside.name.startswith(".") and beside.name.endswith(ending))
+    return sorted(beside for beside in named if len(beside.name) == length)
+
+
 def write_whole(path: Path, data: bytes | str, mode: int = PRIVATE) -> Path:
     """Write a file in one piece; see `replacing`.
 

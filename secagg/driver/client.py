@@ -24,7 +24,7 @@ from secagg.masking import Vector
 from secagg.messages import Abort, FromClient, FromServer, MaskedInput, Reports, Result, RoundStart, SlotMasks
 from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor, Stream
-from secagg.quantize import dequantize
+from secagg.quantize import Quantised, dequantize
 from secagg.session import ClientSession
 from secagg.snapshot import resume, suspend
 from secagg.steps import ROUND_START
@@ -91,7 +91,7 @@ class ClientDriver:
         self.model_hash: bytes | None = None
         self._session: ClientSession | None = None
         self._refused: RoundStart | None = None
-        self._about: tuple[int, bytes] | None = None  # round number and model of the attempt that was joined last
+        self._about: tuple[int, bytes] | None = None  # round number and model of the attempt that waits for an update
         self._given: tuple[tuple[int, bytes], _Given] | None = None  # not masked yet
         self._heard = 0.0
 
@@ -151,18 +151,20 @@ class ClientDriver:
 
         Raises:
             ConfigError: wrong shape, or a value that is not finite.
-            IllegalTransitionError: no attempt was joined, or it has its update.
+            IllegalTransitionError: no attempt was joined, it has its update, or an update of its was masked.
         """
         if self._about is None:
-            raise IllegalTransitionError("no round was joined: an update is provided after `Joined`")
+            raise IllegalTransitionError("no round waits for an update: it is provided once, after `Joined`")
         given, session = (update, event_id, stream, copy), self._session
-        self._given = self._about, given
         if session is None or session.finished:
+            Quantised(update, self._policy, self._me, stream or Stream())  # ConfigError now, not when a start comes in
+            self._given = self._about, given
             return []
+        before, self._given = self._given, (self._about, given)
         try:
             return self._take(lambda: session.provide(*given), None)
         except BaseException:
-            self._given = None
+            self._given = before
             raise
 
     def tick(self, now: float) -> list[ClientAction]:
@@ -273,8 +275,11 @@ class ClientDriver:
         self._about = (context.round_number, context.model_hash)
         again = kept is not None and kept[0] == self._about
         if kept is not None and again:
-            session.provide(*kept[1])
-        else:
+            try:
+                session.provide(*kept[1])
+            except ConfigError:  # it was changed since: the first message is not lost for it, and another one is asked
+                again = False
+        if not again:
             self._given = None
         return [Joined(context.round_number, context.attempt, context.model_hash, again)]
 
@@ -292,10 +297,6 @@ class ClientDriver:
                 return
         reason = f"nothing shows this site that round {number}, the last finished one, was one of its cohort"
         raise ExposureError("C-05", ROUND_START, reason, [last.round_id])
-
-    def _late(self, message: FromServer, context: RoundContext) -> bool:
-        """Whether this ends an attempt that is over here."""
-        return isinstance(message, Abort) and message.slot != context.slot(self._own_session)
 
     def _take(self, call: Callable[[], FromClient | None], message: FromServer | None) -> list[ClientAction]:
         session = self._session
@@ -315,7 +316,7 @@ class ClientDriver:
         actions: list[ClientAction] = [] if reply is None else [Send(wire.encode(reply))]
         context = session.opened.context
         if isinstance(reply, MaskedInput):
-            self._given = None
+            self._about = self._given = None
         if isinstance(message, Reports) and reply is None:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:

@@ -166,16 +166,31 @@ class ServerDriver:
         """
         if self._session is not None:
             raise IllegalTransitionError("a driver is resumed before anything else")
-        self.book.restore(save.book)
+        book = self.book
+        book.restore(save.book)
+        if not book.leave_out <= self.pinned.keys():
+            raise ConfigError("the saved book is of another cohort: it names clients whom the roster does not list")
         if not save.sealed:
             return []
-        session, replies = resume_server(save.sealed, self.policy, self.pinned, self.book.signing_key, self._executor)
-        context, who = session.context, save.book[_DRIVER]
-        if (context.training_run, context.task_hash) != (self.book.training_run, self.book.task_hash):
+        session, replies = resume_server(save.sealed, self.policy, self.pinned, book.signing_key, self._executor)
+        context = session.context
+        if (context.training_run, context.task_hash) != (book.training_run, book.task_hash):
             raise ConfigError("this snapshot is of another run or task than the book's")
-        self.book.number, self.book.attempt = context.round_number, context.attempt
-        self._session, self._model_hash, self._left = session, context.model_hash, int(who["left"])
-        self._clients, self._asked = frozenset(who["clients"]), frozenset(who["asked"])
+        # A step that was written at another time than the book would be completed into the book a second time.
+        if (context.round_number, context.attempt + 1, context.previous_head) != (book.number, book.attempt, book.head):
+            raise ConfigError(
+                "this snapshot is of another round than the book beside it: write both as one, with `Save`"
+            )
+        try:
+            who = save.book[_DRIVER]
+            left, clients, asked = int(who["left"]), frozenset(who["clients"]), frozenset(who["asked"])
+            if not asked <= clients <= self.pinned.keys():
+                raise ValueError("who was asked is in the roster")
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError("what is saved beside the book does not say who was asked: it is damaged") from None
+        book.attempt = context.attempt
+        self._session, self._model_hash, self._left = session, context.model_hash, left
+        self._clients, self._asked = clients, asked
         self._wait(now)
         if session.step == ADVERTISE_KEYS:
             return self._starts()

@@ -21,7 +21,9 @@ from secagg.federated import Arrays, mean_of, model_hash
 from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
 from secagg.home import Home
 from secagg.messages import AdvertiseKeys
+from secagg.policy import session_id
 from secagg.prg import Executor
+from secagg.printable import printable
 from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
 
 PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
@@ -166,27 +168,31 @@ class SecAggGrid(Grid):  # type: ignore[misc]
     def _hear(self, reply: Message) -> None:
         node = self._waiting.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
         if reply.has_error():
-            log(WARNING, "secagg: node %s answers with an error: %s", node, reply.error.reason)
+            log(WARNING, "secagg: node %s answers with an error: %s", node, printable(reply.error.reason))
             return
         for part in parts_of(reply.content) or []:
             if client_id := self._speaker(node, part):
                 self._do(self._driver.receive(client_id, part, time.monotonic()))
         wanted = reply.content.get(EXPOSED)
         if isinstance(wanted, ConfigRecord):
-            log(WARNING, "secagg: node %s takes part in no sum yet: %s", node, wanted["reason"])
-            kept = self._home.transcripts(self._driver.book.receipts, wanted["rounds"])
+            reason, rounds = wanted.get("reason"), wanted.get("rounds")  # of others: there, or anything else
+            log(WARNING, "secagg: node %s takes part in no sum yet: %s", node, printable(reason))
+            kept = self._home.transcripts(self._driver.book.receipts, rounds if isinstance(rounds, list) else [])
             self._later.setdefault(node, []).extend(kept)
 
     def _speaker(self, node: int, part: bytes) -> str | None:
         """Who a node is: it shows that with its first signed advertisement, and stays it.
 
-        Advertisements of others reach a node only when this step is over, so none can be shown in another's place.
+        One of this very attempt: others' reach a node only when this step is over, so that none can be shown in
+        another's place; those of earlier attempts everybody has.
         """
-        if node not in self._client_at and self._driver.session and self._driver.session.step == ADVERTISE_KEYS:
+        session, pinned = self._driver.session, self._driver.pinned
+        if node not in self._client_at and session and session.step == ADVERTISE_KEYS:
+            slot = session.context.slot(session_id(self._driver.policy, pinned))
             try:
                 said = wire.decode_from_client(part)
-                if isinstance(said, AdvertiseKeys) and said.client_id in self._driver.pinned:
-                    said.verify(self._driver.pinned[said.client_id], "S-04", said.client_id)
+                if isinstance(said, AdvertiseKeys) and said.client_id in pinned and said.slot == slot:
+                    said.verify(pinned[said.client_id], "S-04", said.client_id)
                     self._client_at = {n: c for n, c in self._client_at.items() if c != said.client_id}
                     self._client_at[node] = said.client_id
             except ProtocolError as error:

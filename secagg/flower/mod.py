@@ -130,4 +130,4 @@ class _Node:
         if self.home.task.evaluate != "clear":
             return RecordDict()
         reply = call_next(Message(without_parts(message.content), metadata=message.metadata), context)
-        return reply.content if reply.has_content() else RecordDict()
+        return RecordDict(dict(reply.content.metric_records)) if reply.has_content() else RecordDict()

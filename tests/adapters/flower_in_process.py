@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, strategy
 from flwr.supercore.task_identity import TaskIdentity
@@ -82,6 +82,67 @@ def client(mods: list) -> ClientApp:
     return app
 
 
+class Lying(Loopback):
+    """A node lies: `says` makes its replies, and they are the last to come."""
+
+    liar, says = 104, staticmethod(lambda content: content)
+
+    def push_messages(self, messages):
+        ids = super().push_messages(messages)
+        for each in ids:
+            reply = self.replies.get(each)
+            if each.endswith(f"-{self.liar}") and reply is not None and reply.has_content():
+                reply.content = self.says(reply.content)
+        return ids
+
+    def pull_messages(self, message_ids):
+        return super().pull_messages(sorted(message_ids))
+
+
+def advertised(network: Loopback, node: int) -> bytes:
+    """The first message of a node, which everybody gets to see in the next step."""
+    replies = (reply for reply in network.seen if reply.metadata.src_node_id == node and reply.has_content())
+    return next(iter(next(replies).content["secagg"].values())).data
+
+
+def lied(told: dict[str, object]) -> None:
+    """A node that sends odd records, and one that shows an old advertisement of another client."""
+    told["odd"] = []
+    odd = (
+        ConfigRecord({}),
+        ConfigRecord({"reason": 5, "rounds": 7}),
+        ConfigRecord({"rounds": ["zz"], "reason": "\x1b"}),
+    )
+    for record in odd:
+        folder = home(private=True)
+        network = Lying(secure(folder).app)
+        network.says = lambda content, record=record: RecordDict({**content, "secagg-exposed": record})
+        told["odd"].append(len(started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1).arrays))
+    folder = home(private=True)
+    network = Lying(secure(folder).app)
+    grid = SecAggGrid(network, Path(folder, "server"), step_seconds=20)
+    started("FedAvg", grid, rounds=1)
+    old = advertised(network, 100)
+    del grid._client_at[104]  # as after its SuperNode was started again
+    network.says = lambda content: RecordDict(
+        {"secagg": ArrayRecord({"000": Array("uint8", (len(old),), "secagg", old)})}
+    )
+    started("FedAvg", grid, rounds=1)
+    told["with an old name"] = list(grid._driver.session.included)
+
+    # What an app says of an evaluation beside its metrics stays at the node.
+    app = ClientApp(mods=[secagg_mod(home(private=True, evaluate="clear") + "/site-{partition-id}")])
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        arrays, config = ArrayRecord({"update": Array(np.ones(3))}), ConfigRecord({"patient": "7"})
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"metrics": metrics, "arrays": arrays, "config": config}), reply_to=message)
+
+    asked = Message(RecordDict({"arrays": ArrayRecord({n: Array(a) for n, a in MODEL.items()})}), 100, "evaluate")
+    told["evaluated in clear"] = sorted(Loopback(app).send_and_receive([asked])[0].content)
+
+
 def started(name: str, grid: Grid, rounds: int = 3) -> object:
     options = {"FedProx": {"proximal_mu": 0.1}, "FedAvgM": {"server_momentum": 0.9}}.get(name, {})
     chosen = getattr(strategy, name)(min_train_nodes=SITES, min_available_nodes=SITES, **options)
@@ -130,6 +191,7 @@ def main() -> None:
     told["too few"] = sorted(started("FedAvg", grid, rounds=1).arrays)
     network.silent = set()
     told["then"] = sorted(started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1).arrays)
+    lied(told)
     print(json.dumps(told), flush=True)
 
 

@@ -19,7 +19,7 @@ from nvflare_site import Site
 
 from secagg.federated import layout_for
 from secagg.home import Task, trial
-from secagg.nvflare import SecAggFedAvgRecipe
+from secagg.nvflare import SecAggFedAvgRecipe, _said
 
 SITES = [f"site-{i}" for i in range(1, 6)]
 MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
@@ -83,6 +83,16 @@ def main() -> None:
         told = {name: array.tolist() for name, array in arrays.items()}
     told["seconds"] = time.perf_counter() - began
     told["plain"] = plain(options.rounds, SITES[: len(SITES) - options.drop])["weight"].tolist()
+    odd = (
+        None,
+        {},
+        7,
+        [],
+        {"parts": 7},
+        {"parts": [10**12, None, "x", b"y"], "exposed": [1, "ab"], "reason": "r"},
+        {"exposed": 3},
+    )
+    told["odd"] = [[len(parts), rounds, reason] for parts, rounds, reason in map(_said, odd)]
     print(json.dumps(told), flush=True)
 
 

@@ -51,6 +51,9 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
     assert "secure aggregation only" in told["in clear"]
     assert told["too few"] == [], "a round without a sum is an empty one"
     assert told["then"] == ["batches", "weight"]
+    assert told["odd"] == [2, 2, 2], "one node's odd record costs nobody the round"
+    assert told["with an old name"] == ["site-0", "site-1", "site-2", "site-3"], "nobody speaks in another's name"
+    assert told["evaluated in clear"] == ["metrics", "secagg"], "an app's arrays leave in no evaluation"
 
 
 @pytest.mark.slow
@@ -75,6 +78,8 @@ def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_kille
     told = run("nvflare", "nvflare_job.py", *arguments)
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
     assert told["batches"] == 6
+    nothing = [0, [], None]
+    assert told["odd"] == [*[nothing] * 5, [1, ["ab"], "r"], nothing], "a site's odd answer ends no server"
 
 
 @pytest.mark.slow

@@ -404,7 +404,7 @@ def test_what_comes_late_is_passed_over_and_what_lies_ends_the_attempt():
 def test_calls_out_of_order_are_our_own_mistake():
     world = World()
     client = world.client("site-a")
-    with pytest.raises(IllegalTransitionError, match="no round was joined"):
+    with pytest.raises(IllegalTransitionError, match="no round waits for an update"):
         client.provide(world.cohort.updates["site-a"])
     client.model_hash = None
     with pytest.raises(IllegalTransitionError, match="model_hash"):
@@ -452,6 +452,96 @@ def test_what_an_importer_mixes_up_is_said_in_one_sentence(place, wrong, told):
         ClientDriver(*given, training_run=RUN, task_hash=TASK)
     with pytest.raises(secagg.ConfigError, match="book is a str"):
         ServerDriver(cohort.policy, cohort.roster, "book")
+
+
+def ended(world, client):
+    """The attempt ends before anything is masked, and the next one is announced."""
+    slot = world.book.context(MODEL).slot(client._own_session)
+    (failed,) = client.receive(wire.encode(Abort(slot, "somebody complained")))
+    assert isinstance(failed, Failed)
+    world.book.attempt += 1
+    return wire.encode(world.book.start(MODEL))
+
+
+def test_an_update_between_two_attempts_is_looked_at_when_it_is_handed_over():
+    world = World()
+    client = world.clients["site-a"]
+    client.receive(wire.encode(world.book.start(MODEL)))
+    start = ended(world, client)
+    for wrong in (np.zeros(3), np.full(8, np.nan)):
+        with pytest.raises(secagg.ConfigError):
+            client.provide(wrong)
+    first, joined = client.receive(start)
+    assert isinstance(first, Send)
+    assert joined == Joined(1, 1, MODEL), "the attempt was joined, and its first message is not lost"
+
+
+def test_an_update_that_was_spoilt_between_two_attempts_is_asked_for_again():
+    world = World()
+    client, update = world.clients["site-a"], np.zeros(8)
+    client.receive(wire.encode(world.book.start(MODEL)))
+    client.provide(update)
+    start = ended(world, client)
+    update[:] = np.nan
+    first, joined = client.receive(start)
+    assert isinstance(first, Send)
+    assert joined == Joined(1, 1, MODEL)
+    assert client.provide(np.zeros(8)) == []
+
+
+def test_a_second_update_is_refused_and_takes_nothing_from_the_first():
+    world = World()
+    client = world.clients["site-a"]
+    client.receive(wire.encode(world.book.start(MODEL)))
+    client.provide(np.zeros(8))
+    with pytest.raises(IllegalTransitionError):
+        client.provide(np.ones(8))
+    assert client.receive(ended(world, client))[1] == Joined(1, 1, MODEL, provided=True)
+
+
+def test_after_its_update_was_masked_a_client_keeps_no_other_one():
+    world = World()
+    world.begin()
+    client = world.clients["site-a"]
+    with pytest.raises(IllegalTransitionError, match="no round waits for an update"):
+        client.provide(np.zeros(8))
+    assert client._given is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda save: Save({}, b""),
+        lambda save: Save({**save.book, "start": "zz"}, save.sealed),
+        lambda save: Save({**save.book, "start": save.book["start"][:-2]}, save.sealed),
+        lambda save: Save({**save.book, "convicted": 7}, save.sealed),
+        lambda save: Save({**save.book, "driver": {}}, save.sealed),
+        lambda save: Save({**save.book, "driver": {**save.book["driver"], "asked": ["nobody"]}}, save.sealed),
+        lambda save: Save({**save.book, "convicted": ["nobody"]}, b""),
+        lambda save: Save(save.book, save.sealed[:-1]),
+    ],
+    ids=range(8),
+)
+def test_what_no_driver_saved_is_refused_in_a_sentence(spoil):
+    world = World(resumable=True)
+    world.server.begin(MODEL)
+    save = world.server._saved(world.server.session)[0]
+    fresh = ServerDriver(world.cohort.policy, world.cohort.roster, RoundBook(RUN, TASK, SERVER_KEY, 1), resumable=True)
+    with pytest.raises(secagg.ConfigError):
+        fresh.resume(spoil(save))
+    assert fresh.session is None
+
+
+def test_a_step_is_resumed_with_the_book_that_it_was_saved_with_and_no_other():
+    world = World(resumable=True)
+    world.begin()
+    step, done = [save for save in world.of(Save) if save.sealed][2], world.of(Save)[-1]
+    book = RoundBook(RUN, TASK, SERVER_KEY, 1)
+    fresh = ServerDriver(world.cohort.policy, world.cohort.roster, book, resumable=True)
+    mixed = {**done.book, "driver": step.book["driver"]}
+    with pytest.raises(secagg.ConfigError, match="another round than the book"):
+        fresh.resume(Save(mixed, step.sealed))
+    assert fresh.session is None
 
 
 # --- without differential privacy ---------------------------------------------------------------------------------

@@ -165,6 +165,26 @@ def test_nobody_has_an_example(tmp_path):
 
 def test_a_damaged_book_is_refused(tmp_path):
     folder = agreed(tmp_path)
-    (folder / "server/book.json").write_text(json.dumps({"start": "00"}))
-    with pytest.raises(secagg.SecAggError):
-        Home.read(folder / "server").server()
+    for text in ("", "[]", "{}", '{"start": "00"}', "7", json.dumps({"start": "zz"})):
+        (folder / "server/book.json").write_text(text)
+        with pytest.raises(secagg.ConfigError, match=r"book\.json: "):
+            Home.read(folder / "server").server()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (np.array([250, 3], np.uint8), [255, 0]),
+        (np.array([2**53 + 1, 5]), [2**53 + 11, -5]),
+        (np.array([-120, 3], np.int8), [-110, -7]),
+    ],
+    ids=["uint8", "int64", "int8"],
+)
+def test_a_mean_of_whole_numbers_stays_in_their_type_and_keeps_their_last_digit(before, after):
+    layout = layout_for({"n": before}, clip_range=0.2, largest_weight=50)
+    policy = secagg.Policy(project="p", clients=3, layout=layout)
+    changes = {"weight": 5.0, "buffers": {"n": np.array([10.0, -10.0])}}
+    total = secagg.simulate(dict.fromkeys("abc", changes), policy).total
+    mean = mean_of(total, policy, list("abc"), {"n": before}).arrays["n"]
+    assert mean.dtype == before.dtype
+    assert mean.tolist() == after

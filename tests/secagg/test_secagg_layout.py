@@ -376,3 +376,46 @@ class TestProperties:
         np.testing.assert_array_equal(np.concatenate(got) & dtype_for(bits).type(2**bits - 1), whole)
         assert quantised.clip_rates["a"] == np.mean(np.abs(update["a"]) > 1)
         assert quantised.clip_rates["c"] == np.mean(np.abs(update["c"]) > 1e-3)
+
+
+# --- the last bit of a narrow type --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [2**25 - 1, 2**45 - 1])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_a_count_above_the_largest_is_refused_whatever_its_type_rounds_the_largest_to(largest, kind):
+    rules = policy(Layout({"n": Field.counts(2, largest=largest)}), clients=4)
+    with pytest.raises(ConfigError, match="1 of 2 values"):
+        quantize({"n": np.array([largest + 1, 0]).astype(kind)}, rules, "a", Stream())  # float32(largest) is that one
+
+
+@pytest.mark.parametrize("value_bits", [2, 16, 48])
+def test_a_weight_of_a_narrow_type_counts_for_the_largest_and_no_more(value_bits):
+    layout = Layout.weighted_mean({"x": Field.floats(4, clip_range=1.0, value_bits=value_bits)}, largest_weight=0.1)
+    rules = policy(layout)
+    assert float(np.float32(0.1)) > 0.1
+    total = total_of(rules, alike({"weight": np.float32(0.1), "x": np.ones(4)}))
+    least, most = rules.possible(rules.fields["x"], CLIENTS)
+    assert least <= total[1:].max() <= most, "T-14 refuses the transcript of a round with more"
+    with pytest.raises(ConfigError, match="largest weight"):
+        quantize({"weight": np.float32(0.11), "x": np.ones(4)}, rules, "a", Stream())
+
+
+def test_a_sum_of_wide_integers_that_was_rounded_keeps_its_sign():
+    rules = policy(Layout({"i": Field.integers(1, bits=64)}))
+    total = np.array([2**63 - 1], np.uint64)
+    assert sums(total, rules)["i"] == 2**63 - 1
+    assert int(sums(dequantize(total, rules), rules)["i"][0]) == 2**63 - 2**10, "rounded, as float64 can"
+
+
+@pytest.mark.parametrize("form", ["toml", "json"])
+def test_a_written_policy_with_a_field_twice_is_refused(form):
+    rules = policy(Layout({"i": Field.counts(1, largest=9), "j": Field.counts(2, largest=9)}))
+    text = getattr(rules, f"to_{form}")().replace('"j"', '"i"')
+    with pytest.raises(ConfigError, match="the field 'i' twice"):
+        getattr(Policy, f"from_{form}")(text)
+
+
+def test_an_example_of_complex_numbers_is_not_said_to_hold_whole_ones():
+    with pytest.raises(ConfigError, match="complex"):
+        Layout.like({"a": np.array([1j])}, clip_range=1.0, largest=3)

@@ -27,11 +27,12 @@ from secagg.driver import Completed, Failed, NeedInput, Save, Send
 from secagg.encoding import split_fields
 from secagg.errors import UnexpectedMessageError
 from secagg.keys import SigningKey
-from secagg.messages import Abort, Reports
+from secagg.messages import Abort, Reports, RoundStart
 from secagg.prg import Stream
 from secagg.session import ClientSession
 from secagg.snapshot import resume, resume_server, snapshot_server, suspend
 from secagg.snapshot_files import kept_in
+from secagg.sqlite import SqliteStore
 from secagg.steps import STEPS
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
@@ -622,6 +623,7 @@ from pathlib import Path
 from secagg import wire
 from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
+from secagg.sqlite import SqliteStore
 from tests.secagg.test_secagg_snapshot import MODEL, RUN, TASK, Cohort, driver
 import os
 
@@ -667,3 +669,45 @@ def test_processes_that_are_killed_between_use_and_reply_never_answer_twice(tmp_
     (tmp_path / "sealed").write_bytes(kept)  # somebody restores the file
     told, said = process(roster, "whole")
     assert (told, said) == ("['Failed']", "")
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+from pathlib import Path
+import secagg.writing
+from tests.secagg.test_secagg_snapshot import SqliteStore, Cohort, one_message
+
+cohort = Cohort(4, private=True, length=8)
+folder = Path(sys.argv[1])
+cohort.stores["site-a"] = SqliteStore(folder / "store", "a")
+secagg.writing.os.replace = lambda *_: os._exit(9)
+one_message(cohort, "site-a", folder / "sealed", Path(sys.argv[2]).read_bytes())
+"""
+
+
+def test_what_a_process_that_was_killed_while_it_wrote_left_behind_is_erased(tmp_path, cohort, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    server = serving(cohort, attempts=2)
+    starts = [action.data for action in server.begin(MODEL) if isinstance(action, Send) and action.to == "site-a"]
+    (tmp_path / "message").write_bytes(starts[0])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_WRITING, folder, tmp_path / "message"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 9
+    (left,) = (path for path in folder.iterdir() if path.name.startswith("."))
+    assert left.stat().st_mode & 0o077 == 0
+    (folder / "sealed.of.another").write_bytes(b"not ours")
+    cohort.stores["site-a"] = SqliteStore(folder / "store", "a")
+    erased = []
+    monkeypatch.setattr("secagg.snapshot_files.erase", lambda path: (erased.append(path.name), path.unlink()))
+    later = server.tick(server.deadline)
+    heard = [action.data for action in later if isinstance(action, Send) and action.to == "site-a"]
+    start = next(data for data in heard if isinstance(wire.decode_from_server(data), RoundStart))
+    assert one_message(cohort, "site-a", folder / "sealed", start)[0]
+    assert left.name in erased
+    assert sorted(path.name for path in folder.iterdir()) == ["sealed", "sealed.of.another", "store"]
+    cohort.stores["site-a"].close()
