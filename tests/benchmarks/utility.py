@@ -5,8 +5,9 @@
 
 `central` is DP-SGD by one trusted party that holds all patients. `local` and `distributed` train through
 `fedseg.simulate` with a plain sum, which gives the bit-identical model of the secure one. `twin` is `central` without
-noise: it tells whether noise or optimisation is the limit. Held-out patients are the same in every cell of a set,
-however many sites share the others. Each cell is one line of `build/utility.jsonl`; a run goes on where it stopped.
+noise: it tells whether noise or optimisation is the limit. `start` is the model before any training. Held-out patients
+are the same in every cell of a set, however many sites share the others. Each cell is one line of
+`build/utility.jsonl`; a run goes on where it stopped.
 """
 
 import argparse
@@ -45,9 +46,9 @@ class Cell:
 
     Attributes:
         data: name of the study file.
-        mechanism: 'central', 'twin', 'local' or 'distributed'.
-        epsilon: of the whole training, per patient; 0 for 'twin'.
-        sites: how many share the training patients; 1 for 'central' and 'twin'.
+        mechanism: 'central', 'twin', 'start', 'local' or 'distributed'.
+        epsilon: of the whole training, per patient; 0 where nothing is claimed.
+        sites: how many share the training patients; 1 where one party holds them all.
         steps: gradient steps in all.
         lr: learning rate.
         seed: of sampling, noise and division.
@@ -64,15 +65,16 @@ class Cell:
 
 def plan(data: str, sites: int, steps: int, seeds: int) -> list[Cell]:
     """Every cell of a set, the comparison at epsilon 8 first, with every learning rate for everybody."""
-    cells = []
-    for epsilon, of, rate in product((8.0, 2.0), (sites,), RATES):
-        for seed, mechanism in product(range(1, seeds + 1), ("central", "distributed", "local")):
-            cells.append(Cell(data, mechanism, epsilon, 1 if mechanism == "central" else of, steps, rate, seed))
-    for rate, seed in product(RATES, range(1, seeds + 1)):
-        cells.append(Cell(data, "twin", 0.0, 1, steps, rate, seed))
-    for epsilon, of, seed in ((8.0, 3, 1), (8.0, 20, 1), (1.0, sites, 1), (32.0, sites, 1)):
-        for rate, mechanism in product(RATES, ("central", "distributed", "local")):
-            cells.append(Cell(data, mechanism, epsilon, 1 if mechanism == "central" else of, steps, rate, seed))
+    mechanisms = ("central", "distributed", "local", "twin")
+    cells = [Cell(data, "start", 0.0, 1, 0, 0.0, 1)]
+    for epsilon, seed, rate, mechanism in product((8.0, 2.0), range(1, seeds + 1), RATES, mechanisms):
+        private = mechanism != "twin"
+        of = 1 if mechanism in ("central", "twin") else sites
+        cells.append(Cell(data, mechanism, epsilon if private else 0.0, of, steps, rate, seed))
+    for (epsilon, of), rate, mechanism in product(
+        ((8.0, 3), (8.0, 20), (1.0, sites), (32.0, sites)), RATES, mechanisms[:-1]
+    ):
+        cells.append(Cell(data, mechanism, epsilon, 1 if mechanism == "central" else of, steps, rate, 1))
     return list(dict.fromkeys(cells))
 
 
@@ -103,29 +105,31 @@ def study_of(cell: Cell, base: Study, patients: int) -> Study:
     """The study of a cell; a step's sum is divided by about all patients that are drawn, whoever divides."""
     content = base.model_dump(mode="json")
     content["study"] |= {
-        "lr": cell.lr,
+        "lr": cell.lr or 1.0,
         "seed": cell.seed,
         "rounds": cell.steps // LOCAL_STEPS,
         "local_steps": LOCAL_STEPS,
     }
     if cell.sites == 1:
-        content["study"] |= {"rounds": 1, "local_steps": cell.steps}
+        content["study"] |= {"rounds": 1, "local_steps": max(cell.steps, 1)}
     if cell.mechanism == "distributed":
         content["study"] |= {"rounds": cell.steps, "local_steps": 1}
     content["privacy"] |= {
-        "mechanism": {"central": "local", "twin": "none"}.get(cell.mechanism, cell.mechanism),
+        "mechanism": {"central": "local", "twin": "none", "start": "none"}.get(cell.mechanism, cell.mechanism),
         "epsilon": cell.epsilon or None,
         "delta": 1 / (10 * patients),
         "denominator": max(1, round(base.privacy.sample_rate * patients / cell.sites)),
     }
     content["data"]["layout"] = "decathlon"
-    content["run"]["evaluate_every"] = cell.steps
+    content["run"]["evaluate_every"] = max(cell.steps, 1)
     content["sites"] = [{"id": f"site-{k + 1}"} for k in range(max(cell.sites, 3))]
     return Study.model_validate_json(json.dumps(content))
 
 
 def trained(cell: Cell, study: Study, data: SiteData) -> torch.nn.Module:
     """The model of a cell."""
+    if cell.mechanism == "start":
+        return starting_model(study)
     if cell.sites == 1:
         model = starting_model(study)
         taken = local_steps(model, SiteData("site-1", data.train, ()), study, site="site-1", round_number=1)
