@@ -166,7 +166,7 @@ def smallest_multiplier(budget: float, delta: float, sample_rate: float, steps: 
 
 
 def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
-    """A mu whose Gaussian mechanism reveals at least as much as `spent`, to whoever errs with a probability that counts.
+    """A mu whose Gaussian mechanism reveals at least as much as `spent`, at every false alarm that counts.
 
     Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier. Elsewhere no finite mu holds for the rarest
     events: a patient who is hardly ever drawn and then shows plainly has a curve that no Gaussian follows. There it is
