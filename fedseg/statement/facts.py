@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
+from fedseg.budget.balance import by_observer
 from fedseg.budget.charge import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
@@ -80,6 +81,7 @@ class Account:
         uses: oldest first.
         total: over all of them.
         this_run: of the run that the statement is about; None where there is none in the ledger.
+        seen: epsilon of this run by who looks (`fedseg.budget.balance`); empty where there is none in the ledger.
         simulated: the ledger is a simulation's, which knows nothing of what was spent elsewhere.
         budgets: (epsilon, delta) that the site has given its data sets for life, where it has.
     """
@@ -89,6 +91,7 @@ class Account:
     uses: tuple[Use, ...]
     total: Spent
     this_run: Spent | None
+    seen: dict[str, float]
     simulated: bool
     budgets: tuple[tuple[float, float], ...]
 
@@ -140,6 +143,10 @@ class Facts:
         runs = [account.this_run for account in self.accounts if account.this_run is not None]
         return max(runs, key=lambda spent: spent.epsilon, default=None)
 
+    def seen_by(self, observer: str) -> float | None:
+        """Epsilon of this run to one of `fedseg.budget.balance.OBSERVERS`; None where no ledger tells."""
+        return max((account.seen[observer] for account in self.accounts if account.seen), default=None)
+
 
 def accounts_of(given: Material, delta: float, *, unseeded: bool) -> tuple[Account, ...]:
     """The accounts of every site of which a ledger verifies.
@@ -171,6 +178,7 @@ def _account(ledgers: Sequence[Charged], run_name: str, delta: float, unseeded: 
         uses=tuple(uses),
         total=spent(entries, delta, unseeded),
         this_run=spent(mine, delta, unseeded) if mine else None,
+        seen=by_observer(mine, delta, unseeded=unseeded) if mine else {},
         simulated=all(ledger.simulated for ledger in ledgers),
         budgets=tuple((cap.epsilon, cap.delta) for cap in caps if cap is not None),
     )

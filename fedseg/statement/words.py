@@ -4,6 +4,7 @@ It never calls data by a word that a law defines, and never says that a law is k
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from fedseg.evidence import VIOLATED
@@ -116,11 +117,14 @@ def observers(facts: Facts) -> Iterator[Row]:
     study = facts.study
     if study is None:
         return
-    learns, rests = _learned(facts, study), study.trust.sentence
+    rests, whoever = study.trust.sentence, "the coordinator with max_corrupt sites"
+    public, coordinator, learns, site = (
+        _learned(facts, study, who) for who in ("the public", "the coordinator", whoever, "one other site")
+    )
     policy, alone = study.policy(1), study.trust.each_update_private and study.trust.claims_epsilon
     c, least = policy.max_corrupt, policy.min_survivors
     yield Row(
-        "The public: whoever has the model, now or later", "every model of the run, the transcripts", learns, rests
+        "The public: whoever has the model, now or later", "every model of the run, the transcripts", public, rests
     )
     unmasked = (
         "and if the secure sum were broken, the same bound would hold for each site's update by itself"
@@ -135,7 +139,7 @@ def observers(facts: Facts) -> Iterator[Row]:
     yield Row(
         "The coordinator, even one that lies",
         f"of each round the sum of at least {least} updates, who took part, and sizes and times of messages",
-        learns,
+        coordinator,
         f"{rests}; {unmasked}",
     )
     yield Row(
@@ -144,7 +148,7 @@ def observers(facts: Facts) -> Iterator[Row]:
         learns,
         honest,
     )
-    yield Row("Another site", "the same sums and models, and its own patients", learns, rests)
+    yield Row("Another site", "the same sums and models, and its own patients", site, rests)
     yield Row(
         "The site itself",
         "everything of its own patients, its ledger, its logs and its own report",
@@ -155,18 +159,19 @@ def observers(facts: Facts) -> Iterator[Row]:
     yield Row(
         "Somebody who listens on the network",
         "who talks to whom, when, and how much",
-        f"while TLS holds, nothing of any update; else at most what the coordinator learns: {learns}",
+        f"while TLS holds, nothing of any update; else at most what the coordinator learns: {coordinator}",
         f"single updates stay sealed under {policy.suite.value}: {later} against a quantum computer that comes later",
     )
 
 
-def _learned(facts: Facts, study: Study) -> str:
-    """What of one patient somebody can learn of this run at most; over all studies the account says."""
+def _learned(facts: Facts, study: Study, who: str) -> str:
+    """What of one patient an observer can learn of this run at most; over all studies the account says."""
     if not study.trust.claims_epsilon or facts.seeded:
         return "no bound"
     run, stated = facts.worst_of_run, max(facts.stated.values(), default=0.0)
     if run is not None and run.epsilon >= stated:
-        return pair(run, facts.delta)
+        seen = facts.seen_by(who)
+        return pair(run if seen is None else replace(run, epsilon=seen), facts.delta)
     if facts.stated:
         return f"ε = {epsilon_text(stated)} at δ = {delta_text(facts.delta)}, as sites said; not recomputed here"
     return "not known: no site has said what it spent"

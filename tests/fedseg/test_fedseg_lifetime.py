@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -25,13 +26,16 @@ from fedseg.ledger.patients import PatientSets
 from fedseg.privacy import accounting
 from fedseg.privacy.accounting import epsilon
 from fedseg.site import Site
+from fedseg.statement.facts import accounts_of
 from fedseg.study import parse_study
+from fedseg.verifying.material import gather
 from secagg import SigningKey
 from secagg.context import Slot
 from secagg.policy import session_id
 from secagg.sqlite import SqliteStore
 from tests.support.command import feta_study, run
 from tests.support.folders import copied
+from tests.support.tiny import tiny_study
 
 DELTA = 0.01
 
@@ -158,6 +162,16 @@ def test_a_second_federation_under_the_name_of_the_first_is_not_paid_by_its_char
     assert "--training-run" in error
 
 
+def test_the_same_folder_under_another_site_id_is_refused(site, feta_folder, tmp_path):
+    data = feta_folder / "site-a"
+    site(study(), "first", 1, data)
+    (tmp_path / "link").symlink_to(data)
+    for same in (data, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"have taken part as site 'site-a'.*call the site site-a"):
+            Home().state_of("other", same, None, tmp_path / "none")
+    assert [found.site for found in Home().data_sets()] == ["site-a"]
+
+
 # --- Whoever the patients are ---------------------------------------------------------------------------------------
 
 
@@ -268,6 +282,31 @@ def test_spare_rounds_let_so_many_burn(tmp_path):
     told = explain(spare)
     assert max(told.guarantee.curve) == 6
     assert any("2 spare rounds beside the 4" in note for note in told.notes)
+
+
+def test_what_each_observer_learns_is_the_same_before_in_the_ledger_and_on_the_statement(tmp_path, capsys, monkeypatch):
+    shared = tiny_study(sites=6, seed=None, mechanism="distributed").replace(privacy={"noise": "discrete-gaussian"})
+    terms, ledger = shared.terms, Ledger(tmp_path / "ledger.jsonl")
+    for number in range(1, 3):
+        charge(ledger, shared, "site-a", "run", number)
+    promised = {one.colluders: one.epsilon[terms.min_survivors] for one in explain(shared).observers}
+    code, said, _ = run(capsys, monkeypatch, "ledger", "epsilon", tmp_path, "--delta", DELTA, "--json")
+    told = json.loads(said)
+    assert code == 0
+    assert told["observers"] == pytest.approx(
+        {
+            "the public": promised[0],
+            "the coordinator": promised[0],
+            "the coordinator with max_corrupt sites": promised[terms.max_corrupt],
+            "one other site": promised[1],
+        }
+    )
+    assert promised[0] < promised[1] <= promised[terms.max_corrupt] == pytest.approx(told["everything"])
+    (account,) = accounts_of(replace(gather([tmp_path], None, runs=False), run_name="run"), DELTA, unseeded=False)
+    assert account.seen == told["observers"]
+    alone = Ledger(tmp_path / "alone.jsonl")
+    charge(alone, study(), "site-a", "run", 1)
+    assert len(set(balance(alone.path, DELTA).observers.values())) == 1
 
 
 # --- Never shorter than it was --------------------------------------------------------------------------------------
