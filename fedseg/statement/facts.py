@@ -14,12 +14,12 @@ from fedseg.budget.charge import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
 from fedseg.ledger import Entry, distinct, released
-from fedseg.privacy.accounting import cross_check, gaussian_dp
+from fedseg.privacy.accounting import LEAST_GUESS, cross_check, gaussian_dp
 from fedseg.statement.origin import Origin
 from fedseg.study import Study
 from fedseg.verifying.material import Charged, Material
 
-PRIORS = (0.001, 0.01, 0.1, 0.5)
+PRIORS = (LEAST_GUESS, 0.01, 0.1, 0.5)
 """Guesses about one patient of which the statement says what they become."""
 
 

@@ -30,8 +30,7 @@ COVERED = (
 LIMITS = (
     "Epsilon bounds what can be learned about one patient. What can be learned about all of them together, such as "
     "that a disease shows in a certain way, is what the training is for, and is not bounded.",
-    "A ledger says what was charged. That a site really drew its noise is its own word, as is who its patients are; "
-    "noise is floating point at the sites, whose low bits are not ideal.",
+    "A ledger says what was charged. That a site really drew its noise is its own word, as is who its patients are.",
     "One person at two sites, or under two identifiers, has paid at both: the figures add up.",
     "Choices that people made by looking at patients, such as which study to run, are in no epsilon.",
     "This is our own software's account of itself. Nobody outside has reviewed it.",

@@ -16,7 +16,7 @@ from fedseg.budget.balance import balance
 from fedseg.budget.charge import charge, lifetime, spent
 from fedseg.budget.explain import explain
 from fedseg.budget.plan import plan_of
-from fedseg.credentials import make_credentials
+from fedseg.credentials import load_federation, make_credentials
 from fedseg.data.loading import load_site
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
 from fedseg.exposure import MARKS, data_set_ledger
@@ -31,6 +31,8 @@ from fedseg.statement.facts import accounts_of
 from fedseg.study import parse_study
 from fedseg.verifying.material import gather
 from secagg import SigningKey
+from secagg.context import Slot
+from secagg.policy import session_id
 from secagg.sqlite import SqliteStore
 from tests.support.command import feta_study, run
 from tests.support.folders import copied
@@ -143,6 +145,22 @@ def test_another_state_folder_is_refused_and_a_moved_one_is_followed(site, feta_
     assert len(verify(tmp_path / "moved" / "ledger.jsonl")) == 2
     code, later, _ = site(study(), "third", 1, data)
     assert later[0] > charged[0]
+
+
+def test_a_second_federation_under_the_name_of_the_first_is_not_paid_by_its_charges(site, feta_folder, tmp_path):
+    data = feta_folder / "site-a"
+    credentials, first = tmp_path / "credentials-trial", tmp_path / "first"
+    assert site(study(), "trial", 1, data)[:1] == (0,)
+    with SqliteStore(only_state() + f"/{MARKS}", "site-a") as store, store.transaction() as marks:
+        policy, federation = study().policy(1), load_federation(credentials, study())
+        slot = Slot(session_id(policy, federation.pinned), "trial", 1, 0)
+        marks.join(slot, b"m" * 32, True)
+        marks.contribute(slot, "event", (), True)
+    os.rename(credentials, first)
+    code, charged, error = site(study(), "trial", 1, data)  # with keys made anew: it went on for nothing once
+    assert (code, charged) == (1, [])
+    assert "'trial'" in error
+    assert "--training-run" in error
 
 
 def test_the_same_folder_under_another_site_id_is_refused(site, feta_folder, tmp_path):
