@@ -15,16 +15,17 @@ Must never: take any of it from a server, or from code that a server ships.
 
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from secagg import wire
 from secagg.book import RoundBook
 from secagg.context import RoundContext
-from secagg.driver import ClientAction, ClientDriver, ServerDriver
+from secagg.driver import ClientAction, ClientDriver, Failed, ServerDriver
 from secagg.encoding import digest
-from secagg.errors import ConfigError
+from secagg.errors import ConfigError, InconsistentViewError, ProtocolError
 from secagg.files import (
     Federation,
     federation_text,
@@ -36,8 +37,8 @@ from secagg.files import (
 )
 from secagg.keys import SigningKey
 from secagg.layout import Layout
-from secagg.messages import Receipt
-from secagg.policy import PinnedRoster, Policy
+from secagg.messages import Receipt, RoundStart
+from secagg.policy import PinnedRoster, Policy, session_id
 from secagg.prg import Executor
 from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
@@ -56,6 +57,9 @@ FEDERATION, POLICY, MARKS, BOOK, TRANSCRIPTS = (
 LIVE = "live.snapshot"
 SERVER = "server"
 """Name of the server's key, and of its folder in a trial."""
+
+
+_TWICE = "the server wants a second sum on a model that this site has trained and seen added up; agree on a new run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +146,26 @@ class Home:
             private=self.task.private,
             executor=executor,
         )
+
+    def receive(self, driver: ClientDriver, store: SqliteStore, part: bytes) -> list[ClientAction]:
+        """What this site's driver makes of a message of the server, where the server sends the model as well.
+
+        The model that a start announces is taken over; whoever trains compares the model that comes with it (C-23).
+
+        Raises:
+            InconsistentViewError: an update that is not private was added up on this very model, in this run: a second
+                sum with others in it would show the difference.
+        """
+        with suppress(ProtocolError):  # a transcript, or what the driver refuses
+            start = wire.decode_from_server(part)
+            if isinstance(start, RoundStart):
+                driver.model_hash = start.model_hash
+                session = session_id(self.policy, self.federation.pinned)
+                with store.transaction() as marks:
+                    summed = marks.summed(session, self.federation.training_run, start.model_hash)
+                if summed and not self.task.private:
+                    return [Failed(_TWICE, InconsistentViewError("C-23", _TWICE))]
+        return driver.receive(part)
 
     def store(self) -> SqliteStore:
         """The marks of this site's data set."""

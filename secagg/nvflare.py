@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-from secagg import wire
 from secagg.driver import (
     ClientAction,
     ClientDriver,
@@ -43,10 +42,9 @@ from secagg.driver import (
     Send,
     ServerAction,
 )
-from secagg.errors import ConfigError, IllegalTransitionError, InconsistentViewError, ProtocolError
+from secagg.errors import ConfigError, IllegalTransitionError, InconsistentViewError
 from secagg.federated import Arrays, Mean, mean_of, model_hash, values_for
 from secagg.home import Home
-from secagg.messages import RoundStart
 from secagg.prg import Executor
 from secagg.printable import printable
 from secagg.steps import MASKED_INPUT_COLLECTION
@@ -89,7 +87,8 @@ class SecAggSite:
         with self._lock:
             if self._driver is None or self._home is None:
                 self._home = Home.read((os.environ.get(FOLDER) or self.folder).format(site=collab.site_name))
-                self._driver = self._home.client(self._home.store())
+                self._store = self._home.store()
+                self._driver = self._home.client(self._store)
             answer: dict[str, Any] = {"parts": [], "exposed": [], "reason": ""}
             for part in _bytes_in(parts):
                 for action in self._actions(self._driver, self._home, part, model):
@@ -106,11 +105,7 @@ class SecAggSite:
     def _actions(
         self, driver: ClientDriver, home: Home, part: bytes, model: dict[str, Any] | None
     ) -> list[ClientAction]:
-        with suppress(ProtocolError):  # a transcript, or what the driver refuses
-            start = wire.decode_from_server(part)
-            if isinstance(start, RoundStart):
-                driver.model_hash = start.model_hash  # C-23 comes with the model itself, below
-        actions = driver.receive(part)
+        actions = home.receive(driver, self._store, part)
         if any(isinstance(action, NeedInput) for action in actions):
             if model is None or model_hash(model) != driver.model_hash:
                 raise InconsistentViewError("C-23", "the server sent another model than the one of this round")
@@ -275,9 +270,9 @@ class FedAvgServer:
 
     Args:
         folder: of the server (`secagg.home`).
-        initial: the model to begin with, an .npz file of arrays by name.
+        initial: the model to begin with, an .npz file of arrays by name, in that folder.
         rounds: how many.
-        result: where the last model goes, as .npz.
+        result: where the last model goes, as .npz, in that folder.
         step_seconds, input_seconds: as `SecAggServer` takes them.
     """
 
@@ -290,7 +285,8 @@ class FedAvgServer:
         step_seconds: float = 60.0,
         input_seconds: float = 3600.0,
     ) -> None:
-        self.folder, self.initial, self.rounds, self.result = folder, initial, rounds, result
+        self.folder, self.rounds = folder, rounds
+        self.initial, self.result = str(Path(folder, initial)), str(Path(folder, result))
         self.step_seconds, self.input_seconds = step_seconds, input_seconds
 
     @collab.main  # type: ignore[untyped-decorator]
@@ -313,8 +309,10 @@ class SecAggFedAvgRecipe(CollabRecipe):  # type: ignore[misc]
         job_name: as for any recipe.
         site: a `SecAggSite` of yours.
         folder: of the server (`secagg.home`).
-        initial: the model to begin with, an .npz file of arrays by name.
-        result: where the last model goes.
+        initial: the model to begin with, an .npz file of arrays by name, in that folder.
+        result: where the last model goes, in that folder.
+        min_clients: the job starts when so many are connected, and NVFlare ends it when fewer are left. At least the
+            policy's `min_survivors`; fewer than all, where one that is killed shall not end the job.
         rounds: how many.
         step_seconds: how long a step waits for a site, training apart.
         input_seconds: how long training may take. NVFlare may not notice that a site is gone: then so long is waited.
@@ -328,10 +326,12 @@ class SecAggFedAvgRecipe(CollabRecipe):  # type: ignore[misc]
         folder: str,
         initial: str,
         result: str,
+        *,
+        min_clients: int,
         rounds: int = 3,
         step_seconds: float = 60.0,
         input_seconds: float = 3600.0,
         **more: Any,
     ) -> None:
         server = FedAvgServer(folder, initial, rounds, result, step_seconds, input_seconds)
-        super().__init__(job_name, server, site, **more)
+        super().__init__(job_name, server, site, min_clients=min_clients, **more)

@@ -316,6 +316,18 @@ class Marks:
         """The last round of a session whose shares were sent: 32 bytes, `NEVER` where there is none."""
         return bytes.fromhex(self._get(_key("released", session), NEVER.hex()))
 
+    def summed(self, session: bytes, training_run: str, model_hash: bytes) -> list[bytes]:
+        """Rounds of a run on this very model that were released and then replayed, 32 bytes each.
+
+        They expose nothing of the run (a replay says that its model moves on), so who is sent a model looks here before
+        it trains the same one again.
+        """
+        on_model = [_release_of(kept).claim for kept in self._get(f"model/{model_hash.hex()}", [])]
+        of_run = [
+            claim for claim in on_model if claim and (claim.session, claim.training_run) == (session, training_run)
+        ]
+        return [claim.round_id for claim in of_run if self.replayed(claim.round_id)]
+
     @property
     def runs(self) -> list[tuple[bytes, str]]:
         """(session, training run) of every run that was joined or of which a round was logged, sorted."""

@@ -13,7 +13,23 @@ from fedseg.ledger.patients import FOLDER, PatientSets
 from fedseg.privacy.accounting import cross_check, gaussian_dp, in_words
 from fedseg.privacy.accounting import epsilon as epsilon_of
 
-OBSERVERS = ("the public", "the coordinator", "the coordinator with max_corrupt sites", "one other site")
+OBSERVERS: dict[str, int | None] = {
+    "the public": 0,
+    "the coordinator": 0,
+    "the coordinator with max_corrupt sites": None,
+    "one other site": 1,
+}
+"""Of how many sites they know the noise; None for as many as each study was planned for."""
+
+
+def by_observer(entries: Sequence[Entry], delta: float, *, unseeded: bool = False) -> dict[str, float]:
+    """What these entries reveal at most to each of `OBSERVERS`: epsilon, infinite where no noise is left.
+
+    Every number is counted from as few sites as a sum can have. Where each update is private alone all are equal.
+    The public and a coordinator alone rely on every site in a sum to have added its noise.
+    """
+    of = {known: epsilon_of(released(entries, unseeded=unseeded, known=known), delta) for known in {0, 1, None}}
+    return {who: of[known] for who, known in OBSERVERS.items()}
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class Balance:
         everything: of all entries, as if each patient had been in all of them: what budgets are held against.
         everything_prv: the same by the second accountant, None where it knows no such mechanism.
         most: of the patient who has spent most; it depends on who took part in what, and stays at the site.
-        observers: `everything` by who looks.
+        observers: of all entries, by who looks (`by_observer`).
         mu: Gaussian differential privacy of everything, None where only epsilon is known.
         sentence: what that means, in words.
         lifetime, lifetime_delta: the data set's own budget, None where the site has given it none.
@@ -79,7 +95,7 @@ def balance(path: Path, delta: float) -> Balance:
         everything=total,
         everything_prv=second,
         most=max(map(of, sets.heaviest(entries))),
-        observers=dict.fromkeys(OBSERVERS, total),
+        observers=by_observer(distinct(entries), delta),
         mu=mu,
         sentence=in_words(mu, loss=total, delta=delta)
         if bounded

@@ -51,11 +51,13 @@ class _Entry(BaseModel, ABC):
     charged: str = ""
 
     @abstractmethod
-    def dp_event(self, *, unseeded: bool = False) -> DpEvent | None:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent | None:
         """What was released, for the accountant; None where epsilon does not cover it.
 
         Args:
             unseeded: as if nobody knew a seed, which is what a seeded study shows.
+            known: to somebody who knows the noise of so many sites; None for as many as the study was planned for,
+                which is what budgets are held against. It matters where sites share the noise.
         """
 
     def same_use(self, other: "_Entry") -> bool:
@@ -90,7 +92,7 @@ class NoisySteps(_Entry):
     steps: int = Field(ge=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
         """Gaussian noise on the sum over a random draw; nothing protects where a seed is known."""
         if self.generator != "os" and not unseeded:
             return NonPrivateDpEvent()
@@ -107,6 +109,7 @@ class NoisySum(_Entry):
         variance: of one site's share.
         sensitivity: L2 norm that the integers of one unit never exceed.
         shares: how many shares count: of the honest sites that every sum has at least.
+        survivors: sites that every sum has at least, honest or not; 0 where the line does not tell.
         clip_norm: largest L2 norm of one unit's gradient, which becomes integers.
         denominator: public constant that divides the sum, times the sites.
         generator: where sampling and noise come from. Whoever knows a seed can recompute both.
@@ -121,17 +124,19 @@ class NoisySum(_Entry):
     variance: int = Field(ge=1)
     sensitivity: int = Field(ge=1)
     shares: int = Field(ge=1)
+    survivors: int = Field(default=0, ge=0)
     clip_norm: float = Field(gt=0)
     denominator: float = Field(gt=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
         """The noise of all shares that count, on the sum over a random draw; nothing protects where a seed is known."""
         if self.generator != "os" and not unseeded:
             return NonPrivateDpEvent()
         # Of whole numbers none is larger than its square, so that a longer vector has no larger L1 norm.
         noise = SharedNoise(self.noise, self.variance, self.sensitivity, length=self.sensitivity**2)
-        return noise.event(self.shares, self.sample_rate, 1)
+        shares = self.shares if known is None or not self.survivors else self.survivors - known
+        return noise.event(shares, self.sample_rate, 1) if shares > 0 else NonPrivateDpEvent()
 
 
 class UnprotectedRound(_Entry):
@@ -141,7 +146,7 @@ class UnprotectedRound(_Entry):
 
     kind: Literal["none"] = "none"
 
-    def dp_event(self, *, unseeded: bool = False) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
         """No noise, with or without a seed."""
         return NonPrivateDpEvent()
 
@@ -153,7 +158,7 @@ class MetricsRelease(_Entry):
 
     kind: Literal["metrics"] = "metrics"
 
-    def dp_event(self, *, unseeded: bool = False) -> None:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> None:
         """Not covered."""
         return
 
@@ -189,6 +194,7 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
     return list(uses.values())
 
 
-def released(entries: Iterable[Entry], *, unseeded: bool = False) -> list[DpEvent]:
-    """Everything in `entries` that epsilon has to speak for; `unseeded` as in `dp_event`."""
-    return [event for entry in entries if (event := entry.dp_event(unseeded=unseeded)) is not None]
+def released(entries: Iterable[Entry], *, unseeded: bool = False, known: int | None = None) -> list[DpEvent]:
+    """Everything in `entries` that epsilon has to speak for; `unseeded` and `known` as in `dp_event`."""
+    events = (entry.dp_event(unseeded=unseeded, known=known) for entry in entries)
+    return [event for event in events if event is not None]

@@ -79,11 +79,16 @@ class Home:
             earlier: where versions before 0.5 kept it by default; it is taken over where it is there.
 
         Raises:
-            ConfigError: it is not where it was, or the operator names another one.
+            ConfigError: it is not where it was, the operator names another one, or the images are another site's.
         """
         images = str(data.resolve())
         path = self._records / f"{digest('data-set', site, os.fsencode(images)).hex()[:16]}.json"
         if not path.is_file():
+            if others := sorted({found.site for found in self.data_sets() if found.data == images}):
+                raise ConfigError(
+                    f"{images}: these images have taken part as site '{others[0]}', and under another name the same "
+                    f"patients would begin at zero; call the site {others[0]} in this study too"
+                )
             fallback = earlier if earlier.is_dir() else self.path / f"{site}-{path.stem}"
             state = (given or fallback).resolve()
             self._write(path, DataSet(site, images, str(state)))

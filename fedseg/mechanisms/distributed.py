@@ -160,6 +160,7 @@ class Distributed(Mechanism):
             variance=noise.variance,
             sensitivity=noise.sensitivity,
             shares=honest(terms),
+            survivors=terms.min_survivors,
             clip_norm=terms.clip_norm or 0.0,
             denominator=terms.denominator,
             generator=NO_CLAIM_SEEDED if terms.seeded else "os",

@@ -50,6 +50,8 @@ AGREEMENT = 0.01
 LARGEST_CHECKED = 200.0
 """The PRV accountant computes exp of a few epsilon, and beyond this one would leave what a float holds."""
 
+LEAST_GUESS = 1e-3
+"""The rarest guess of which it is said what it can become at most."""
 
 Composition: TypeAlias = tuple[tuple[DpEvent, int], ...]
 """Each event once, and how often: what the caches and both accountants work on."""
@@ -164,11 +166,13 @@ def smallest_multiplier(budget: float, delta: float, sample_rate: float, steps: 
 
 
 def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
-    """The least mu whose Gaussian mechanism reveals at least as much as `spent`, at every probability above `delta`.
+    """A mu whose Gaussian mechanism reveals at least as much as `spent`, at every false alarm that counts.
 
-    Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier; elsewhere it is the largest mu over PLD's
-    privacy curve and never the central limit. 0 for nothing, infinite where something had no noise, None where there is
-    Skellam noise: a Rényi bound says too little of likely events.
+    Where everybody is drawn it is exact, sqrt(steps) / noise_multiplier. Elsewhere no finite mu holds for the rarest
+    events: a patient who is hardly ever drawn and then shows plainly has a curve that no Gaussian follows. There it is
+    large enough for every false alarm between the smaller of `delta` and `LEAST_GUESS` and one less that, and for PLD's
+    privacy curve down to `delta`. It is never the central limit. 0 for nothing, infinite where something had no noise,
+    None where there is Skellam noise: a Rényi bound says too little of likely events.
 
     Args:
         spent: what was released.
@@ -181,9 +185,26 @@ def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
         return 1 / sigma
     if renyi.has_skellam(composition):
         return None
+    return _mu_by_curve(composition, delta)
+
+
+@lru_cache(maxsize=256)
+def _mu_by_curve(composition: Composition, delta: float) -> float:
+    accountant = _accountant(composition)
     losses = np.linspace(0, _pld_epsilon(composition, delta), 32)
-    deltas = _accountant(composition).get_delta(losses)
-    return float(max(1 / get_sigma_gaussian(loss, chance) for loss, chance in zip(losses, deltas, strict=True)))
+    curve = zip(losses, accountant.get_delta(losses), strict=True)
+    by_curve = max(1 / get_sigma_gaussian(loss, chance) for loss, chance in curve)
+    # Of each (loss, chance) follows a bound of detection by false alarm; the least of them rises with the false alarm,
+    # so that the one at the end of a step holds for all of it.
+    losses = np.linspace(0, float(accountant.get_epsilon(1e-9)), 128)
+    chances = np.array(accountant.get_delta(losses))
+    end = -float(norm.ppf(min(delta, LEAST_GUESS)))
+    steps = np.linspace(-end, end, 1024)
+    alarms = norm.cdf(steps)[:, None]
+    detected = np.minimum(
+        alarms * np.exp(np.minimum(losses, 700.0)) + chances, 1 - np.exp(-losses) * (1 - alarms - chances)
+    ).min(axis=1)
+    return float(max(by_curve, (norm.ppf(np.minimum(detected[1:], 1.0)) - steps[:-1]).max()))
 
 
 def in_words(mu: float | None, prior: float = 0.01, *, loss: float = math.inf, delta: float = 0.0) -> str:

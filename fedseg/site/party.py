@@ -9,7 +9,7 @@ import torch
 from fedseg import dialogue
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
-from fedseg.errors import FedSegError, RoundFailedError
+from fedseg.errors import ConfigError, FedSegError, RoundFailedError
 from fedseg.events import Note, Waiting
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
@@ -65,6 +65,7 @@ class Party:
         tls = site_tls(options.credentials, self.me, self.federation)
         self.mailbox = MailboxClient(options.address, self.me, tls, patience=options.patience, max_message_bytes=limit)
         self.session = session_id(self.policy, self.federation.pinned)
+        self._refuse_used_name()
         self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
         command = options.command or f"fedseg site STUDY {self.me} ..."
         self.exposed = Exposed(self.store, options.state, command)
@@ -75,6 +76,27 @@ class Party:
         self.told = ""  # last of what only the operator is told of patients
         self.seen: dict[int, bytes] = {}  # rounds whose end was seen or proved, and their heads
         self.receipts: tuple[Receipt, ...] = ()
+
+    def _refuse_used_name(self) -> None:
+        """Refuse a run whose rounds the ledger would take for those of an earlier one, and would not charge.
+
+        One charge pays for one contribution to a round (C-14), and the marks count those by federation and name.
+
+        Raises:
+            ConfigError: this data set contributed to a run of this name in another federation.
+        """
+        run = self.federation.training_run
+        with self.store.transaction() as marks:
+            used = self.study.trust.claims_epsilon and any(
+                marks.contributed(session, name)
+                for session, name in marks.runs
+                if name == run and session != self.session
+            )
+        if used:
+            raise ConfigError(
+                f"training run '{run}': this data set took part in one of this name, with other keys or another study, "
+                "and its charges do not pay for a second; give all parties new credentials with another --training-run"
+            )
 
     def _end_round(self) -> None:
         if self.round is not None:

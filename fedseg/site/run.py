@@ -129,6 +129,7 @@ class Site(Opening):
             self.folder.emit(begins)
             session = ClientSession(self.policy, self.me, self.key, self.federation.pinned, opened, self.store)
             first = session.start()
+            self._refuse_used_name()  # only now has no other process a live attempt (C-24)
         except ExposureError as error:
             await self._wait(str(error), error.round_ids)
             return

@@ -11,17 +11,18 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 from fedseg.budget.achieved import achieved
+from fedseg.budget.balance import by_observer
 from fedseg.budget.charge import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
 from fedseg.ledger import Entry, distinct, released
-from fedseg.privacy.accounting import cross_check, gaussian_dp
+from fedseg.privacy.accounting import LEAST_GUESS, cross_check, gaussian_dp
 from fedseg.records import Achieved
 from fedseg.statement.origin import Origin
 from fedseg.study import Study
 from fedseg.verifying.material import Charged, Material
 
-PRIORS = (0.001, 0.01, 0.1, 0.5)
+PRIORS = (LEAST_GUESS, 0.01, 0.1, 0.5)
 """Guesses about one patient of which the statement says what they become."""
 
 
@@ -83,6 +84,7 @@ class Account:
         uses: oldest first.
         total: over all of them.
         this_run: of the run that the statement is about; None where there is none in the ledger.
+        seen: epsilon of this run by who looks (`fedseg.budget.balance`); empty where there is none in the ledger.
         simulated: the ledger is a simulation's, which knows nothing of what was spent elsewhere.
         budgets: (epsilon, delta) that the site has given its data sets for life, where it has.
     """
@@ -92,6 +94,7 @@ class Account:
     uses: tuple[Use, ...]
     total: Spent
     this_run: Spent | None
+    seen: dict[str, float]
     simulated: bool
     budgets: tuple[tuple[float, float], ...]
 
@@ -145,6 +148,10 @@ class Facts:
         runs = [account.this_run for account in self.accounts if account.this_run is not None]
         return max(runs, key=lambda spent: spent.epsilon, default=None)
 
+    def seen_by(self, observer: str) -> float | None:
+        """Epsilon of this run to one of `fedseg.budget.balance.OBSERVERS`; None where no ledger tells."""
+        return max((account.seen[observer] for account in self.accounts if account.seen), default=None)
+
 
 def accounts_of(given: Material, delta: float, *, unseeded: bool) -> tuple[Account, ...]:
     """The accounts of every site of which a ledger verifies.
@@ -176,6 +183,7 @@ def _account(ledgers: Sequence[Charged], run_name: str, delta: float, unseeded: 
         uses=tuple(uses),
         total=spent(entries, delta, unseeded),
         this_run=spent(mine, delta, unseeded) if mine else None,
+        seen=by_observer(mine, delta, unseeded=unseeded) if mine else {},
         simulated=all(ledger.simulated for ledger in ledgers),
         budgets=tuple((cap.epsilon, cap.delta) for cap in caps if cap is not None),
     )

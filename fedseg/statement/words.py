@@ -4,6 +4,7 @@ It never calls data by a word that a law defines, and never says that a law is k
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from fedseg.evidence import VIOLATED
@@ -29,8 +30,7 @@ COVERED = (
 LIMITS = (
     "Epsilon bounds what can be learned about one patient. What can be learned about all of them together, such as "
     "that a disease shows in a certain way, is what the training is for, and is not bounded.",
-    "A ledger says what was charged. That a site really drew its noise is its own word, as is who its patients are; "
-    "noise is floating point at the sites, whose low bits are not ideal.",
+    "A ledger says what was charged. That a site really drew its noise is its own word, as is who its patients are.",
     "One person at two sites, or under two identifiers, has paid at both: the figures add up.",
     "Choices that people made by looking at patients, such as which study to run, are in no epsilon.",
     "This is our own software's account of itself. Nobody outside has reviewed it.",
@@ -117,11 +117,14 @@ def observers(facts: Facts) -> Iterator[Row]:
     study = facts.study
     if study is None:
         return
-    learns, rests = _learned(facts, study), study.trust.sentence
+    rests, whoever = study.trust.sentence, "the coordinator with max_corrupt sites"
+    public, coordinator, learns, site = (
+        _learned(facts, study, who) for who in ("the public", "the coordinator", whoever, "one other site")
+    )
     policy, alone = study.policy(1), study.trust.each_update_private and study.trust.claims_epsilon
     c, least = policy.max_corrupt, policy.min_survivors
     yield Row(
-        "The public: whoever has the model, now or later", "every model of the run, the transcripts", learns, rests
+        "The public: whoever has the model, now or later", "every model of the run, the transcripts", public, rests
     )
     unmasked = (
         "and if the secure sum were broken, the same bound would hold for each site's update by itself"
@@ -136,7 +139,7 @@ def observers(facts: Facts) -> Iterator[Row]:
     yield Row(
         "The coordinator, even one that lies",
         f"of each round the sum of at least {least} updates, who took part, and sizes and times of messages",
-        learns,
+        coordinator,
         f"{rests}; {unmasked}",
     )
     yield Row(
@@ -145,7 +148,7 @@ def observers(facts: Facts) -> Iterator[Row]:
         learns,
         honest,
     )
-    yield Row("Another site", "the same sums and models, and its own patients", learns, rests)
+    yield Row("Another site", "the same sums and models, and its own patients", site, rests)
     yield Row(
         "The site itself",
         "everything of its own patients, its ledger, its logs and its own report",
@@ -156,18 +159,19 @@ def observers(facts: Facts) -> Iterator[Row]:
     yield Row(
         "Somebody who listens on the network",
         "who talks to whom, when, and how much",
-        f"while TLS holds, nothing of any update; else at most what the coordinator learns: {learns}",
+        f"while TLS holds, nothing of any update; else at most what the coordinator learns: {coordinator}",
         f"single updates stay sealed under {policy.suite.value}: {later} against a quantum computer that comes later",
     )
 
 
-def _learned(facts: Facts, study: Study) -> str:
-    """What of one patient somebody can learn of this run at most; over all studies the account says."""
+def _learned(facts: Facts, study: Study, who: str) -> str:
+    """What of one patient an observer can learn of this run at most; over all studies the account says."""
     if not study.trust.claims_epsilon or facts.seeded:
         return "no bound"
     run, stated = facts.worst_of_run, max(facts.stated.values(), default=0.0)
     if run is not None and run.epsilon >= stated:
-        return pair(run, facts.delta)
+        seen = facts.seen_by(who)
+        return pair(run if seen is None else replace(run, epsilon=seen), facts.delta)
     if facts.stated:
         return f"ε = {epsilon_text(stated)} at δ = {delta_text(facts.delta)}, as sites said; not recomputed here"
     return "not known: no site has said what it spent"
@@ -182,6 +186,7 @@ def not_covered(facts: Facts) -> Iterator[str]:
         yield f"Validation figures of held-out patients were shared{told}: one row a patient, and so their number."
     else:
         yield "Validation figures of held-out patients: this study shares none. Each site knows its own."
+    yield "Early stopping, tuning and search by looking at patients: no entry of a ledger stands for them."
     yield "Who takes part, how many sites there are, and that a site takes part at all."
     yield "When messages come, and how large they are; training time tells a little of how many patients a site has."
     yield "What people do with reports at a site. The page report-private.html shows patients and is never to be sent."

@@ -93,7 +93,7 @@ class ClientDriver:
         self._refused: RoundStart | None = None
         self._about: tuple[int, bytes] | None = None  # round number and model of the attempt that waits for an update
         self._given: tuple[tuple[int, bytes], _Given] | None = None  # not masked yet
-        self._heard = 0.0
+        self._now = self._heard = 0.0
 
     @property
     def live(self) -> bool:
@@ -115,7 +115,7 @@ class ClientDriver:
 
         Args:
             data: the bytes, which must not change afterwards.
-            now: seconds.
+            now: seconds; the latest that was told where it is not given.
 
         Raises:
             IllegalTransitionError: a round start came and `model_hash` was not set.
@@ -123,7 +123,7 @@ class ClientDriver:
         """
         if looks_like(data):
             return self._replay(data, now)
-        self._heard = now
+        self._heard = self._at(now)
         try:
             message = wire.decode_from_server(data)
         except ProtocolError as error:
@@ -169,6 +169,7 @@ class ClientDriver:
 
     def tick(self, now: float) -> list[ClientAction]:
         """The deadline may have passed: the attempt is given up where it has. Its marks stay."""
+        self._at(now)
         deadline = self.deadline
         if self._session is None or deadline is None or now < deadline:
             return []
@@ -219,7 +220,7 @@ class ClientDriver:
         if (context.training_run, context.task_hash) != (self._training_run, self._task_hash):
             session.close()
             return self._over(ConfigError("this snapshot is of another run or task than this driver's"))
-        self._session, self._heard = session, now
+        self._session, self._heard = session, self._at(now)
         self._about = (context.round_number, context.model_hash)
         return []
 
@@ -233,6 +234,11 @@ class ClientDriver:
         raise TypeError("a ClientDriver holds secrets and is never copied or pickled: use `suspend`")
 
     # --- Inside -------------------------------------------------------------------------------------------------------
+
+    def _at(self, now: float) -> float:
+        """The latest time that was told: a call without one says nothing about the clock."""
+        self._now = max(self._now, now)
+        return self._now
 
     def _open(self, start: RoundStart, now: float) -> list[ClientAction]:
         running = self._session if self.live else None
@@ -267,7 +273,7 @@ class ClientDriver:
             return [Exposed(str(error), error.round_ids)]
         except (ProtocolError, AbortedError) as error:
             return self._over(error)
-        self._session, self._heard = session, now
+        self._session, self._heard = session, self._at(now)
         return [Send(wire.encode(first)), *self._joined(session)]
 
     def _joined(self, session: ClientSession) -> list[ClientAction]:

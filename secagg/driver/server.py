@@ -107,6 +107,7 @@ class ServerDriver:
         self._gone = set[str]()
         self._spoilt = set[str]()
         self._closes_at: float | None = None
+        self._now = 0.0  # a step that is closed by a call without a time lasts from here, and not from 0
 
     @property
     def session(self) -> ServerSession | None:
@@ -205,7 +206,7 @@ class ServerDriver:
         Args:
             sender: whom the transport authenticated; never from the message.
             data: the bytes, which must not change afterwards.
-            now: seconds.
+            now: seconds; the latest that was told where it is not given.
         """
         session = self._session
         if session is None:
@@ -285,13 +286,14 @@ class ServerDriver:
         return [Save({**self.book.saved(), _DRIVER: who}, snapshot_server(session, self.book.signing_key))]
 
     def _wait(self, now: float) -> None:
-        self._spoilt = set()
+        self._now, self._spoilt = max(self._now, now), set()
         masking = self._session is not None and self._session.step == MASKED_INPUT_COLLECTION
-        self._closes_at = now + (self._input_seconds if masking else self._step_seconds)
+        self._closes_at = self._now + (self._input_seconds if masking else self._step_seconds)
 
     def _closed(self, now: float, due: bool = False) -> list[ServerAction]:
         """Close every step in which nobody is waited for any more, the first one in any case where it is due."""
         actions: list[ServerAction] = []
+        self._now = max(self._now, now)
         while self._closes_at is not None and self._session is not None and (due or not self.awaited):
             session, due = self._session, False
             if silent := tuple(sorted(frozenset(session.missing) & self._asked)):

@@ -5,7 +5,6 @@ folder, key, roster or policy from the app or the server where the node names it
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
@@ -13,13 +12,11 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore import log
 
-from secagg import wire
 from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
-from secagg.errors import ConfigError, InconsistentViewError, ProtocolError, SecAggError
+from secagg.errors import ConfigError, InconsistentViewError, SecAggError
 from secagg.federated import model_hash, values_for
 from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
 from secagg.home import Home
-from secagg.messages import RoundStart
 from secagg.sqlite import SqliteStore
 
 App = Callable[[Message, Context], Message]
@@ -67,7 +64,7 @@ class _Node:
     """One site, for the length of one message: Flower may run every message in a process of its own."""
 
     def __init__(self, home: Home, store: SqliteStore) -> None:
-        self.home, self.driver = home, home.client(store)
+        self.home, self.store, self.driver = home, store, home.client(store)
 
     def answer(self, message: Message, context: Context, call_next: App) -> _Answer:
         parts = parts_of(message.content)
@@ -92,19 +89,11 @@ class _Node:
         return answer
 
     def _actions(self, part: bytes, message: Message, context: Context, call_next: App) -> Iterator[ClientAction]:
-        for action in self._receive(part):
+        for action in self.home.receive(self.driver, self.store, part):
             if isinstance(action, NeedInput):
                 yield from self._train(message, context, call_next)
             else:
                 yield action
-
-    def _receive(self, part: bytes) -> list[ClientAction]:
-        with suppress(ProtocolError):  # a transcript, or what the driver refuses
-            start = wire.decode_from_server(part)
-            if isinstance(start, RoundStart):
-                # C-23 comes with the model itself, in `_train`: what is announced and what is trained on is one hash.
-                self.driver.model_hash = start.model_hash
-        return self.driver.receive(part)
 
     def _train(self, message: Message, context: Context, call_next: App) -> list[ClientAction]:
         content = without_parts(message.content)

@@ -1,7 +1,8 @@
 """A Flower deployment under secure aggregation: a SuperLink and five SuperNodes as processes; run by a test.
 
-python flower_deployed.py [--kill] prints a line of JSON: what the strategy had, and what a plain mean gives. With
---kill the last SuperNode and its app are killed while it trains in the first round.
+python flower_deployed.py [--kill] [--page] prints a line of JSON: what the strategy had, and what a plain mean gives.
+With --kill the last SuperNode and its app are killed while it trains in the first round. With --page the app is the one
+of docs/howto/flower.md, its first block as it stands there, with the training of flower_app below it.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from secagg.home import Task, trial
 
 SITES, SHAPE = 5, (3, 4)
 BIN = Path(sys.executable).parent
+APP = Path(__file__).with_name("flower_app")
+PAGE = Path(__file__).parents[2] / "docs/howto/flower.md"
 
 
 def free_ports(count: int) -> list[int]:
@@ -46,9 +49,33 @@ def plain_mean(sites: int, rounds: int, without: set[int]) -> list[list[float]]:
     return model.tolist()
 
 
+def app_of_the_page(folder: Path, rounds: int, out: Path) -> Path:
+    """The app that a reader of the page writes: what he has to fill in is filled in here, each time by one place."""
+    block = PAGE.read_text().split("```python\n")[1].split("```")[0]
+    for before, after in (
+        ("/var/lib/secagg", str(folder)),
+        ("initial_arrays=...", 'initial_arrays=ArrayRecord({"weight": Array(np.zeros((3, 4), np.float32))})'),
+        ("num_rounds=3", f"num_rounds={rounds}"),
+        ("    strategy.start", "    result = strategy.start"),
+    ):
+        assert block.count(before) == 1, before
+        block = block.replace(before, after)
+    told = '{"weight": result.arrays["weight"].numpy().tolist()}'
+    block += f"    Path({str(out)!r}).write_text(json.dumps({told}))\n"
+    imports, training = (APP / "sumapp/client.py").read_text().split("app = ClientApp(mods=[secagg_mod()])\n")
+    app = folder / "app"
+    (app / "page").mkdir(parents=True)
+    (app / "page/__init__.py").touch()
+    (app / "page/lines.py").write_text(imports + "import json\n" + block + training)
+    about = (APP / "pyproject.toml").read_text().replace("sumapp.server:app", "page.lines:server")
+    (app / "pyproject.toml").write_text(about.replace("sumapp.client:app", "page.lines:app").replace("sumapp", "page"))
+    return app
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--strategy", default="FedAvg")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -96,13 +123,14 @@ def main() -> None:
             )  # fmt: skip
         (folder / "victim.pid").write_text(str(node.pid))
         out = folder / "out.json"
-        app = Path(__file__).with_name("flower_app")
+        app, config = APP, f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'
+        if options.page:
+            app, config = app_of_the_page(folder, options.rounds, out), "rounds=0"
         subprocess.run(
-            [BIN / "flwr", "run", app, "here", "--run-config",
-             f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'],
+            [BIN / "flwr", "run", app, "here", "--run-config", config],
             env=environment, check=True, stdout=sys.stderr, stderr=sys.stderr,
         )  # fmt: skip
-        while not out.exists() and time.perf_counter() - began < 300:
+        while not out.exists() and time.perf_counter() - began < 550:
             time.sleep(0.5)
         told = json.loads(out.read_text())
     except Exception:

@@ -92,7 +92,7 @@ WAYS = {  # words of the sentence: the mistake
     "clients = 2": ("epsilon study.toml", ('[[sites]]\nid = "site-c"', "")),
     "round is not a field": ("epsilon study.toml", ("rounds =", "round =")),
     "diverged": ("simulate study.toml --data data --set study.lr=1000", None),
-    "start = 'phantom'": ("simulate study.toml --data data --set model.start=phantom", None),
+    "start = 'phantom'": ("simulate study.toml --data data --set model.start=phantom", ('"anterior"', '"head"')),
     "delta = 0.1": ("epsilon private.toml --data data", ("delta = 0.003", "delta = 0.1")),
 }
 

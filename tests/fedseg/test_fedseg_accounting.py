@@ -13,7 +13,15 @@ from fedseg.budget.plan import noise_multiplier, round_entry
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, PrivacyError
 from fedseg.ledger import Ledger, released
 from fedseg.privacy import accounting
-from fedseg.privacy.accounting import cross_check, epsilon, gaussian_dp, gaussian_steps, in_words, noise_multiplier_for
+from fedseg.privacy.accounting import (
+    LEAST_GUESS,
+    cross_check,
+    epsilon,
+    gaussian_dp,
+    gaussian_steps,
+    in_words,
+    noise_multiplier_for,
+)
 from fedseg.study import parse_study
 
 STUDY = """
@@ -180,6 +188,15 @@ def test_mu_is_never_below_the_privacy_curve_of_sampled_steps():
             assert delta <= delta_of_gaussian(mu, loss) * (1 + 1e-3)
     central_limit = 0.2 * math.sqrt(60 * (math.exp(1 / 1.2**2) - 1))
     assert mu > central_limit  # which is why the central limit is not used
+
+
+@pytest.mark.parametrize(("rate", "sigma", "delta"), [(0.01, 0.5, 0.01), (0.1, 0.5, 0.01), (0.1, 0.5, 1e-5)])
+def test_no_guess_is_right_more_often_than_mu_says(rate, sigma, delta):
+    """Whoever looks at one drawn step, by its exact curve: rare draws that show plainly have no Gaussian's."""
+    mu = gaussian_dp([gaussian_steps(sigma, rate, 1)], delta)
+    for prior in (LEAST_GUESS, 0.01, 0.1, 0.5):
+        right = (1 - rate) * prior + rate * norm.cdf(norm.ppf(prior) + 1 / sigma)
+        assert right <= norm.cdf(norm.ppf(prior) + mu), prior
 
 
 def test_words_hold_the_bound():

@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import partial
 
 import pytest
@@ -14,22 +16,27 @@ from fedseg.budget.balance import balance
 from fedseg.budget.charge import charge, lifetime, spent
 from fedseg.budget.explain import explain
 from fedseg.budget.plan import plan_of
-from fedseg.credentials import make_credentials
+from fedseg.credentials import load_federation, make_credentials
 from fedseg.data.loading import load_site
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
 from fedseg.exposure import MARKS, data_set_ledger
-from fedseg.ledger import START, Ledger, NoisySteps, distinct, home, read, released, verify, witness
+from fedseg.ledger import START, Ledger, NoisySteps, book, distinct, home, read, released, verify, witness
 from fedseg.ledger.chain import next_line
 from fedseg.ledger.home import Home
 from fedseg.ledger.patients import PatientSets
 from fedseg.privacy import accounting
 from fedseg.privacy.accounting import epsilon
 from fedseg.site import Site
+from fedseg.statement.facts import accounts_of
 from fedseg.study import parse_study
+from fedseg.verifying.material import gather
 from secagg import SigningKey
+from secagg.context import Slot
+from secagg.policy import session_id
 from secagg.sqlite import SqliteStore
 from tests.support.command import feta_study, run
 from tests.support.folders import copied
+from tests.support.tiny import tiny_study
 
 DELTA = 0.01
 
@@ -138,6 +145,32 @@ def test_another_state_folder_is_refused_and_a_moved_one_is_followed(site, feta_
     assert len(verify(tmp_path / "moved" / "ledger.jsonl")) == 2
     code, later, _ = site(study(), "third", 1, data)
     assert later[0] > charged[0]
+
+
+def test_a_second_federation_under_the_name_of_the_first_is_not_paid_by_its_charges(site, feta_folder, tmp_path):
+    data = feta_folder / "site-a"
+    credentials, first = tmp_path / "credentials-trial", tmp_path / "first"
+    assert site(study(), "trial", 1, data)[:1] == (0,)
+    with SqliteStore(only_state() + f"/{MARKS}", "site-a") as store, store.transaction() as marks:
+        policy, federation = study().policy(1), load_federation(credentials, study())
+        slot = Slot(session_id(policy, federation.pinned), "trial", 1, 0)
+        marks.join(slot, b"m" * 32, True)
+        marks.contribute(slot, "event", (), True)
+    os.rename(credentials, first)
+    code, charged, error = site(study(), "trial", 1, data)  # with keys made anew: it went on for nothing once
+    assert (code, charged) == (1, [])
+    assert "'trial'" in error
+    assert "--training-run" in error
+
+
+def test_the_same_folder_under_another_site_id_is_refused(site, feta_folder, tmp_path):
+    data = feta_folder / "site-a"
+    site(study(), "first", 1, data)
+    (tmp_path / "link").symlink_to(data)
+    for same in (data, tmp_path / "link"):
+        with pytest.raises(ConfigError, match=r"have taken part as site 'site-a'.*call the site site-a"):
+            Home().state_of("other", same, None, tmp_path / "none")
+    assert [found.site for found in Home().data_sets()] == ["site-a"]
 
 
 # --- Whoever the patients are ---------------------------------------------------------------------------------------
@@ -252,6 +285,31 @@ def test_spare_rounds_let_so_many_burn(tmp_path):
     assert any("2 spare rounds beside the 4" in note for note in told.notes)
 
 
+def test_what_each_observer_learns_is_the_same_before_in_the_ledger_and_on_the_statement(tmp_path, capsys, monkeypatch):
+    shared = tiny_study(sites=6, seed=None, mechanism="distributed").replace(privacy={"noise": "discrete-gaussian"})
+    terms, ledger = shared.terms, Ledger(tmp_path / "ledger.jsonl")
+    for number in range(1, 3):
+        charge(ledger, shared, "site-a", "run", number)
+    promised = {one.colluders: one.epsilon[terms.min_survivors] for one in explain(shared).observers}
+    code, said, _ = run(capsys, monkeypatch, "ledger", "epsilon", tmp_path, "--delta", DELTA, "--json")
+    told = json.loads(said)
+    assert code == 0
+    assert told["observers"] == pytest.approx(
+        {
+            "the public": promised[0],
+            "the coordinator": promised[0],
+            "the coordinator with max_corrupt sites": promised[terms.max_corrupt],
+            "one other site": promised[1],
+        }
+    )
+    assert promised[0] < promised[1] <= promised[terms.max_corrupt] == pytest.approx(told["everything"])
+    (account,) = accounts_of(replace(gather([tmp_path], None, runs=False), run_name="run"), DELTA, unseeded=False)
+    assert account.seen == told["observers"]
+    alone = Ledger(tmp_path / "alone.jsonl")
+    charge(alone, study(), "site-a", "run", 1)
+    assert len(set(balance(alone.path, DELTA).observers.values())) == 1
+
+
 # --- Never shorter than it was --------------------------------------------------------------------------------------
 
 
@@ -355,6 +413,25 @@ def test_another_machine_is_refused(opened, monkeypatch):
     monkeypatch.setattr(witness, "_said", lambda file: "another" if "machine-id" in file else said(file))
     with pytest.raises(LedgerError, match="it was written on another machine"):
         opened()
+
+
+def test_another_day_after_a_restart_goes_on(opened, monkeypatch):
+    opened().append(NoisySteps(**entry(1, "run")))
+    said = witness._said
+    monkeypatch.setattr(witness, "_said", lambda file: "another" if "boot_id" in file else said(file))
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr(book, "datetime", Tomorrow)
+    ledger = opened()
+    ledger.append(NoisySteps(**entry(1, "run")))  # the same round
+    ledger.append(NoisySteps(**entry(2, "run")))
+    first, second = ledger.entries()
+    assert first.charged[:10] < second.charged[:10]
+    assert len(opened().entries()) == 2
 
 
 def in_another_process(work):

@@ -80,6 +80,7 @@ def test_the_page_says_what_the_run_cost_whom_it_protects_and_what_was_verified(
     ):
         assert observer in text
     assert "add or remove one patient" in text
+    assert "Early stopping, tuning and search by looking at patients" in text
     assert "This was a simulation" in text
     assert told["evidence"]["status"] == "no power"  # no report was there
     assert "R-07 the report says what the folder gives simulation: there is no report" in text

@@ -202,6 +202,23 @@ def test_who_is_gone_is_not_waited_for():
     assert world.of(Completed)[1].included == tuple(world.cohort.ids)
 
 
+@pytest.mark.parametrize("earlier", [{}, {"now": 3.0}], ids=["without a time", "a clock that went back"])
+def test_a_call_without_a_time_or_with_an_earlier_one_does_not_end_the_next_step(earlier):
+    world = World(5)
+    world.dead, world.now = {"site-e"}, 1000.0
+    world.clients["site-a"] = client = world.client("site-a", patience=5)
+    world.begin()
+    assert world.server.awaited == {"site-e"}
+    actions = world.server.gone("site-e", **earlier)
+    assert [type(action) for action in actions] == [Silent, *[Send] * 4]
+    assert world.server.deadline == 1010.0
+    assert world.server.tick(1009.0) == []
+    roster = actions[1].data
+    client.tick(1001.0)
+    client.receive(roster, **earlier)
+    assert client.deadline == 1006.0
+
+
 def test_only_those_who_are_there_are_asked():
     world = World(5)
     world.begin(clients=world.cohort.ids[:4])

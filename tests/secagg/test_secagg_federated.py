@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secagg
-from secagg.driver import Completed, Exposed, NeedInput, Published, Save, Send
+from secagg.driver import Completed, Exposed, Failed, NeedInput, Published, Save, Send
 from secagg.federated import layout_for, mean_of, model_hash, values_for
 from secagg.home import Home, Task, trial
 
@@ -29,7 +29,7 @@ def agreed(folder, **task):
 
 def play(folder, model, dead=()):
     """A round in which every message goes through a fresh driver of the site, as where each has its own process."""
-    server, told = Home.read(folder / "server"), {"exposed": 0}
+    server, told = Home.read(folder / "server"), {"exposed": 0, "refused": set()}
     driver = server.server(step_seconds=1.0)
     queue = [(action, None) for action in driver.begin(model_hash(model))]
     result = None
@@ -47,12 +47,12 @@ def play(folder, model, dead=()):
                 site = Home.read(folder / action.to)
                 with site.store() as store:
                     client = site.client(store)
-                    client.model_hash = model_hash(model)
                     with site.live(client):
-                        said = client.receive(action.data)
+                        said = site.receive(client, store, action.data)
                         if any(isinstance(one, NeedInput) for one in said) and action.to not in dead:
                             arrays, weight, metrics = update(SITES.index(action.to))
                             said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, MODEL))
+                told["refused"] |= {one.reason for one in said if isinstance(one, Failed)}
                 told["exposed"] += sum(isinstance(one, Exposed) for one in said)
                 for sent in said:
                     if isinstance(sent, Send):
@@ -91,6 +91,19 @@ def test_without_privacy_no_site_joins_before_it_has_replayed_the_round(tmp_path
     second, told = play(folder, moved)
     assert told["included"] == tuple(SITES)
     assert second.weight == first.weight
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_model_whose_sum_was_seen_is_not_trained_again_unless_updates_are_private(tmp_path, private):
+    folder = agreed(tmp_path, private=private)
+    _, told = play(folder, MODEL)
+    for name in SITES if not private else []:
+        site = Home.read(folder / name)
+        with site.store() as store:
+            assert site.receive(site.client(store), store, told["transcript"].read_bytes()) == []
+    second, told = play(folder, MODEL, dead=("site-4",))  # its update would be the difference
+    assert (second is None) == (not private)
+    assert private or ["second sum" in reason for reason in told["refused"]] == [True]
 
 
 def test_the_server_goes_on_with_its_book(tmp_path):
