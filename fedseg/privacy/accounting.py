@@ -223,7 +223,7 @@ def in_words(mu: float | None, prior: float = 0.01, *, loss: float = math.inf, d
         best = float(norm.cdf(norm.ppf(prior) + mu))
     return (
         f"an adversary whose guess about one patient is right {prior:.0%} of the time without this training is right "
-        f"at most {best:.1%} of the time with it, whatever else they know"
+        f"at most {math.ceil(1000 * best - 1e-9) / 10:.1f}% of the time with it, whatever else they know"
     )
 
 
