@@ -3,14 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from fedseg.budget.explain import Observer
 from fedseg.cli.terminal import DataFolder, StudyFile, app, stressed
 from fedseg.events import finite
 from fedseg.privacy.delta import delta_text
 from secagg.terminal import AsJson, out, say, say_json
+
+if TYPE_CHECKING:
+    from fedseg.budget.explain import Observer
 
 
 @app.command()
@@ -67,7 +70,7 @@ def epsilon(
         say(f"note: {note}")
 
 
-def _say_observers(observers: Sequence[Observer]) -> None:
+def _say_observers(observers: Sequence["Observer"]) -> None:
     """What one dropout or one colluder more costs: nothing, where each update is private alone."""
     if len({found for observer in observers for found in observer.epsilon.values()}) == 1:
         say("dropouts and colluding sites cost nothing: each update is private alone, whoever else is there")

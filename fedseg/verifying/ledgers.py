@@ -22,7 +22,7 @@ from fedseg.models import load_model
 from fedseg.privacy.accounting import accountants, cross_check, epsilon
 from fedseg.privacy.delta import delta_text
 from fedseg.update import flatten, model_hash
-from fedseg.verifying.material import SIMULATION, Charged, Material, Run, marks_of
+from fedseg.verifying.material import Charged, Material, Run, marks_of
 from fedseg.verifying.models import reached_in
 from secagg.errors import ConfigError, SecAggError
 from secagg.policy import session_id
@@ -108,9 +108,8 @@ def _foreign(given: Material, ledger: Charged) -> str:
 
     Who writes the whole chain anew can sign it only with a key that he has.
     """
-    simulation = any(run.role == SIMULATION for run in given.runs)  # its roster has keys of its own
-    if given.federation is None or simulation or ledger.simulated:
-        return ""
+    if given.federation is None or ledger.simulated or ledger.path.resolve() in given.charged_by_simulations:
+        return ""  # a simulation's roster has keys of its own
     pinned = given.federation.pinned.get(ledger.site, b"").hex()
     foreign = [number for number, line in enumerate(ledger.lines, start=1) if line.signer not in ("", pinned)]
     return f"lines {', '.join(map(str, foreign))} are signed by another key than {ledger.site}'s" if foreign else ""

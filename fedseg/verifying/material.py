@@ -150,6 +150,11 @@ class Material:
         return self.runs[0].study
 
     @cached_property
+    def charged_by_simulations(self) -> frozenset[Path]:
+        """The ledgers for life that a simulation among the runs has charged, resolved."""
+        return frozenset(path.resolve() for run in self.runs for path in _for_life(run.path))
+
+    @cached_property
     def policy(self) -> Policy:
         """What every aggregation had to be under: computed from the study, with the reader's server key."""
         if self.federation is not None:

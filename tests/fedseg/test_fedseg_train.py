@@ -201,10 +201,10 @@ def test_a_patient_with_many_cases_is_one_patient(one_round, study, monkeypatch)
     lengths = []
     add_clipped = dpsgd.add_clipped
 
-    def measured(total, gradient, clip_norm):
+    def measured(total, gradient, clip_norm, grid):
         before = total.clone()
-        add_clipped(total, gradient, clip_norm)
-        lengths.append(float((total - before).norm()))
+        add_clipped(total, gradient, clip_norm, grid)
+        lengths.append(float((total - before).norm()) * grid.step)
 
     monkeypatch.setattr(dpsgd, "add_clipped", measured)
     drawn = set()

@@ -115,10 +115,12 @@ def test_the_specification_lists_what_is_checked():
 
 
 def test_an_honest_run_holds_and_says_what_was_held_against_what(runs, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    code, out, _ = command(capsys, monkeypatch, "verify-run", runs[0], "--roster", runs[0] / "federation.toml")
+    asked = "verify-run", runs[0], "--roster", runs[0] / "federation.toml"
+    code, out, _ = command(capsys, monkeypatch, *asked)
     assert code == 0, out
     assert "Everything holds." in out
+    code, out, _ = command(capsys, monkeypatch, *asked, "--json")  # whose sentences no table wraps
+    assert code == 0, out
     assert "model.safetensors is the model after round 2, bit for bit" in out
     assert "report.html is what the folder gives, letter for letter" in out
     assert re.search(r"chain intact; over everything in it epsilon 7\.\d+ at delta 0\.01 by PLD, 8?7?\.\d+ by PRV", out)
