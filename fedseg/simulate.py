@@ -87,10 +87,25 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
     torch.set_num_threads(folder.study.run.threads)
     if options.alone and options.alone not in cohort:
         raise ConfigError(f"site '{options.alone}' is not in the study; use one of {', '.join(cohort)}")
+    if options.alone:
+        trainable_alone(folder.study)
     if options.charged is not None:
         chargeable(folder.study)
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
+
+
+def trainable_alone(study: Study) -> None:
+    """Refuse to train one site with its share of the noise only: it is less than the epsilon of the study needs.
+
+    Raises:
+        ConfigError: the noise of the study is in the sum of its sites.
+    """
+    if study.trust.claims_epsilon and not study.trust.each_update_private:
+        raise ConfigError(
+            f"--alone with mechanism = '{study.privacy.mechanism}': one site has its share of the noise only, which "
+            "protects too little; compare with --set privacy.mechanism=local"
+        )
 
 
 def chargeable(study: Study) -> None:

@@ -107,7 +107,8 @@ class SecAggSite:
     ) -> list[ClientAction]:
         actions = home.receive(driver, self._store, part)
         if any(isinstance(action, NeedInput) for action in actions):
-            if model is None or model_hash(model) != driver.model_hash:
+            session = driver.session  # not `model_hash`: a start that came since, and was refused, may have set that
+            if model is None or session is None or model_hash(model) != session.opened.context.model_hash:
                 raise InconsistentViewError("C-23", "the server sent another model than the one of this round")
             arrays, weight, metrics = self.train(dict(model))
             base = model if home.task.changes else None

@@ -40,7 +40,7 @@ class Balance:
         delta: of every epsilon here.
         runs: of each training run alone.
         everything: of all entries, as if each patient had been in all of them: what budgets are held against.
-        everything_prv: the same by the second accountant, None where it knows no such mechanism.
+        everything_second: the same by the second accountant, None where it knows no such mechanism.
         most: of the patient who has spent most; it depends on who took part in what, and stays at the site.
         observers: of all entries, by who looks (`by_observer`).
         mu: Gaussian differential privacy of everything, None where only epsilon is known.
@@ -53,7 +53,7 @@ class Balance:
     delta: float
     runs: dict[str, float]
     everything: float
-    everything_prv: float | None
+    everything_second: float | None
     most: float
     observers: dict[str, float]
     mu: float | None
@@ -93,7 +93,7 @@ def balance(path: Path, delta: float) -> Balance:
         delta=delta,
         runs={run: of(own) for run, own in runs.items()},
         everything=total,
-        everything_prv=second,
+        everything_second=second,
         most=max(map(of, sets.heaviest(entries))),
         observers=by_observer(distinct(entries), delta),
         mu=mu,

@@ -43,7 +43,7 @@ def simulate(
     from fedseg.data.loading import load_cohort
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
-    from fedseg.simulate import Options, chargeable
+    from fedseg.simulate import Options, chargeable, trainable_alone
     from fedseg.simulate import simulate as train
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -53,6 +53,8 @@ def simulate(
     if alone and alone not in loaded.site_ids:
         raise ConfigError(f"--alone {alone}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
     noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
+    if alone:
+        trainable_alone(loaded)
     if charge:
         chargeable(loaded)
     cohort = load_cohort(data, loaded)

@@ -104,15 +104,20 @@ def t17_ledger(given: Material) -> Iterator[Finding]:
 
 
 def _foreign(given: Material, ledger: Charged) -> str:
-    """Lines that somebody else signed than the site of the reader's roster, as one clause; empty where there are none.
+    """Lines that the site of the reader's roster did not sign, as one clause; empty where there are none.
 
-    Who writes the whole chain anew can sign it only with a key that he has.
+    Who writes the whole chain anew can sign it only with a key that he has. Lines of 0.4 and before have no signature:
+    those of other runs may be such.
     """
     if given.federation is None or ledger.simulated or ledger.path.resolve() in given.charged_by_simulations:
         return ""  # a simulation's roster has keys of its own
     pinned = given.federation.pinned.get(ledger.site, b"").hex()
-    foreign = [number for number, line in enumerate(ledger.lines, start=1) if line.signer not in ("", pinned)]
-    return f"lines {', '.join(map(str, foreign))} are signed by another key than {ledger.site}'s" if foreign else ""
+    foreign = [
+        number
+        for number, line in enumerate(ledger.lines, start=1)
+        if line.signer != pinned and (line.signer or line.entry.training_run == given.run_name)
+    ]
+    return f"lines {', '.join(map(str, foreign))} are not signed by {ledger.site}'s key" if foreign else ""
 
 
 def _told(given: Material, ledger: Charged) -> str:

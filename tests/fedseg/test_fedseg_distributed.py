@@ -309,3 +309,18 @@ def test_over_the_network_a_site_that_comes_back_goes_on_with_the_same_state(tmp
     assert len(included) == 3
     assert "site-d" in included[-1]
     assert np.array_equal(weights(run_folder, study), weights(again, study))
+
+
+def test_one_site_alone_has_too_little_noise_and_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    (tmp_path / "study.toml").write_text(shared(seed=None).toml(), encoding="utf-8")
+    code, _, error = command(
+        capsys, monkeypatch, "simulate", tmp_path / "study.toml", "--alone", "site-a", "--out", tmp_path / "runs"
+    )
+    assert code == 1
+    assert "--alone with mechanism = 'distributed': one site has its share of the noise only" in error
+    assert not (tmp_path / "runs").exists()
+    with (
+        RunFolder.create(tmp_path / "runs", shared(seed=None)) as folder,
+        pytest.raises(ConfigError, match="its share"),
+    ):
+        simulate(folder, load_cohort(None, shared(seed=None)), Options(alone="site-a"))

@@ -30,19 +30,19 @@ from tests.support.command import run as command
 from tests.support.tiny import tiny_study
 
 STUDY = tiny_study(seed=None)
+KEYS = {name: SigningKey.generate() for name in ("server", *STUDY.site_ids)}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two executions of one study under one name, by the same parties; the first has its report."""
     folder, found = tmp_path_factory.mktemp("runs"), []
-    keys = {name: SigningKey.generate().export() for name in ("server", *STUDY.site_ids)}
     for name in ("one", "other"):
         path = folder / name / "tiny.partial"  # what its training run is called
         (path / "identities").mkdir(parents=True)
         (path / "study.toml").write_text(STUDY.toml())
-        for party, key in keys.items():
-            (path / "identities" / f"{party}.key").write_bytes(key)
+        for party, key in KEYS.items():
+            (path / "identities" / f"{party}.key").write_bytes(key.export())
         run = RunFolder(path, STUDY)
         found.append(simulate(run, load_cohort(None, STUDY), Options(transcripts=True, command="fedseg simulate")))
     write_report(found[0])
@@ -292,7 +292,8 @@ def state(given, tmp_path):
     one, _ = given
     state, run = tmp_path / "site-a-state", tmp_path / "site-a"
     state.mkdir()
-    shutil.copy(one / "ledger" / "site-a.jsonl", state / "ledger.jsonl")
+    for entry in Ledger(one / "ledger" / "site-a.jsonl").entries():
+        Ledger(state / "ledger.jsonl", KEYS["site-a"]).append(entry)
     federation, policy = read_federation(one / "federation.toml"), load_policy(one / "policy.toml")
     session = session_id(policy, federation.pinned)
     with SqliteStore(state / "marks.sqlite", "site-a", synced=False) as store, store.transaction() as marks:
@@ -319,7 +320,7 @@ def test_a_ledger_written_anew_without_what_was_spent_before_is_found_by_the_mar
     earlier = entries[0].model_copy(update={"training_run": "before", "steps": 0})
     (folder / "ledger.jsonl").unlink()
     for entry in (earlier, *entries):
-        Ledger(folder / "ledger.jsonl").append(entry)
+        Ledger(folder / "ledger.jsonl", KEYS["site-a"]).append(entry)
     evidence = look(one, folder, run)
     assert violated(evidence) == {"R-05"}
     assert "which the ledger does not hold" in str(evidence.violations[0])
@@ -339,16 +340,17 @@ def test_an_end_that_was_cut_off_is_found_by_the_marks_where_no_round_of_this_ru
     assert not look(one, folder, run).violations
 
 
-def test_a_ledger_signed_by_somebody_else_is_found(given, state):
+@pytest.mark.parametrize("key", [SigningKey.generate(), None], ids=["another key", "no key"])
+def test_a_ledger_signed_by_somebody_else_is_found(given, state, key):
     one, (folder, run) = given[0], state
     entries = Ledger(folder / "ledger.jsonl").entries()
     for path in folder.iterdir():
         path.unlink()
     for entry in entries:
-        Ledger(folder / "ledger.jsonl", SigningKey.generate()).append(entry)
+        Ledger(folder / "ledger.jsonl", key).append(entry)
     evidence = look(one, folder, run)
     assert violated(evidence) == {"T-17"}
-    assert "signed by another key than site-a's" in str(evidence.violations[0])
+    assert "lines 1, 2 are not signed by site-a's key" in str(evidence.violations[0])
 
 
 def test_a_party_with_another_model_is_found(given, state, monkeypatch):
