@@ -5,6 +5,7 @@ and `reopen` goes on from there. Nothing here holds an update or a secret.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -90,7 +91,9 @@ class Tally(BaseModel):
 
 
 class RunFolder:
-    """`runs/<study>-<utc>/`, under the same name with `.partial` until it is complete.
+    """`runs/<study>-<utc>-<random>/`, under the same name with `.partial` until it is complete.
+
+    The name is the training run's, in ledgers that outlive the folder: no two runs of one second share it.
 
     Attributes:
         path: where files are written now.
@@ -113,12 +116,8 @@ class RunFolder:
             ConfigError: `runs` cannot be written.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        name, path = f"{study.study.name}-{stamp}", runs / f"{study.study.name}-{stamp}{PARTIAL}"
+        path = runs / f"{study.study.name}-{stamp}-{secrets.token_hex(3)}{PARTIAL}"
         try:
-            for number in range(2, 1000):
-                if not (path.exists() or path.with_suffix("").exists()):
-                    break
-                path = runs / f"{name}-{number}{PARTIAL}"
             path.mkdir(PRIVATE_FOLDER, parents=True)
             with open(path / "study.toml", "w", encoding="utf-8", opener=private) as file:
                 file.write(study.toml())

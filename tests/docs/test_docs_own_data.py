@@ -69,7 +69,7 @@ def test_training_and_prediction_run(folder, capsys, monkeypatch):
     code, said, error = run(capsys, monkeypatch, *train[1:], *smaller)
     assert code == 0, error
     assert "no differential privacy is claimed: mechanism = 'none'" in said
-    assert re.search(r"^report runs/first-\w+/report.html$", said, re.MULTILINE)
+    assert re.search(r"^report runs/first-[\w-]+/report.html$", said, re.MULTILINE)
     (model,) = folder.glob(predict[2])
     assert run(capsys, monkeypatch, "predict", model, *predict[3:])[0] == 0
     assert (folder / "labels.nii.gz").is_file()
