@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
+from secagg.rpc.proxy import LOCAL_HOSTS
 from secagg.rpc.tls import AUTHORITY, COORDINATOR
 from secagg.writing import PRIVATE, PRIVATE_FOLDER, PUBLIC, write_whole
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SKEW = dt.timedelta(minutes=5)
 
 

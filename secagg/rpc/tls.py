@@ -1,20 +1,20 @@
 """Certificates: who the coordinator and the sites are to each other on the wire, and why a connection fails.
 
-Mutual TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site
-certificates differ in extended key usage, so that no site can pose as the coordinator. Must never: make a certificate
+TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site certificates
+differ in extended key usage, so that no site can pose as the coordinator. A site without a certificate, where a load
+balancer ends TLS, pins the authority alone. Renewed files are read while a run goes on. Must never: make a certificate
 (`secagg.rpc.demo_authority` does for demonstrations), take a key that others can read, or put one into a repr, error or
 pickle.
 """
 
 import datetime as dt
-import socket
 import ssl
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Self, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -23,25 +23,35 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
+from secagg.rpc.proxy import Proxy, ProxyError, dial
 from secagg.text import byte_order_mark
 from secagg.writing import owners_only
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
 _DIAGNOSES = 3
-_DIAGNOSIS_SECONDS = 3.0
+_DIAGNOSIS_SECONDS = 15.0
 _DIAGNOSIS_PAUSE = 0.3
+_Stamps: TypeAlias = "tuple[tuple[int, int, int], ...]"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """One party's certificate, checked against its key and the authority; use `ServerTls` or `ClientTls`."""
+    """One party's certificate, checked against its key and the authority; use `ServerTls` or `ClientTls`.
+
+    Attributes:
+        name: whom it is for.
+        paths: of certificate and key.
+        files: authority, certificate and key as they were read, with `stamps` that change where a file does.
+    """
 
     name: str
     authority: bytes = field(repr=False)
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     paths: tuple[Path, Path] = field(repr=False)
+    files: tuple[Path, Path, Path] | None = field(default=None, repr=False)
+    stamps: _Stamps = field(default=(), repr=False)
 
     _usage: ClassVar[x509.ObjectIdentifier]
     _role: ClassVar[str]
@@ -49,8 +59,30 @@ class Credentials:
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials hold a private key and cannot be copied or serialised")
 
+    @property
+    def expires(self) -> dt.datetime | None:
+        """Last moment of the certificate; None without one."""
+        return last_moment(self.certificate) if self.certificate else None
+
+    def days_left(self) -> float | None:
+        """Days until the certificate ends, negative afterwards; None without one."""
+        end = self.expires
+        return None if end is None else (end - dt.datetime.now(dt.UTC)) / dt.timedelta(days=1)
+
+    def renewed(self) -> Self:
+        """What the files say now, if that is whole, valid and for the same party; else this."""
+        try:
+            if self.files is None or _stamps(self.files) == self.stamps:
+                return self
+            fresh = self._load(*self.files)
+        except (OSError, ConfigError):  # such as between the writing of the certificate and that of its key
+            return self
+        return fresh if fresh.name == self.name else self
+
     @classmethod
     def _load(cls, authority: Path, certificate: Path, key: Path) -> Self:
+        files = (Path(authority), Path(certificate), Path(key))
+        stamps = _stamps(files) if all(path.exists() for path in files) else ()
         authority_pem, certificate_pem, key_pem = (
             _read(path, what) for path, what in ((authority, "authority"), (certificate, "certificate"), (key, "key"))
         )
@@ -67,7 +99,8 @@ class Credentials:
             raise ConfigError(f"key {key} does not belong to certificate {certificate}; take the pair made together")
         if not _allows(chain[0], cls._usage):
             raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
-        return cls(cls._name(certificate, chain[0]), authority_pem, certificate_pem, key_pem, (certificate, key))
+        name = cls._name(certificate, chain[0])
+        return cls(name, authority_pem, certificate_pem, key_pem, (certificate, key), files, stamps)
 
     @staticmethod
     def _name(path: Path, certificate: x509.Certificate) -> str:
@@ -130,6 +163,21 @@ class ClientTls(Credentials):
             )
         return credentials
 
+    @classmethod
+    def without_certificate(cls, authority: Path, site: str) -> Self:
+        """For a site that proves itself with its signing key (`secagg.rpc.proof`): it pins the authority alone.
+
+        Args:
+            authority: certificates of the authority of whoever ends TLS before the coordinator.
+            site: this site's id.
+
+        Raises:
+            ConfigError: the file is missing, unreadable or expired.
+        """
+        pem = _read(authority, "authority")
+        _check_dates(authority, _certificates(authority, pem)[0])
+        return cls(site, pem, b"", b"", (authority, authority))
+
 
 def site_named_by(pem: bytes) -> str:
     """The site that a peer's certificate is for: the first one in `pem`, whose chain TLS has verified.
@@ -159,51 +207,63 @@ def _site(certificate: x509.Certificate) -> str:
     return names[0]
 
 
-def diagnose(host: str, port: int, tls: ClientTls) -> str:
+def last_moment(pem: bytes) -> dt.datetime:
+    """When the first certificate in `pem` ends."""
+    return x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
+
+
+def diagnose(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> str:
     """Connect with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
 
     Args:
         host: of the coordinator.
         port: of the coordinator.
         tls: this site's credentials.
+        proxy: through which it is reached.
 
     Returns:
-        Why nothing answers (it may be there later), or "" if the connection is sound.
-
-    Raises:
-        ConfigError: waiting cannot help: one of the two certificates is refused, or it is no TLS port.
+        Why nothing answers, and what to do, or "" if the connection is sound. All of it may pass: a middlebox that
+        answers instead, a certificate that is renewed.
     """
-    where = f"the coordinator at {host}:{port}"
     try:
         # gRPC refuses a client's certificate without a word; a server that is just stopping closes once.
-        if any(_answers(host, port, tls) for _ in range(_DIAGNOSES)):
+        if any(_answers(host, port, tls, proxy) for _ in range(_DIAGNOSES)):
             return ""
     except ssl.SSLCertVerificationError as error:
-        raise ConfigError(
-            f"{where} shows a certificate that is not trusted here ({error.verify_message}); check the address and "
+        return (
+            f"it shows a certificate that is not trusted here ({error.verify_message}); check the address and "
             "the authority file, or ask for a coordinator certificate with this address"
-        ) from None
+        )
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
         return "it closed the connection"
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
-            raise ConfigError(f"{where} does not speak TLS there; check the address and the port") from None
+            return "what answers there does not speak TLS; check the address, the port and what is between"
+    except ProxyError as error:
+        return f"{error}; check the proxy, or name the coordinator in no_proxy"
+    except TimeoutError:
+        return f"no answer within {_DIAGNOSIS_SECONDS:g} s; check that it runs, the address and the firewall"
     except OSError as error:
-        return error.strerror or str(error)
-    raise ConfigError(
-        f"{where} refuses certificate {tls.paths[0]}; use the certificate that was issued for this study and is still "
-        "valid, or ask the coordinator for a new one"
+        return f"{error.strerror or error}; check that it runs, the address and the firewall"
+    if not tls.certificate:
+        return "it closed the connection"
+    left = tls.days_left()
+    ended = f", which ended on {tls.expires:%Y-%m-%d %H:%M} UTC" if left is not None and left < 0 else ""
+    return (
+        f"it refuses certificate {tls.paths[0]}{ended}; use the certificate that was issued for this study and is "
+        "still valid, or ask the coordinator for a new one: it is read again while this site waits"
     )
 
 
-def _answers(host: str, port: int, tls: ClientTls) -> bool:
+def _answers(host: str, port: int, tls: ClientTls, proxy: Proxy | None) -> bool:
     """Tell whether the server still talks after the handshake: in TLS 1.3 it looks at our certificate only then."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
-    context.load_cert_chain(*tls.paths)
+    if tls.certificate:
+        context.load_cert_chain(*tls.paths)
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
+        dial(host, port, proxy, _DIAGNOSIS_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=host) as connection,
     ):
         try:
@@ -213,6 +273,11 @@ def _answers(host: str, port: int, tls: ClientTls) -> bool:
             pass
     time.sleep(_DIAGNOSIS_PAUSE)
     return False
+
+
+def _stamps(files: tuple[Path, Path, Path]) -> _Stamps:
+    found = [path.stat() for path in files]
+    return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in found)
 
 
 def _read(path: Path, what: str) -> bytes:
