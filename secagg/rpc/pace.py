@@ -4,9 +4,9 @@ It must never guess a speed: before anything was measured the rate is 0.0, and a
 """
 
 import math
-import time
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 
 PIECE_BYTES = 16 << 10
 """The smallest frame of a message that has more: what a cut costs on a slow line."""
@@ -56,12 +56,12 @@ class Pace:
 
     def begin(self) -> None:
         """Something is on its way from now on: what was before is no measure."""
-        self.began = self._since = time.monotonic()
+        self.began = self._since = monotonic()
         self._bytes = 0
 
     def progress(self, count: int) -> None:
         """So many bytes more have arrived."""
-        self.moved = now = time.monotonic()
+        self.moved = now = monotonic()
         self._bytes += count
         elapsed = now - self._since
         if elapsed >= _SAMPLE_SECONDS and self._bytes:
@@ -82,7 +82,7 @@ class Pace:
 
     def transfer(self, kind: str, size: int, done: int) -> Transfer:
         """A message of which so many bytes have passed."""
-        return Transfer(kind, size, done, self.rate, time.monotonic() - max(self.began, self.moved))
+        return Transfer(kind, size, done, self.rate, monotonic() - max(self.began, self.moved))
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,8 @@ class MailboxServer:
     # --- Who calls ----------------------------------------------------------------------------------------------------
 
     async def _hello(self, greetings: AsyncIterator[Greeting], context: Context) -> None:
+        if self._pinned is None:
+            peer = await self._certified(context)
         greeting = await anext(greetings, Greeting())
         if greeting.version != frames.VERSION:
             await _refuse(
@@ -282,9 +284,7 @@ class MailboxServer:
             )
         if len(greeting.session) != frames.SESSION_BYTES:
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"a session has {frames.SESSION_BYTES} bytes")
-        if self._pinned is None:
-            peer = await self._certified(context)
-        else:
+        if self._pinned is not None:
             peer = await self._proven(self._pinned, greeting, greetings, context)
         if greeting.session in peer.retired:
             await _replaced(context)

@@ -7,8 +7,8 @@ that floods waits in line like the others.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
+from time import monotonic
 
 SECONDS = 5.0
 _LOOK_SECONDS = 0.1
@@ -32,13 +32,13 @@ class Turns:
         async with self._line:
             while not self._fits(size):
                 await asyncio.sleep(_LOOK_SECONDS)
-            self._under_way[who] = size, time.monotonic()
+            self._under_way[who] = size, monotonic()
 
     def done(self, who: object) -> None:
         """The upload has ended, or never began."""
         self._under_way.pop(who, None)
 
     def _fits(self, size: int) -> bool:
-        recently = time.monotonic() - SECONDS
+        recently = monotonic() - SECONDS
         young = [other for other, since in self._under_way.values() if since > recently]
         return (not young and not self._unread()) or sum(young) + self._unread() + size <= self._budget
