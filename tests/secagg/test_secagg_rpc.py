@@ -19,7 +19,8 @@ from secagg.errors import AbortedError, ConfigError, IllegalTransitionError
 from secagg.policy import Policy
 from secagg.rpc import frames
 from secagg.rpc.client import MailboxClient
-from secagg.rpc.demo_authority import Authority, make_certificates
+from secagg.rpc.authority import Authority
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import CHUNK_BYTES, Assembler, Message, Received
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ClientTls, ServerTls
