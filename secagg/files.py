@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from secagg.arguments import must_be
-from secagg.encoding import encode
+from secagg.encoding import Field, encode
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey, verify
 from secagg.policy import PinnedRoster, Policy
@@ -137,7 +137,7 @@ class Federation:
 
     @property
     def _statement(self) -> bytes:
-        roster = [[client_id, key] for client_id, key in self.pinned.items()]
+        roster: list[list[Field]] = [[client_id, key] for client_id, key in self.pinned.items()]
         return encode("federation", self.training_run, self.server_key, self.number, roster)
 
 

@@ -1,4 +1,4 @@
-"""The `secagg` command: keys, a roster, enrolment, what a policy means, a demonstration in one process, transcripts and marks.
+"""The `secagg` command: keys and enrolment, what a policy means, a demonstration in one process, transcripts, marks.
 
 Each command has the module of its name; `terminal` gives them the application and the consoles. Must never: print a
 signing key, or show a traceback where a sentence will do.

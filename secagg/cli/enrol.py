@@ -18,9 +18,9 @@ from secagg.terminal import App, AsJson, out, plain, say, say_json
 if TYPE_CHECKING:
     from secagg.enrolment.office import Office
 
-TOKEN = "SECAGG_TOKEN"
+TOKEN = "SECAGG_TOKEN"  # noqa: S105 - the name of a variable
 
-enrol_app = App("Enrol sites: every key is made where it is used, and what is carried between them is files.")
+enrol_app = App("Enrol sites: keys are made where they are used.")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of credentials: the coordinator's.", show_default=False)]
 Own = Annotated[Path, typer.Argument(help="Folder of credentials: this site's.", show_default=False)]
@@ -28,7 +28,9 @@ Here = Annotated[Path, typer.Option("--out", help="Folder where the file to be c
 Days = Annotated[float, typer.Option(min=0.01, help="Days for which the certificate is valid.")]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(help=f"File with the token, '-' for standard input; else {TOKEN}, or you are asked.", show_default=False),
+    typer.Option(
+        help=f"File with the token, '-' for standard input; else {TOKEN}, or you are asked.", show_default=False
+    ),
 ]
 
 
@@ -41,7 +43,7 @@ def init(
     port: Annotated[int, typer.Option(help="Port on which it listens.")] = 50051,
     days: Days = 365.0,
 ) -> None:
-    """At the coordinator, once: make its keys, its certificate authority and an empty register of sites."""
+    """At the coordinator, once: make its keys and a register of sites."""
     from secagg.enrolment.office import OFFICE, Office
 
     office = Office.init(folder, host, port, days=days)
@@ -57,7 +59,10 @@ def invite(
     into: Here = Path(),
     days: Annotated[float, typer.Option(min=0.01, help="Days after which the token is worth nothing.")] = 14.0,
 ) -> None:
-    """At the coordinator: a file for a site to be invited, and the token that its operator is told by telephone."""
+    """At the coordinator: invite a site.
+
+    It gets a file, and its operator gets a token by telephone.
+    """
     office = _office(folder)
     path, token = office.invite(site, into, days=days)
     say(f"{path}: send this file to {site}, in any way")
@@ -76,7 +81,7 @@ def request(
     token_file: TokenFile = None,
     into: Here = Path(),
 ) -> None:
-    """At a site: make its keys, and the file that asks the coordinator for a certificate.
+    """At a site: make its keys, and ask for a certificate.
 
     Private keys stay in the folder. Run again, it makes the same request for the same keys.
     """
@@ -103,7 +108,10 @@ def approve(
     into: Here = Path(),
     days: Days = 365.0,
 ) -> None:
-    """At the coordinator: approve a request that was made with the site's token, or with its pinned key."""
+    """At the coordinator: approve what a site asked for.
+
+    Its token speaks for it, or at a renewal the key that is pinned.
+    """
     office = _office(folder)
     token = _token(token_file) if public is not None else ""
     made, files = office.approve(asked, into, public=public, token=token, heard=fingerprint, days=days)
@@ -121,7 +129,10 @@ def publish(
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="Who is left out.", show_default=False)] = None,
 ) -> None:
-    """At the coordinator: write federation.toml, the signed roster of the next run, for every site to accept."""
+    """At the coordinator: sign the roster of the next run.
+
+    It is federation.toml, which every site accepts.
+    """
     from secagg.enrolment.office import FEDERATION
 
     federation = _office(folder).publish(run, site or [], without or [])
@@ -135,7 +146,10 @@ def accept(
     papers: Annotated[list[Path], typer.Argument(help="SITE.approval, federation.toml.", show_default=False)],
     site: Annotated[str, typer.Option(help="This site's id, where the folder has several.", show_default=False)] = "",
 ) -> None:
-    """At a site: take what the coordinator sent back, if the pinned coordinator signed it."""
+    """At a site: take what the coordinator sent back.
+
+    The coordinator that was pinned must have signed it.
+    """
     from secagg.enrolment.site import accept as take
 
     name = _site(folder, site)
@@ -148,7 +162,10 @@ def revoke(
     folder: Folder,
     sites: Annotated[list[str], typer.Argument(help="Ids of the sites.", show_default=False)],
 ) -> None:
-    """At the coordinator: take back a site's certificates, and leave it out of every roster from now on."""
+    """At the coordinator: take back a site's certificates.
+
+    It is left out of every roster from now on.
+    """
     path = _office(folder).revoke(*sites)
     say(f"{', '.join(sites)} revoked: {path} refuses their certificates at the coordinator's door")
     say("publish the next roster, and send it to the other sites")
@@ -195,7 +212,10 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     if as_json:
         names = ("site", "state", "until", "fingerprint")
         sites = [dict(zip(names, row, strict=True)) for row in sorted(rows)]
-        say_json({"address": register.address, "roster": register.number, "fingerprint": office.fingerprint} | {"sites": sites})
+        say_json(
+            {"address": register.address, "roster": register.number, "fingerprint": office.fingerprint}
+            | {"sites": sites}
+        )
         return
     table = Table(title=f"roster {register.number}; sites dial {plain(register.address)}")
     for heading in ("site", "state", "until", "fingerprint"):
@@ -217,7 +237,9 @@ def _site(folder: Path, given: str) -> str:
     found = sorted(path.name.removesuffix(".enrolment.toml") for path in folder.glob("*.enrolment.toml"))
     if given or len(found) == 1:
         return given or found[0]
-    said = f"holds {len(found)} sites; say which with --site" if found else "holds no enrolment; begin with enrol request"
+    said = (
+        f"holds {len(found)} sites; say which with --site" if found else "holds no enrolment; begin with enrol request"
+    )
     raise ConfigError(f"{folder}: {said}")
 
 

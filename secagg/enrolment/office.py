@@ -68,7 +68,8 @@ class Office:
                 raise ConfigError(f"host {host!r}: give a name or an address, without a port")
         if not hosts or not 0 < port < 65536:
             raise ConfigError("give at least one host under which sites reach the coordinator, and a port up to 65535")
-        (folder / OFFICE).mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        for needed in (folder, folder / OFFICE):
+            needed.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         key, authority = SigningKey.generate(), Authority(valid_for(AUTHORITY_DAYS))
         write_new(folder / f"{COORDINATOR}.signing", secret_text(COORDINATOR, key), PRIVATE)
         write_new(folder / f"{COORDINATOR}.pub", public_text(COORDINATOR, key))
@@ -161,7 +162,7 @@ class Office:
             request.verify_key,
             today() if known is None else known.since,
             moment(certificate.not_valid_after_utc),
-            [*(known.serials if known is not None and not known.revoked else []), f"{certificate.serial_number:x}"],
+            [*(known.serials if known is not None else []), f"{certificate.serial_number:x}"],
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
@@ -212,9 +213,11 @@ class Office:
         for site in sites:
             self.register.invited.pop(site, None)
             if site in self.register.approved:
-                self.register.members[site].revoked = today()
+                member = self.register.members[site]
+                member.revoked = today()
+                self.register.revoked = sorted({*self.register.revoked, *member.serials})
         self.register.write(self._file)
-        return self._authority.revoke(self.folder / REVOKED, self.register.revoked_serials)
+        return self._authority.revoke(self.folder / REVOKED, (int(serial, 16) for serial in self.register.revoked))
 
     def renew(self, hosts: Iterable[str] = (), *, days: float = CERTIFICATE_DAYS) -> Path:
         """A new key and certificate for the coordinator itself, in their places; a coordinator that runs takes them up.
@@ -236,7 +239,9 @@ class Office:
         if not request.holds("own_signature", key):
             raise ConfigError(f"{path}: was changed after {site} signed it; ask for the file again")
         if as_bytes(request.server_key) != self._key.verify_key:
-            raise ConfigError(f"{path}: is for another coordinator; ask {site} to use the invitation that came from here")
+            raise ConfigError(
+                f"{path}: is for another coordinator; ask {site} to use the invitation that came from here"
+            )
         member = self.register.approved.get(site)
         if member is not None and request.holds("earlier_signature", as_bytes(member.verify_key)):
             return request

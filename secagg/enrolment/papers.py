@@ -80,7 +80,11 @@ class _Paper:
             table = {}
         found = table.pop("kind", None)
         known = {field.name for field in fields(cls)}
-        if found != f"enrolment {cls.kind}" or set(table) != known or not all(isinstance(v, str) for v in table.values()):
+        if (
+            found != f"enrolment {cls.kind}"
+            or set(table) != known
+            or not all(isinstance(v, str) for v in table.values())
+        ):
             raise ConfigError(f"{path} is not an enrolment {cls.kind}; ask for the file again")
         if not all(value.isascii() for value in table.values()):
             raise ConfigError(f"{path} holds letters outside ASCII; ask for the file again")

@@ -57,12 +57,14 @@ class Register:
         address: where sites reach the coordinator, HOST:PORT.
         hosts: names and addresses in its certificate.
         number: of the last roster that was published.
+        revoked: serial numbers of all certificates that were ever taken back, hexadecimal.
         invited, members: by site.
     """
 
     address: str
     hosts: list[str]
     number: int = 0
+    revoked: list[str] = field(default_factory=list)
     invited: dict[str, Invited] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
 
@@ -96,11 +98,6 @@ class Register:
     def approved(self) -> dict[str, Member]:
         """Members that were not revoked."""
         return {site: member for site, member in self.members.items() if not member.revoked}
-
-    @property
-    def revoked_serials(self) -> list[int]:
-        """Of every certificate that is let in no more: those of revoked members."""
-        return [int(serial, 16) for member in self.members.values() if member.revoked for serial in member.serials]
 
 
 def _entry(kind: type[_Entry], table: Mapping[str, Any]) -> _Entry:

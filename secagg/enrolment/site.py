@@ -218,9 +218,7 @@ def _request(folder: Path, site: str, server_key: str, own: SigningKey) -> Reque
     key = private_key_in(pending)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{pending}: is no key that was made here; remove it")
-    return Request(
-        site=site, server_key=server_key, verify_key=own.verify_key.hex(), csr=new_csr(site, key)
-    )
+    return Request(site=site, server_key=server_key, verify_key=own.verify_key.hex(), csr=new_csr(site, key))
 
 
 def _usable(state: Path) -> Path:
