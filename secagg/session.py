@@ -130,6 +130,11 @@ class ClientSession:
         return self._first
 
     @property
+    def latest(self) -> FromClient | None:
+        """The message that this client sent last, which a server takes again (S-02); None before `start`."""
+        return self._answered[-1][1] if self._answered else self._first
+
+    @property
     def step(self) -> str:
         """Name of the step that the latest message of this client belongs to."""
         return self._step
