@@ -106,6 +106,11 @@ class ClientDriver:
         return self._session
 
     @property
+    def wanted(self) -> tuple[int, bytes] | None:
+        """Round number and model hash of the update that `provide` takes, now or in the next attempt; None for none."""
+        return None if self.live and self._session is not None and self._session.provided else self._about
+
+    @property
     def deadline(self) -> float | None:
         """When to call `tick`; None for never."""
         return self._heard + self._patience if self.live and self._patience is not None else None
@@ -339,7 +344,7 @@ class ClientDriver:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:
             total = dequantize(session.total, self._policy)
-            actions.append(Completed(total, session.included, session.receipt, session.total))
+            actions.append(Completed(total, session.included, session.receipt, session.total, session.dropped))
         if isinstance(reply, SlotMasks):
             said = "the constant slots of the sum do not add up; this site showed what masked its own"
             actions.append(Failed(said, AbortedError(session.step, said)))

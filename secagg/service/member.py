@@ -9,11 +9,9 @@ attempt that it has not joined.
 
 import asyncio
 import contextlib
+import math
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,16 +19,15 @@ from secagg import wire
 from secagg.driver import ClientAction, ClientDriver, Completed, Exposed, Failed, Joined, Send
 from secagg.errors import ProtocolError, SecAggError
 from secagg.keys import SigningKey
-from secagg.layout import Values
-from secagg.masking import Vector
-from secagg.messages import Receipt, RoundStart
+from secagg.messages import RoundStart
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.prg import Stream
 from secagg.rpc import frames
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import Received
+from secagg.rpc.tls import COORDINATOR
 from secagg.service import dialogue, exposed
 from secagg.service.account import Account
+from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
 from secagg.service.stopping import FAREWELL_SECONDS
 from secagg.steps import SHARE_KEYS
@@ -39,133 +36,34 @@ from secagg.store import Store
 OWN_MARKS = ("C-03", "C-14", "C-24")
 """Checks that find something in a member's own marks: they end an attempt here and are nobody's lie."""
 
+UNANSWERED_SECONDS = 2.0
+"""After which it is said that the coordinator does not answer yet."""
+
 TICK_SECONDS = 0.2
 """How often a member looks at what its operator did beside it."""
-
-
-class LeaveError(SecAggError):
-    """The application takes part in this run no more, such as one whose budget is spent; its text is sent."""
-
-
-class Wish(Enum):
-    """What a member's operator wants."""
-
-    GO_ON = "go on"
-    PAUSE = "pause"
-    LEAVE = "leave"
-
-
-@dataclass(frozen=True, repr=False)
-class Given:
-    """An update, as `ClientDriver.provide` takes it."""
-
-    values: Values
-    event_id: str = ""
-    stream: Stream | None = None
-    copy: Vector | None = None
-
-
-class Application:
-    """What a member does beside the protocol. All but `work` is called in the member's own thread, and is quick.
-
-    Attributes:
-        release: what everybody has to run, such as ``secagg 0.6.0``.
-        kinds: messages of its own that come from the coordinator, see `dialogue.Dialogue`.
-    """
-
-    release = ""
-    kinds: tuple[type[dialogue.Message], ...] = ()
-
-    def about(self, start: RoundStart, content: bytes) -> bytes:
-        """The model hash, 32 bytes, of what this member would give an update for, computed from what it holds.
-
-        The start is signed by the pinned key, and nothing else in it is verified yet. What is raised ends the member.
-        """
-        raise NotImplementedError
-
-    def joined(self, start: RoundStart, content: bytes) -> None:
-        """The start was verified and the attempt joined; nothing has left yet.
-
-        Raises:
-            LeaveError: nothing will.
-        """
-
-    def work(self, number: int, over: threading.Event) -> Given:
-        """The update of a round, in a thread of its own; what is raised after `over` was set is nobody's news.
-
-        Raises:
-            LeaveError: this member takes part no more.
-        """
-        raise NotImplementedError
-
-    def beside(self) -> Callable[[], object] | None:
-        """What else to compute, in a thread beside `work`, now that an attempt was joined; None for nothing."""
-        return None
-
-    def completed(self, done: Completed) -> None:
-        """There is a sum."""
-
-    def burned(self, number: int, attempt: int, reason: str) -> None:
-        """An attempt is over without a sum."""
-
-    def closing(self, start: RoundStart, content: bytes) -> None:
-        """The last content; the start is signed by the pinned key, and holds every receipt."""
-
-    def account(self, account: Account) -> None:
-        """Who was in a round that this process did not see to its end; not verified yet."""
-
-    async def heard(self, message: dialogue.Message) -> None:
-        """A message of the application's own kinds."""
-
-    def again(self) -> Iterable[dialogue.Message]:
-        """What another process of the coordinator has to hear again."""
-        return ()
-
-    def spent(self) -> float | None:
-        """What its people have paid so far; see `dialogue.Ready`."""
-        return None
-
-    def wish(self) -> Wish:
-        """What its operator wants by now."""
-        return Wish.GO_ON
-
-    def sending(self, kind: str, payload: bytes) -> None:
-        """This is about to leave; whatever is raised stops it, and the member."""
-
-    def spoke(self, step: str, size: int) -> None:
-        """A message of the protocol was handed over."""
-
-    def listened(self, size: int) -> None:
-        """A message of the protocol came."""
-
-    def replayed(self, receipt: Receipt, transcript: bytes) -> None:
-        """A transcript was replayed, and holds."""
-
-    def awaiting(self, sites: Iterable[str], seconds: float) -> None:
-        """For whom the coordinator waits."""
-
-    def note(self, text: str) -> None:
-        """A sentence for the operator."""
 
 
 class _Work:
     """A thread that computes, which the end of its process does not wait for.
 
     Attributes:
-        number: of the round that it is for; 0 for what is beside rounds.
+        about: round number and model hash of the update; None for what is beside rounds.
         over: set where nobody wants the outcome any more.
         outcome: what it returned or raised.
     """
 
-    def __init__(self, number: int, compute: Callable[[threading.Event], object]) -> None:
+    def __init__(self, about: tuple[int, bytes] | None, compute: Callable[[threading.Event], object]) -> None:
         loop = asyncio.get_running_loop()
-        self.number, self.over, self.outcome = number, threading.Event(), loop.create_future()
+        self.about, self.over = about, threading.Event()
+        self.outcome: asyncio.Future[Any] = loop.create_future()
 
         def run() -> None:
+            result: object = None
+            error: BaseException | None = None
             try:
-                result, error = compute(self.over), None
-            except BaseException as raised:  # noqa: BLE001  whoever waits gets it
-                result, error = None, raised
+                result = compute(self.over)
+            except BaseException as raised:
+                error = raised
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(self._end, result, error)
 
@@ -220,7 +118,8 @@ class Member:
             private=private,
         )
         self._policy, self._me, self._pinned, self._store = policy, me, pinned, store
-        self._session, self._run, self._task, self._private = session_id(policy, pinned), training_run, task_hash, private
+        self._session, self._run = session_id(policy, pinned), training_run
+        self._task, self._private = task_hash, private
         self._mailbox, self._app = mailbox, application
         self._exposed = exposed.Exposed(store, state, accepting)
         self._dialogue = dialogue.Dialogue((*dialogue.FROM_COORDINATOR, *application.kinds))
@@ -229,9 +128,11 @@ class Member:
         self._receiving: asyncio.Task[Received | None] | None = None
         self._opened: dialogue.Opened | None = None
         self._training: _Work | None = None
-        self._beside: _Work | None = None
-        self._idle = False  # it said that it is ready, or busy
-        self._left = False
+        self._besides: list[_Work] = []
+        self._in_turn = threading.Lock()
+        self._put_off: list[dialogue.Message] = []  # the end of the run, which waits for what is computed beside it
+        self._left: LeaveError | None = None
+        self._joined_in: set[bytes] = set()  # rounds whose sum holds an input that this member's key signed
         self._wish = Wish.GO_ON
 
     def tell(self, message: dialogue.Message) -> None:
@@ -255,6 +156,7 @@ class Member:
         async with self._mailbox:
             sending = asyncio.create_task(self._send_all())
             try:
+                await self._connect()
                 self._begin()
                 while (finished := await self._next(sending)) is None:
                     pass
@@ -291,13 +193,13 @@ class Member:
         self._outgoing.put_nowait(last)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await asyncio.wait({sending, asyncio.ensure_future(self._outgoing.join())}, return_when="FIRST_COMPLETED")
+                await self._outgoing.join()
 
     async def _next(self, sending: _Task) -> dialogue.Finished | None:
         """Answer one message, or go on after some work; the coordinator's last word once the run is over."""
         if self._receiving is None:
             self._receiving = asyncio.create_task(self._mailbox.receive())
-        works = [work for work in self._works()]
+        works = list(self._works())
         waited = {sending, self._receiving, *(work.outcome for work in works)}
         await asyncio.wait(waited, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
@@ -310,8 +212,18 @@ class Member:
         for work in works:
             if work.outcome.done():
                 self._worked(work)
+        while self._put_off and not self._besides and finished is None:
+            finished = await self._answer(self._put_off.pop(0))
         self._look()
         return finished
+
+    async def _connect(self) -> None:
+        late = asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self._app.awaiting, (COORDINATOR,), math.inf)
+        try:
+            await self._mailbox.connect()
+        finally:
+            late.cancel()
+        self._app.connected()
 
     def _begin(self) -> None:
         before = None if self._private else self._exposed.since_before()
@@ -323,12 +235,10 @@ class Member:
 
     def _introduce(self) -> None:
         """Say who this is, and again what another process of the coordinator may never have had."""
+        self._put_off.clear()
         while not self._outgoing.empty():
             self._outgoing.get_nowait()
             self._outgoing.task_done()
-        if self._left:
-            return
-        self._idle = False
         self._free()
         self._send(self.driver.repeat())
         for message in self._app.again():
@@ -343,9 +253,15 @@ class Member:
         except DialogueError as error:
             self._app.note(str(error))
             return None
+        if message is None:
+            return None
+        if self._put_off or (self._besides and isinstance(message, dialogue.Closing | dialogue.Finished)):
+            self._put_off.append(message)
+            return None
+        return await self._answer(message)
+
+    async def _answer(self, message: dialogue.Message) -> dialogue.Finished | None:
         match message:
-            case None:
-                pass
             case dialogue.Opened():
                 self._open(message)
             case dialogue.Protocolled():
@@ -354,21 +270,23 @@ class Member:
             case dialogue.Transcript():
                 await self._replay(message.data)
             case dialogue.Closing():
-                await self._settled_down("the run is over")
-                message.start.verify(self._policy.server_key, "C-01")
+                self._verify(message.start)
+                self._end_attempt()
                 self._app.closing(message.start, message.content)
             case Account():
-                self._compare(message)
+                self._remember(message)
                 self._app.account(message)
             case dialogue.Awaiting():
                 self._app.awaiting(message.sites, message.seconds)
             case dialogue.Refused():
                 raise RunFailedError(message.reason)
             case dialogue.Finished():
-                await self._settled_down("the run is over")
+                self._end_attempt()
                 return message
             case _:
-                await self._app.heard(message)
+                self._compute(self._app.heard(message))
+                if self._besides and self._inside() is None:
+                    self._free()
         return None
 
     # --- Rounds -------------------------------------------------------------------------------------------------------
@@ -376,22 +294,20 @@ class Member:
     def _open(self, message: dialogue.Opened) -> None:
         """Join an attempt; nothing but its keys leaves before its roster came."""
         start = message.start
-        try:
-            start.verify(self._policy.server_key, "C-01")
-        except ProtocolError as error:
-            raise self._lied(error) from error
+        self._verify(start)
         inside, named = self._inside(), (start.round_number, start.attempt)
-        if self._left or (inside is not None and named < inside):
+        if self._left is not None or (inside is not None and named < inside):
             return
         if inside != named:
             if inside is not None:
-                self._over("the coordinator opened another attempt")
-            if self._training is not None and self._training.number != start.round_number:
+                self._burned("the coordinator opened another attempt")
+            if self._training is not None and self._training.about != (start.round_number, start.model_hash):
                 self._training.over.set()
-            if self._occupied(start):
+            if self._occupied():
                 self._free()
                 return
-            self._opened, self._idle = message, False
+            self._look_back(start)
+            self._opened = message
             self.driver.model_hash = self._app.about(start, message.content)
         self._do(self.driver.receive(wire.encode(start)))
 
@@ -430,15 +346,26 @@ class Member:
         if session is None or session.finished or session.step != SHARE_KEYS or session.provided:
             return
         if self._training is None:
-            number = session.opened.context.round_number
-            self._training = _Work(number, lambda over: self._app.work(number, over))
-        if self._beside is None and (compute := self._app.beside()) is not None:
-            self._beside = _Work(0, lambda over: compute())
+            context = session.opened.context
+            about = (context.round_number, context.model_hash)
+            self._training = _Work(about, lambda over: self._app.work(context.round_number, over))
+            self._compute(self._app.beside())
+
+    def _compute(self, what: Callable[[], object] | None) -> None:
+        """Compute something beside the rounds, one thing at a time."""
+
+        def in_turn(over: threading.Event) -> None:
+            with self._in_turn:
+                if what is not None and not over.is_set():
+                    what()
+
+        if what is not None:
+            self._besides.append(_Work(None, in_turn))
 
     def _worked(self, work: _Work) -> None:
         """Some work is done: hand an update over, a reply may have waited for it."""
-        if work is self._beside:
-            self._beside = None
+        if work in self._besides:
+            self._besides.remove(work)
             work.outcome.result()
         elif work is self._training:
             self._training = None
@@ -451,7 +378,7 @@ class Member:
                 if not work.over.is_set():
                     raise
                 given = None
-            if given is not None and not work.over.is_set() and self.driver.wanted == work.number:
+            if given is not None and not work.over.is_set() and self.driver.wanted == work.about:
                 self._do(self.driver.provide(given.values, given.event_id, given.stream, given.copy))
         if self._inside() is None and not self._occupied():
             self._free()
@@ -459,21 +386,24 @@ class Member:
     def _failed(self, error: SecAggError) -> None:
         """An attempt is over here: a lie of the server ends this member, anything else only the attempt."""
         if isinstance(error, ProtocolError) and error.check not in OWN_MARKS:
-            raise self._lied(error) from error
+            raise _lied(error) from error
         self._burned(str(error))
         self._free()
 
-    def _lied(self, error: ProtocolError) -> RunFailedError:
-        told = "; is what is computed, such as the study file, the same at every party?" if error.check == "C-23" else ""
-        if error.check == "C-04":
-            told = "; where the coordinator's own records were lost, bring them back, or agree on a new run"
-        return RunFailedError(f"the coordinator broke the protocol: {error}{told}")
+    def _verify(self, start: RoundStart) -> None:
+        """RunFailedError where the pinned key has not signed this."""
+        try:
+            start.verify(self._policy.server_key, "C-01")
+        except ProtocolError as error:
+            raise _lied(error) from error
 
-    def _over(self, reason: str) -> None:
-        """End the attempt that is live, if one is."""
+    def _end_attempt(self) -> None:
+        """The run is over here, and with it the attempt that is live, if one is."""
         if self._inside() is not None:
-            self._burned(reason)
-        self.driver.close()
+            self._burned("the run is over")
+            self.driver.close()
+        if self._training is not None:
+            self._training.over.set()
 
     def _burned(self, reason: str) -> None:
         if self._opened is not None:
@@ -481,8 +411,8 @@ class Member:
             self._opened = None
 
     def _leave(self, error: LeaveError) -> None:
-        self._over(str(error))
-        self._left = True
+        self._end_attempt()
+        self._left = error
         self._outgoing.put_nowait(dialogue.Leaving.because(error))
 
     def _inside(self) -> tuple[int, int] | None:
@@ -495,24 +425,25 @@ class Member:
     # --- Between rounds -----------------------------------------------------------------------------------------------
 
     def _works(self) -> Iterator[_Work]:
-        return (work for work in (self._training, self._beside) if work is not None)
+        return iter([*self._besides, *([] if self._training is None else [self._training])])
 
-    def _occupied(self, start: RoundStart | None = None) -> str:
-        """Why this member joins no attempt now; "" where it does. Training for the round that starts goes on in it."""
+    def _occupied(self) -> str:
+        """Why this member joins no attempt now; "" where it does. An update of a round that may go on is no reason."""
         if self._wish is not Wish.GO_ON:
             return "its operator paused it"
-        if self._beside is not None:
+        if self._besides:
             return "it computes beside the rounds, such as an evaluation"
-        if self._training is not None and (start is None or self._training.over.is_set()):
+        if self._training is not None and self._training.over.is_set():
             return "it still trains for a round that is over"
         return ""
 
     def _free(self) -> None:
-        """Say that this member is in no round, or in which, and whether it can join the next one."""
-        if self._left:
+        """Say in which attempt this member is, or whether it can join the next one."""
+        if self._left is not None:
+            self._outgoing.put_nowait(dialogue.Leaving.because(self._left))
             return
-        inside, reason = self._inside(), self._occupied()
-        if inside is None and reason and not self._may_go_on():
+        inside = self._inside()
+        if inside is None and (reason := self._occupied()):
             self._outgoing.put_nowait(dialogue.Busy.because(reason))
             return
         with self._store.transaction() as marks:
@@ -531,19 +462,6 @@ class Member:
             )
         )
 
-    def _may_go_on(self) -> bool:
-        """Whether all that is computed is for a round that may be tried again."""
-        return self._wish is Wish.GO_ON and self._beside is None and self.driver.wanted is not None
-
-    async def _settled_down(self, reason: str) -> None:
-        """End the attempt and its training; wait for what is computed beside it, whose outcome may still be wanted."""
-        self._over(reason)
-        if self._training is not None:
-            self._training.over.set()
-        if self._beside is not None:
-            work, self._beside = self._beside, None
-            await work.outcome
-
     def _look(self) -> None:
         """See what the operator did beside this process."""
         wish = self._app.wish()
@@ -552,7 +470,7 @@ class Member:
             if self._inside() is None and wish is not Wish.LEAVE:
                 self._free()
         if wish is Wish.LEAVE and self._inside() is None:
-            if not self._left:
+            if self._left is None:
                 self._leave(LeaveError("its operator left the run"))
             raise StoppedError("this site left the run, as its operator said; the coordinator was told")
         if self._exposed.settled():
@@ -561,7 +479,6 @@ class Member:
 
     def _wait(self, said: str, round_ids: Iterable[bytes]) -> None:
         """Stay out until these rounds are settled: nobody's fault."""
-        self.driver.close()
         if news := self._exposed.wait(said, round_ids):
             self._app.note(news)
         self._free()
@@ -573,23 +490,38 @@ class Member:
         else:
             self._app.replayed(receipt, transcript)
 
-    def _compare(self, account: Account) -> None:
-        """Find that the marks here are not those of this site: its own signature is in a sum that they do not know.
+    def _remember(self, account: Account) -> None:
+        """Keep in mind that this member's own key signed an input of this round, if it did."""
+        mine = account.included.by_id.get(self._me)
+        if mine is not None:
+            with contextlib.suppress(ProtocolError):
+                mine.verify(self._pinned[self._me], "C-16", self._me)
+                self._joined_in.add(mine.round_id)
+
+    def _look_back(self, start: RoundStart) -> None:
+        """Find marks that are not the last of this member: they do not know a round whose input its own key signed.
 
         Raises:
             RunFailedError: they were wiped, or an old copy was put back.
         """
-        mine = account.included.by_id.get(self._me)
-        if mine is None:
-            return
-        try:
-            mine.verify(self._pinned[self._me], "C-16", self._me)
-        except ProtocolError as error:
-            raise RunFailedError(f"the coordinator shows an input that this site did not sign: {error}") from error
         with self._store.transaction() as marks:
-            known = mine.round_id in marks.inputs(self._session, self._run)
-        if not known:
-            raise RunFailedError("...")
+            given = marks.contributed(self._session, self._run)
+        for receipt in start.missed:
+            if receipt.round_id in self._joined_in and receipt.round_number not in given:
+                raise RunFailedError(
+                    f"the marks of this site know of no contribution to round {receipt.round_number} of run "
+                    f"{self._run}, and its own signature is in that sum: they were wiped, or an old copy was put "
+                    "back. Bring back the state folder as it was last; without it, nobody knows what was given"
+                )
+
+
+def _lied(error: ProtocolError) -> RunFailedError:
+    told = ""
+    if error.check == "C-04":
+        told = "; where the coordinator's own records were lost, bring them back, or agree on a new run"
+    if error.check == "C-23":
+        told = "; is what is computed, such as the study file, the same at every party?"
+    return RunFailedError(f"the coordinator broke the protocol: {error}{told}")
 
 
 def _public(error: Exception) -> str:
