@@ -11,7 +11,6 @@ from fedseg.account import Account
 from fedseg.attempt import Exchange
 from fedseg.coordinator.figures import Figures
 from fedseg.coordinator.options import Options
-from fedseg.coordinator.presence import Presence
 from fedseg.coordinator.transcripts import Transcripts
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import RoundFailedError
@@ -24,6 +23,7 @@ from secagg.rpc import frames
 from secagg.rpc.frames import Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
+from secagg.service.presence import Presence
 
 
 class Hearing:
