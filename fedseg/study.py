@@ -95,7 +95,8 @@ class DataSection(_Section):
     )
     normalisation: tuple[Literal["percentiles", "z-score", "ct"], ...] = Field(
         min_length=1,
-        default=("percentiles",), description="how intensities are made alike: one for all modalities, or one for each"
+        default=("percentiles",),
+        description="how intensities are made alike: one for all modalities, or one for each",
     )
     window: tuple[float, float] | None = Field(
         default=None, description="lowest and highest Hounsfield unit that 'ct' tells apart, such as [-160, 240]"
