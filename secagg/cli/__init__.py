@@ -1,19 +1,11 @@
-<<<<<<< HEAD
-"""The `secagg` command: keys and enrolment, what a policy means, a demonstration in one process, transcripts, marks.
-=======
-"""The `secagg` command: keys, a roster, what a policy means, a demonstration, a federation, transcripts and marks.
->>>>>>> main
+"""The `secagg` command: keys, enrolment, what a policy means, a demonstration, a federation, transcripts and marks.
 
 Each command has the module of its name; `terminal` gives them the application and the consoles. Must never: print a
 signing key, or show a traceback where a sentence will do.
 """
 
-<<<<<<< HEAD
-from secagg.cli import keygen, roster, policy, demo, verify_transcript, marks  # noqa: F401, I001 - in the order of --help
-from secagg.cli.enrol import enrol_app
-=======
 from secagg.cli import keygen, roster, policy, demo, join, verify_transcript, marks  # noqa: F401, I001 - in the order of --help
->>>>>>> main
+from secagg.cli.enrol import enrol_app
 from secagg.cli.terminal import app, main
 
 app.add_typer(enrol_app, name="enrol")

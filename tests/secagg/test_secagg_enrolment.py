@@ -29,11 +29,10 @@ class Post:
         self.carried.mkdir()
         self.office = Office.init(self.coordinator, ["coordinator.example.org", "192.0.2.7"], 50051)
 
-    def asked(self, name: str, token: str = "") -> Path:
-        invitation, told = self.office.invite(name, self.carried)
-        return sites.request(
-            invitation, self.folder / name, token or told, self.carried, self.folder / f"{name}-state"
-        )[1]
+    def asked(self, name: str) -> Path:
+        invitation, token = self.office.invite(name, self.carried)
+        state = self.folder / f"{name}-state"
+        return sites.request(invitation, self.folder / name, token, self.carried, state)[1]
 
     def enrol(self, *names: str) -> None:
         for name in names:
@@ -134,7 +133,7 @@ def test_a_request_that_was_changed_on_the_way_is_refused(post, field):
     asked.write_text(mine.text.replace(getattr(mine, field).split("\n")[0], getattr(other, field).split("\n")[0]))
     if field == "csr":
         asked.write_text(mine.text.replace(repr(mine.csr)[1:-1], repr(other.csr)[1:-1]))
-    with pytest.raises(ConfigError, match="was changed after|was not made with the token"):
+    with pytest.raises(ConfigError, match=r"was changed after|was not made with the token"):
         post.office.approve(asked, post.carried)
     assert "site-a" not in post.office.register.approved
 
