@@ -73,7 +73,8 @@ class AuditLog:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with _locked(self.path) as file:
             previous, size = _end(file)
-            body = {"at": now, "who": _text(who), "what": _text(what), "about": said, "previous": previous}
+            body: dict[str, Any] = {"at": now, "who": _text(who), "what": _text(what), "about": said}
+            body["previous"] = previous
             head = _hash(body)
             line = _canonical({**body, "head": head}) + b"\n"
             try:

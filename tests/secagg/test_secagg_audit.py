@@ -1,4 +1,4 @@
-"""The audit log: a chain that shows every line that was changed, moved or taken out, whoever appends and whatever text."""
+"""The audit log: a chain that shows every line that was changed, moved or taken out, whoever appends."""
 
 import json
 import multiprocessing
