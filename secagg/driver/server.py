@@ -147,6 +147,11 @@ class ServerDriver:
         return self._session is not None and not self._session.finished
 
     @property
+    def unpublished(self) -> bool:
+        """Whether the round has its sum, and its transcript still waits for confirmations."""
+        return self._recording is not None and not self.running
+
+    @property
     def awaited(self) -> frozenset[str]:
         """Who may still speak in this step and is waited for: asked, not gone, and not refused in it."""
         return self._possible - self._gone
@@ -311,6 +316,11 @@ class ServerDriver:
             self._over.add(client_id)
         return self._closed(now)
 
+    def wait_until(self, deadline: float) -> None:
+        """Move the deadline of the step that is open: somebody who is waited for gets on."""
+        if self._closes_at is not None:
+            self._closes_at = max(self._closes_at, deadline)
+
     def abort(self, reason: str) -> list[ServerAction]:
         """End the round without a sum, and tell every client that was asked.
 
@@ -448,7 +458,7 @@ class ServerDriver:
         actions += [*(Send(abort, to) for to in sorted(self._asked)), *published]
         self._left -= 1
         if self._left <= 0:
-            return [*actions, Failed(str(error), error)]
+            return [*actions, Failed(str(error), error, told)]
         return [*actions, Retrying(str(error), told), *self._announced(now)]
 
     def _published(self) -> list[ServerAction]:
