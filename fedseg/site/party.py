@@ -10,7 +10,7 @@ from fedseg import dialogue
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError, FedSegError, RoundFailedError
-from fedseg.events import Note, Waiting
+from fedseg.events import Connected, Note, Waiting
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
@@ -110,6 +110,7 @@ class Party:
             await self.mailbox.connect()
         finally:
             late.cancel()
+        self.folder.emit(Connected(site=COORDINATOR))
 
     async def _failed(self, error: FedSegError) -> None:
         """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""

@@ -23,12 +23,15 @@ LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 
 
 class Segmentation:
-    """Label values 1, 2, ... are the study's structures, 0 is background. A score is Dice, one a structure."""
+    """Label values 1, 2, ... are the study's structures, 0 is background. A score is Dice, one a structure.
+
+    A structure that contains others (`[data] labels`) is scored whole: with them.
+    """
 
     measure = "Dice"
 
     def __init__(self, study: Study) -> None:
-        self.names, self._size = study.structures, study.data.size
+        self.names, self._size, self._regions = study.structures, study.data.size, study.regions
 
     @property
     def outputs(self) -> int:
@@ -97,7 +100,14 @@ class Segmentation:
 
     def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
         """Dice of every structure."""
-        return dice(prediction, _truth(case), len(self.names))
+        truth = _truth(case)
+        if max(map(len, self._regions)) == 1:
+            return dice(prediction, truth, len(self.names))
+        scores = [
+            dice(np.isin(prediction, region).astype(np.uint8), np.isin(truth, region).astype(np.uint8), 1)
+            for region in self._regions
+        ]
+        return np.concatenate(scores)
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """Slices with the structures outlined, as PNG."""

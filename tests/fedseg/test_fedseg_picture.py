@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedseg.data.cases import Case
-from fedseg.data.layouts.nifti import NiftiEntry
+from fedseg.data.layouts.files import FileEntry
 from fedseg.data.scans import Scan, working_case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.picture import picture
@@ -87,7 +87,7 @@ def test_no_side_is_named_that_the_file_does_not_tell(affine, code, said, tmp_pa
         file.set_sform(affine, code)
         file.set_qform(affine, 0)
         file.to_filename(tmp_path / name)
-    case = NiftiEntry("P", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz").load("s", study)
+    case = FileEntry("P", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz").load("s", study)
     view = View.of_slice(case, 0)
     assert view.words == said
     assert bool(view.edges) == said.startswith("axial")
