@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -56,40 +56,36 @@ def serve(
     Everything of the run is in FOLDER: after a crash, a kill or a reboot the same command goes on with it. Ends with 0
     once every round has its sum; 1 after an error; 75 where it ended early.
     """
-    with sentences(), ExitStack() as stack:
-        from secagg.home import Home
-        from secagg.service.errors import RunFailedError, StoppedError
-        from secagg.service.events import Listening
-        from secagg.service.hearing import Options
-        from secagg.service.serving import as_line, sentence, serving
-        from secagg.service.stopping import ENDED_EARLY, end_now, run_until_stopped
+    how = {
+        "host": host,
+        "port": port,
+        "patience": patience,
+        "rejoin_seconds": rejoin_seconds,
+        "step_seconds": step_seconds,
+        "training_seconds": input_seconds,
+        "grace": grace,
+        "farewell_seconds": farewell_seconds,
+        "transcripts": transcripts.value,
+        "quota": int(quota * 1e9),
+    }
+    with sentences():
+        status = _serve(folder, rounds, out or folder / "sums", events, how)
+    screen.file.flush()
+    raise typer.Exit(status)
 
+
+def _serve(folder: Path, rounds: int, out: Path, events: Path | None, how: dict[str, Any]) -> int:
+    """Serve to the end; the exit status."""
+    from secagg.home import Home
+    from secagg.service.errors import RunFailedError, StoppedError
+    from secagg.service.running import Options
+    from secagg.service.serving import serving
+    from secagg.service.stopping import ENDED_EARLY, end_now, run_until_stopped
+
+    with ExitStack() as stack:
         log = None if events is None else stack.enter_context(events.open("a", encoding="utf-8"))
-
-        def told(event: "Event") -> None:
-            if log is not None:
-                log.write(as_line(event) + "\n")
-                log.flush()
-            if isinstance(event, Listening):
-                say(f"listening on {event.host}:{event.port}")
-            elif shown := sentence(event):
-                say(shown)
-            screen.file.flush()
-
-        options = Options(
-            state=folder,
-            host=host,
-            port=port,
-            patience=patience,
-            rejoin_seconds=rejoin_seconds,
-            step_seconds=step_seconds,
-            training_seconds=input_seconds,
-            grace=grace,
-            farewell_seconds=farewell_seconds,
-            transcripts=transcripts.value,
-            quota=int(quota * 1e9),
-        )
-        coordinator = serving(Home.read(folder), rounds, out or folder / "sums", options, told)
+        options = Options(state=folder, **how)
+        coordinator = serving(Home.read(folder), rounds, out, options, lambda event: _told(event, log))
         try:
             say(run_until_stopped(coordinator.run(), "the same command goes on with this run"))
         except StoppedError as stopped:
@@ -98,6 +94,18 @@ def serve(
         except RunFailedError as failed:
             with sentences(ENDED_EARLY):
                 raise failed
-        status = 0 if coordinator.complete else ENDED_EARLY
+    return 0 if coordinator.complete else ENDED_EARLY
+
+
+def _told(event: "Event", log: TextIO | None) -> None:
+    from secagg.service.events import Listening
+    from secagg.service.serving import as_line, sentence
+
+    if log is not None:
+        log.write(as_line(event) + "\n")
+        log.flush()
+    if isinstance(event, Listening):
+        say(f"listening on {event.host}:{event.port}")
+    elif shown := sentence(event):
+        say(shown)
     screen.file.flush()
-    raise typer.Exit(status)

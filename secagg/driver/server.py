@@ -1,7 +1,7 @@
 """A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
 
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import NoReturn
 
 from secagg import wire
 from secagg.arguments import must_be
@@ -18,6 +18,7 @@ from secagg.driver.actions import (
     ServerAction,
     Silent,
 )
+from secagg.driver.recording import Durable, Recording
 from secagg.encoding import Buffer
 from secagg.errors import (
     AbortedError,
@@ -28,50 +29,16 @@ from secagg.errors import (
     TooFewClientsError,
 )
 from secagg.masking import Vector
-from secagg.messages import FromClient, Receipt, Result
+from secagg.messages import Receipt
 from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
 from secagg.quantize import dequantize
 from secagg.session import ServerSession
 from secagg.snapshot import resume_server, snapshot_server
 from secagg.steps import ADVERTISE_KEYS, BLAME, MASKED_INPUT_COLLECTION
-from secagg.transcript.record import OpenedPair
 
 _DRIVER = "driver"
 """In what is saved, beside the book: who was asked, and how many attempts are left."""
-
-
-class Recording(Protocol):
-    """What writes a transcript, such as `secagg.transcript_files.Recorder`."""
-
-    def __call__(self, message: FromClient | OpenedPair | Result) -> None:
-        """Take what `ServerSession(record=...)` tells."""
-
-    def publish(self) -> Any:
-        """The attempt is over: make of it what may be seen."""
-
-
-@runtime_checkable
-class Durable(Recording, Protocol):
-    """What a recording has besides, so that its round can be resumed; a `Recorder(durable=True)` has it."""
-
-    @property
-    def recorded(self) -> int:
-        """How far it has come."""
-
-    def sync(self) -> None:
-        """Bring all of it to the disk.
-
-        Raises:
-            OSError: it cannot be written now; nothing is lost, and a later call tries again.
-        """
-
-    def rewind(self, recorded: int) -> None:
-        """In another process: forget everything after this; 0 begins anew.
-
-        Raises:
-            OSError: that much is not there.
-        """
 
 
 class ServerDriver:

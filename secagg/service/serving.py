@@ -26,7 +26,8 @@ from secagg.service.events import (
     Summed,
     TurnedAway,
 )
-from secagg.service.hearing import Hearing, Options
+from secagg.service.running import Options
+from secagg.service.standing import Standing
 
 _WORDS: dict[type, str] = {
     StepOpened: "step",
@@ -85,7 +86,7 @@ class Serving:
     def heard(self, site: str, message: Message) -> None:
         """Members say nothing of their own."""
 
-    async def conclude(self, hearing: Hearing) -> None:
+    async def conclude(self, standing: Standing) -> None:
         """Nothing is left to ask."""
 
 

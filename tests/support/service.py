@@ -17,7 +17,7 @@ from secagg.rpc.frames import Received, Traffic
 from secagg.service import dialogue, sums
 from secagg.service.coordinator import Coordinator
 from secagg.service.dialogue import FROM_COORDINATOR, Dialogue
-from secagg.service.hearing import Options
+from secagg.service.running import Options
 from secagg.service.serving import Serving
 
 TASK = bytes([7]) * 32
