@@ -118,9 +118,34 @@ class DataSection(_Section):
     slices_per_patient: Count = Field(
         default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
     )
+    normalisation: tuple[Literal["percentiles", "z-score", "ct"], ...] = Field(
+        min_length=1,
+        default=("percentiles",),
+        description="how intensities are made alike: one for all modalities, or one for each",
+    )
+    window: tuple[float, float] | None = Field(
+        default=None, description="lowest and highest Hounsfield unit that 'ct' tells apart, such as [-160, 240]"
+    )
     holdout: float = Field(
         default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
     )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How each modality is normalised."""
+        return self.normalisation * len(self.modality) if len(self.normalisation) == 1 else self.normalisation
+
+    @model_validator(mode="after")
+    def _intensities(self) -> Self:
+        if len(self.methods) != len(self.modality):
+            said = f"normalisation lists {len(self.normalisation)} methods and modality {len(self.modality)} channels"
+            raise ValueError(f"{said}; give one for all, or one for each")
+        if ("ct" in self.normalisation) == (self.window is None):
+            wish = "add window = [lowest, highest] in Hounsfield units" if self.window is None else "remove window"
+            raise ValueError(f"window goes with normalisation = 'ct' and nothing else; {wish}")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window = {list(self.window)}: the lowest Hounsfield unit comes first")
+        return self
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -270,6 +295,10 @@ class Study(_Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
+        if made and set(self.data.normalisation) != {"percentiles"}:
+            said = f"{made} = 'phantom': made images are normalised by percentiles"
+            raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
         if said := self.mechanism.refusal(self.terms):
@@ -445,7 +474,11 @@ def _sentence(error: ErrorDetails) -> str:
     """One of pydantic's errors in the study's words."""
     loc = error["loc"]
     section, owner = _owner(loc)
-    name = str(loc[-1]) if len(loc) > 1 or error["type"] in ("missing", "extra_forbidden") else ""
+    name = (
+        str(next(part for part in reversed(loc) if isinstance(part, str)))
+        if len(loc) > 1 or error["type"] in ("missing", "extra_forbidden")
+        else ""
+    )
     given = error["input"]
     match error["type"]:
         case "missing" if len(loc) == 1:

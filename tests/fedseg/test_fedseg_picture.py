@@ -18,7 +18,7 @@ PLACES = {"R": (36, 22, 12), "L": (3, 22, 12), "A": (20, 40, 12), "P": (20, 3, 1
 
 def case_with(letter: str, axes: str, spacing: tuple[float, float, float], study: Study) -> Case:
     """A head with a mark at the patient's side `letter`, in a file whose axes are turned."""
-    image, label = np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8)
+    image, label = np.random.default_rng(1).uniform(0.8, 1.2, SHAPE).astype(np.float32), np.zeros(SHAPE, np.uint8)
     x, y, z = PLACES[letter]
     label[x - 3 : x + 4, y - 3 : y + 4, z - 3 : z + 4] = 1
     image[label > 0] = 2

@@ -17,8 +17,7 @@ LONGEST_FUNCTION = 50
 LONGEST_FILE = 400
 LONGER_FILES = {"driver/server.py", "client.py", "messages.py", "server.py", "session.py", "store.py", "rpc/server.py"}
 """Of secagg: each is read as one piece, and long because its subject is."""
-WITH_FILES = ("cli", "files.py", "recording.py", "rpc", "service", "sqlite.py", "terminal.py", "text.py")
-WITH_FILES += ("transcript_files.py",)
+WITH_FILES = (
     "cli",
     "files.py",
     "recording.py",
