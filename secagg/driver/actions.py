@@ -153,10 +153,12 @@ class Refused:
     Attributes:
         reason: why.
         sender: the client whose message it was; "" at a client, of a transcript.
+        grave: at a server: no honest client sends this; otherwise it may only be late.
     """
 
     reason: str
     sender: str = ""
+    grave: bool = False
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,10 @@ class ServerDriver:
         try:
             reply = session.receive(sender, wire.decode_from_client(data))
         except ProtocolError as error:
-            if sender in error.culprits or isinstance(error, MalformedMessageError):
+            grave = sender in error.culprits or isinstance(error, MalformedMessageError)
+            if grave:
                 self._spoilt.add(sender)  # honest clients send nothing of the kind: nobody waits for more of this
-            return [Refused(str(error), sender), *self._closed(now)]
+            return [Refused(str(error), sender, grave), *self._closed(now)]
         except IllegalTransitionError:
             return []  # the attempt is over
         repeated: list[ServerAction] = [] if reply is None else [Send(wire.encode(reply), sender)]

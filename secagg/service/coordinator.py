@@ -208,7 +208,7 @@ class Coordinator(Hearing):
                     self._relay(action)
                 case Silent():
                     self._silent(action)
-                case Refused():
+                case Refused(grave=True):
                     self.emit(
                         Note(f"round {self.facts.round}: a message of {action.sender} was refused: {action.reason}")
                     )
