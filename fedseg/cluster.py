@@ -76,6 +76,10 @@ class _Site:
         self._ledger = Ledger(run / "ledger" / f"{site}.jsonl")
         self._number = 0
 
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
+    def ready(self) -> None:
+        """Nothing; whoever asks waits until an actor that died is there again."""
+
     def open(self, start: bytes, number: int, state: NDArray[np.float32]) -> bytes:
         """The first message of a round, about the model that it was given (C-23)."""
         adopt(self._model, np.array(state))
@@ -150,6 +154,7 @@ class OnRay:
     def open(self, sites: Collection[str], start: bytes, model_hash: bytes) -> Mapping[str, bytes]:
         """See `fedseg.parties.Sites`."""
         self._opened = tuple(sorted(sites))
+        self._each(self._opened, lambda site, actor: actor.ready.remote())
         answers = self._each(self._opened, lambda site, actor: actor.open.remote(start, self._number, self._state))
         return dict(answers)
 
