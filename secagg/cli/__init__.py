@@ -4,7 +4,7 @@ Each command has the module of its name; `terminal` gives them the application a
 signing key, or show a traceback where a sentence will do.
 """
 
-from secagg.cli import keygen, roster, policy, demo, join, verify_transcript, marks, audit  # noqa: F401, I001 - in the order of --help
+from secagg.cli import keygen, roster, policy, demo, serve, join, verify_transcript, marks, audit  # noqa: F401, I001
 from secagg.cli.terminal import app, main
 
 __all__ = ["app", "main"]
