@@ -1,15 +1,23 @@
 """What happens in a run, one class per kind of event: written to events.jsonl and read from it by the same classes.
 
 Whoever emits an event is held to its fields by mypy and pydantic; a reader skips kinds and fields that its version does
-not know. An event holds neither an update nor a secret. Strings may be text of others: whoever shows them makes them
-fit for that (`secagg.printable`).
+not know. An event holds neither an update nor a secret. Text of others is made fit to be shown as it enters an event
+(`Words`), so that whoever reads one has it in one line without anything that acts.
 """
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from secagg.printable import printable
+
+
+def now() -> str:
+    """The time of day as events have it: UTC to the millisecond, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def finite(value: Any) -> Any:
@@ -17,13 +25,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _whole(value: Any) -> Any:
-    r"""Half a character, as in names of files, written as ``\\ud800``: JSON has no place for it."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 Number = Annotated[float | None, BeforeValidator(finite)]
-Words = Annotated[str, BeforeValidator(_whole)]
+Words = Annotated[str, BeforeValidator(_printable)]
+"""Text that others may have written: kept as `secagg.printable` shows it."""
 
 
 MUCH_CUT = 0.03
@@ -31,14 +39,19 @@ MUCH_CUT = 0.03
 
 
 class Event(BaseModel):
-    """Something that happened `t` seconds after the start of the run, which whoever writes it down fills in.
+    """Something that happened `t` seconds after the start of the run; whoever writes it down fills in when.
 
     Immutable, unknown fields ignored: an older version reads a newer run.
+
+    Attributes:
+        t: interruptions left out.
+        at: UTC to the millisecond, ISO 8601; "" in runs of 0.5.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     t: float = 0.0
+    at: Words = ""
 
 
 class Listening(Event):
@@ -50,24 +63,30 @@ class Listening(Event):
 
 
 class StudyStarted(Event):
-    """What the study fixed; the report's first line."""
+    """What the study fixed; the report's first line.
+
+    Attributes:
+        party: who writes this down: "coordinator", a site's id, or "" for a simulation.
+        spare_rounds: rounds that may burn before the study ends short.
+        trust: who is trusted for the epsilon, in one sentence; "" where none is claimed.
+    """
 
     kind: Literal["study"] = "study"
     name: Words
-    study_hash: str
+    study_hash: Words
     sites: tuple[Words, ...]
     structures: tuple[Words, ...]
     rounds: int
     local_steps: int
     parameters: int
-    mechanism: str
-    unit: str
+    mechanism: Words
+    unit: Words
     delta: Number
     budget: Number
     sample_rate: Number
     clip_norm: Number
     noise_multiplier: Number
-    suite: str
+    suite: Words
     n: int
     threshold: int
     max_corrupt: int
@@ -75,7 +94,46 @@ class StudyStarted(Event):
     bits: int
     seed: int | None
     secure: bool
-    start: str
+    start: Words
+    party: Words = ""
+    spare_rounds: int = 0
+    trust: Words = ""
+
+
+class Connected(Event):
+    """A peer is there: its process has come, or is back after a cut.
+
+    Attributes:
+        site: who; "coordinator" at a site.
+        version: of its software, where it said so.
+    """
+
+    kind: Literal["connected"] = "connected"
+    site: Words
+    version: Words = ""
+
+
+class Certificate(Event):
+    """When a party's certificate ends, ISO 8601; told as it is known, and again when it was renewed."""
+
+    kind: Literal["certificate"] = "certificate"
+    site: Words
+    until: Words
+
+
+class Disconnected(Event):
+    """The connection to a peer broke."""
+
+    kind: Literal["disconnected"] = "disconnected"
+    site: Words
+
+
+class Refused(Event):
+    """A peer's process can take no part, such as one with another study."""
+
+    kind: Literal["refused"] = "refused"
+    site: Words
+    reason: Words
 
 
 class Resumed(Event):
@@ -104,7 +162,7 @@ class RoundStarted(Event):
     kind: Literal["round"] = "round"
     round: int
     attempt: int
-    model_hash: str
+    model_hash: Words
 
 
 class Trained(Event):
@@ -115,6 +173,16 @@ class Trained(Event):
     site: Words
     step: int
     steps: int
+
+
+class StepOpened(Event):
+    """The server asks these sites for their message of a step, and closes it after `seconds` at the latest."""
+
+    kind: Literal["open"] = "open"
+    round: int
+    step: Words
+    sites: tuple[Words, ...]
+    seconds: float
 
 
 class StepAccepted(Event):
@@ -200,7 +268,7 @@ class RoundEnded(Event):
     included: tuple[Words, ...]
     dropped: tuple[Words, ...]
     exact: bool | None
-    head: str
+    head: Words
     clip_rate: Mapping[Words, Number]
     bytes_up: int
     bytes_down: int
@@ -252,10 +320,15 @@ class Ended(Event):
 AnyEvent: TypeAlias = Annotated[
     Listening
     | StudyStarted
+    | Connected
+    | Certificate
+    | Disconnected
+    | Refused
     | Resumed
     | Waiting
     | RoundStarted
     | Trained
+    | StepOpened
     | StepAccepted
     | StepClosed
     | Dropped

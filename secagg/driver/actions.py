@@ -79,10 +79,12 @@ class Save:
     Attributes:
         book: `RoundBook.saved`, for `RoundBook.restore`, as JSON; of a resumable driver also who was asked.
         sealed: of a resumable driver the open step; empty where there is none.
+        recorded: how far the recording of the round has come; `ServerDriver.sync` brings it to the disk.
     """
 
     book: Mapping[str, Any]
     sealed: bytes = b""
+    recorded: int = 0
 
     def __repr__(self) -> str:
         return f"<Save of the book and {len(self.sealed)} bytes>"
@@ -131,7 +133,7 @@ class Completed:
         included: U3, sorted.
         receipt: of the round, signed by the server.
         result: the same sum as (d,) unsigned integers modulo 2^b: `secagg.sums` and `secagg.means` give its fields.
-        dropped: at the server: U2 without U3, sorted.
+        dropped: U2 without U3, sorted.
     """
 
     total: NDArray[np.float64]
@@ -151,10 +153,12 @@ class Refused:
     Attributes:
         reason: why.
         sender: the client whose message it was; "" at a client, of a transcript.
+        grave: at a server: no honest client sends this; otherwise it may only be late.
     """
 
     reason: str
     sender: str = ""
+    grave: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,10 +169,12 @@ class Failed:
         reason: for people.
         error: of a client a `ProtocolError` is the server's lie, unless its check is one of the own marks (C-03, C-14,
             C-24); anything else is nobody's fault.
+        told: at a server: sentences for the operator, see `RoundBook.failed`.
     """
 
     reason: str
     error: SecAggError
+    told: tuple[str, ...] = ()
 
 
 ClientAction: TypeAlias = Send | Joined | NeedInput | Exposed | Completed | Refused | Failed

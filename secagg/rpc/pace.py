@@ -12,7 +12,7 @@ PIECE_BYTES = 16 << 10
 """The smallest frame of a message that has more: what a cut costs on a slow line."""
 FIRST_PIECE_BYTES = 32 << 10
 """The frame of a line whose speed is not known yet."""
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10
 """The largest."""
 
 _PIECE_SECONDS = 0.25

@@ -13,6 +13,7 @@ broke and did not come back) and "back" (the same process returned; nothing was 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
 from types import TracebackType
@@ -26,7 +27,7 @@ from secagg.errors import ConfigError
 from secagg.rpc import frames
 from secagg.rpc.door import Door
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, Traffic
-from secagg.rpc.pace import CHUNK_BYTES, Link
+from secagg.rpc.pace import Link
 from secagg.rpc.peer import Peer, cost, end
 from secagg.rpc.proof import Pinned, fresh_challenge
 from secagg.rpc.tls import ServerTls, last_moment, site_named_by
@@ -40,6 +41,8 @@ UPLOADS_BYTES = 64 << 20
 
 _FLUSH_SECONDS = 5.0
 _STOP_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+_READ_AHEAD_BYTES = 512 << 10  # of each call; over a round trip of two seconds 256 KB/s
 _PROOF_SECONDS = 30.0
 _PING_MILLISECONDS = 600_000  # an answer may be behind megabytes; that no byte comes is found by the keep-alive
 
@@ -81,6 +84,7 @@ class MailboxServer:
         self._inbox: asyncio.Queue[tuple[Peer, bytes, Received]] = asyncio.Queue()
         self._unread = 0
         self._turns = Turns(max(UPLOADS_BYTES, 2 * max_message_bytes), lambda: self._unread)
+        self._looked = 0.0
         self._server: aio.Server | None = None
         self._door: Door | None = None
 
@@ -231,16 +235,26 @@ class MailboxServer:
         def configuration() -> Any:
             return grpc.ssl_server_certificate_configuration([(self.tls.key, self.tls.certificate)], self.tls.authority)
 
+        told = self.tls
+
         def renewed() -> Any:
-            fresh = self.tls.renewed()
-            if fresh is self.tls:
+            nonlocal told
+            self._renew()
+            if told is self.tls:
                 return None  # go on with what there is
-            self.tls = fresh
+            told = self.tls
             return configuration()
 
         return grpc.dynamic_ssl_server_credentials(
             configuration(), renewed, require_client_authentication=self._pinned is None
         )
+
+    def _renew(self) -> None:
+        """Look, once a second at most, whether the files of the credentials or the list of revoked ones changed."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            self.tls = self.tls.renewed()
 
     def _options(self) -> list[tuple[str, int]]:
         # A client needs three calls: a greeting, an upload and a long poll. A load balancer joins those of many.
@@ -252,7 +266,7 @@ class MailboxServer:
             ("grpc.max_concurrent_streams", calls),
             # What gRPC reads ahead for each has a fixed size.
             ("grpc.http2.bdp_probe", 0),
-            ("grpc.http2.lookahead_bytes", CHUNK_BYTES),
+            ("grpc.http2.lookahead_bytes", _READ_AHEAD_BYTES),
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),
             ("grpc.http2.ping_timeout_ms", _PING_MILLISECONDS),
@@ -299,7 +313,8 @@ class MailboxServer:
         """The allowed client that the certificate names; its connection is a stranger's no longer."""
         pem = b"".join(map(bytes, context.auth_context().get("x509_pem_cert", ())))
         try:
-            name = site_named_by(pem)
+            self._renew()
+            name = site_named_by(pem, self.tls.revoked)
         except ValueError as error:
             await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"the certificate {error}")
         peer = self._peers.get(name)

@@ -8,30 +8,32 @@ pickle.
 """
 
 import datetime as dt
+import os
 import ssl
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, NoReturn, Self, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
+from secagg.rpc.pem import as_pem, certificates_in, key_pem, private_key_in, revoked_in
 from secagg.rpc.proxy import Proxy, ProxyError, dial
-from secagg.text import byte_order_mark
-from secagg.writing import owners_only
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
 _DIAGNOSES = 3
 _DIAGNOSIS_SECONDS = 15.0
 _DIAGNOSIS_PAUSE = 0.3
+_SEEN_CERTIFICATES = 512
 _Stamps: TypeAlias = "tuple[tuple[int, int, int], ...]"
 
 
@@ -42,7 +44,8 @@ class Credentials:
     Attributes:
         name: whom it is for.
         paths: of certificate and key.
-        files: authority, certificate and key as they were read, with `stamps` that change where a file does.
+        revoked: serial numbers of certificates that are let in no more.
+        files: authority, certificate, key and revoked ones as they were read; `stamps` change where a file does.
     """
 
     name: str
@@ -50,7 +53,8 @@ class Credentials:
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     paths: tuple[Path, Path] = field(repr=False)
-    files: tuple[Path, Path, Path] | None = field(default=None, repr=False)
+    revoked: frozenset[int] = frozenset()
+    files: tuple[Path | None, ...] = field(default=(), repr=False)
     stamps: _Stamps = field(default=(), repr=False)
 
     _usage: ClassVar[x509.ObjectIdentifier]
@@ -62,7 +66,7 @@ class Credentials:
     @property
     def expires(self) -> dt.datetime | None:
         """Last moment of the certificate; None without one."""
-        return last_moment(self.certificate) if self.certificate else None
+        return last_moment(self.certificate)
 
     def days_left(self) -> float | None:
         """Days until the certificate ends, negative afterwards; None without one."""
@@ -72,22 +76,23 @@ class Credentials:
     def renewed(self) -> Self:
         """What the files say now, if that is whole, valid and for the same party; else this."""
         try:
-            if self.files is None or _stamps(self.files) == self.stamps:
+            if _stamps(self.files) == self.stamps:
                 return self
-            fresh = self._load(*self.files)
-        except (OSError, ConfigError):  # such as between the writing of the certificate and that of its key
+            authority, certificate, key, revoked = self.files
+            if authority is None or certificate is None or key is None:
+                return self
+            fresh = self._load(authority, certificate, key, revoked)
+        except ConfigError:  # such as between the writing of the certificate and that of its key
             return self
         return fresh if fresh.name == self.name else self
 
     @classmethod
-    def _load(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        files = (Path(authority), Path(certificate), Path(key))
-        stamps = _stamps(files) if all(path.exists() for path in files) else ()
-        authority_pem, certificate_pem, key_pem = (
-            _read(path, what) for path, what in ((authority, "authority"), (certificate, "certificate"), (key, "key"))
-        )
-        roots = _certificates(authority, authority_pem)
-        chain = _certificates(certificate, certificate_pem)
+    def _load(cls, authority: Path, certificate: Path, key: Path, revoked: Path | None = None) -> Self:
+        files = (authority, certificate, key, revoked)
+        stamps = _stamps(files)
+        roots = certificates_in(Path(authority), "authority")
+        chain = certificates_in(Path(certificate), "certificate")
+        own = private_key_in(Path(key))
         _check_dates(authority, roots[0])
         _check_dates(certificate, chain[0])
         if not _leads_to(chain, roots):
@@ -95,12 +100,14 @@ class Credentials:
                 f"certificate {certificate} was not issued by the authority {authority}; use the authority file "
                 "that came with it, or ask the coordinator for a new certificate"
             )
-        if _public_bytes(chain[0].public_key()) != _public_bytes(_private_key(key, key_pem).public_key()):
+        if _public_bytes(chain[0].public_key()) != _public_bytes(own.public_key()):
             raise ConfigError(f"key {key} does not belong to certificate {certificate}; take the pair made together")
         if not _allows(chain[0], cls._usage):
             raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
         name = cls._name(certificate, chain[0])
-        return cls(name, authority_pem, certificate_pem, key_pem, (certificate, key), files, stamps)
+        taken_back = revoked_in(revoked, roots) if revoked is not None else frozenset[int]()
+        paths = (certificate, key)
+        return cls(name, as_pem(roots), as_pem(chain), key_pem(own), paths, taken_back, files, stamps)
 
     @staticmethod
     def _name(path: Path, certificate: x509.Certificate) -> str:
@@ -108,25 +115,26 @@ class Credentials:
 
 
 class ServerTls(Credentials):
-    """The coordinator's certificate and key: a certificate that authenticates a server."""
+    """The coordinator's certificate and key; `revoked`: serial numbers of certificates that it lets in no more."""
 
     _usage = ExtendedKeyUsageOID.SERVER_AUTH
     _role = "coordinator"
 
     @classmethod
-    def load(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        """Read three PEM files.
+    def load(cls, authority: Path, certificate: Path, key: Path, revoked: Path | None = None) -> Self:
+        """Read three PEM files, and the list of revoked certificates where there is one.
 
         Args:
             authority: the certificate of the authority that every party pins.
             certificate: the coordinator's own, with any intermediate ones behind it.
             key: its private key, which only its owner may read.
+            revoked: the authority's list of certificates that it took back (a CRL in PEM form); may be missing.
 
         Raises:
             ConfigError: a file is missing or unreadable, expired, not yet valid, from another authority, not a
                 coordinator's, or the key does not match; names the file and what to do.
         """
-        return cls._load(authority, certificate, key)
+        return cls._load(authority, certificate, key, revoked)
 
 
 class ClientTls(Credentials):
@@ -174,23 +182,51 @@ class ClientTls(Credentials):
         Raises:
             ConfigError: the file is missing, unreadable or expired.
         """
-        pem = _read(authority, "authority")
-        _check_dates(authority, _certificates(authority, pem)[0])
-        return cls(site, pem, b"", b"", (authority, authority))
+        roots = certificates_in(Path(authority), "authority")
+        _check_dates(authority, roots[0])
+        return cls(site, as_pem(roots), b"", b"", (authority, authority))
 
 
-def site_named_by(pem: bytes) -> str:
+def site_named_by(pem: bytes, revoked: Collection[int] = ()) -> str:
     """The site that a peer's certificate is for: the first one in `pem`, whose chain TLS has verified.
 
+    Args:
+        pem: what the peer showed.
+        revoked: serial numbers that are let in no more.
+
     Raises:
-        ValueError: it is no certificate, not for authenticating a client, or names nobody or more than one; the
-            message goes on from "the certificate".
+        ValueError: it is no certificate, revoked, not for authenticating a client, or names nobody or more than one;
+            the message goes on from "the certificate".
     """
+    shown = _shown(pem)
+    if shown.serial in revoked:
+        raise ValueError("was revoked by the coordinator; ask for a new one with enrol request")
+    if shown.problem:
+        raise ValueError(shown.problem)
+    return shown.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    name: str
+    problem: str
+    serial: int
+    ends: dt.datetime | None
+
+
+@lru_cache(maxsize=_SEEN_CERTIFICATES)
+def _shown(pem: bytes) -> _Shown:
+    """What a certificate says. A site shows its own with every call; reading it takes a millisecond."""
     try:
         certificate = x509.load_pem_x509_certificates(pem)[0]
     except ValueError:
-        raise ValueError("is missing or cannot be read") from None
-    return _site(certificate)
+        return _Shown("", "is missing or cannot be read", -1, None)
+    name = problem = ""
+    try:
+        name = _site(certificate)
+    except ValueError as error:
+        problem = str(error)
+    return _Shown(name, problem, certificate.serial_number, certificate.not_valid_after_utc)
 
 
 def _site(certificate: x509.Certificate) -> str:
@@ -207,9 +243,9 @@ def _site(certificate: x509.Certificate) -> str:
     return names[0]
 
 
-def last_moment(pem: bytes) -> dt.datetime:
-    """When the first certificate in `pem` ends."""
-    return x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
+def last_moment(pem: bytes) -> dt.datetime | None:
+    """When the first certificate in `pem` ends; None where there is none."""
+    return _shown(pem).ends
 
 
 def diagnose(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> str:
@@ -260,7 +296,8 @@ def _answers(host: str, port: int, tls: ClientTls, proxy: Proxy | None) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
     if tls.certificate:
-        context.load_cert_chain(*tls.paths)
+        with _in_memory(tls.certificate + tls.key) as pair:  # as gRPC has them, whatever wrote the files
+            context.load_cert_chain(pair)
     context.set_alpn_protocols(["h2"])
     with (
         dial(host, port, proxy, _DIAGNOSIS_SECONDS) as plain,
@@ -275,38 +312,27 @@ def _answers(host: str, port: int, tls: ClientTls, proxy: Proxy | None) -> bool:
     return False
 
 
-def _stamps(files: tuple[Path, Path, Path]) -> _Stamps:
-    found = [path.stat() for path in files]
-    return tuple((stat.st_mtime_ns, stat.st_size, stat.st_ino) for stat in found)
+def _stamps(files: tuple[Path | None, ...]) -> _Stamps:
+    """What changes where a file does; a file may be missing."""
+    found = []
+    for path in files:
+        try:
+            stat = os.stat(path) if path is not None else None
+        except OSError:
+            stat = None
+        found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else (0, 0, 0))
+    return tuple(found)
 
 
-def _read(path: Path, what: str) -> bytes:
+@contextmanager
+def _in_memory(pem: bytes) -> Iterator[str]:
+    """A file that lies on no disk: the standard library's TLS takes keys from files only."""
+    descriptor = os.memfd_create("pem")
     try:
-        pem = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{what} file {path} cannot be read ({error.strerror}); check the path, or make certificates first"
-        ) from None
-    if byte_order_mark(pem):  # gRPC and OpenSSL, which read these files themselves, find no certificate behind one
-        raise ConfigError(f"{what} file {path} begins with a byte-order mark; save it again as ASCII, without one")
-    return pem
-
-
-def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        raise ConfigError(f"{path} is not a certificate in PEM form; it begins with BEGIN CERTIFICATE") from None
-
-
-def _private_key(path: Path, pem: bytes) -> PrivateKeyTypes:
-    owners_only(path)
-    try:
-        return serialization.load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise ConfigError(f"key {path} has a password; store it without one, readable by you only") from None
-    except ValueError:
-        raise ConfigError(f"{path} is not a private key in PEM form; it begins with BEGIN PRIVATE KEY") from None
+        os.write(descriptor, pem)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _check_dates(path: Path, certificate: x509.Certificate) -> None:

@@ -17,16 +17,18 @@ from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.mechanisms.table import MECHANISMS
+from fedseg.parties import Agreed, InProcess
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
 from fedseg.update import NoisedUpdate, model_hash
-from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
+from secagg import PinnedRoster, Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
 from secagg.context import next_head
 from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
+from secagg.service import exposed
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from secagg.transcript_files import verify
@@ -239,7 +241,8 @@ def test_a_lying_coordinators_transcript_neither_clears_a_round_nor_ends_a_site_
 def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: SigningKey, run: str = "run") -> SecureSum:
     book = RoundBook(run, bytes(32), server, policy.max_corrupt)
     rounding = lambda site, number: Stream.seeded(1, site, number)  # noqa: E731
-    return SecureSum(policy, book, keys, folder, rounding, bytes(32), private=False)
+    agreed = Agreed(policy, PinnedRoster({site: key.verify_key for site, key in keys.items()}), run, bytes(32), False)
+    return SecureSum(agreed, book, InProcess(agreed, keys, folder, rounding), folder)
 
 
 def update(site: str, length: int = LENGTH) -> NoisedUpdate:
@@ -337,7 +340,7 @@ def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(
     policy = replace(liver.policy, project="brain")
     path = foreign(tmp_path, policy, server_key(tmp_path))
     (waited,) = (asyncio.run(liver._begin()), *liver.exposed.waiting)[1:]
-    monkeypatch.setattr(exposure, "verify", lambda paths, _, roster: verify(paths, policy, roster))
+    monkeypatch.setattr(exposed, "verify", lambda paths, _, roster: verify(paths, policy, roster))
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
     assert list(liver.exposed.waiting) == [waited]  # the identifier of the round still says that it is another one

@@ -155,7 +155,7 @@ def test_unfinished_uploads_cost_one(folder):
                 await hello(channel)
                 before, calls = await resident(), []
                 for _ in range(120):
-                    call = await stall(channel, LIMIT, 7)
+                    call = await stall(channel, LIMIT, 28)
                     calls.append(asyncio.create_task(ended(call)))
                 await asyncio.sleep(0.3)
                 held = await resident() - before

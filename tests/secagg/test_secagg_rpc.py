@@ -18,8 +18,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from secagg.errors import AbortedError, ConfigError, IllegalTransitionError
 from secagg.policy import Policy
 from secagg.rpc import frames
+from secagg.rpc.authority import Authority
 from secagg.rpc.client import MailboxClient
-from secagg.rpc.demo_authority import Authority, make_certificates
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import Assembler, Message, Received
 from secagg.rpc.pace import CHUNK_BYTES, PIECE_BYTES
 from secagg.rpc.server import MailboxServer
@@ -652,7 +653,7 @@ MALFORMED = {
     "is too small, or larger": [*OPENING, Frame(sequence=1, data=b"xx", offset=CHUNK_BYTES)],
     "too small": [*OPENING, Frame(sequence=1, offset=CHUNK_BYTES)],
     "belongs at byte 0": [*OPENING, Frame(sequence=1, data=b"x")],
-    "belongs at byte 1048577": [*OPENING, Frame(sequence=1, data=b"x", offset=CHUNK_BYTES + 1)],
+    f"belongs at byte {CHUNK_BYTES + 1}": [*OPENING, Frame(sequence=1, data=b"x", offset=CHUNK_BYTES + 1)],
     "before the last one was": [*OPENING, Frame(sequence=2, data=b"x")],
     "began before the last": [*OPENING, Frame(sequence=1, kind="k", data=b"x")],
     "ended inside": OPENING,
