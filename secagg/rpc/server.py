@@ -412,6 +412,8 @@ class MailboxServer:
                     raise ValueError(f"message {frame.sequence} came after message {peer.arrived}")
                 if frame.kind in frames.NEWS:
                     raise ValueError(f"kind {frame.kind!r} is reserved")
+                if not before and not peer.has_room(frame.size):
+                    peer.partial.close()
                 await self._room(peer, context, frame.size)
             if message is not None:
                 peer.arrived = message.sequence
