@@ -23,7 +23,7 @@ from fedseg.records import Interval
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
-from fedseg.report.page import save, template
+from fedseg.page import save, template
 from fedseg.report.pictures import pictures
 
 __all__ = ["PRIVATE", "epsilons_in", "pages", "write_report"]
