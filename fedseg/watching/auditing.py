@@ -23,15 +23,12 @@ from fedseg.events import (
 from fedseg.status import COORDINATOR
 from secagg.audit import AuditLog
 
-FILE = "audit.jsonl"
-"""In the folder of a coordinator's credentials, for all its studies."""
-
 _WAITING = 10_000
 _Line = tuple[str, str, dict[str, object]]
 
 
 class Auditing:
-    """A `Listener` that appends to an audit log. On a full disk lines wait, each with its own time, and are written later.
+    """A `Listener` that appends to an audit log; on a full disk lines wait, and say when they were.
 
     Args:
         path: of the log; its folder must exist.

@@ -10,7 +10,7 @@ import logging
 import sys
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fedseg.errors import ConfigError
 from fedseg.events import (
@@ -42,7 +42,10 @@ from secagg.steps import MASKED_INPUT_COLLECTION
 
 _LINES: dict[type[Event], tuple[int, tuple[str, ...]]] = {
     Listening: (logging.INFO, ("host", "port")),
-    StudyStarted: (logging.INFO, ("name", "study_hash", "party", "rounds", "mechanism", "unit", "delta", "budget", "n")),
+    StudyStarted: (
+        logging.INFO,
+        ("name", "study_hash", "party", "rounds", "mechanism", "unit", "delta", "budget", "n"),
+    ),
     Connected: (logging.INFO, ("site", "version")),
     Certificate: (logging.INFO, ("site", "until")),
     Disconnected: (logging.WARNING, ("site",)),
@@ -65,6 +68,19 @@ _LINES: dict[type[Event], tuple[int, tuple[str, ...]]] = {
 }
 
 
+class _Quiet(logging.Handler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - its name in logging
+        """A line that cannot be written, as on a full disk, is lost, and nothing else happens."""
+
+
+class _File(_Quiet, WatchedFileHandler):
+    """A file that another program may rotate."""
+
+
+class _Stream(_Quiet, logging.StreamHandler[TextIO]):
+    """The error output."""
+
+
 class Logged:
     """A `Listener` that writes the log; one that fails, as on a full disk, loses lines and costs the run nothing.
 
@@ -77,9 +93,11 @@ class Logged:
 
     def __init__(self, target: Path | None = None) -> None:
         try:
-            self._handler = WatchedFileHandler(target, encoding="ascii") if target else logging.StreamHandler(sys.stderr)
+            self._handler: logging.Handler = _File(target, encoding="ascii") if target else _Stream(sys.stderr)
         except OSError as error:
-            raise ConfigError(f"{target} cannot be written ({error.strerror}); give --log-file another place") from error
+            raise ConfigError(
+                f"{target} cannot be written ({error.strerror}); give --log-file another place"
+            ) from error
         self._handler.setFormatter(logging.Formatter("%(message)s"))
         self._claims = self._site = False
 
@@ -94,9 +112,7 @@ class Logged:
             names = ()
         fields = event.model_dump(mode="json", include=set(names))
         line: dict[str, Any] = {"at": event.at, "level": logging.getLevelName(level).lower(), "event": event.kind}
-        self._handler.handle(
-            logging.LogRecord("fedseg", level, "", 0, json.dumps(line | fields).replace("%", "%%"), (), None)
-        )
+        self._handler.handle(logging.LogRecord("fedseg", level, "", 0, json.dumps(line | fields), (), None))
 
     def _tells_of_training(self, event: AnyEvent) -> bool:
         return self._claims and isinstance(event, StepAccepted) and event.step == MASKED_INPUT_COLLECTION

@@ -46,7 +46,9 @@ class Watch:
         try:
             self._server = _Server((self.host, int(port)), partial(_Handler, status, self.host))
         except OSError as error:
-            raise ConfigError(f"--watch {where}: nobody can listen there ({error.strerror}); use another port") from error
+            raise ConfigError(
+                f"--watch {where}: nobody can listen there ({error.strerror}); use another port"
+            ) from error
 
     @property
     def url(self) -> str:
@@ -100,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._status, self._host = status, host
         super().__init__(*given)
 
-    def do_GET(self) -> None:  # noqa: N802 - its name in http.server
+    def do_GET(self) -> None:
         """Answer one of the paths."""
         if not self._meant():
             self._answer(421, "text/plain", b"ask by the address of this computer\n")
@@ -115,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(404, "text/plain", b"there are /, /status.json and /metrics\n")
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the same
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are in no log."""
@@ -135,7 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
+        self.send_header(
+            "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        )
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -7,9 +7,13 @@ from datetime import UTC, datetime
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import SEEDED
 from fedseg.status import COORDINATOR, GONE, HERE, LEFT, REFUSED, Peer, Status
+from secagg.steps import STEPS
 
 SOON = 30
 """Days before the end of a certificate from which on it is a warning."""
+
+SHORT = dict(zip(STEPS[:-1], ("keys", "shares", "report", "masked update", "attestation", "unmasking"), strict=True))
+"""What a site sends in each step."""
 
 LITTLE = 2 * 10**9
 """Free bytes below which it is a warning."""
@@ -42,12 +46,14 @@ def _row(peer: Peer, status: Status) -> Row:
     state = f"{peer.state} for {ago(peer.since, status.asked)}" if peer.since else peer.state
     if peer.name == status.party:
         state, tone = "this party", ""
+    elif peer.state in (HERE, GONE) and not status.running:
+        state, tone = "not known" if not status.over else "over", "quiet"
     return Row(
         name=peer.name,
         state=f"{state}: {peer.reason}" if peer.reason else state,
         tone=tone,
         doing=_doing(peer, status),
-        awaited=peer.awaited,
+        awaited=peer.awaited and status.running,
         epsilon="" if peer.epsilon is None else epsilon_text(peer.epsilon),
         dice=tuple(_number(peer.dice.get(name)) for name in status.structures) if peer.dice else (),
         patients=str(peer.patients) if peer.dice else "",
@@ -59,9 +65,9 @@ def _row(peer: Peer, status: Status) -> Row:
 def _doing(peer: Peer, status: Status) -> str:
     if peer.silent:
         return f"silent since round {peer.silent}"
-    if peer.awaited:
+    if peer.awaited and status.running:
         return "awaited"
-    return f"{peer.step}, done" if peer.step and peer.step != "training" else peer.step
+    return f"{SHORT[peer.step]} sent" if peer.step in SHORT else peer.step
 
 
 def headline(status: Status) -> str:
@@ -72,13 +78,14 @@ def headline(status: Status) -> str:
         return "starting"
     if not status.running:
         heard = f"; it was last heard of {ago(status.heard, status.asked)} ago" if status.heard else ""
-        return f"down: no process works on this run{heard}. The same command resumes it"
+        resume = "; the same command goes on with it" if status.party else ""
+        return f"down: no process works on this run{heard}{resume}"
     where = f"round {status.round} of {status.rounds}" if status.round else "before the first round"
     if status.step:
         where += f", step {status.step}"
     if not status.awaited:
         return where
-    waits = f"waits for {', '.join(status.awaited)} since {ago(status.since, status.asked)}"
+    waits = f"waits for {', '.join(status.awaited)} for {ago(status.since, status.asked)}"
     until = ago(status.asked, status.deadline)
     return f"{where}: {waits}" + (f", at most {until} more" if until else "")
 
