@@ -132,10 +132,10 @@ class DataSection(_Section):
     )
     patient: str = Field(
         default="",
-        description="regular expression whose group 'patient' is found in an image's path: who it is; see Patients",
+        description="regular expression whose group 'patient' is found in an image's path: who it is: see Patients",
     )
     patients: str = Field(
-        default="", description="table in each site's folder with the columns file and patient; see Patients"
+        default="", description="table in each site's folder with the columns file and patient: see Patients"
     )
 
     @property
