@@ -54,6 +54,11 @@ class Whose:
         """The entry's."""
         return self.entry.name
 
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The entry's."""
+        return self.entry.images
+
     def remarks(self) -> Sequence[str]:
         """The entry's."""
         return self.entry.remarks()
