@@ -37,7 +37,7 @@ def _sentence(text: str) -> str:
 
 
 Words = Annotated[str, Field(max_length=SENTENCE), AfterValidator(_sentence)]
-"""Text of the other side, made fit to be shown as it enters (`secagg.printable`): whoever gets it has it in one line."""
+"""Text of the other side, made fit to be shown as it enters (`secagg.printable`): it comes in one line."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes in hexadecimal."""
