@@ -30,6 +30,9 @@ class _File(BaseModel):
     credentials: PathText
     out: PathText | None = None
     patience: Seconds | None = None
+    log_format: Literal["text", "json"] | None = None
+    log_file: PathText | None = None
+    watch: str | None = None
 
 
 class CoordinatorFile(_File):
