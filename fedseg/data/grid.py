@@ -122,7 +122,7 @@ def _field_of_view(
 
 
 def _weights(extent: int, count: int) -> NDArray[np.float32]:
-    """(extent, count): what each of so many voxels gives to each of `count`: linearly, smoothed first where it shrinks."""
+    """(extent, count): what a line's voxels give to each of `count`: linearly, smoothed first where it shrinks."""
     line = torch.eye(extent)[:, None]
     if (sigma := (extent / count - 1) / 2) > 0:
         kernel = gaussian_1d(torch.tensor(sigma))
