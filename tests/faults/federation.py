@@ -1,0 +1,144 @@
+"""Four sites and a coordinator as processes, one of the sites behind a proxy; what they must have added up."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secagg import home
+from secagg.field import Field
+from secagg.layout import Layout
+from secagg.rpc.demo_authority import Authority
+from secagg.rpc.tls import AUTHORITY, COORDINATOR
+from tests.faults.parties import Party, Strike
+from tests.support.tcp_proxy import TcpProxy
+
+SITES = ("site-a", "site-b", "site-c", "site-d")
+STRUCK = "site-d"
+LENGTH, ROUNDS = 1000, 3
+CLIP = 32768.0
+"""With 16 bits a value, one step of it is 1: whole numbers are added exactly, and nothing is rounded."""
+
+
+class Federation:
+    """What all parties have, and the processes that run.
+
+    Args:
+        folder: an empty one.
+        state: where the coordinator keeps everything; in `folder` where None.
+        step_seconds: of the coordinator.
+    """
+
+    def __init__(self, folder: Path, state: Path | None = None, step_seconds: float = 4.0) -> None:
+        self.folder, self.step_seconds = folder, step_seconds
+        self.authority = Authority()
+        layout = Layout({"update": Field.floats(LENGTH, clip_range=CLIP)})
+        home.trial(folder, SITES, layout, max_corrupt=1)
+        self.state = folder / home.SERVER
+        if state is not None:
+            self.state = (folder / home.SERVER).rename(state / home.SERVER)
+        self.authority.write(self.state)
+        self.authority.issue(self.state, COORDINATOR, ["127.0.0.1"])
+        for site in SITES:
+            self.certify(site)
+            (folder / site / "vectors").mkdir()
+            for number in range(1, ROUNDS + 1):
+                np.save(folder / site / "vectors" / f"{number:04d}.npy", vector(site, number))
+        self.port = _free_port()
+        self.proxy = TcpProxy("127.0.0.1", self.port)
+        self.parties: dict[str, Party] = {}
+        self.ended: list[Party] = []
+
+    def certify(self, site: str, **given: object) -> None:
+        """Give a site a new certificate; see `Authority.issue`."""
+        self.authority.write(self.folder / site)
+        self.authority.issue(self.folder / site, site, **given)
+
+    def serve(self, *strikes: Strike) -> Party:
+        """Start the coordinator, or start it again: always the same command."""
+        given = ["--port", str(self.port), "--rounds", str(ROUNDS), "--out", str(self.state / "sums")]
+        return self._start(COORDINATOR, ["serve", str(self.state), *given, "--step-seconds", str(self.step_seconds)], *strikes)
+
+    def join(self, site: str, *strikes: Strike) -> Party:
+        """Start a site, or start it again: always the same command."""
+        address = self.proxy.address if site == STRUCK else f"127.0.0.1:{self.port}"
+        own = self.folder / site
+        given = ["--coordinator", address, "--vector", str(own / "vectors"), "--out", str(own / "sums")]
+        return self._start(site, ["join", str(own), *given], *strikes)
+
+    def _start(self, name: str, arguments: list[str], *strikes: Strike) -> Party:
+        if name in self.parties:
+            self.ended.append(self.parties[name])
+        self.parties[name] = party = Party(name, arguments, self.folder / f"{name}.log", *strikes)
+        return party
+
+    @property
+    def coordinator(self) -> Party:
+        """The coordinator's process, the latest one."""
+        return self.parties[COORDINATOR]
+
+    def finished(self, number: int) -> bool:
+        """Whether the coordinator has the sum of a round."""
+        return (self.state / "sums" / f"{number:04d}.json").is_file()
+
+    def included(self, number: int) -> list[str]:
+        """Whom the coordinator's sum of a round is of."""
+        return list(json.loads((self.state / "sums" / f"{number:04d}.json").read_text())["included"])
+
+    def check_sums(self) -> None:
+        """Every sum that anybody holds is exactly the plain one over exactly who is in it, and all agree.
+
+        Raises:
+            AssertionError: it is not.
+        """
+        for number in range(1, ROUNDS + 1):
+            if not self.finished(number):
+                continue
+            plain = sum((vector(site, number) for site in self.included(number)), np.zeros(LENGTH))
+            for own in (self.state, *(self.folder / site for site in SITES)):
+                path = own / "sums" / f"{number:04d}.npy"
+                if path.is_file():
+                    assert np.array_equal(np.load(path), plain), f"{path} is not the sum of {self.included(number)}"
+
+    def check_logs(self) -> None:
+        """Nobody has shown a traceback.
+
+        Raises:
+            AssertionError: somebody has.
+        """
+        for name in self.parties:
+            said = (self.folder / f"{name}.log").read_text(errors="replace")
+            assert "Traceback" not in said, f"{name}:\n{said}"
+
+    def end(self) -> None:
+        """Kill whoever is left."""
+        for party in (*self.parties.values(), *self.ended):
+            party.kill()
+
+
+@contextmanager
+def federation(folder: Path, state: Path | None = None) -> Iterator[Federation]:
+    """A federation, of which no process outlives the block."""
+    made = Federation(folder, state)
+    with made.proxy:
+        try:
+            yield made
+        finally:
+            made.end()
+
+
+def vector(site: str, number: int) -> NDArray[np.float64]:
+    """What a site adds to a round: whole numbers."""
+    seed = [number, *site.encode()]
+    return np.random.default_rng(seed).integers(-20000, 20000, LENGTH).astype(np.float64)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
