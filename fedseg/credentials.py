@@ -19,7 +19,7 @@ from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.tls import AUTHORITY, COORDINATOR, ClientTls, ServerTls
 from secagg.writing import PRIVATE, PUBLIC, write_whole
 
-FEDERATION = "federation.toml"
+FEDERATION, REVOKED = "federation.toml", "revoked.pem"
 _Read = TypeVar("_Read")
 
 
@@ -72,7 +72,8 @@ def site_tls(folder: Path, site: str, federation: Federation) -> ClientTls:
 
 def coordinator_tls(folder: Path) -> ServerTls:
     """The coordinator's TLS credentials; raises secagg's ConfigError with the file and the remedy."""
-    return ServerTls.load(folder / f"{AUTHORITY}.pem", folder / f"{COORDINATOR}.pem", folder / f"{COORDINATOR}.key")
+    names = (f"{AUTHORITY}.pem", f"{COORDINATOR}.pem", f"{COORDINATOR}.key", REVOKED)
+    return ServerTls.load(*(folder / name for name in names))
 
 
 def make_credentials(folder: Path, study: Study, training_run: str) -> None:

@@ -341,7 +341,7 @@ class MailboxServer:
         """The allowed client that the certificate names; its connection is a stranger's no longer."""
         certificates = context.auth_context().get("x509_pem_cert", ())
         try:
-            name = site_named_by(b"".join(map(bytes, certificates)))
+            name = site_named_by(b"".join(map(bytes, certificates)), self._tls.revoked)
         except ValueError as error:
             return await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"the certificate {error}")
         peer = self._peers.get(name)

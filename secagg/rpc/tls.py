@@ -7,11 +7,12 @@ pickle.
 """
 
 import datetime as dt
+import os
 import socket
 import ssl
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NoReturn, Self
@@ -19,12 +20,11 @@ from typing import ClassVar, NoReturn, Self
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
-from secagg.text import byte_order_mark
-from secagg.writing import owners_only
+from secagg.rpc.pem import as_pem, certificates_in, key_pem, private_key_in, revoked_in
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
@@ -42,6 +42,7 @@ class Credentials:
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
     paths: tuple[Path, Path] = field(repr=False)
+    revoked: frozenset[int] = frozenset()
 
     _usage: ClassVar[x509.ObjectIdentifier]
     _role: ClassVar[str]
@@ -50,12 +51,10 @@ class Credentials:
         raise TypeError("credentials hold a private key and cannot be copied or serialised")
 
     @classmethod
-    def _load(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        authority_pem, certificate_pem, key_pem = (
-            _read(path, what) for path, what in ((authority, "authority"), (certificate, "certificate"), (key, "key"))
-        )
-        roots = _certificates(authority, authority_pem)
-        chain = _certificates(certificate, certificate_pem)
+    def _load(cls, authority: Path, certificate: Path, key: Path, revoked: Path | None = None) -> Self:
+        roots = certificates_in(Path(authority), "authority")
+        chain = certificates_in(Path(certificate), "certificate")
+        own = private_key_in(Path(key))
         _check_dates(authority, roots[0])
         _check_dates(certificate, chain[0])
         if not _leads_to(chain, roots):
@@ -63,11 +62,13 @@ class Credentials:
                 f"certificate {certificate} was not issued by the authority {authority}; use the authority file "
                 "that came with it, or ask the coordinator for a new certificate"
             )
-        if _public_bytes(chain[0].public_key()) != _public_bytes(_private_key(key, key_pem).public_key()):
+        if _public_bytes(chain[0].public_key()) != _public_bytes(own.public_key()):
             raise ConfigError(f"key {key} does not belong to certificate {certificate}; take the pair made together")
         if not _allows(chain[0], cls._usage):
             raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
-        return cls(cls._name(certificate, chain[0]), authority_pem, certificate_pem, key_pem, (certificate, key))
+        name = cls._name(certificate, chain[0])
+        taken_back = revoked_in(revoked, roots) if revoked is not None else frozenset[int]()
+        return cls(name, as_pem(roots), as_pem(chain), key_pem(own), (certificate, key), taken_back)
 
     @staticmethod
     def _name(path: Path, certificate: x509.Certificate) -> str:
@@ -75,25 +76,26 @@ class Credentials:
 
 
 class ServerTls(Credentials):
-    """The coordinator's certificate and key: a certificate that authenticates a server."""
+    """The coordinator's certificate and key; `revoked`: serial numbers of certificates that it lets in no more."""
 
     _usage = ExtendedKeyUsageOID.SERVER_AUTH
     _role = "coordinator"
 
     @classmethod
-    def load(cls, authority: Path, certificate: Path, key: Path) -> Self:
-        """Read three PEM files.
+    def load(cls, authority: Path, certificate: Path, key: Path, revoked: Path | None = None) -> Self:
+        """Read three PEM files, and the list of revoked certificates where there is one.
 
         Args:
             authority: the certificate of the authority that every party pins.
             certificate: the coordinator's own, with any intermediate ones behind it.
             key: its private key, which only its owner may read.
+            revoked: the authority's list of certificates that it took back (a CRL in PEM form); may be missing.
 
         Raises:
             ConfigError: a file is missing or unreadable, expired, not yet valid, from another authority, not a
                 coordinator's, or the key does not match; names the file and what to do.
         """
-        return cls._load(authority, certificate, key)
+        return cls._load(authority, certificate, key, revoked)
 
 
 class ClientTls(Credentials):
@@ -131,17 +133,23 @@ class ClientTls(Credentials):
         return credentials
 
 
-def site_named_by(pem: bytes) -> str:
+def site_named_by(pem: bytes, revoked: Collection[int] = ()) -> str:
     """The site that a peer's certificate is for: the first one in `pem`, whose chain TLS has verified.
 
+    Args:
+        pem: what the peer showed.
+        revoked: serial numbers that are let in no more.
+
     Raises:
-        ValueError: it is no certificate, not for authenticating a client, or names nobody or more than one; the
-            message goes on from "the certificate".
+        ValueError: it is no certificate, revoked, not for authenticating a client, or names nobody or more than one;
+            the message goes on from "the certificate".
     """
     try:
         certificate = x509.load_pem_x509_certificates(pem)[0]
     except ValueError:
         raise ValueError("is missing or cannot be read") from None
+    if certificate.serial_number in revoked:
+        raise ValueError("was revoked by the coordinator; ask for a new one with enrol request")
     return _site(certificate)
 
 
@@ -200,7 +208,8 @@ def _answers(host: str, port: int, tls: ClientTls) -> bool:
     """Tell whether the server still talks after the handshake: in TLS 1.3 it looks at our certificate only then."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
-    context.load_cert_chain(*tls.paths)
+    with _in_memory(tls.certificate + tls.key) as pair:  # as gRPC has them, whatever wrote the files
+        context.load_cert_chain(pair)
     context.set_alpn_protocols(["h2"])
     with (
         socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
@@ -215,33 +224,15 @@ def _answers(host: str, port: int, tls: ClientTls) -> bool:
     return False
 
 
-def _read(path: Path, what: str) -> bytes:
+@contextmanager
+def _in_memory(pem: bytes) -> Iterator[str]:
+    """A file that lies on no disk: the standard library's TLS takes keys from files only."""
+    descriptor = os.memfd_create("pem")
     try:
-        pem = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"{what} file {path} cannot be read ({error.strerror}); check the path, or make certificates first"
-        ) from None
-    if byte_order_mark(pem):  # gRPC and OpenSSL, which read these files themselves, find no certificate behind one
-        raise ConfigError(f"{what} file {path} begins with a byte-order mark; save it again as ASCII, without one")
-    return pem
-
-
-def _certificates(path: Path, pem: bytes) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        raise ConfigError(f"{path} is not a certificate in PEM form; it begins with BEGIN CERTIFICATE") from None
-
-
-def _private_key(path: Path, pem: bytes) -> PrivateKeyTypes:
-    owners_only(path)
-    try:
-        return serialization.load_pem_private_key(pem, password=None)
-    except TypeError:
-        raise ConfigError(f"key {path} has a password; store it without one, readable by you only") from None
-    except ValueError:
-        raise ConfigError(f"{path} is not a private key in PEM form; it begins with BEGIN PRIVATE KEY") from None
+        os.write(descriptor, pem)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _check_dates(path: Path, certificate: x509.Certificate) -> None:

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from secagg.errors import ConfigError
 from secagg.rpc.demo_authority import Authority, make_certificates
@@ -292,3 +292,125 @@ def test_a_key_that_others_can_reach_is_refused(tmp_path, mode, name):
         kind.load(*paths, *rest)
     paths[2].chmod(0o400)
     kind.load(*paths, *rest)
+
+
+# --- Files as other tools leave them ----------------------------------------------------------------------------------
+
+LEFT_BY = {
+    "Windows": lambda pem: pem.replace(b"\n", b"\r\n"),
+    "Notepad": lambda pem: b"\xef\xbb\xbf" + pem.replace(b"\n", b"\r\n"),
+    "Notepad, as UTF-16": lambda pem: pem.decode().encode("utf-16"),
+    "openssl -text": lambda pem: b"Certificate:\n    Data:\n        Version: 3 (0x2)\n" + pem,
+    "an editor without last line end": bytes.rstrip,
+}
+
+
+@pytest.mark.parametrize("tool", LEFT_BY)
+def test_a_file_is_read_as_its_tool_left_it_and_goes_to_grpc_as_the_libraries_write_it(made, tmp_path, tool):
+    for path in made.iterdir():
+        (tmp_path / path.name).write_bytes(LEFT_BY[tool](path.read_bytes()))
+        (tmp_path / path.name).chmod(0o600)
+    for folder in (tmp_path, made):
+        tls = client(folder)
+        assert tls.key == (made / "site-a.key").read_bytes()
+        assert tls.certificate == (made / "site-a.pem").read_bytes()
+
+
+def test_the_curve_that_openssl_ecparam_writes_in_front_of_a_key_is_no_harm(made, tmp_path):
+    key = serialization.load_pem_private_key((made / "site-a.key").read_bytes(), None)
+    old = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    curve = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
+    (tmp_path / "old.key").write_bytes(curve + old)
+    (tmp_path / "old.key").chmod(0o600)
+    assert client(made, key=tmp_path / "old.key").key == (made / "site-a.key").read_bytes()
+
+
+REFUSED = {
+    "an Ed25519 key": ed25519.Ed25519PrivateKey.generate,
+    "an EC key on brainpoolP256r1": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
+    "an EC key on secp521r1": lambda: ec.generate_private_key(ec.SECP521R1()),
+    "an RSA key of 1024 bits": lambda: rsa.generate_private_key(65537, 1024),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_key_that_grpc_cannot_use_is_named(made, tmp_path, kind):
+    key = REFUSED[kind]()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "odd.key").write_bytes(pem)
+    (tmp_path / "odd.key").chmod(0o600)
+    with pytest.raises(ConfigError, match=rf"key .*odd.key is {kind}, which is refused; use an EC key on P-256"):
+        client(made, key=tmp_path / "odd.key")
+    authority = Authority()
+    builder = authority._builder(
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "site-a")]), key.public_key(), authority._valid
+    )
+    signed = builder.sign(authority._key, authority._certificate.signature_hash_algorithm)
+    (tmp_path / "odd.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(ConfigError, match=rf"certificate .*odd.pem holds {kind}, which is refused"):
+        client(made, certificate=tmp_path / "odd.pem")
+
+
+# --- Revocation -------------------------------------------------------------------------------------------------------
+
+
+def crl(authority: Authority, path: Path, serials: list[int]) -> Path:
+    builder = (
+        x509.CertificateRevocationListBuilder().issuer_name(authority._name).last_update(NOW).next_update(NOW + DAY)
+    )
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW).build()
+        builder = builder.add_revoked_certificate(entry)
+    signed = builder.sign(authority._key, authority._certificate.signature_hash_algorithm)
+    path.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_a_revoked_certificate_is_refused_at_its_first_call(tmp_path):
+    authority = Authority()
+    authority.write(tmp_path)
+    authority.issue(tmp_path, "coordinator", ["127.0.0.1"])
+    names = ("authority.pem", "coordinator.pem", "coordinator.key")
+    serials = {}
+    for site in ("site-a", "site-b"):
+        certificate, _ = authority.issue(tmp_path, site)
+        serials[site] = x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+    listed = crl(authority, tmp_path / "revoked.pem", [serials["site-b"]])
+    tls = ServerTls.load(*(tmp_path / name for name in names), listed)
+
+    async def said_to(port: int, site: str) -> str:
+        pem = [(tmp_path / name).read_bytes() for name in ("authority.pem", f"{site}.key", f"{site}.pem")]
+        async with grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*pem)) as channel:
+            hello = channel.unary_unary(f"/{SERVICE}/Hello", Greeting.SerializeToString, Welcome.FromString)
+            try:
+                await hello(Greeting(version=1, session=bytes(16)), timeout=20)
+            except grpc.aio.AioRpcError as error:
+                return error.details()
+        return "welcome"
+
+    async def scenario() -> list[str]:
+        server = MailboxServer(serials, tls)
+        port = await server.start("127.0.0.1", 0)
+        try:
+            return [await said_to(port, site) for site in serials]
+        finally:
+            await server.stop(0.0)
+
+    welcome, refused = asyncio.run(scenario())
+    assert welcome == "welcome"
+    assert "the certificate was revoked by the coordinator" in refused
+
+
+def test_a_list_of_another_authority_or_of_nonsense_lets_nobody_in(tmp_path):
+    authority = Authority()
+    authority.write(tmp_path)
+    authority.issue(tmp_path, "coordinator", ["127.0.0.1"])
+    paths = [tmp_path / name for name in ("authority.pem", "coordinator.pem", "coordinator.key")]
+    assert ServerTls.load(*paths, tmp_path / "absent.pem").revoked == frozenset()
+    with pytest.raises(ConfigError, match=r"others.pem was not signed by the authority"):
+        ServerTls.load(*paths, crl(Authority(), tmp_path / "others.pem", []))
+    (tmp_path / "nonsense.pem").write_text("hello")
+    with pytest.raises(ConfigError, match=r"nonsense.pem is not a list of revoked certificates"):
+        ServerTls.load(*paths, tmp_path / "nonsense.pem")
