@@ -1,8 +1,8 @@
 """What happens in a run, one class per kind of event: written to events.jsonl and read from it by the same classes.
 
 Whoever emits an event is held to its fields by mypy and pydantic; a reader skips kinds and fields that its version does
-not know. An event holds neither an update nor a secret. Strings may be text of others: whoever shows them makes them
-fit for that (`secagg.printable`).
+not know. An event holds neither an update nor a secret. Text of others is made fit to be shown as it enters an event
+(`Words`), so that whoever reads one has it in one line without anything that acts.
 """
 
 import math
@@ -11,19 +11,21 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
+from secagg.printable import printable
+
 
 def finite(value: Any) -> Any:
     """The value, or None for NaN and infinity, which Python writes into JSON."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _whole(value: Any) -> Any:
-    r"""Half a character, as in names of files, written as ``\\ud800``: JSON has no place for it."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 Number = Annotated[float | None, BeforeValidator(finite)]
-Words = Annotated[str, BeforeValidator(_whole)]
+Words = Annotated[str, BeforeValidator(_printable)]
+"""Text that others may have written: kept as `secagg.printable` shows it."""
 
 
 MUCH_CUT = 0.03
@@ -54,20 +56,20 @@ class StudyStarted(Event):
 
     kind: Literal["study"] = "study"
     name: Words
-    study_hash: str
+    study_hash: Words
     sites: tuple[Words, ...]
     structures: tuple[Words, ...]
     rounds: int
     local_steps: int
     parameters: int
-    mechanism: str
-    unit: str
+    mechanism: Words
+    unit: Words
     delta: Number
     budget: Number
     sample_rate: Number
     clip_norm: Number
     noise_multiplier: Number
-    suite: str
+    suite: Words
     n: int
     threshold: int
     max_corrupt: int
@@ -75,7 +77,7 @@ class StudyStarted(Event):
     bits: int
     seed: int | None
     secure: bool
-    start: str
+    start: Words
 
 
 class Resumed(Event):
@@ -104,7 +106,7 @@ class RoundStarted(Event):
     kind: Literal["round"] = "round"
     round: int
     attempt: int
-    model_hash: str
+    model_hash: Words
 
 
 class Trained(Event):
@@ -200,7 +202,7 @@ class RoundEnded(Event):
     included: tuple[Words, ...]
     dropped: tuple[Words, ...]
     exact: bool | None
-    head: str
+    head: Words
     clip_rate: Mapping[Words, Number]
     bytes_up: int
     bytes_down: int

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
-from fedseg.events import Number, finite
+from fedseg.events import Number, Words, finite
 
 
 def _of_somebody(value: Any) -> Any:
@@ -51,7 +51,7 @@ class Achieved(Record):
     colluders: int
     charged: float
     epsilon: Number = None
-    sentence: str = ""
+    sentence: Words = ""
 
 
 class Privacy(Record):
@@ -59,15 +59,15 @@ class Privacy(Record):
 
     epsilon: float
     delta: float
-    unit: str
-    neighbouring: str = ""
-    trust: str = ""
+    unit: Words
+    neighbouring: Words = ""
+    trust: Words = ""
     noise_multiplier: Number = None
     sample_rate: Number = None
     clip_norm: Number = None
     steps: int | None = None
-    per_site: dict[str, Number] = {}
-    sentence: str = ""
+    per_site: dict[Words, Number] = {}
+    sentence: Words = ""
     achieved: Achieved | None = None
 
 
@@ -77,7 +77,7 @@ class SiteDice(Record):
     n_train: int | None = None
     n_test: int | None = None
     mean: MaybeInterval = None
-    structures: dict[str, MaybeInterval] = {}
+    structures: dict[Words, MaybeInterval] = {}
 
 
 class Grid(Record):
@@ -98,16 +98,16 @@ class Dice(Record):
     """Dice over all test patients and site by site."""
 
     grid: Grid | None = None
-    overall: dict[str, MaybeInterval] = {}
+    overall: dict[Words, MaybeInterval] = {}
     mean: MaybeInterval = None
-    sites: dict[str, SiteDice] = {}
+    sites: dict[Words, SiteDice] = {}
 
 
 class Validated(Record):
     """Mean Dice per structure after a round, and what the site that has spent most has spent."""
 
     round: int
-    dice: dict[str, Number] = {}
+    dice: dict[Words, Number] = {}
     mean: Number = None
     epsilon: Number = None
 
@@ -122,7 +122,7 @@ class Drop(Record):
     """A site that shared its keys in a completed round and is not in its sum."""
 
     round: int
-    site: str
+    site: Words
 
 
 class Protocol(Record):
@@ -133,7 +133,7 @@ class Protocol(Record):
     dropouts: list[Drop] = []
     bytes_up: int = 0
     bytes_down: int = 0
-    seconds: dict[str, float] = {}
+    seconds: dict[Words, float] = {}
 
 
 class Metrics(Record):
@@ -145,21 +145,21 @@ class Metrics(Record):
     """
 
     format: int = 1
-    study: str
-    study_hash: str
+    study: Words
+    study_hash: Words
     seed: int | None = None
     seeded_no_privacy_claim: bool = False
-    command: str = ""
+    command: Words = ""
     rounds: int = 0
-    unfinished: str = ""
-    started_utc: str = ""
+    unfinished: Words = ""
+    started_utc: Words = ""
     seconds: float
     parameters: int = 0
-    versions: dict[str, str] = {}
-    mechanism: str
+    versions: dict[Words, Words] = {}
+    mechanism: Words
     privacy: Privacy | None = None
     charged_for_life: bool | None = None
     dice: Dice = Dice()
-    baselines: dict[str, MaybeInterval] = {}
+    baselines: dict[Words, MaybeInterval] = {}
     history: list[SerializeAsAny[Validated]] = []
     protocol: Protocol

@@ -142,7 +142,7 @@ class RunFolder:
         folder._before, folder.started = state["seconds"], state["started"]
         with (path / "events.jsonl").open("rb+") as events:  # what came after the last whole round will happen again
             events.truncate(state["events"])
-        for line in (path / "events.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (path / "events.jsonl").read_bytes().splitlines():  # of text, U+2028 would end a line, too
             if event := event_of(json.loads(line)):
                 folder._tell(event)  # a screen that starts from nothing shows the whole run
         folder.emit(Resumed(round=folder.tally.last_round))

@@ -25,6 +25,7 @@ from fedseg.privacy.trust import Trust
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy, Suite
+from secagg.printable import printable
 
 LARGEST_EPSILON = 100.0
 """From here on even one patient's presence is as good as shown, whatever delta."""
@@ -32,7 +33,15 @@ LARGEST_EPSILON = 100.0
 UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
 SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
 
+
+def _shown(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"name '{printable(text)}': use letters that can be seen, in one line")
+    return text
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -47,7 +56,7 @@ class StudySection(_Section):
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
     task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
-    structures: tuple[str, ...] = Field(
+    structures: tuple[Label, ...] = Field(
         min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
@@ -76,7 +85,7 @@ class DataSection(_Section):
     """`[data]`: what a site's folder holds, and how images become batches."""
 
     layout: Literal["feta", "decathlon", "phantom"] = Field(description="how a site's folder is organised: see Layouts")
-    modality: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    modality: tuple[Label, ...] = Field(
         min_length=1, description="names of the image's channels in order, such as ['T2w']"
     )
     dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")

@@ -190,6 +190,11 @@ class Collecting(State, ABC):
         """Whether every expected client has been heard."""
         return len(self.received) == len(self.expected)
 
+    @property
+    def needed(self) -> int:
+        """With fewer messages than this the step cannot be closed, or says nothing."""
+        return self.round.policy.min_survivors
+
     def _kept(self, message: Any) -> Any:
         return message
 
@@ -200,10 +205,9 @@ class Collecting(State, ABC):
     def _in_order(self) -> list[Any]:
         return [self.received[client_id] for client_id in sorted(self.received)]
 
-    def _enough(self, need: int | None = None) -> None:
-        need = self.round.policy.min_survivors if need is None else need
-        if len(self.received) < need:
-            raise TooFewClientsError(self.step, len(self.received), need)
+    def _enough(self) -> None:
+        if len(self.received) < self.needed:
+            raise TooFewClientsError(self.step, len(self.received), self.needed)
 
     def _elsewhere(self, check: str, what: str) -> ProtocolError:
         """No culprit where the signature is good and the subject another: a late message of an honest client."""
@@ -415,6 +419,11 @@ class Attesting(Collecting):
         super().__init__(round, collected.included.by_id)
         self.dealt, self.collected = dealt, collected
 
+    @property
+    def needed(self) -> int:
+        """A quorum."""
+        return self.round.policy.threshold
+
     def _check(self, sender: str, message: Attestation) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-12", sender)
@@ -424,7 +433,7 @@ class Attesting(Collecting):
     def close(self) -> tuple["Unmasking", Mapping[str, Attestations]]:
         """Show the quorum to those who formed it."""
         self._leave()
-        self._enough(self.round.policy.threshold)
+        self._enough()
         attestations = Attestations(tuple(self._in_order()))
         unmasking = Unmasking(self.round, self.dealt, self.collected, self.received)
         return unmasking, dict.fromkeys(self.received, attestations)
@@ -453,6 +462,11 @@ class Unmasking(Collecting):
         self._keys: dict[str, MaskKey] = {}
         self._pair_seeds: dict[tuple[str, str], bytes] = {}
         self._ahead: _Ahead | None = None
+
+    @property
+    def needed(self) -> int:
+        """Shares of t clients give every secret."""
+        return self.round.policy.threshold
 
     def _check(self, sender: str, message: UnmaskingShares) -> None:
         self._own(sender, message.client_id)
@@ -506,7 +520,7 @@ class Unmasking(Collecting):
         """
         self._leave()
         policy, included = self.round.policy, self.collected.included
-        self._enough(policy.threshold)
+        self._enough()
         own = self._self_mask_seeds()
         masks = self._masks(own, included.by_id)
         if self._ahead is None:
@@ -669,6 +683,11 @@ class Blaming(Collecting):
         self._own_masks = {client_id: slot_mask(seed, round.policy) for client_id, seed in own.items()}
         self._opened = {ids: slot_mask(seed, round.policy) for ids, seed in pairs.items()}
 
+    @property
+    def needed(self) -> int:
+        """None: whoever does not answer is suspected."""
+        return 0
+
     def _check(self, sender: str, message: SlotMasks) -> None:
         self._own(sender, message.client_id)
         message.verify(self.round.pinned[sender], "S-23", sender)
@@ -724,6 +743,11 @@ class Confirming(Collecting):
     def __init__(self, round: Round, included: Iterable[str], total: Vector, result: Result) -> None:
         super().__init__(round, included)
         self.total, self.result = total, result
+
+    @property
+    def needed(self) -> int:
+        """A quorum, without which its transcript does not hold (T-02)."""
+        return self.round.policy.threshold
 
     def _check(self, sender: str, message: Confirmation) -> None:
         self._own(sender, message.client_id)

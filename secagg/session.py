@@ -338,7 +338,7 @@ class ServerSession:
         self._state: object = Advertising(opened, pinned.keys() - set(leave_out))
         self._closed: Collecting | None = None
         self._replies: Mapping[str, FromServer] = {}
-        self._record = record
+        self.record = record
         self._step = STEPS[0]
         self._result: Vector | None = None
         self._receipt: Receipt | None = None
@@ -410,6 +410,21 @@ class ServerSession:
         return tuple(sorted(state.expected - state.received.keys()))
 
     @property
+    def heard(self) -> int:
+        """How many have been heard in this step."""
+        return len(self._collecting.received)
+
+    @property
+    def needed(self) -> int:
+        """With fewer than so many the step cannot be closed; after the sum, its transcript does not hold (T-02)."""
+        return self._collecting.needed
+
+    @property
+    def told(self) -> Mapping[str, FromServer]:
+        """By client, the message that opened this step; empty in the first one, which the round start opens."""
+        return dict(self._replies)
+
+    @property
     def ready(self) -> bool:
         """Whether every expected client has been heard; the caller may also close at a deadline."""
         return not self.finished and self._collecting.ready
@@ -428,8 +443,8 @@ class ServerSession:
         if self._closed is not None and self._closed.took(sender, message):
             return self._replies.get(sender)
         new = self._collecting.receive(sender, message)
-        if new and self._record is not None and not isinstance(message, SlotMasks):
-            self._record(message)
+        if new and self.record is not None and not isinstance(message, SlotMasks):
+            self.record(message)
         return None
 
     def abort(self, reason: object) -> Abort:
@@ -494,10 +509,10 @@ class ServerSession:
                 if isinstance(self._state, Confirming):
                     self._result, self._receipt = self._state.total, self._state.result.receipt
                     self._finished, self._burned = True, False
-                    if self._record is not None:
+                    if self.record is not None:
                         for (dealer, dropped), secret in state.opened.items():
-                            self._record(OpenedPair(dealer, dropped, secret))
-                        self._record(self._state.result)
+                            self.record(OpenedPair(dealer, dropped, secret))
+                        self.record(self._state.result)
             case Blaming() as state:
                 state.close()
         self._step = self._collecting.step

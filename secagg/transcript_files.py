@@ -1,12 +1,11 @@
 """Transcripts as files: written while a round runs, published once nothing in them can hurt, and read back.
 
-While a round runs, everything goes into a file without a name, which a crash takes along. A finished round is
-published whole, in one rename; of a burned one only the signed headers. Must never: write an envelope anywhere, or
-publish a masked input of a round without a sum. Specification: docs/spec.md, section "Transcripts".
+While a round runs, everything goes into a file without a name, which a crash takes along, or into one that is sealed
+under the server's own key, which another process goes on with. A finished round is published whole, in one rename; of a
+burned one only the signed headers. Must never: write an envelope anywhere, or publish a masked input of a round without
+a sum. Specification: docs/spec.md, section "Transcripts".
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from secagg.context import RoundContext, next_head
 from secagg.encoding import VERSION
 from secagg.errors import ConfigError, IllegalTransitionError, MalformedMessageError
-from secagg.keys import SigningKey
+from secagg.keys import SealingKey, SigningKey
 from secagg.messages import (
     AcceptedInput,
     EncryptedShares,
@@ -30,6 +29,7 @@ from secagg.messages import (
 )
 from secagg.packing import packed_size, unpack
 from secagg.policy import PinnedRoster, Policy
+from secagg.recording import Passing, Sealed
 from secagg.transcript.judging import judge
 from secagg.transcript.record import (
     CHAIN_START,
@@ -39,6 +39,7 @@ from secagg.transcript.record import (
     Closing,
     OpenedPair,
     Opening,
+    PublishedShares,
     Record,
     as_shown,
     decode_record,
@@ -81,6 +82,8 @@ class Recorder:
         context: the session's.
         vectors: publish masked inputs whole, so that the sum can be recomputed; otherwise only their hashes.
         signing_key: key of `policy.server_key`, which seals the file; None where the policy names none.
+        durable: what was recorded lies beside `path`, sealed under `signing_key`, so that another process can `rewind`
+            to what an earlier one brought to the disk with `sync`. Call `rewind` first, also with 0.
 
     It belongs to one thread. Memory: the messages of the round, which the session holds as well, without vectors.
 
@@ -97,6 +100,8 @@ class Recorder:
         context: RoundContext,
         vectors: bool = True,
         signing_key: SigningKey | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the signing key is not the policy's server_key")
@@ -105,7 +110,7 @@ class Recorder:
         self.path = Path(path)
         self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
         self._opening = Opening.of(policy, pinned.hash(), context, vectors)
-        self._spool = tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115 - without a name: a crash leaves nothing
+        self._spool = self._sealed() if durable else Passing(self.path.parent)
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []
         self._finished = False
@@ -117,6 +122,47 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         if not self._spool.closed:
             self.publish()
+
+    def _sealed(self) -> Sealed:
+        if self._signing_key is None:
+            raise ConfigError("a durable recording is sealed under the server's key, and this policy names none")
+        beside = self.path.with_name(f".{self.path.name}.recording")
+        return Sealed(beside, SealingKey(self._signing_key), encode_record(self._opening))
+
+    @property
+    def recorded(self) -> int:
+        """How far a durable recording has come; 0 of another one."""
+        return self._spool.size if isinstance(self._spool, Sealed) else 0
+
+    def sync(self) -> None:
+        """Bring a durable recording to the disk.
+
+        Raises:
+            OSError: it cannot be written now; nothing is lost, and a later call tries again.
+        """
+        if isinstance(self._spool, Sealed):
+            self._spool.sync()
+
+    def rewind(self, recorded: int) -> None:
+        """Go on from where a durable recording was once; 0 begins anew.
+
+        Raises:
+            OSError: that much is not there, or it is damaged.
+        """
+        if not isinstance(self._spool, Sealed):
+            raise OSError("a recording without a name is not resumed")
+        last: tuple[int, str, str] | None = None
+        for start, record in self._spool.rewind(recorded):
+            message = decode_record(record)
+            if isinstance(message, Block) and last is not None:
+                begin, count = self._places[last]
+                self._places[last] = begin, count + 1
+                continue
+            last = place(message)
+            self._places[last] = start, 1
+            if isinstance(message, PublishedShares):
+                self._headers.append(message.header)
+            self._finished = self._finished or isinstance(message, Receipt)
 
     def __repr__(self) -> str:
         return f"<Recorder of {self.path}>"
@@ -145,9 +191,7 @@ class Recorder:
         self._keep(record, *vector)
 
     def _keep(self, message: Record, *vector: Block) -> None:
-        start = self._spool.seek(0, os.SEEK_END)
-        for record in map(encode_record, (message, *vector)):
-            self._spool.write(len(record).to_bytes(4, "big") + record)
+        start = self._spool.append(map(encode_record, (message, *vector)))
         self._places[place(message)] = (start, 1 + len(vector))
 
     def publish(self) -> Path | None:
@@ -158,18 +202,23 @@ class Recorder:
 
         Raises:
             IllegalTransitionError: it is published already.
-            OSError: it cannot be written, or something could not be recorded; what was recorded is gone.
+            OSError: it cannot be written, or something could not be recorded; what was recorded is gone, unless it is
+                durable: then it may be tried again.
         """
         if self._spool.closed:
             raise IllegalTransitionError("this transcript is published")
-        with self._spool:
+        try:
             if self._failure is not None:
                 raise self._failure
-            if not self._finished and not self._headers:
-                return None
-            with replacing(self.path, PUBLIC) as draft, open(draft, "wb") as file:
-                self._write(Writer(file))
-        return self.path
+            if self._finished or self._headers:
+                with replacing(self.path, PUBLIC) as draft, open(draft, "wb") as file:
+                    self._write(Writer(file))
+        except OSError:
+            if not isinstance(self._spool, Sealed):
+                self._spool.close()
+            raise
+        self._spool.close()
+        return self.path if self._finished or self._headers else None
 
     def _write(self, writer: Writer) -> None:
         writer.write(encode_record(self._opening))
@@ -178,8 +227,7 @@ class Recorder:
                 writer.write(encode_record(header))
         else:
             for _, (start, count) in sorted(self._places.items()):
-                self._spool.seek(start)
-                for _, record in zip(range(count), records(self._spool.read), strict=False):
+                for record in self._spool.read(start, count):
                     writer.write(record)
         writer.close(self._signing_key)
 

@@ -52,8 +52,8 @@ def show(ledger: Book, as_json: AsJson = False) -> None:
             kind,
             f"{numbers[0]} to {numbers[-1]} ({len(numbers)})",
             str(sum(getattr(entry, "steps", 0) for entry in entries)),
-            min(days, default=""),
-            max(days, default=""),
+            plain(min(days, default="")),
+            plain(max(days, default="")),
             str(len({entry.patients for entry in entries if entry.patients}) or "not known"),
         )
     out.print(table)

@@ -48,7 +48,7 @@ def convergence(run: Run) -> Markup:
     if len(curves) > 1:
         means = [(entry.round, entry.mean) for entry in history if entry.mean is not None]
         curves.append(_Curve("mean", means, colour("ink"), 3.2))
-    best = max(y for curve in curves for _, y in curve.points)
+    best = max((y for curve in curves for _, y in curve.points), default=0.0)
     rounds = [entry.round for entry in history]
     with rc_context(STYLE):
         figure, axes = _over_rounds(min(rounds), max(*rounds, min(rounds) + 1), min(1.0, 0.1 * (int(10 * best) + 2)))

@@ -178,7 +178,7 @@ def _metrics(path: Path) -> Metrics:
 
 def _events(path: Path) -> Iterator[Event]:
     shift = last = 0.0
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).encode().splitlines(), start=1):
         try:
             event = event_of(json.loads(line))
         except (json.JSONDecodeError, AttributeError) as error:

@@ -1,11 +1,16 @@
-"""Pages that work offline: templates that escape everything, one style, and files that are seen whole or not at all."""
+"""Pages that work offline: templates that escape everything, one style, and files that are seen whole or not at all.
+
+Text of others stands on a page as it stands in a terminal: nothing in it is markup, and nothing turns or hides letters.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from fedseg.errors import ConfigError
+from secagg.printable import printable
 from secagg.writing import write_whole
 
 
@@ -23,9 +28,17 @@ def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=visible,
     )
     environment.filters.update(filters)
     return environment.get_template(name)
+
+
+def visible(value: object) -> object:
+    """A value as a page shows it: of text of others, each line as `printable` has it; markup of ours as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(printable(line) for line in value.split("\n"))
 
 
 def save(target: Path, text: str) -> None:

@@ -290,8 +290,7 @@ def _metrics(path: Path) -> Metrics:
 def _events(path: Path, whole: int | None) -> Iterator[Event]:
     """The events of the log; of a broken run those of its first `whole` bytes."""
     try:
-        lines = path.read_bytes()[:whole].decode("utf-8").splitlines()
-        for line in lines:
+        for line in path.read_bytes()[:whole].splitlines():
             fields: Any = json.loads(line)
             if event := event_of(fields):
                 yield event

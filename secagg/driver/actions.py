@@ -79,10 +79,12 @@ class Save:
     Attributes:
         book: `RoundBook.saved`, for `RoundBook.restore`, as JSON; of a resumable driver also who was asked.
         sealed: of a resumable driver the open step; empty where there is none.
+        recorded: how far the recording of the round has come; `ServerDriver.sync` brings it to the disk.
     """
 
     book: Mapping[str, Any]
     sealed: bytes = b""
+    recorded: int = 0
 
     def __repr__(self) -> str:
         return f"<Save of the book and {len(self.sealed)} bytes>"

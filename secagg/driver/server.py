@@ -1,7 +1,7 @@
 """A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
 
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from secagg import wire
 from secagg.arguments import must_be
@@ -51,6 +51,29 @@ class Recording(Protocol):
         """The attempt is over: make of it what may be seen."""
 
 
+@runtime_checkable
+class Durable(Recording, Protocol):
+    """What a recording has besides, so that its round can be resumed; a `Recorder(durable=True)` has it."""
+
+    @property
+    def recorded(self) -> int:
+        """How far it has come."""
+
+    def sync(self) -> None:
+        """Bring all of it to the disk.
+
+        Raises:
+            OSError: it cannot be written now; nothing is lost, and a later call tries again.
+        """
+
+    def rewind(self, recorded: int) -> None:
+        """In another process: forget everything after this; 0 begins anew.
+
+        Raises:
+            OSError: that much is not there.
+        """
+
+
 class ServerDriver:
     """The server of the rounds of one run.
 
@@ -64,8 +87,13 @@ class ServerDriver:
         record: makes what writes the transcript of an attempt; where updates are not private on their own, clients need
             it (C-05). None for no transcripts.
         executor: what expands masks (`secagg.prg.apply_masks`); the calling thread where not given.
-        resumable: every step begins with a `Save` from which `resume` goes on after a crash. Not with `record`: what
-            was recorded lies in a file without a name, which a crash takes along.
+        resumable: every step begins with a `Save` from which `resume` goes on after a crash. What `record` makes is
+            `Durable` then; call `sync` before the `Save` is written.
+        confirmed: the transcript waits for a quorum of confirmations, also after the step's deadline: without one it
+            does not hold (T-02), and clients whose updates are not private would have nothing to replay (C-05).
+
+    Attributes:
+        step_seconds, input_seconds: as given; what is set here counts from the next step on.
 
     It belongs to one thread.
 
@@ -85,26 +113,25 @@ class ServerDriver:
         record: Callable[[RoundContext], Recording | None] | None = None,
         executor: Executor | None = None,
         resumable: bool = False,
+        confirmed: bool = False,
     ) -> None:
         must_be(policy, Policy, "policy", "give a secagg.Policy")
         must_be(pinned, PinnedRoster, "pinned", "give a secagg.PinnedRoster")
         must_be(book, RoundBook, "book", "give the run's secagg.RoundBook")
-        if resumable and record is not None:
-            raise ConfigError("a round is recorded or resumable, not both: a crash takes what was recorded along")
         if not policy.server_key or book.signing_key.verify_key != policy.server_key:
             raise ConfigError("the book's signing key is not the policy's server_key: every round start is signed")
         if attempts < 1:
             raise ConfigError(f"attempts = {attempts}: a round is tried at least once")
         self.policy, self.pinned, self.book = policy, pinned, book
-        self._step_seconds, self._attempts = step_seconds, attempts
-        self._input_seconds = step_seconds if input_seconds is None else input_seconds
+        self.step_seconds, self._attempts, self._confirmed = step_seconds, attempts, confirmed
+        self.input_seconds = step_seconds if input_seconds is None else input_seconds
         self._record, self._executor, self._resumable = record, executor, resumable
         self._session: ServerSession | None = None
         self._recording: Recording | None = None
         self._model_hash, self._left = b"", 0
         self._clients = frozenset[str]()
         self._asked = frozenset[str]()
-        self._gone = set[str]()
+        self._gone, self._over = set[str](), set[str]()
         self._spoilt = set[str]()
         self._closes_at: float | None = None
         self._now = 0.0  # a step that is closed by a call without a time lasts from here, and not from 0
@@ -121,10 +148,20 @@ class ServerDriver:
 
     @property
     def awaited(self) -> frozenset[str]:
-        """Who may still speak in this step: asked, not gone, and not refused in it."""
-        if self._closes_at is None or self._session is None:
+        """Who may still speak in this step and is waited for: asked, not gone, and not refused in it."""
+        return self._possible - self._gone
+
+    @property
+    def _possible(self) -> frozenset[str]:
+        """Who may still speak in this step, also once it is back."""
+        if not self._open or self._session is None:
             return frozenset()
-        return (frozenset(self._session.missing) & self._asked) - self._gone - self._spoilt
+        return (frozenset(self._session.missing) & self._asked) - self._over - self._spoilt
+
+    @property
+    def _open(self) -> bool:
+        """Whether a step is open: messages are taken until it is closed."""
+        return self.running or self._recording is not None
 
     @property
     def deadline(self) -> float | None:
@@ -152,7 +189,7 @@ class ServerDriver:
         if not self._clients <= self.pinned.keys():
             raise ConfigError("clients names somebody whom the roster does not list")
         actions = self._published()
-        self._model_hash, self._left, self._gone = model_hash, self._attempts, set()
+        self._model_hash, self._left, self._gone, self._over = model_hash, self._attempts, set(), set()
         return [*actions, *self._announced(now)]
 
     def resume(self, save: Save, now: float = 0.0) -> list[ServerAction]:
@@ -178,7 +215,9 @@ class ServerDriver:
         if (context.training_run, context.task_hash) != (book.training_run, book.task_hash):
             raise ConfigError("this snapshot is of another run or task than the book's")
         # A step that was written at another time than the book would be completed into the book a second time.
-        if (context.round_number, context.attempt + 1, context.previous_head) != (book.number, book.attempt, book.head):
+        there = (context.round_number, context.attempt + 1, context.previous_head)
+        counted = session.receipt is not None and book.receipts[-1:] == (session.receipt,)
+        if not counted and there != (book.number, book.attempt, book.head):
             raise ConfigError(
                 "this snapshot is of another round than the book beside it: write both as one, with `Save`"
             )
@@ -189,16 +228,41 @@ class ServerDriver:
                 raise ValueError("who was asked is in the roster")
         except (KeyError, TypeError, ValueError):
             raise ConfigError("what is saved beside the book does not say who was asked: it is damaged") from None
-        book.attempt = context.attempt
+        book.attempt = 0 if counted else context.attempt
         self._session, self._model_hash, self._left = session, context.model_hash, left
         self._clients, self._asked = clients, asked
         self._wait(now)
+        kept = self._recorded_again(session, save.recorded)
+        if counted and self._recording is None:
+            self._closes_at = None
+            return [Save(book.saved())]
+        if not kept and not session.finished:
+            return self._failed(session, AbortedError(session.step, "what was recorded of this round is lost"), now)
         if session.step == ADVERTISE_KEYS:
             return self._starts()
         sends: list[ServerAction] = [Send(data, to) for to, data in wire.encode_each(replies).items()]
-        if session.result is not None and session.receipt is not None:
+        if not counted and session.result is not None and session.receipt is not None:
             return [*sends, *self._completed(session, session.result, session.receipt)]
         return sends
+
+    def again(self, client_id: str) -> list[ServerAction]:
+        """What opened this step for a client, once more: it says that it is in this attempt, and may have lost it."""
+        session = self._session
+        if session is None or not self._open or client_id not in self._asked:
+            return []
+        if session.step == ADVERTISE_KEYS:
+            return [Send(wire.encode(self.book.start(self._model_hash)), client_id)]
+        said = session.told.get(client_id)
+        return [] if said is None else [Send(wire.encode(said), client_id)]
+
+    def sync(self) -> None:
+        """Bring what was recorded to the disk, before the `Save` that counts it.
+
+        Raises:
+            OSError: it cannot be written now; a later call tries again.
+        """
+        if isinstance(self._recording, Durable):
+            self._recording.sync()
 
     def receive(self, sender: str, data: Buffer, now: float = 0.0) -> list[ServerAction]:
         """Take a message of a client; rubbish and lies cost their sender the step, and nobody else.
@@ -227,13 +291,25 @@ class ServerDriver:
         return self._closed(now, due=self._closes_at is not None and now >= self._closes_at)
 
     def gone(self, client_id: str, now: float = 0.0) -> list[ServerAction]:
-        """The transport says that this client is not there any more: nobody waits for it until `back`."""
+        """The transport says that this client is not there any more: nobody waits for it until `back`.
+
+        Only a step without too few waits for all of them up to its deadline: to close it early could only fail.
+        """
         self._gone.add(client_id)
         return self._closed(now)
 
     def back(self, client_id: str) -> None:
         """It is there again."""
         self._gone.discard(client_id)
+
+    def over(self, client_id: str, now: float = 0.0) -> list[ServerAction]:
+        """This client is in no attempt any more, such as a new process of it: it says nothing more in this one.
+
+        Once there is a sum, a new process may still confirm it.
+        """
+        if self.running:
+            self._over.add(client_id)
+        return self._closed(now)
 
     def abort(self, reason: str) -> list[ServerAction]:
         """End the round without a sum, and tell every client that was asked.
@@ -259,6 +335,8 @@ class ServerDriver:
             return [Failed(str(error), error)]
         context = self.book.context(self._model_hash)
         self._recording = None if self._record is None else self._record(context)
+        if self._resumable and isinstance(self._recording, Durable):
+            self._recording.rewind(0)
         self._session = ServerSession(
             self.policy,
             self.pinned,
@@ -282,24 +360,49 @@ class ServerDriver:
             return [Save(self.book.saved())] if session.step == ADVERTISE_KEYS else []
         if session.step == BLAME:
             return []
+        return [self._sealed(snapshot_server(session, self.book.signing_key))]
+
+    def _sealed(self, snapshot: bytes) -> Save:
         who = {"clients": sorted(self._clients), "asked": sorted(self._asked), "left": self._left}
-        return [Save({**self.book.saved(), _DRIVER: who}, snapshot_server(session, self.book.signing_key))]
+        recorded = self._recording.recorded if isinstance(self._recording, Durable) else 0
+        return Save({**self.book.saved(), _DRIVER: who}, snapshot, recorded)
+
+    def _recorded_again(self, session: ServerSession, recorded: int) -> bool:
+        """Whether there is what another process recorded, or nothing is: the round goes on with it."""
+        if self._record is None:
+            return True
+        self._recording = recording = self._record(session.context)
+        if recording is None:
+            return True
+        try:
+            if not isinstance(recording, Durable):
+                raise OSError("it is not durable")
+            recording.rewind(recorded)
+        except OSError:
+            self._recording = None
+            return False
+        session.record = recording
+        return True
 
     def _wait(self, now: float) -> None:
         self._now, self._spoilt = max(self._now, now), set()
         masking = self._session is not None and self._session.step == MASKED_INPUT_COLLECTION
-        self._closes_at = self._now + (self._input_seconds if masking else self._step_seconds)
+        self._closes_at = self._now + (self.input_seconds if masking else self.step_seconds)
 
     def _closed(self, now: float, due: bool = False) -> list[ServerAction]:
         """Close every step in which nobody is waited for any more, the first one in any case where it is due."""
         actions: list[ServerAction] = []
         self._now = max(self._now, now)
-        while self._closes_at is not None and self._session is not None and (due or not self.awaited):
+        while self._open and self._session is not None and (due or self._over_early(self._session)):
             session, due = self._session, False
+            if session.finished and self._confirmed and session.heard < session.needed:
+                self._closes_at = None  # the sum is there: nothing is lost by waiting for its transcript
+                return actions
             if silent := tuple(sorted(frozenset(session.missing) & self._asked)):
                 actions.append(Silent(session.step, silent))
             if session.finished:
-                return [*actions, *self._published()]
+                saved: list[ServerAction] = [Save(self.book.saved())] if self._resumable else []
+                return [*actions, *self._published(), *saved]
             try:
                 replies = session.close_step()
             except (ProtocolError, AbortedError) as error:
@@ -311,27 +414,46 @@ class ServerDriver:
                 actions += self._completed(session, session.result, session.receipt)
         return actions
 
+    def _over_early(self, session: ServerSession) -> bool:
+        """Whether waiting up to the deadline changes nothing: all have spoken, or so few can that it fails in any case.
+
+        After the deadline only confirmations are still waited for.
+        """
+        if self._closes_at is None:
+            return session.finished and session.heard >= session.needed
+        if self.awaited:
+            return False
+        return session.heard >= session.needed or session.heard + len(self._possible) < session.needed
+
     def _completed(self, session: ServerSession, result: Vector, receipt: Receipt) -> list[ServerAction]:
         self.book.completed(receipt)
+        self._over = set()
+        save = Save(self.book.saved())
         if self._recording is None:  # nobody has to wait for confirmations: they are for the transcript
             self._closes_at = None
+        elif self._resumable:
+            save = self._sealed(snapshot_server(session, self.book.signing_key))
         total = dequantize(result, self.policy)
-        return [Save(self.book.saved()), Completed(total, session.included, receipt, result, session.dropped)]
+        return [save, Completed(total, session.included, receipt, result, session.dropped)]
 
     def _failed(self, session: ServerSession, error: ProtocolError | AbortedError, now: float) -> list[ServerAction]:
         burned = session.burned
         abort = wire.encode(session.abort(error))
-        actions: list[ServerAction] = [*(Send(abort, to) for to in sorted(self._asked)), *self._published()]
+        published = self._published()
         try:
             told = self.book.failed(error, burned)
         except ProtocolError as stop:  # S-20: the run cannot go on
-            return [*actions, Save(self.book.saved()), Failed(str(stop), stop)]
+            told, error, self._left = (), stop, 0
+        actions: list[ServerAction] = [Save(self.book.saved())]  # first: nobody goes on with an attempt that was ended
+        actions += [*(Send(abort, to) for to in sorted(self._asked)), *published]
         self._left -= 1
         if self._left <= 0:
-            return [*actions, Save(self.book.saved()), Failed(str(error), error)]
+            return [*actions, Failed(str(error), error)]
         return [*actions, Retrying(str(error), told), *self._announced(now)]
 
     def _published(self) -> list[ServerAction]:
         """The transcript of the attempt that is over, once; who has not confirmed its head by now is not in it."""
         recording, self._recording, self._closes_at = self._recording, None, None
-        return [] if recording is None else [Published(recording.publish())]
+        if recording is None:
+            return []
+        return [Published(recording.publish())]

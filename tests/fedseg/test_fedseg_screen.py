@@ -174,7 +174,7 @@ def test_a_sites_sentence_does_not_end_the_coordinator(tmp_path, credentials, ki
     assert shown_on(file).endswith(f"{printable(HOSTILE[kind])}\n")
     assert shown_on(file).count("\n") == 1
     written = (coordinator.folder.path / "events.jsonl").read_text(encoding="utf-8")
-    assert HOSTILE[kind] in json.loads(written).get("reason", "") + json.loads(written).get("text", "")
+    assert printable(HOSTILE[kind]) in json.loads(written).get("reason", "") + json.loads(written).get("text", "")
 
 
 def test_half_a_character_is_refused_where_it_arrives(tmp_path, credentials):

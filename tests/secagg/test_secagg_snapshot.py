@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 import secagg
 from secagg import ClientDriver, ConfigError, IllegalTransitionError, MemoryStore, RoundBook, ServerDriver, Suite, wire
-from secagg.driver import Completed, Failed, NeedInput, Save, Send
+from secagg.driver import Completed, Failed, NeedInput, Published, Save, Send, Silent
 from secagg.encoding import split_fields
 from secagg.errors import UnexpectedMessageError
 from secagg.keys import SigningKey
@@ -34,6 +34,7 @@ from secagg.snapshot import resume, resume_server, snapshot_server, suspend
 from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
 from secagg.steps import STEPS
+from secagg.transcript_files import Recorder, verify
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, signing_key
 
 ROOT = Path(__file__).parents[2]
@@ -502,9 +503,83 @@ def test_another_process_that_joined_a_later_attempt_ends_this_one(tmp_path, coh
     assert other.suspend()
 
 
-def test_a_round_is_recorded_or_resumable(cohort):
-    with pytest.raises(ConfigError, match="not both"):
-        serving(cohort, resumable=True, record=lambda context: None)
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_recorded_round_goes_on_after_the_server_was_killed_anywhere_and_its_transcript_holds(tmp_path, silent):
+    """C-05: without differential privacy nobody goes on where the transcript of a round is missing."""
+    cohort, killed = Cohort(5, length=8), set()
+    folder = tmp_path / "transcripts"
+    folder.mkdir()
+
+    def record(context):
+        return Recorder(folder / "1.transcript", cohort.policy, cohort.roster, context, True, SERVER_KEY, durable=True)
+
+    def fresh():
+        return serving(cohort, resumable=True, record=record, confirmed=True)
+
+    clients = {me: driver(cohort, me) for me in cohort.ids}
+    server, saves, told, mail = fresh(), [], [], deque()
+
+    def take(actions):
+        for action in actions:
+            match action:
+                case Save():
+                    server.sync()
+                    saves.append(action)
+                case Send():
+                    mail.append(action)
+                case _:
+                    told.append(action)
+
+    take(server.begin(MODEL))
+    while mail:
+        send = mail.popleft()
+        if silent and server.session.step not in STEPS[:3]:
+            take(server.gone("site-e"))
+        if not silent or send.to != "site-e" or server.session.step in STEPS[:3]:
+            said = clients[send.to].receive(send.data)
+            if any(isinstance(action, NeedInput) for action in said):
+                said += clients[send.to].provide(cohort.updates[send.to], "", Stream.seeded(7, send.to))
+            take(action for a in said if isinstance(a, Send) for action in server.receive(send.to, a.data))
+        step = server.session.step
+        if step not in killed and server.session.heard == 2:  # killed; whoever is in the attempt is told again
+            killed.add(step)
+            server, before = fresh(), list(told)
+            resumed = server.resume(saves[-1])
+            assert [action for action in resumed if not isinstance(action, Send)] == [] == told[len(before) :]
+            mail.clear()
+            for me in cohort.ids:
+                take(server.again(me))
+    assert [type(action) for action in told if not isinstance(action, Silent)] == [Completed, Published]
+    (done,) = (action for action in told if isinstance(action, Completed))
+    assert np.array_equal(done.result, cohort.plain_sum(done.included))
+    assert len(done.included) == 5 - silent
+    assert verify([folder / "1.transcript"], cohort.policy, cohort.roster).status == "holds"
+    assert killed == {*STEPS}
+    assert saves[-1].sealed == b""
+    assert [path.name for path in folder.iterdir()] == ["1.transcript"], "what was recorded is gone"
+
+
+def test_nothing_that_was_recorded_lies_in_the_clear(tmp_path, cohort):
+    path = tmp_path / "1.transcript"
+    server = serving(
+        cohort,
+        resumable=True,
+        record=lambda context: Recorder(path, cohort.policy, cohort.roster, context, True, SERVER_KEY, durable=True),
+    )
+    clients = {me: driver(cohort, me) for me in cohort.ids}
+    heard = [(a.to, clients[a.to].receive(a.data)) for a in server.begin(MODEL) if isinstance(a, Send)]
+    for me, told in heard:
+        server.receive(me, told[0].data)
+    server.sync()
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert all(me.encode() not in kept.read_bytes() for me in cohort.ids)
+    other = Recorder(path, cohort.policy, cohort.roster, cohort.context(2), True, SERVER_KEY, durable=True)
+    with pytest.raises(OSError, match="damaged"):
+        other.rewind(kept.stat().st_size)
+
+
+def test_a_snapshot_of_another_run_is_refused(cohort):
     server = serving(cohort, resumable=True)
     save, *_ = server.begin(MODEL)
     other = ServerDriver(cohort.policy, cohort.roster, RoundBook("other", TASK, SERVER_KEY, 1), resumable=True)

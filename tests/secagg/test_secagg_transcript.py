@@ -247,7 +247,7 @@ def test_a_transcript_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatc
 def test_a_full_disk_costs_the_transcript_and_not_the_round(tmp_path):
     cohort = Cohort(5)
     recorder = Recorder(tmp_path / "t", cohort.policy, cohort.roster, cohort.context(), signing_key=SERVER_KEY)
-    recorder._spool = FullAfter(3, recorder._spool)
+    recorder._spool._file = FullAfter(3, recorder._spool._file)
     play = Play(cohort)
     play.server = ServerSession(cohort.policy, cohort.roster, cohort.context(), SERVER_KEY, record=recorder)
     assert play.to_the_end().exact
@@ -368,7 +368,7 @@ def test_no_secret_is_in_any_file(tmp_path, suite, silent, finishes):
     play.server = ServerSession(cohort.policy, cohort.roster, cohort.context(), SERVER_KEY, record=recorder)
     play.to_the_end()
     assert (play.failure is None) is finishes
-    with open(os.dup(recorder._spool.fileno()), "rb") as spool:  # what a crash could leave on the disk
+    with open(os.dup(recorder._spool._file.fileno()), "rb") as spool:  # what a crash could leave on the disk
         spool.seek(0)
         spooled = spool.read()
     recorder.publish()
