@@ -23,22 +23,22 @@ Fault = Callable[[Federation, str], None]
 
 def site_killed(made: Federation, point: str) -> None:
     """A site gets SIGKILL, and is started again once the round is over; between two rounds, at once."""
-    start(made, site=Strike(point, KILL))
-    until(lambda: made.parties[STRUCK].process.exitcode is not None, "the site is dead")
+    start(made, site=Strike(point, KILL, ROUND))
+    until(lambda: not made.parties[STRUCK].alive, "the site is dead")
     over(made, point)
     made.join(STRUCK)
 
 
 def coordinator_killed(made: Federation, point: str) -> None:
     """The coordinator gets SIGKILL, and the same command is started again."""
-    start(made, coordinator=Strike(point, KILL))
-    until(lambda: made.coordinator.process.exitcode is not None, "the coordinator is dead")
+    start(made, coordinator=Strike(point, KILL, ROUND))
+    until(lambda: not made.coordinator.alive, "the coordinator is dead")
     made.serve()
 
 
 def cut_while_sending(made: Federation, point: str) -> None:
     """The connection is cut in the middle of the site's message."""
-    start(made, site=Strike(point, HOLD))
+    start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     before = made.proxy.connections
     made.proxy.cut_after(60)
@@ -49,7 +49,7 @@ def cut_while_sending(made: Federation, point: str) -> None:
 
 def too_late(made: Federation, point: str) -> None:
     """The site's message is sent after everybody has stopped waiting for it."""
-    start(made, site=Strike(point, HOLD))
+    start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     over(made, "")
     made.parties[STRUCK].go_on()
@@ -57,12 +57,12 @@ def too_late(made: Federation, point: str) -> None:
 
 def sent_twice(made: Federation, point: str) -> None:
     """The site's message arrives twice."""
-    start(made, site=Strike(point, TWICE))
+    start(made, site=Strike(point, TWICE, ROUND))
 
 
 def corrupted_wire(made: Federation, point: str) -> None:
     """Bits flip on the way of the site's message."""
-    start(made, site=Strike(point, HOLD))
+    start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     before = made.proxy.connections
     made.proxy.corrupt()
@@ -73,12 +73,12 @@ def corrupted_wire(made: Federation, point: str) -> None:
 
 def corrupted_message(made: Federation, point: str) -> None:
     """A bit of the site's message flips before TLS sees it, in the site's own memory."""
-    start(made, site=Strike(point, FLIP))
+    start(made, site=Strike(point, FLIP, ROUND))
 
 
 def disk_full(made: Federation, point: str) -> None:
     """The disk of the coordinator is full for two seconds."""
-    start(made, coordinator=Strike(point, HOLD))
+    start(made, coordinator=Strike(point, HOLD, ROUND))
     made.coordinator.held()
     filler = made.state.parent / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -97,7 +97,7 @@ def certificate_expired(made: Federation, point: str) -> None:
     now = dt.datetime.now(dt.UTC)
     ends = now + dt.timedelta(seconds=EXPIRES_SECONDS)
     made.certify(STRUCK, valid=(now - dt.timedelta(minutes=1), ends))
-    start(made, site=Strike(point, HOLD))
+    start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     time.sleep(max(0.0, (ends - dt.datetime.now(dt.UTC)).total_seconds()) + 1)
     made.proxy.cut()
@@ -106,10 +106,18 @@ def certificate_expired(made: Federation, point: str) -> None:
     made.certify(STRUCK)
 
 
+def revoked(made: Federation, point: str) -> None:
+    """The coordinator takes the site's certificate back."""
+    start(made, site=Strike(point, HOLD, ROUND))
+    made.parties[STRUCK].held()
+    made.revoke(STRUCK)
+    made.parties[STRUCK].go_on()
+
+
 def wrong_code(made: Federation, point: str) -> None:
     """The site is killed and comes back with other constants, as after an update that the others lack."""
-    start(made, site=Strike(point, KILL))
-    until(lambda: made.parties[STRUCK].process.exitcode is not None, "the site is dead")
+    start(made, site=Strike(point, KILL, ROUND))
+    until(lambda: not made.parties[STRUCK].alive, "the site is dead")
     _other_constants(made.folder / STRUCK / home.POLICY)
     made.join(STRUCK)
 
@@ -129,6 +137,7 @@ FAULTS: dict[str, Fault] = {
     "corrupted bytes at the site": corrupted_message,
     "disk full at the coordinator": disk_full,
     "expired certificate": certificate_expired,
+    "revoked site": revoked,
     "wrong model or code": wrong_code,
 }
 

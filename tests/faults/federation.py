@@ -1,13 +1,15 @@
 """Four sites and a coordinator as processes, one of the sites behind a proxy; what they must have added up."""
 
+import datetime as dt
 import json
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from numpy.typing import NDArray
 
 from secagg import home
@@ -15,6 +17,7 @@ from secagg.field import Field
 from secagg.layout import Layout
 from secagg.rpc.demo_authority import Authority
 from secagg.rpc.tls import AUTHORITY, COORDINATOR
+from secagg.writing import write_whole
 from tests.faults.parties import Party, Strike
 from tests.support.tcp_proxy import TcpProxy
 
@@ -59,6 +62,16 @@ class Federation:
         self.authority.write(self.folder / site)
         self.authority.issue(self.folder / site, site, **given)
 
+    def revoke(self, site: str) -> None:
+        """The authority takes a site's certificate back, in the list that lies beside the coordinator's own."""
+        certificate = x509.load_pem_x509_certificate((self.folder / site / f"{site}.pem").read_bytes())
+        now = dt.datetime.now(dt.UTC)
+        entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now).build()
+        listed = x509.CertificateRevocationListBuilder().issuer_name(certificate.issuer).last_update(now)
+        listed = listed.next_update(now + dt.timedelta(days=1)).add_revoked_certificate(entry)
+        signed = listed.sign(self.authority._key, hashes.SHA256())
+        write_whole(self.state / "revoked.pem", signed.public_bytes(serialization.Encoding.PEM))
+
     def serve(self, *strikes: Strike) -> Party:
         """Start the coordinator, or start it again: always the same command."""
         given = ["--port", str(self.port), "--rounds", str(ROUNDS), "--out", str(self.state / "sums")]
@@ -74,7 +87,9 @@ class Federation:
     def _start(self, name: str, arguments: list[str], *strikes: Strike) -> Party:
         if name in self.parties:
             self.ended.append(self.parties[name])
-        self.parties[name] = party = Party(name, arguments, self.folder / f"{name}.log", *strikes)
+        events = self.folder / f"{name}.events"
+        arguments = [*arguments, "--events", str(events)]
+        self.parties[name] = party = Party(name, arguments, self.folder / f"{name}.log", events, *strikes)
         return party
 
     @property
@@ -89,6 +104,16 @@ class Federation:
     def included(self, number: int) -> list[str]:
         """Whom the coordinator's sum of a round is of."""
         return list(json.loads((self.state / "sums" / f"{number:04d}.json").read_text())["included"])
+
+    def attempts(self, number: int) -> int:
+        """How many attempts a round took."""
+        lines = (self.folder / f"{COORDINATOR}.events").read_text().splitlines()
+        steps = [event for event in map(json.loads, lines) if event["event"] == "step"]
+        return len({event["attempt"] for event in steps if event["round"] == number})
+
+    def recovered(self) -> bool:
+        """Whether the struck site, or a later process of it, is ready for another round."""
+        return bool(self.parties[STRUCK].events("connected"))
 
     def check_sums(self) -> None:
         """Every sum that anybody holds is exactly the plain one over exactly who is in it, and all agree.

@@ -44,6 +44,7 @@ async def serve(folder, port, rounds, out, step_seconds):
                     done += 1
                     out.mkdir(exist_ok=True)
                     np.save(out / f"{done:04d}.npy", action.total)
+                    (out / f"{done:04d}.json").write_text(json.dumps({"included": action.included}))
                     say("completed", round=done, included=action.included, head=action.receipt.head.hex())
                 case Published(path) if path is not None:
                     for site in sites:
@@ -53,6 +54,7 @@ async def serve(folder, port, rounds, out, step_seconds):
 
     while done < rounds or driver.deadline is not None:
         if not driver.running and driver.deadline is None and len(ready) == len(sites):
+            ready.clear()
             serve_actions(driver.begin(digest("sum", driver.book.head), now=time.monotonic()))
         if driver.running and driver.session.step != step:
             step = driver.session.step
@@ -62,8 +64,9 @@ async def serve(folder, port, rounds, out, step_seconds):
         now = time.monotonic()
         if received is None:
             serve_actions(driver.tick(now))
-        elif received.kind == HELLO:
+        elif received.kind == "ready":
             ready.add(received.sender)
+        elif received.kind == HELLO:
             driver.back(received.sender)
         elif received.kind == GONE:
             serve_actions(driver.gone(received.sender, now))
@@ -72,7 +75,6 @@ async def serve(folder, port, rounds, out, step_seconds):
     for site in sites:
         server.send(site, "finished", b"")
     say("stopping", there=sorted(server.connected()), waiting={s: len(server._peers[s].queue) for s in sites})
-    await asyncio.sleep(5)
     await server.stop()
     say("stopped", waiting={s: len(server._peers[s].queue) for s in sites})
     say("finished")
@@ -104,8 +106,11 @@ async def join(folder, address, vectors, out):
 
     async with MailboxClient(address, home.me, tls, max_message_bytes=message_limit(home.policy)) as mailbox:
         await mailbox.connect()
+        await mailbox.send("ready", b"{}")
         while (received := await mailbox.receive()).kind != "finished":
             await perform(mailbox, home.receive(driver, store, received.payload))
+            if not driver.live and received.kind == "secagg":
+                await mailbox.send("ready", b"{}")
     say("finished")
 
 

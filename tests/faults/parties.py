@@ -15,12 +15,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
-from secagg import messages, wire
+from secagg import cli, messages, wire
 from secagg.driver import ServerDriver
 from secagg.errors import ProtocolError
 from secagg.rpc.client import MailboxClient
@@ -33,7 +35,6 @@ from secagg.steps import (
     SHARE_REPORT,
     UNMASKING,
 )
-from tests.faults import mini
 
 CONFIRMATION, BETWEEN = "Confirmation", "between rounds"
 STEP_OF = {
@@ -61,12 +62,13 @@ class Strike:
         point: one of `POINTS`. At a site just before its message of this step is sent, at the coordinator just after it
             has taken the first message of this step; between rounds before the next one begins.
         act: `KILL`; `HOLD`, until the test lets it go on; of a site's message `TWICE` or `FLIP` (one bit of it).
-        round_number: in which round; between rounds, before which one.
+        round_number: in which round, between rounds before which one, counted from the start of the process; 0 for the
+            next time that it comes to this point.
     """
 
     point: str
     act: str
-    round_number: int = 2
+    round_number: int = 0
 
 
 class Party:
@@ -76,15 +78,21 @@ class Party:
         name: for messages.
         arguments: of the command.
         log: what it says is added to this file.
+        events: the file to which the command adds its events, one JSON object a line.
         strikes: what happens to it.
     """
 
-    def __init__(self, name: str, arguments: list[str], log: Path, *strikes: Strike) -> None:
-        self.name, self._log, self._from = name, log, log.stat().st_size if log.exists() else 0
+    def __init__(self, name: str, arguments: list[str], log: Path, events: Path, *strikes: Strike) -> None:
+        self.name, self._log, self._events = name, log, events
+        self._from = {path: path.stat().st_size if path.exists() else 0 for path in (log, events)}
         self._control, theirs = _context.Pipe()
         self.process = _context.Process(target=_live, args=(arguments, log, theirs, strikes), daemon=True)
         self.process.start()
         theirs.close()
+
+    def strike(self, strike: Strike) -> None:
+        """One more."""
+        self._control.send(strike)
 
     def held(self, seconds: float = 60) -> None:
         """Wait until it is held at its point."""
@@ -94,7 +102,12 @@ class Party:
 
     def go_on(self) -> None:
         """Let it go on."""
-        self._control.send("go")
+        self._control.send(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.exitcode is None
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is dead."""
@@ -110,14 +123,19 @@ class Party:
 
     def said(self) -> str:
         """Everything that this process has said."""
-        with self._log.open("rb") as log:
-            log.seek(self._from)
-            return log.read().decode(errors="replace")
+        return self._new(self._log)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
-        """Its lines of JSON, of one kind or all."""
-        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{") and line.endswith("}")]
-        return [line for line in lines if not kind or line.get("event") == kind]
+        """Its events, of one kind or all."""
+        lines = (json.loads(line) for line in self._new(self._events).splitlines() if line.endswith("}"))
+        return [line for line in lines if not kind or line["event"] == kind]
+
+    def _new(self, path: Path) -> str:
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(self._from[path])
+            return file.read().decode(errors="replace")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
@@ -137,46 +155,62 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
 # --- In the party's process -------------------------------------------------------------------------------------------
 
 
+class _Strikes:
+    """What is to happen to this process."""
+
+    def __init__(self, control: Connection, strikes: tuple[Strike, ...]) -> None:
+        self._control, self._left, self._may_go_on = control, list(strikes), Event()
+        Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                told = self._control.recv()
+                if told is None:
+                    self._may_go_on.set()
+                else:
+                    self._left.append(told)
+
+    def due(self, point: str, number: int) -> list[str]:
+        """What happens now, but for death, which comes at once."""
+        now = [one for one in self._left if one.point == point and one.round_number in (0, number)]
+        self._left = [one for one in self._left if one not in now]
+        if any(one.act == KILL for one in now):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [one.act for one in now]
+
+    def hold(self) -> None:
+        """Wait until the test lets this process go on."""
+        self._may_go_on.clear()
+        self._control.send("held")
+        self._may_go_on.wait()
+
+
 def _live(arguments: list[str], log: Path, control: Connection, strikes: tuple[Strike, ...]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for own in (1, 2):
         os.dup2(descriptor, own)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if strikes:
-        _strike_site(control, strikes)
-        _strike_coordinator(control, strikes)
+    to_come = _Strikes(control, strikes)
+    _strike_site(to_come)
+    _strike_coordinator(to_come)
     sys.argv = ["secagg", *arguments]
-    mini.main()
+    cli.main()
 
 
-def _hold(control: Connection) -> None:
-    control.send("held")
-    control.recv()
-
-
-def _kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _strike_site(control: Connection, strikes: tuple[Strike, ...]) -> None:
-    plain, seen, left = MailboxClient.send, Counter[str](), set(strikes)
+def _strike_site(strikes: _Strikes) -> None:
+    plain, seen = MailboxClient.send, Counter[str]()
 
     async def send(self: MailboxClient, kind: str, payload: bytes) -> None:
-        point = _point(payload) or (BETWEEN if seen[CONFIRMATION] else "")
-        if point != BETWEEN:
-            seen[point] += 1
-            now = Strike(point, "", seen[point])
-        else:
-            now = Strike(point, "", seen[CONFIRMATION] + 1)
-        for strike in [one for one in left if (one.point, one.round_number) == (now.point, now.round_number)]:
-            left.discard(strike)
-            if strike.act == KILL:
-                _kill()
-            elif strike.act == HOLD:
-                await asyncio.to_thread(_hold, control)
-            elif strike.act == TWICE:
+        point = _point(payload) or BETWEEN
+        seen[point] += 1
+        number = seen[CONFIRMATION] + 1 if point == BETWEEN else seen[point]
+        for act in strikes.due(point, number):
+            if act == HOLD:
+                await asyncio.to_thread(strikes.hold)
+            elif act == TWICE:
                 await plain(self, kind, payload)
-            elif strike.act == FLIP:
+            elif act == FLIP:
                 middle = len(payload) // 2
                 payload = payload[:middle] + bytes([payload[middle] ^ 1]) + payload[middle + 1 :]
         await plain(self, kind, payload)
@@ -191,25 +225,20 @@ def _point(payload: bytes) -> str:
         return ""
 
 
-def _strike_coordinator(control: Connection, strikes: tuple[Strike, ...]) -> None:
-    plain_receive, plain_begin, left = ServerDriver.receive, ServerDriver.begin, set(strikes)
-
-    def strike(point: str, number: int) -> None:
-        for one in [one for one in left if (one.point, one.round_number) == (point, number)]:
-            left.discard(one)
-            if one.act == KILL:
-                _kill()
-            _hold(control)
+def _strike_coordinator(strikes: _Strikes) -> None:
+    plain_receive, plain_begin = ServerDriver.receive, ServerDriver.begin
 
     def receive(self: ServerDriver, *given: Any, **named: Any) -> Any:
         session = self.session
-        at = (session.step, session.context.round_number) if session is not None else ("", 0)
+        point, number = (session.step, session.context.round_number) if session is not None else ("", 0)
         actions = plain_receive(self, *given, **named)
-        strike(CONFIRMATION if at[0] == RESULT else at[0], at[1])
+        if strikes.due(CONFIRMATION if point == RESULT else point, number):
+            strikes.hold()
         return actions
 
     def begin(self: ServerDriver, *given: Any, **named: Any) -> Any:
-        strike(BETWEEN, self.book.number)
+        if strikes.due(BETWEEN, self.book.number):
+            strikes.hold()
         return plain_begin(self, *given, **named)
 
     ServerDriver.receive, ServerDriver.begin = receive, begin  # type: ignore[method-assign]
