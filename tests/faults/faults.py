@@ -7,6 +7,7 @@ happened, and mends it once the struck round is over: it starts what was killed,
 import datetime as dt
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,11 +82,8 @@ def disk_full(made: Federation, point: str) -> None:
     start(made, coordinator=Strike(point, HOLD, ROUND))
     made.coordinator.held()
     filler = made.state.parent / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(bytes(1 << 12)):
-                pass
-        except OSError:
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 12)):
             pass
     made.coordinator.go_on()
     time.sleep(2)

@@ -2,10 +2,12 @@
 
 import datetime as dt
 import json
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography import x509
@@ -16,13 +18,13 @@ from secagg import home
 from secagg.field import Field
 from secagg.layout import Layout
 from secagg.rpc.demo_authority import Authority
-from secagg.rpc.tls import AUTHORITY, COORDINATOR
+from secagg.rpc.tls import COORDINATOR
 from secagg.writing import write_whole
 from tests.faults.parties import Party, Strike
 from tests.support.tcp_proxy import TcpProxy
 
 SITES = ("site-a", "site-b", "site-c", "site-d")
-STRUCK = "site-d"
+STRUCK = SITES[-1]
 LENGTH, ROUNDS = 1000, 3
 CLIP = 32768.0
 """With 16 bits a value, one step of it is 1: whole numbers are added exactly, and nothing is rounded."""
@@ -32,30 +34,47 @@ class Federation:
     """What all parties have, and the processes that run.
 
     Args:
-        folder: an empty one.
+        folder: an empty one, or that of an earlier federation with the same arguments, which goes on.
         state: where the coordinator keeps everything; in `folder` where None.
+        sites: their ids; the last one is behind the proxy.
+        length: of the vectors.
+        rounds: how many the coordinator is asked for.
         step_seconds: of the coordinator.
     """
 
-    def __init__(self, folder: Path, state: Path | None = None, step_seconds: float = 4.0) -> None:
-        self.folder, self.step_seconds = folder, step_seconds
+    def __init__(
+        self,
+        folder: Path,
+        state: Path | None = None,
+        *,
+        sites: Sequence[str] = SITES,
+        length: int = LENGTH,
+        rounds: int = ROUNDS,
+        step_seconds: float = 4.0,
+    ) -> None:
+        self.folder, self.sites, self.length, self.rounds = folder, sites, length, rounds
+        self.step_seconds = step_seconds
+        self.state = (folder if state is None else state) / home.SERVER
         self.authority = Authority()
-        layout = Layout({"update": Field.floats(LENGTH, clip_range=CLIP)})
-        home.trial(folder, SITES, layout, max_corrupt=1)
-        self.state = folder / home.SERVER
-        if state is not None:
-            self.state = (folder / home.SERVER).rename(state / home.SERVER)
+        if not (folder / sites[0]).is_dir():
+            home.trial(folder, sites, Layout({"update": Field.floats(length, clip_range=CLIP)}), max_corrupt=1)
+            shutil.move(folder / home.SERVER, self.state)
         self.authority.write(self.state)
         self.authority.issue(self.state, COORDINATOR, ["127.0.0.1"])
-        for site in SITES:
+        for site in sites:
             self.certify(site)
-            (folder / site / "vectors").mkdir()
-            for number in range(1, ROUNDS + 1):
-                np.save(folder / site / "vectors" / f"{number:04d}.npy", vector(site, number))
+            (folder / site / "vectors").mkdir(exist_ok=True)
+        for number in range(1, ROUNDS + 1):
+            self.write_vectors(number)
         self.port = _free_port()
         self.proxy = TcpProxy("127.0.0.1", self.port)
         self.parties: dict[str, Party] = {}
         self.ended: list[Party] = []
+
+    def write_vectors(self, number: int) -> None:
+        """What each site adds to a round."""
+        for site in self.sites:
+            np.save(self.folder / site / "vectors" / f"{number:04d}.npy", vector(site, number, self.length))
 
     def certify(self, site: str, **given: object) -> None:
         """Give a site a new certificate; see `Authority.issue`."""
@@ -74,12 +93,14 @@ class Federation:
 
     def serve(self, *strikes: Strike) -> Party:
         """Start the coordinator, or start it again: always the same command."""
-        given = ["--port", str(self.port), "--rounds", str(ROUNDS), "--out", str(self.state / "sums")]
-        return self._start(COORDINATOR, ["serve", str(self.state), *given, "--step-seconds", str(self.step_seconds)], *strikes)
+        given = ["--port", str(self.port), "--rounds", str(self.rounds), "--out", str(self.state / "sums")]
+        return self._start(
+            COORDINATOR, ["serve", str(self.state), *given, "--step-seconds", str(self.step_seconds)], *strikes
+        )
 
     def join(self, site: str, *strikes: Strike) -> Party:
         """Start a site, or start it again: always the same command."""
-        address = self.proxy.address if site == STRUCK else f"127.0.0.1:{self.port}"
+        address = self.proxy.address if site == self.sites[-1] else f"127.0.0.1:{self.port}"
         own = self.folder / site
         given = ["--coordinator", address, "--vector", str(own / "vectors"), "--out", str(own / "sums")]
         return self._start(site, ["join", str(own), *given], *strikes)
@@ -121,14 +142,19 @@ class Federation:
         Raises:
             AssertionError: it is not.
         """
-        for number in range(1, ROUNDS + 1):
-            if not self.finished(number):
-                continue
-            plain = sum((vector(site, number) for site in self.included(number)), np.zeros(LENGTH))
-            for own in (self.state, *(self.folder / site for site in SITES)):
-                path = own / "sums" / f"{number:04d}.npy"
-                if path.is_file():
-                    assert np.array_equal(np.load(path), plain), f"{path} is not the sum of {self.included(number)}"
+        for number in range(1, self.rounds + 1):
+            if self.finished(number):
+                self.check_sum(number)
+
+    def check_sum(self, number: int) -> None:
+        """The same of one round that is over."""
+        included = self.included(number)
+        assert len(included) == len(set(included))
+        plain = sum((vector(site, number, self.length) for site in included), np.zeros(self.length))
+        for own in (self.state, *(self.folder / site for site in self.sites)):
+            path = own / "sums" / f"{number:04d}.npy"
+            if path.is_file():
+                assert np.array_equal(np.load(path), plain), f"{path} is not the sum of {included}"
 
     def check_logs(self) -> None:
         """Nobody has shown a traceback.
@@ -147,9 +173,9 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, state: Path | None = None) -> Iterator[Federation]:
+def federation(folder: Path, state: Path | None = None, **given: Any) -> Iterator[Federation]:
     """A federation, of which no process outlives the block."""
-    made = Federation(folder, state)
+    made = Federation(folder, state, **given)
     with made.proxy:
         try:
             yield made
@@ -157,10 +183,10 @@ def federation(folder: Path, state: Path | None = None) -> Iterator[Federation]:
             made.end()
 
 
-def vector(site: str, number: int) -> NDArray[np.float64]:
+def vector(site: str, number: int, length: int = LENGTH) -> NDArray[np.float64]:
     """What a site adds to a round: whole numbers."""
     seed = [number, *site.encode()]
-    return np.random.default_rng(seed).integers(-20000, 20000, LENGTH).astype(np.float64)
+    return np.random.default_rng(seed).integers(-20000, 20000, length).astype(np.float64)
 
 
 def _free_port() -> int:

@@ -109,6 +109,10 @@ class Party:
         """Whether it runs."""
         return self.process.exitcode is None
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid or 0, number)
+
     def kill(self) -> None:
         """SIGKILL, and wait until it is dead."""
         self.process.kill()
