@@ -7,11 +7,17 @@ not know. An event holds neither an update nor a secret. Text of others is made 
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from secagg.printable import printable
+
+
+def now() -> str:
+    """The time of day as events have it: UTC to the millisecond, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def finite(value: Any) -> Any:
@@ -33,14 +39,19 @@ MUCH_CUT = 0.03
 
 
 class Event(BaseModel):
-    """Something that happened `t` seconds after the start of the run, which whoever writes it down fills in.
+    """Something that happened `t` seconds after the start of the run; whoever writes it down fills in when.
 
     Immutable, unknown fields ignored: an older version reads a newer run.
+
+    Attributes:
+        t: interruptions left out.
+        at: UTC to the millisecond, ISO 8601; "" in runs of 0.5.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     t: float = 0.0
+    at: Words = ""
 
 
 class Listening(Event):
@@ -52,7 +63,13 @@ class Listening(Event):
 
 
 class StudyStarted(Event):
-    """What the study fixed; the report's first line."""
+    """What the study fixed; the report's first line.
+
+    Attributes:
+        party: who writes this down: "coordinator", a site's id, or "" for a simulation.
+        spare_rounds: rounds that may burn before the study ends short.
+        trust: who is trusted for the epsilon, in one sentence; "" where none is claimed.
+    """
 
     kind: Literal["study"] = "study"
     name: Words
@@ -78,6 +95,45 @@ class StudyStarted(Event):
     seed: int | None
     secure: bool
     start: Words
+    party: Words = ""
+    spare_rounds: int = 0
+    trust: Words = ""
+
+
+class Connected(Event):
+    """A peer is there: its process has come, or is back after a cut.
+
+    Attributes:
+        site: who; "coordinator" at a site.
+        version: of its software, where it said so.
+    """
+
+    kind: Literal["connected"] = "connected"
+    site: Words
+    version: Words = ""
+
+
+class Certificate(Event):
+    """When a party's certificate ends, ISO 8601; told as it is known, and again when it was renewed."""
+
+    kind: Literal["certificate"] = "certificate"
+    site: Words
+    until: Words
+
+
+class Disconnected(Event):
+    """The connection to a peer broke."""
+
+    kind: Literal["disconnected"] = "disconnected"
+    site: Words
+
+
+class Refused(Event):
+    """A peer's process can take no part, such as one with another study."""
+
+    kind: Literal["refused"] = "refused"
+    site: Words
+    reason: Words
 
 
 class Resumed(Event):
@@ -117,6 +173,16 @@ class Trained(Event):
     site: Words
     step: int
     steps: int
+
+
+class StepOpened(Event):
+    """The server asks these sites for their message of a step, and closes it after `seconds` at the latest."""
+
+    kind: Literal["open"] = "open"
+    round: int
+    step: Words
+    sites: tuple[Words, ...]
+    seconds: float
 
 
 class StepAccepted(Event):
@@ -254,10 +320,15 @@ class Ended(Event):
 AnyEvent: TypeAlias = Annotated[
     Listening
     | StudyStarted
+    | Connected
+    | Certificate
+    | Disconnected
+    | Refused
     | Resumed
     | Waiting
     | RoundStarted
     | Trained
+    | StepOpened
     | StepAccepted
     | StepClosed
     | Dropped

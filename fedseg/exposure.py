@@ -18,13 +18,10 @@ from fedseg.ledger.home import Home, RecordWitness
 from fedseg.ledger.payers import Payers
 from fedseg.ledger.witness import MarksWitness, hold
 from fedseg.study import Study
-from secagg import PinnedRoster, Policy, Store, accept_exposure
+from secagg import accept_exposure
 from secagg.encoding import HASH_BYTES
 from secagg.keys import SigningKey
-from secagg.messages import Receipt
 from secagg.sqlite import SqliteStore
-from secagg.transcript import accept
-from secagg.transcript_files import verify
 
 MARKS = "marks.sqlite"
 """In a site's state folder: what its data set must not forget (`secagg.store`)."""
@@ -128,25 +125,3 @@ def accept_round(study: Study, credentials: Path, state: Path, site: str, round_
     own = release is not None and release.round_id == name
     whose = f"{site} itself sent shares for it" if own else f"{site} has no open release of its own in it"
     return f"accepted for one contribution: round {round_id}; {whose}"
-
-
-def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Receipt:
-    """Recompute the sum of a round from its transcript, under this site's own policy and roster, and mark it.
-
-    Args:
-        store: the site's marks.
-        policy: the site's own.
-        pinned: the site's own roster.
-        path: the transcript; whoever sent it is not believed.
-
-    Returns:
-        The round's receipt.
-
-    Raises:
-        SecAggError: the transcript does not hold, is of another federation, or does not fit the site's log; nothing
-            was marked.
-    """
-    verdict = verify([path], policy, pinned)
-    accept(verdict, store)
-    (receipt,) = (report.receipt for report in verdict.rounds if report.receipt is not None)
-    return receipt

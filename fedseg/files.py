@@ -1,7 +1,10 @@
 """Files of people: text is read as `secagg.text` reads it, and what may show a patient is its owner's only."""
 
+import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from fedseg.errors import ConfigError
 from secagg.errors import ConfigError as NotTextError
@@ -28,3 +31,29 @@ def read_text(path: Path, remedy: str, *, names: bool = False) -> str:
 def private(path: str, flags: int) -> int:
     """An opener (see `open`) of files that only their owner may read, whatever the umask."""
     return os.open(path, flags, PRIVATE)
+
+
+def hold(path: Path) -> BinaryIO:
+    """Show others that this process works on a file, until what is returned is closed or the process ends, killed too.
+
+    Nothing is kept from anybody; a file system without locks shows nothing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    file = open(path, "ab", opener=private)  # noqa: SIM115 - open as long as the process works on it
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def held(path: Path) -> bool:
+    """Whether some process holds a file; see `hold`."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -14,7 +14,7 @@ from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
-from fedseg.data.layouts.nifti import names_sides, read_image
+from fedseg.data.layouts.files import read_image
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import ConfigError
 from fedseg.study import Study
@@ -51,10 +51,10 @@ def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study
             raise ConfigError(f"{path}: images and label maps are NIfTI; give a name that ends in .nii.gz")
     if not output.parent.is_dir():
         raise ConfigError(f"{output.parent}: there is no such folder; make it or write elsewhere")
-    values, affine = read_image(image, study)
-    case = working_case(Scan("", str(image), values, affine, oriented=names_sides(image)), "", study)
+    volume = read_image([image], study)
+    case = working_case(Scan("", str(image), volume.values, volume.affine, oriented=volume.oriented), "", study)
     scores = Segmentation(study).probabilities(model, case)
-    labels = _label_map(_on_grid(scores, case, values.shape[1:], affine), image)
+    labels = _label_map(_on_grid(scores, case, volume.shape, volume.affine), image)
     with replacing(output) as beside:
         labels.to_filename(beside)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)

@@ -23,8 +23,8 @@ from pydantic import BaseModel, SerializeAsAny
 from fedseg.data.cases import Case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.errors import EARLIER, ConfigError
-from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of
-from fedseg.files import private
+from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of, now
+from fedseg.files import hold, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.records import Drop, MaybeInterval, Metrics, Validated
 from fedseg.study import Study, parse_study
@@ -107,6 +107,7 @@ class RunFolder:
         self._before = 0.0
         self._since = time.monotonic()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._held = hold(path / "events.jsonl")
 
     @classmethod
     def create(cls, runs: Path, study: Study, *listeners: Listener) -> Self:
@@ -155,6 +156,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """A run that failed before its first whole round leaves nothing behind."""
+        self._held.close()
         if error is not None and not self.tally.completed and not self.finished:
             _remove(self.path)
 
@@ -191,7 +193,7 @@ class RunFolder:
             self._tell(event)
 
     def _append(self, event: AnyEvent) -> AnyEvent:
-        event = event.model_copy(update={"t": round(self.seconds, 4)})
+        event = event.model_copy(update={"t": round(self.seconds, 4), "at": now()})
         with open(self.path / "events.jsonl", "a", encoding="utf-8", opener=private) as events:
             events.write(event.model_dump_json() + "\n")
         return event

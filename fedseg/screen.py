@@ -24,6 +24,7 @@ from fedseg.events import (
     EpsilonSpent,
     Left,
     Note,
+    Refused,
     Rejoined,
     Resumed,
     RoundEnded,
@@ -123,6 +124,9 @@ class Screen:
                 self._of(event.site).state = "in"
                 self.say(f"round {event.round}: {event.site} is back")
             case Left():
+                self._of(event.site).state = "out"
+                self.say(event.reason)
+            case Refused():
                 self._of(event.site).state = "out"
                 self.say(event.reason)
             case Burned():

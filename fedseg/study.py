@@ -44,11 +44,30 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def regions(labels: Labels) -> tuple[tuple[int, ...], ...]:
+    """Of each structure the numbers, from 1, of those whose label values it contains: BraTS' tumour contains its core.
+
+    Structures are disjoint or one within the other, the outer first: of a voxel the last one counts.
+    """
+    found = []
+    for number, values in enumerate(map(set, labels), 1):
+        inner = [other for other, those in enumerate(map(set, labels), 1) if those <= values]
+        parts = [set(labels[other - 1]) for other in range(1, len(labels) + 1) if values & set(labels[other - 1])]
+        if min(inner) != number or any(not (part <= values or part >= values) for part in parts):
+            raise ValueError(
+                "labels: two structures share a label value and neither holds the other's after it; "
+                "list the outer one first, such as [[1, 2, 4], [1, 4], [4]]"
+            )
+        found.append(tuple(inner))
+    return tuple(found)
 
 
 class StudySection(_Section):
@@ -84,18 +103,49 @@ class StudySection(_Section):
 class DataSection(_Section):
     """`[data]`: what a site's folder holds, and how images become batches."""
 
-    layout: Literal["feta", "decathlon", "phantom"] = Field(description="how a site's folder is organised: see Layouts")
+    layout: Literal["feta", "bids", "decathlon", "nnunet", "brats", "table", "phantom"] = Field(
+        description="how a site's folder is organised: see Layouts"
+    )
     modality: tuple[Label, ...] = Field(
         min_length=1, description="names of the image's channels in order, such as ['T2w']"
+    )
+    labels: Labels = Field(
+        default=(),
+        description="each structure's label values in the files, such as [[1, 2, 4], [1, 4], [4]]; [] for 1, 2, ...",
     )
     dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")
     size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
     slices_per_patient: Count = Field(
         default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
     )
+    normalisation: tuple[Literal["percentiles", "z-score", "ct"], ...] = Field(
+        min_length=1,
+        default=("percentiles",),
+        description="how intensities are made alike: one for all modalities, or one for each",
+    )
+    window: tuple[float, float] | None = Field(
+        default=None, description="lowest and highest Hounsfield unit that 'ct' tells apart, such as [-160, 240]"
+    )
     holdout: float = Field(
         default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
     )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How each modality is normalised."""
+        return self.normalisation * len(self.modality) if len(self.normalisation) == 1 else self.normalisation
+
+    @model_validator(mode="after")
+    def _intensities(self) -> Self:
+        if len(self.methods) != len(self.modality):
+            said = f"normalisation lists {len(self.normalisation)} methods and modality {len(self.modality)} channels"
+            raise ValueError(f"{said}; give one for all, or one for each")
+        if ("ct" in self.normalisation) == (self.window is None):
+            wish = "add window = [lowest, highest] in Hounsfield units" if self.window is None else "remove window"
+            raise ValueError(f"window goes with normalisation = 'ct' and nothing else; {wish}")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window = {list(self.window)}: the lowest Hounsfield unit comes first")
+        return self
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
@@ -214,6 +264,7 @@ class Site(_Section):
     id: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
     weight: Positive = Field(default=1.0, description="what its update counts in the mean, a public constant")
     patients: Count | None = Field(default=None, description="layout 'phantom' only: patients to make")
+    labels: Labels = Field(default=(), description="its own label values, where they are not those of [data] labels")
 
 
 class Study(_Section):
@@ -235,9 +286,19 @@ class Study(_Section):
             if ids.count(site_id) > 1:
                 raise ValueError(f"[[sites]] id = '{site_id}' is there {ids.count(site_id)} times; rename all but one")
         for site in self.sites:
+            labels = self.labels_of(site.id)
+            if len(labels) not in (0, len(self.structures)):
+                said = f"labels lists {len(labels)} structures and [study] structures {len(self.structures)}"
+                raise ValueError(f"[data] {said}; give each its label values, in the same order")
+            if (regions(labels) or self.regions) != self.regions:
+                raise ValueError(f"[[sites]] {site.id}: labels nests the structures otherwise than [data] labels does")
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
+        if made and set(self.data.normalisation) != {"percentiles"}:
+            said = f"{made} = 'phantom': made images are normalised by percentiles"
+            raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
         if said := self.mechanism.refusal(self.terms):
@@ -254,6 +315,15 @@ class Study(_Section):
     def structures(self) -> list[str]:
         """Names of label values 1, 2, ...; 0 is background."""
         return list(self.study.structures)
+
+    def labels_of(self, site: str) -> Labels:
+        """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""
+        return next((member.labels for member in self.sites if member.id == site and member.labels), self.data.labels)
+
+    @property
+    def regions(self) -> tuple[tuple[int, ...], ...]:
+        """Of each structure the label values of a prediction that make it up: its own and those of what it contains."""
+        return regions(self.data.labels) or tuple((number,) for number in range(1, len(self.structures) + 1))
 
     @property
     def in_channels(self) -> int:
@@ -404,7 +474,11 @@ def _sentence(error: ErrorDetails) -> str:
     """One of pydantic's errors in the study's words."""
     loc = error["loc"]
     section, owner = _owner(loc)
-    name = str(loc[-1]) if len(loc) > 1 or error["type"] in ("missing", "extra_forbidden") else ""
+    name = (
+        str(next(part for part in reversed(loc) if isinstance(part, str)))
+        if len(loc) > 1 or error["type"] in ("missing", "extra_forbidden")
+        else ""
+    )
     given = error["input"]
     match error["type"]:
         case "missing" if len(loc) == 1:

@@ -28,8 +28,8 @@ def before_training(study: Study) -> str:
     return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
 
 
-def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
-    """The first event: what the study fixed."""
+def study_event(study: Study, parameters: int, *, secure: bool, party: str = "") -> StudyStarted:
+    """The first event: what the study fixed, and which party writes it down."""
     policy, plan = study.policy(parameters), plan_of(study)
     return StudyStarted(
         name=study.study.name,
@@ -55,6 +55,9 @@ def study_event(study: Study, parameters: int, *, secure: bool) -> StudyStarted:
         seed=study.study.seed,
         secure=secure,
         start=study.model.start,
+        party=party,
+        spare_rounds=plan.spare_rounds,
+        trust=study.trust.sentence if study.trust.claims_epsilon else "",
     )
 
 

@@ -739,13 +739,47 @@ class Released(State):
 
 def conclude(own: _Own, round_id: bytes, attested: bytes, result: Result) -> Confirmation:
     """Checks C-18 and C-19, then appends the new head to the log and confirms it."""
-    context, receipt = own.context, result.receipt
-    if own.policy.server_key:
-        receipt.verify(own.policy.server_key, "C-18")
-    head = next_head(context.previous_head, round_id, attested, result.total_hash)
-    hashes = (round_id, attested, result.total_hash, context.previous_head, head)
-    if replace(receipt, signature=b"") != Receipt(context.training_run, context.round_number, *hashes):
+    _verify_result(own.policy, own.attempt, own.context.previous_head, round_id, attested, result)
+    return _confirmed(own.me, own.signing_key, own.store, own.attempt.session, result.receipt)
+
+
+def conclude_later(
+    policy: Policy, me: str, signing_key: SigningKey, pinned: PinnedRoster, store: Store, result: Result
+) -> Confirmation | None:
+    """Confirm a round whose session is gone, such as by a killed process, out of what the store keeps of its release.
+
+    The claim of a release holds all that C-18 and C-19 compare. Only a release that was not private keeps one: only
+    there others wait for confirmations (T-02, C-05).
+
+    Returns:
+        None where this data set released nothing in such a round of this session.
+
+    Raises:
+        ProtocolError: C-18, C-19 or C-22; nothing was marked.
+    """
+    receipt, session = result.receipt, session_id(policy, pinned)
+    with store.transaction() as marks:
+        release = marks.releases.get(receipt.round_id)
+    claim = None if release is None else release.claim
+    if claim is None or claim.session != session:
+        return None
+    _verify_result(policy, claim.slot, claim.previous_head, claim.round_id, claim.attested, result)
+    return _confirmed(me, signing_key, store, session, receipt)
+
+
+def _verify_result(
+    policy: Policy, slot: Slot, previous_head: bytes, round_id: bytes, attested: bytes, result: Result
+) -> None:
+    receipt = result.receipt
+    if policy.server_key:
+        receipt.verify(policy.server_key, "C-18")
+    head = next_head(previous_head, round_id, attested, result.total_hash)
+    hashes = (round_id, attested, result.total_hash, previous_head, head)
+    if replace(receipt, signature=b"") != Receipt(slot.training_run, slot.round_number, *hashes):
         raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
-    with own.store.transaction() as marks:
-        marks.finish(own.attempt.session, context.training_run, [receipt])
-    return Confirmation(head, own.me).sign(own.signing_key)
+
+
+def _confirmed(me: str, signing_key: SigningKey, store: Store, session: bytes, receipt: Receipt) -> Confirmation:
+    with store.transaction() as marks:
+        marks.finish(session, receipt.training_run, [receipt])
+    return Confirmation(receipt.head, me).sign(signing_key)

@@ -117,6 +117,7 @@ class ClientSession:
         self._clip_rate, self._clip_rates = 0.0, dict[str, float]()
         self._result: Result | None = None
         self._included: tuple[str, ...] = ()
+        self._dropped: tuple[str, ...] = ()
         self._finished = False
 
     @property
@@ -128,6 +129,21 @@ class ClientSession:
     def first(self) -> AdvertiseKeys | None:
         """What `start` returned, for a server that opens the same attempt again; None before."""
         return self._first
+
+    @property
+    def provided(self) -> bool:
+        """Whether it has its update."""
+        return self._provided
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """U2 minus U3, sorted, once this client attested U3."""
+        return self._dropped
+
+    @property
+    def latest(self) -> FromClient | None:
+        """The message that this client sent last, which a server takes again (S-02); None before `start`."""
+        return self._answered[-1][1] if self._answered else self._first
 
     @property
     def step(self) -> str:
@@ -264,8 +280,10 @@ class ClientSession:
                 self._state, reply = state.mask_input(message, self._update, self._event_id, self._executor)
                 self._update = None
             case Masked() as state, IncludedSet():
+                sharers = state.sharers
                 self._state, reply = state.attest(message)
                 self._included = tuple(message.by_id)
+                self._dropped = tuple(sorted(sharers - message.by_id.keys()))
             case Attested() as state, Attestations():
                 self._state, reply = state.unmask(message)
             case (Attested() | Released()) as state, Result():

@@ -56,6 +56,8 @@ def _type(about: dict[str, Any], schema: dict[str, Any]) -> str:
         return " or ".join(f"`{json.dumps(one)}`" for one in about["enum"])
     if "const" in about:
         return f"`{json.dumps(about['const'])}`"
+    if "prefixItems" in about:
+        return f"list of {len(about['prefixItems'])}, each {_type(about['prefixItems'][0], schema)}"
     if about["type"] == "array":
         low, high = about.get("minItems", 0), about.get("maxItems")
         number = f"{low} to {high}" if high is not None else f"{low} or more" if low else "any number"

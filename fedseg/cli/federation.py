@@ -170,9 +170,10 @@ def _settle(
 ) -> None:
     """What an operator does about rounds that keep the site out."""
     from fedseg.credentials import load_federation
-    from fedseg.exposure import accept_round, marks_of, replay
+    from fedseg.exposure import accept_round, marks_of
     from fedseg.models import build_model
     from fedseg.update import flatten
+    from secagg.service.exposed import replay
 
     for round_id in accepted:
         say(accept_round(study, credentials, state, site, round_id))

@@ -14,7 +14,7 @@ from fedseg.coordinator.options import Options
 from fedseg.coordinator.transcripts import Transcripts
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.errors import RoundFailedError
-from fedseg.events import Left, Note, Trained
+from fedseg.events import Connected, Disconnected, Left, Note, Refused, Trained
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
 from fedseg.update import flatten, opened
@@ -82,12 +82,15 @@ class Hearing:
         match received.kind:
             case frames.HELLO:  # a new process
                 self.presence.began(site)
+                self.folder.emit(Connected(site=site))
                 self.seen.pop(site, None)
                 self.over.add(site)
             case frames.GONE:
                 self.presence.gone(site)
+                self.folder.emit(Disconnected(site=site))
             case frames.BACK:
                 self.presence.back(site)
+                self.folder.emit(Connected(site=site))
             case kind:
                 self._answer(site, dialogue.from_site(kind, received.payload, site))
 
@@ -118,7 +121,7 @@ class Hearing:
                 theirs, ours = message.study[:8], self.study.hash().hex()[:8]
                 both = f"{site} was started with another study file ({theirs}) than the coordinator ({ours})"
                 reason = f"{both}: compare the two files, and start with the same one"
-                self.folder.emit(Note(text=reason))
+                self.folder.emit(Refused(site=site, reason=reason))
                 self._send([site], dialogue.Refused.because(reason))
             return
         news = self.presence.free(site, message.unreplayed)

@@ -12,13 +12,14 @@ from fedseg.attempt import Exchange, Facts
 from fedseg.coordinator.hearing import Hearing
 from fedseg.coordinator.options import Options
 from fedseg.errors import RoundFailedError
-from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundStarted, Waiting
+from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundStarted, StepOpened, Waiting
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
 from fedseg.update import adopt, model_hash, opened
 from secagg import AbortedError, ProtocolError, ServerSession, dequantize
 from secagg.files import policy_text
+from secagg.rpc.tls import COORDINATOR
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.writing import write_whole
 
@@ -49,7 +50,7 @@ class Coordinator(Hearing):
         """
         port = await self.mailbox.start(self.options.host, self.options.port)
         self.folder.emit(Listening(host=self.options.host, port=port))
-        self.folder.emit(study_event(self.study, self.parameters, secure=True))
+        self.folder.emit(study_event(self.study, self.parameters, secure=True, party=COORDINATOR))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         async with self.mailbox:
             if self.study.model.start == "phantom":
@@ -163,8 +164,12 @@ class Coordinator(Hearing):
 
     async def _step(self, attempt: Exchange) -> None:
         """Hear the sites until all have spoken, are gone for good, or the deadline passes; then close."""
-        training = attempt.server.step == MASKED_INPUT_COLLECTION
-        await self._until_silent(attempt, self.options.training_seconds if training else self.options.step_seconds)
+        step, asked = attempt.server.step, sorted(set(attempt.server.missing) & attempt.asked)
+        training = step == MASKED_INPUT_COLLECTION
+        seconds = self.options.training_seconds if training else self.options.step_seconds
+        opened = StepOpened(round=attempt.facts.number, step=step, sites=tuple(asked), seconds=seconds)
+        self.folder.emit(opened)
+        await self._until_silent(attempt, seconds)
         for site, data in attempt.close().items():
             self._send([site], dialogue.Protocol(data))
 

@@ -6,7 +6,7 @@ here is ever sent, and no repr shows voxels.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ class Case:
         site: the site's id.
         patient: unit of privacy and of the split; never leaves the site.
         name: what a local report calls it.
-        image: (C, *spatial) float32; 0 is background, 1 about the brightest tissue, at most 1.5.
+        image: (C, *spatial) float32, as `[data] normalisation` says; with `percentiles` 0 is background, 1 about the
+            brightest tissue, at most 1.5.
         label: what the study's task learns to say of it: with segmentation (*spatial) uint8, a label value a voxel.
             None at prediction.
         affine: (4, 4) float64, voxel to millimetres (RAS+).
@@ -32,6 +33,7 @@ class Case:
         axes: 2 for a stack of slices, 3 for a volume.
         slice_axis: the spatial axis along which slices are stacked.
         oriented: whether the affine says where the patient's sides are; where not, no picture may name them.
+        kept: of each structure in the label, what the working grid keeps of it; for people at the site.
     """
 
     site: str
@@ -44,6 +46,25 @@ class Case:
     axes: int
     slice_axis: int
     oriented: bool = field(default=True, kw_only=True)
+    kept: tuple["Kept", ...] = field(default=(), kw_only=True)
+
+
+class Kept(NamedTuple):
+    """What the working grid keeps of one structure of one case.
+
+    Attributes:
+        structure: its name.
+        written: its voxels in the label's file.
+        seen: those in the field of view.
+        working: its voxels on the working grid.
+        share: of the volume in the field of view that the working grid keeps; above 1 where it is grown.
+    """
+
+    structure: str
+    written: int
+    seen: int
+    working: int
+    share: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,10 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, Resize
 from numpy.typing import NDArray
 
+from fedseg.data.background import box_of
 from fedseg.study import DataSection
 
 ANISOTROPIC = 1.5  # an axis this much coarser than the others is where slices are stacked
-FOREGROUND = 0.05  # of the 99th percentile: air and padding are below
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,49 +46,59 @@ class WorkingGrid:
 
     def cut(self, values: NDArray[Any]) -> NDArray[Any]:
         """Turn (C, X, Y, Z) of the file's grid and cut it to the box; 0 where the box reaches beyond the image."""
-        return _window(_turned(values, self.file_affine)[0], self.low, self.high)
+        return self.window(turned(values, self.file_affine)[0])
+
+    def window(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Cut (C, X, Y, Z) of the turned grid to the box; 0 where the box reaches beyond the image."""
+        return _window(values, self.low, self.high)
 
     def resampled(self, cut: NDArray[np.float32]) -> NDArray[np.float32]:
         """Resample what was cut to (C, *shape)."""
         return _resized(cut, list(self.shape), self.stacked)
 
 
-def grid_around(image: NDArray[np.float32], affine: NDArray[np.float64], data: DataSection) -> WorkingGrid:
-    """The working grid of an image: a square or cube (in millimetres) around what is not zero.
+def slices_along(affine: NDArray[np.float64]) -> int:
+    """The axis along which slices are stacked: the coarsest, or the last where voxels are about cubes."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return int(np.argmax(spacing)) if spacing.max() > ANISOTROPIC * spacing.min() else 2
+
+
+def grid_around(
+    inside: NDArray[np.bool_], affine: NDArray[np.float64], file_affine: NDArray[np.float64], data: DataSection
+) -> WorkingGrid:
+    """The working grid of an image: a square or cube (in millimetres) around what is not background.
 
     Args:
-        image: (C, X, Y, Z), any units; not constant.
-        affine: (4, 4) voxel to millimetres.
+        inside: (X, Y, Z), what is not background, on the turned grid; somewhere true.
+        affine: (4, 4) voxel of the turned grid to millimetres.
+        file_affine: (4, 4) of the image as it was written.
         data: gives dims and size.
     """
-    turned, orientation = _turned(image, affine)
-    spacing = np.linalg.norm(orientation[:3, :3], axis=0)
-    slice_axis = int(np.argmax(spacing)) if spacing.max() > ANISOTROPIC * spacing.min() else 2
+    spacing, slice_axis = np.linalg.norm(affine[:3, :3], axis=0), slices_along(affine)
     stacked = slice_axis if data.dims == 2 else None
-    low, high = _field_of_view(turned, spacing, stacked)
+    low, high = _field_of_view(inside, spacing, stacked)
     shape = tuple(int(high[axis] - low[axis]) if axis == stacked else data.size for axis in range(3))
     step = (high - low) / np.array(shape)
-    grid = orientation.copy()
-    grid[:3, :3] = orientation[:3, :3] * step
-    grid[:3, 3] = orientation[:3, :3] @ (low + step / 2 - 0.5) + orientation[:3, 3]
+    grid = affine.copy()
+    grid[:3, :3] = affine[:3, :3] * step
+    grid[:3, 3] = affine[:3, :3] @ (low + step / 2 - 0.5) + affine[:3, 3]
     voxel = tuple(float(width) for width in spacing * step)
-    return WorkingGrid(shape, grid, voxel, slice_axis, stacked, low, high, affine)
+    return WorkingGrid(shape, grid, voxel, slice_axis, stacked, low, high, file_affine)
 
 
-def _turned(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def turned(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """The same voxels in the closest canonical orientation (RAS), and their affine."""
     turn = Orientation(axcodes="RAS", labels=None)
-    turned = turn(MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine)))
-    return turned.numpy(), np.asarray(turned.affine, dtype=np.float64)
+    result = turn(MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine)))
+    return result.numpy(), np.asarray(result.affine, dtype=np.float64)
 
 
 def _field_of_view(
-    values: NDArray[np.float32], spacing: NDArray[np.float64], stacked: int | None
+    inside: NDArray[np.bool_], spacing: NDArray[np.float64], stacked: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First voxel and end of the box around the image, equally wide in mm along all axes but `stacked`."""
-    bright = np.percentile(np.abs(values), 99, axis=(1, 2, 3), keepdims=True)
-    inside = np.argwhere((np.abs(values) > FOREGROUND * bright).any(axis=0))
-    low, high = inside.min(axis=0), inside.max(axis=0) + 1
+    box = box_of(inside)
+    low, high = np.array([side.start for side in box]), np.array([side.stop for side in box])
     side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis != stacked)
     for axis in range(3):
         if axis != stacked:

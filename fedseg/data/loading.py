@@ -14,6 +14,7 @@ from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
 from fedseg.privacy.delta import too_large
 from fedseg.study import Study
+from fedseg.tasks.table import task_of
 
 
 def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
@@ -46,6 +47,11 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     if site not in study.site_ids:
         raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
     data = split(site, list(_cases(entries(folder, site, study), site, study)), study)
+    task = task_of(study)
+    if lost := [(case, said[0]) for case in (*data.train, *data.test) if (said := task.lost(case))]:
+        case, first = lost[0]
+        told = f"{len(lost)} label maps lose or change structures on the working grid; of {case.name} {first}"
+        warnings.warn(f"[{site}] {told}. `fedseg data check` lists them all", stacklevel=2)
     if not data.train:
         warnings.warn(f"[{site}] nobody is in training: this site's updates will hold no patient", stacklevel=2)
     return data

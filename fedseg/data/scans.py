@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case
-from fedseg.data.grid import grid_around
+from fedseg.data.background import background_of, foreground
+from fedseg.data.cases import Case, Kept
+from fedseg.data.grid import grid_around, slices_along, turned
 from fedseg.data.intensity import normalised
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
@@ -40,11 +41,20 @@ def working_case(scan: Scan, site: str, study: Study) -> Case:
     """Bring a scan onto the study's working grid, normalised, with its label as the study's task takes it.
 
     Raises:
-        CaseError: the image is constant, or the label is none of the study's.
+        CaseError: the image is constant or not in the units that the study takes it to be in, or the label is none of
+            the study's.
     """
-    values = normalised(scan.image, scan.name)
-    grid = grid_around(scan.image, scan.affine, study.data)
-    label = None if scan.label is None else task_of(study).read(scan.label, grid, scan.label_name)
-    image = grid.resampled(grid.cut(values))
+    image, affine = turned(scan.image, scan.affine)
+    slice_axis = slices_along(affine)
+    grounds = [background_of(channel, slice_axis) for channel in image]
+    values = normalised(image, grounds, study.data, scan.name)
+    seen = np.logical_or.reduce([foreground(*channel) for channel in zip(image, grounds, strict=True)])
+    grid = grid_around(seen, affine, scan.affine, study.data)
+    task, label = task_of(study), None
+    kept: tuple[Kept, ...] = ()
+    if scan.label is not None:
+        label = task.read(scan.label, grid, scan.label_name)
+        kept = task.kept(scan.label, label, grid)
+    resampled = grid.resampled(grid.window(values))
     where = grid.affine, grid.spacing, study.data.dims, grid.slice_axis
-    return Case(site, scan.patient, scan.name, image, label, *where, oriented=scan.oriented)
+    return Case(site, scan.patient, scan.name, resampled, label, *where, oriented=scan.oriented, kept=kept)

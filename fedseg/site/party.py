@@ -10,11 +10,10 @@ from fedseg import dialogue
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError, FedSegError, RoundFailedError
-from fedseg.events import Note, Waiting
+from fedseg.events import Connected, Note, Waiting
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder
-from fedseg.site.exposed import Exposed
 from fedseg.site.figures import Figures
 from fedseg.site.following import Following
 from fedseg.site.options import Options
@@ -27,6 +26,7 @@ from secagg.policy import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.tls import COORDINATOR
+from secagg.service.exposed import Exposed
 from secagg.sqlite import SqliteStore
 from secagg.writing import PRIVATE_FOLDER, write_whole
 
@@ -68,7 +68,7 @@ class Party:
         self._refuse_used_name()
         self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
         command = options.command or f"fedseg site STUDY {self.me} ..."
-        self.exposed = Exposed(self.store, options.state, command)
+        self.exposed = Exposed(self.store, options.state, lambda round_ids: _accepting(command, round_ids))
         self.figures = Figures(folder, self.me, data, self.ledger, options.audit)
         self.round: Round | None = None
         self.evaluation: asyncio.Task[None] | None = None
@@ -110,6 +110,7 @@ class Party:
             await self.mailbox.connect()
         finally:
             late.cancel()
+        self.folder.emit(Connected(site=COORDINATOR))
 
     async def _failed(self, error: FedSegError) -> None:
         """Say that this site stops; the coordinator may be gone, and the operator must read what failed here."""
@@ -156,3 +157,7 @@ class Party:
         kept = (self.folder.path if own else self.options.state) / "transcripts"
         kept.mkdir(PRIVATE_FOLDER, exist_ok=True)
         write_whole(kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript", transcript)
+
+
+def _accepting(command: str, round_ids: Iterable[bytes]) -> str:
+    return f"{command} {' '.join(f'--accept-exposure {round_id.hex()}' for round_id in round_ids)}"

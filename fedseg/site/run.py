@@ -52,7 +52,7 @@ class Site(Opening):
             RoundFailedError: the coordinator broke the protocol, or has another study.
             FedSegError: own data, ledger or training; the coordinator is told that this site stopped, not why.
         """
-        self.folder.emit(study_event(self.study, self.parameters, secure=True))
+        self.folder.emit(study_event(self.study, self.parameters, secure=True, party=self.me))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
         async with self.mailbox:

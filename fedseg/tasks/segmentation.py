@@ -11,7 +11,7 @@ from monai.losses import DiceCELoss
 from monai.transforms import AsDiscrete
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, View, whole
+from fedseg.data.cases import Case, Kept, View, whole
 from fedseg.data.grid import WorkingGrid
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import dice
@@ -23,12 +23,15 @@ LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 
 
 class Segmentation:
-    """Label values 1, 2, ... are the study's structures, 0 is background. A score is Dice, one a structure."""
+    """Label values 1, 2, ... are the study's structures, 0 is background. A score is Dice, one a structure.
+
+    A structure that contains others (`[data] labels`) is scored whole: with them.
+    """
 
     measure = "Dice"
 
     def __init__(self, study: Study) -> None:
-        self.names, self._size = study.structures, study.data.size
+        self.names, self._size, self._regions = study.structures, study.data.size, study.regions
 
     @property
     def outputs(self) -> int:
@@ -37,6 +40,8 @@ class Segmentation:
 
     def read(self, label: NDArray[Any], grid: WorkingGrid, name: str) -> NDArray[np.uint8]:
         """Label values on the working grid: in each voxel what fills most of it.
+
+        A structure that fills most of no voxel keeps the one that it fills most of: none is lost to a coarse grid.
 
         Args:
             label: (X, Y, Z) on the file's grid.
@@ -54,18 +59,53 @@ class Segmentation:
                 f"has label value {unknown[0]:g}, and the study's structures are 0 to {known[-1]}; "
                 "correct the label map or [study] structures",
             )
-        one_hot = AsDiscrete(to_onehot=self.outputs)(grid.cut(np.asarray(label[None], np.uint8)))
-        return np.asarray(grid.resampled(np.asarray(one_hot, np.float32)).argmax(axis=0), np.uint8)
+        one_hot = np.asarray(
+            AsDiscrete(to_onehot=self.outputs)(grid.cut(np.asarray(label[None], np.uint8))), np.float32
+        )
+        shares = grid.resampled(one_hot)
+        result = np.asarray(shares.argmax(axis=0), np.uint8)
+        for value in range(1, self.outputs):
+            if one_hot[value].any() and not (result == value).any():
+                place = np.unravel_index(shares[value].argmax(), result.shape)
+                result[place], shares[:, *place] = value, 0
+        return result
+
+    def kept(self, label: NDArray[Any], working: NDArray[np.uint8], grid: WorkingGrid) -> tuple[Kept, ...]:
+        """Voxels of each structure that the label has: in the file, in the field of view, on the working grid."""
+        written, seen, left = (
+            np.bincount(np.asarray(values, np.uint8).ravel(), minlength=self.outputs)
+            for values in (label, grid.cut(np.asarray(label[None], np.uint8)), working)
+        )
+        grown = float(abs(np.linalg.det(grid.affine[:3, :3]) / np.linalg.det(grid.file_affine[:3, :3])))
+        found = []
+        for name, region in zip(self.names, map(list, self._regions), strict=True):
+            file, view, grid_voxels = (int(counts[region].sum()) for counts in (written, seen, left))
+            if file:
+                found.append(Kept(name, file, view, grid_voxels, grid_voxels * grown / max(view, 1)))
+        return tuple(found)
+
+    def lost(self, case: Case) -> Sequence[str]:
+        """Voxels outside the field of view, and structures that keep less than half or more than twice their volume."""
+        said = []
+        for kept in case.kept:
+            if out := kept.written - kept.seen:
+                said.append(f"{out} of {kept.written} voxels of {kept.structure} are as dark as background and cut off")
+            if kept.seen and not 0.5 <= kept.share <= 2:
+                said.append(
+                    f"{kept.structure} has {kept.seen} voxels in the file and {kept.working} on the working grid, "
+                    f"{100 * kept.share:.0f} % of its volume; raise [data] size"
+                )
+        return said
 
     def odd(self, case: Case) -> Sequence[str]:
-        """Structures that the label map lacks."""
+        """What is lost, and structures that the label map lacks."""
         if case.label is None:
             return ["has no label map"]
-        present = np.unique(case.label)
-        absent = [name for value, name in enumerate(self.names, start=1) if value not in present]
+        present = {kept.structure for kept in case.kept}
+        absent = [name for name in self.names if name not in present]
         if len(absent) == len(self.names):
             return ["the label map is empty; is that so?"]
-        return [f"has no {name}" for name in absent]
+        return [*self.lost(case), *(f"has no {name}" for name in absent)]
 
     def targets(self, case: Case, view: View) -> torch.Tensor:
         """Label values of the view: (k, *size) int64."""
@@ -97,7 +137,14 @@ class Segmentation:
 
     def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
         """Dice of every structure."""
-        return dice(prediction, _truth(case), len(self.names))
+        truth = _truth(case)
+        if max(map(len, self._regions)) == 1:
+            return dice(prediction, truth, len(self.names))
+        scores = [
+            dice(np.isin(prediction, region).astype(np.uint8), np.isin(truth, region).astype(np.uint8), 1)
+            for region in self._regions
+        ]
+        return np.concatenate(scores)
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """Slices with the structures outlined, as PNG."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, View
+from fedseg.data.cases import Case, Kept, View
 from fedseg.data.grid import WorkingGrid
 
 
@@ -38,6 +38,18 @@ class Task(Protocol):
         Raises:
             CaseError: it is none of the study's.
         """
+
+    def kept(self, label: NDArray[Any], working: NDArray[np.uint8], grid: WorkingGrid) -> tuple[Kept, ...]:
+        """What the working grid keeps of the label, structure by structure; nothing where a label is not in space.
+
+        Args:
+            label: as for `read`.
+            working: what `read` gave.
+            grid: of the case.
+        """
+
+    def lost(self, case: Case) -> Sequence[str]:
+        """Sentences on what of a case's label is lost, or grows, on the way to the working grid."""
 
     def odd(self, case: Case) -> Sequence[str]:
         """Sentences on what may be wrong with a case's label though it can be used."""

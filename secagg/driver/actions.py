@@ -133,7 +133,7 @@ class Completed:
         included: U3, sorted.
         receipt: of the round, signed by the server.
         result: the same sum as (d,) unsigned integers modulo 2^b: `secagg.sums` and `secagg.means` give its fields.
-        dropped: at the server: U2 without U3, sorted.
+        dropped: U2 without U3, sorted.
     """
 
     total: NDArray[np.float64]

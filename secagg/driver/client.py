@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from secagg import wire
 from secagg.arguments import must_be, must_have
-from secagg.client import open_round
+from secagg.client import conclude_later, open_round
 from secagg.context import RoundContext
 from secagg.driver.actions import ClientAction, Completed, Exposed, Failed, Joined, NeedInput, Refused, Send
 from secagg.encoding import Buffer
@@ -106,6 +106,11 @@ class ClientDriver:
         return self._session
 
     @property
+    def wanted(self) -> tuple[int, bytes] | None:
+        """Round number and model hash of the update that `provide` takes, now or in the next attempt; None for none."""
+        return None if self.live and self._session is not None and self._session.provided else self._about
+
+    @property
     def deadline(self) -> float | None:
         """When to call `tick`; None for never."""
         return self._heard + self._patience if self.live and self._patience is not None else None
@@ -131,6 +136,8 @@ class ClientDriver:
         if isinstance(message, RoundStart):
             return self._open(message, now)
         session = self._session
+        if isinstance(message, Result) and (session is None or session.finished):
+            return self._later(message)
         if session is None or (
             isinstance(message, Abort) and message.slot != session.opened.context.slot(self._own_session)
         ):
@@ -166,6 +173,16 @@ class ClientDriver:
         except BaseException:
             self._given = before
             raise
+
+    def repeat(self) -> list[ClientAction]:
+        """What this client sent last in the attempt that is live, or that has its sum: the same bytes again.
+
+        For a server that may not have it: one that was restarted, or from which the connection was cut.
+        """
+        session = self._session
+        if session is None or session.latest is None or (session.finished and session.receipt is None):
+            return []
+        return [Send(wire.encode(session.latest))]
 
     def tick(self, now: float) -> list[ClientAction]:
         """The deadline may have passed: the attempt is given up where it has. Its marks stay."""
@@ -327,11 +344,22 @@ class ClientDriver:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:
             total = dequantize(session.total, self._policy)
-            actions.append(Completed(total, session.included, session.receipt, session.total))
+            actions.append(Completed(total, session.included, session.receipt, session.total, session.dropped))
         if isinstance(reply, SlotMasks):
             said = "the constant slots of the sum do not add up; this site showed what masked its own"
             actions.append(Failed(said, AbortedError(session.step, said)))
         return actions
+
+    def _later(self, result: Result) -> list[ClientAction]:
+        """A sum whose attempt is over here: confirmed again, or for the first time, and told to nobody else."""
+        session = self._session
+        if session is not None and session.receipt is not None and session.receipt.head == result.receipt.head:
+            return self.repeat()
+        try:
+            found = conclude_later(self._policy, self._me, self._signing_key, self._pinned, self._store, result)
+        except ProtocolError as error:
+            return [Failed(str(error), error)]
+        return [] if found is None else [Send(wire.encode(found))]
 
     def _over(self, error: SecAggError) -> list[ClientAction]:
         if self._session is not None:

@@ -109,7 +109,9 @@ def resume(
     waited = wire.decode_from_server(bytes(waiting)) if waiting else None
     session._waiting = waited if isinstance(waited, Reports) else None
     session._provided = said.has(MaskedInput)
-    session._included = tuple(said.of(IncludedSet).by_id) if said.has(IncludedSet) else ()
+    if said.has(IncludedSet):
+        session._included = tuple(said.of(IncludedSet).by_id)
+        session._dropped = tuple(sorted(said.of(Reports).by_id.keys() - said.of(IncludedSet).by_id.keys()))
     session._clip_rate = float.fromhex(sealed.text(rate))
     session._clip_rates = {
         sealed.text(name): float.fromhex(sealed.text(value)) for name, value in map(sealed.items, sealed.items(rates))

@@ -43,7 +43,7 @@ def block(body: str, language: str) -> str:
     return found[1] if found else ""
 
 
-def written(folder: Path, body: str, channels: int) -> None:
+def written(folder: Path, body: str, layout: str, channels: int) -> None:
     """The files of a page's tree, as small images."""
     site, *paths = block(body, "text").split()
     for path in paths:
@@ -52,15 +52,17 @@ def written(folder: Path, body: str, channels: int) -> None:
         if file.name == "dataset.json":
             json.loads(block(body, "json"))
             file.write_text(block(body, "json"))
+        elif file.suffix == ".csv":
+            file.write_text(block(body, "csv"))
         elif file.suffix == ".tsv":
             patients = sorted({path.partition("/")[0] for path in paths if path.startswith("sub-")})
             file.write_text("\n".join(["participant_id\tage", *(f"{patient}\t25" for patient in patients)]) + "\n")
         else:
             values = np.zeros((40, 48, 36), np.uint8)
             values[10:30, 12:36, 9:27] = 1
-            if "dseg" not in path and "labels" not in path:
+            if not re.search("dseg|labels|seg.nii|drawn", path):
                 values = values * np.arange(50, 86, dtype=np.uint8)
-                values = values if channels == 1 else np.stack([values] * channels, -1)
+                values = values if channels == 1 or layout != "decathlon" else np.stack([values] * channels, -1)
             nibabel.save(nibabel.Nifti1Image(values, np.diag([0.8, 0.8, 0.8, 1.0])), file)
 
 
@@ -72,7 +74,7 @@ def test_a_folder_of_the_page_is_read_as_the_page_says(layout, body, tmp_path, m
     study = base if layout == "phantom" else base.replace(study={"structures": ["brain"]}, model={"start": "scratch"})
     (tmp_path / "study.toml").write_text(study.replace(data=data).toml(), encoding="utf-8")
     if layout != "phantom":
-        written(tmp_path, body, len(data["modality"]))
+        written(tmp_path, body, layout, len(data["modality"]))
     monkeypatch.chdir(tmp_path)
     command, *shown = block(body, "console").splitlines()
     monkeypatch.setattr(sys, "argv", command.removeprefix("$ ").split())

@@ -27,6 +27,7 @@ from secagg.context import next_head
 from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
+from secagg.service import exposed
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from secagg.transcript_files import verify
@@ -337,7 +338,7 @@ def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(
     policy = replace(liver.policy, project="brain")
     path = foreign(tmp_path, policy, server_key(tmp_path))
     (waited,) = (asyncio.run(liver._begin()), *liver.exposed.waiting)[1:]
-    monkeypatch.setattr(exposure, "verify", lambda paths, _, roster: verify(paths, policy, roster))
+    monkeypatch.setattr(exposed, "verify", lambda paths, _, roster: verify(paths, policy, roster))
     liver._replay(path.read_bytes())
     asyncio.run(liver._after_waiting())
     assert list(liver.exposed.waiting) == [waited]  # the identifier of the round still says that it is another one

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedseg.data.cases import Case
-from fedseg.data.layouts.nifti import NiftiEntry
+from fedseg.data.layouts.files import FileEntry
 from fedseg.data.scans import Scan, working_case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.picture import picture
@@ -18,7 +18,7 @@ PLACES = {"R": (36, 22, 12), "L": (3, 22, 12), "A": (20, 40, 12), "P": (20, 3, 1
 
 def case_with(letter: str, axes: str, spacing: tuple[float, float, float], study: Study) -> Case:
     """A head with a mark at the patient's side `letter`, in a file whose axes are turned."""
-    image, label = np.ones(SHAPE, np.float32), np.zeros(SHAPE, np.uint8)
+    image, label = np.random.default_rng(1).uniform(0.8, 1.2, SHAPE).astype(np.float32), np.zeros(SHAPE, np.uint8)
     x, y, z = PLACES[letter]
     label[x - 3 : x + 4, y - 3 : y + 4, z - 3 : z + 4] = 1
     image[label > 0] = 2
@@ -87,7 +87,7 @@ def test_no_side_is_named_that_the_file_does_not_tell(affine, code, said, tmp_pa
         file.set_sform(affine, code)
         file.set_qform(affine, 0)
         file.to_filename(tmp_path / name)
-    case = NiftiEntry("P", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz").load("s", study)
+    case = FileEntry("P", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz").load("s", study)
     view = View.of_slice(case, 0)
     assert view.words == said
     assert bool(view.edges) == said.startswith("axial")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedseg.data.findings import check_site
-from fedseg.data.layouts.nifti import read_image
+from fedseg.data.layouts.files import read_image
 from fedseg.data.layouts.table import entries
 from fedseg.data.loading import load_site
 from fedseg.study import load_study
@@ -42,10 +42,10 @@ def test_fetal_brain_keeps_its_volume_on_the_working_grid() -> None:
     study = load_study(ROOT / "studies" / "fetal.toml")
     folder = folder_of("fetal") / "site-c"
     entry = entries(folder, "site-c", study)[0]
-    image, affine = read_image(Path(entry.name), study)
+    image = read_image([Path(entry.name)], study)
     case = entry.load("site-c", study)
     assert case.label is not None
     assert set(np.unique(case.label)) == set(range(8))
-    before = np.count_nonzero(image) * abs(np.linalg.det(affine[:3, :3]))
+    before = np.count_nonzero(image.values) * abs(np.linalg.det(image.affine[:3, :3]))
     after = np.count_nonzero(case.label) * np.prod(case.spacing)
     assert after == pytest.approx(before, rel=0.1)

@@ -123,7 +123,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "47c7825b9a5eb7bf6f013adc12c64dbf7b405b559133fe3ec87095798b57573d"
+    assert parse_study(text, "s").hash().hex() == "4369d6df0266c27f5204cca5a364ce26008084697e93552620f5a8acf2d4465e"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

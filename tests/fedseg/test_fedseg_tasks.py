@@ -37,6 +37,12 @@ class Sides:
             raise CaseError(name, "is neither left nor right")
         return np.asarray(label, np.uint8)
 
+    def kept(self, label, working, grid):
+        return ()
+
+    def lost(self, case):
+        return []
+
     def odd(self, case):
         return []
 

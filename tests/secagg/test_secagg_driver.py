@@ -34,7 +34,7 @@ from secagg.driver import (
     Send,
     Silent,
 )
-from secagg.messages import Abort, EncryptedShares, RoundStart, UnmaskingShares
+from secagg.messages import Abort, AdvertiseKeys, Confirmation, EncryptedShares, Result, RoundStart, UnmaskingShares
 from secagg.prg import Stream
 from secagg.quantize import dequantize
 from secagg.transcript_files import Recorder
@@ -607,6 +607,65 @@ def test_who_missed_a_round_must_see_its_transcript_too(tmp_path):
     assert "nothing shows this site that round 1" in told.reason
     world.hear("site-e", world.clients["site-e"].receive(transcript))
     assert world.of(Completed)[1].included == tuple(world.cohort.ids)
+
+
+@pytest.mark.parametrize("killed", ["before the result", "after it, before its confirmation"])
+def test_who_was_killed_after_it_released_confirms_later_so_that_the_transcript_counts(tmp_path, killed):
+    """Two of five killed just after the sum: T-02 wants four confirmations, and all refused for good."""
+    world = World(5, private=False)
+    world.server._record = recording(tmp_path, world.cohort)
+    gone, results = ("site-d", "site-e"), {}
+
+    class Killed:
+        """Hears all but the result, or answers all but that."""
+
+        def __init__(self, client):
+            self.client = client
+            self.provide = client.provide
+
+        def receive(self, data, now=0.0):
+            if isinstance(wire.decode_from_server(data), Result):
+                results[self.client._me] = data
+                if killed != "before the result":
+                    self.client.receive(data, now)
+                return []
+            return self.client.receive(data, now)
+
+    world.clients |= {me: Killed(world.client(me)) for me in gone}
+    world.begin()
+    assert len(world.server.session.confirmations) == 3
+    for me, data in results.items():
+        result, fresh = wire.decode_from_server(data), world.client(me)
+        (failed,) = fresh.receive(wire.encode(replace(result, total=bytes(len(result.total)))))
+        assert failed.error.check == "C-19"
+        unknown = replace(result, receipt=replace(result.receipt, round_id=bytes(32)))
+        assert fresh.receive(wire.encode(unknown)) == []
+        again = fresh.receive(data)
+        assert again == fresh.receive(data)
+        world.hear(me, again)
+    assert set(world.server.session.confirmations) == set(world.cohort.ids)
+
+
+def test_what_was_sent_last_is_repeated_byte_for_byte_until_the_attempt_is_over_without_a_sum():
+    world = World()
+    client, sent = world.clients["site-a"], []
+    assert client.repeat() == []
+
+    def says(me, data):
+        if me == "site-a":
+            sent.append(data)
+            assert client.repeat() == [Send(data)] or isinstance(wire.decode_from_client(data), AdvertiseKeys)
+        return data
+
+    world.says = says
+    world.begin()
+    assert client.repeat() == [Send(sent[-1])]
+    assert isinstance(wire.decode_from_client(sent[-1]), Confirmation)
+    world.dead = {"site-b", "site-c", "site-d"}
+    world.begin()
+    assert client.repeat() == [Send(sent[-1])]
+    client.close()
+    assert client.repeat() == []
 
 
 # --- what is said of what is seen ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
@@ -104,6 +105,7 @@ def make_events(name, sites, structures, rounds, mechanism, secure, seed, drop_r
         "min_survivors": 4,
         "bits": 32,
     }
+    first |= {"party": "", "spare_rounds": 0, "trust": "nobody is trusted" if mechanism != "none" else ""}
     events = [first | {"seed": seed, "secure": secure, "start": "phantom"}]
     t, gone = 1.2, None
     for number in range(1, rounds + 1):
@@ -143,7 +145,9 @@ def make_events(name, sites, structures, rounds, mechanism, secure, seed, drop_r
         end = {"kind": "end_round", "t": clock + 0.02, "round": number, "attempt": 0, "included": alive, "exact": True}
         end |= {"dropped": [gone] if gone else [], "head": f"{number:02x}" * 32, "clip_rate": {}, "seconds": seconds}
         events.append(end | {"bytes_up": 1, "bytes_down": 1})
-    return [*sorted(events, key=lambda event: event["t"]), {"kind": "end", "t": t, "seconds": t}]
+    events = [*sorted(events, key=lambda event: event["t"]), {"kind": "end", "t": t, "seconds": t}]
+    began = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+    return [event | {"at": (began + timedelta(seconds=event["t"])).isoformat()} for event in events]
 
 
 def make_run(

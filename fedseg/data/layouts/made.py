@@ -1,10 +1,11 @@
 """Sites whose patients the package makes: for demonstrations, simulations and tests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.data.cases import Case
+from fedseg.data.layouts.layout import Declared
 from fedseg.data.phantoms.table import phantom_of
 from fedseg.study import Study
 
@@ -19,9 +20,23 @@ class MadeEntry:
     seed: int
 
     @property
+    def case(self) -> str:
+        """The patient."""
+        return self.patient
+
+    @property
+    def subject(self) -> str:
+        """The patient."""
+        return self.patient
+
+    @property
     def name(self) -> str:
         """The patient."""
         return self.patient
+
+    def remarks(self) -> Sequence[str]:
+        """Nothing to say."""
+        return ()
 
     def load(self, site: str, study: Study) -> Case:
         """Make the patient; as many times as one likes, it is the same."""
@@ -43,3 +58,11 @@ class Made:
         patients = next(member.patients for member in study.sites if member.id == site) or 0
         for number, seed in enumerate(phantom.site_seeds(site, patients, COHORT), 1):
             yield MadeEntry(f"sub-{number:03d}", seed)
+
+    def declared(self, folder: Path, study: Study) -> Declared:
+        """Nothing."""
+        return Declared()
+
+    def remarks(self, folder: Path, study: Study) -> Sequence[str]:
+        """Nothing."""
+        return ()

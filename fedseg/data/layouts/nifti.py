@@ -1,105 +1,115 @@
-"""NIfTI files, read through MONAI: an image, and a label map that lies exactly on it.
+"""NIfTI files: their voxels, and where they lie in the patient.
 
-Every inconsistency is a `CaseError` that names the file. Nothing is guessed: a label map on another grid than its
-image is refused, not resampled.
+Every inconsistency is a `CaseError` that names the file, with the numbers. Nothing is guessed and nothing is dropped.
+Where a header tells the geometry more than once, the sform counts if it has a code above 0, else the qform, else the
+voxel sizes alone; what cannot be true at once is refused.
 """
 
 import gzip
 import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
-from monai.transforms import LoadImage
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case
-from fedseg.data.scans import Scan, working_case
+from fedseg.data.layouts.volume import SAME_GRID, Volume, corner_distance, smallest_voxel
 from fedseg.errors import CaseError
-from fedseg.study import Study
 from secagg.text import kind_of
 
-SAME_GRID_MM = 1e-3
+SAME_SIZE = 0.01  # voxel sizes that differ by a hundredth contradict each other
 
 
-@dataclass(frozen=True)
-class NiftiEntry:
-    """A patient's image with all channels in one file, and its label map in another.
+class _Header(nibabel.Nifti1Header):  # type: ignore[misc]
+    """Scanners write quaternions a rounding above unit length; nibabel allows 4e-7, FSL and ITK more."""
 
-    Either may be missing, which is found when the case is loaded.
-    """
-
-    patient: str
-    image: Path
-    label: Path
-
-    @property
-    def name(self) -> str:
-        """The image's path."""
-        return str(self.image)
-
-    def load(self, site: str, study: Study) -> Case:
-        """Read both files and bring them onto the study's working grid.
-
-        Raises:
-            CaseError: a missing, damaged or inconsistent file.
-        """
-        image, affine = read_image(self.image, study)
-        label = _read_label(self, image.shape[1:], affine)
-        oriented = names_sides(self.image)
-        return working_case(Scan(self.patient, self.name, image, affine, label, str(self.label), oriented), site, study)
+    quaternion_threshold = 1e-4
 
 
-def read_image(path: Path, study: Study) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Voxels (C, X, Y, Z) float32 in the file's units and its affine (4, 4).
+class _Image(nibabel.Nifti1Image):  # type: ignore[misc]
+    header_class = _Header
+
+
+def read_nifti(path: Path) -> Volume:
+    """The whole file.
 
     Raises:
-        CaseError: missing, damaged, not three-dimensional, wrong number of channels, NaN or infinite voxels.
+        CaseError: missing, damaged, not one volume with channels, or with a geometry that cannot be.
     """
-    image, affine = _read_nifti(path)
-    if image.ndim != 4 or min(image.shape[1:]) < 1:
-        raise CaseError(str(path), f"has {image.ndim - 1} spatial axes; a volume or a stack of slices has three")
-    if len(image) != study.in_channels:
-        raise CaseError(
-            str(path),
-            f"has {len(image)} channels and [data] modality lists {study.in_channels}; correct either",
-        )
-    if bad := int(np.count_nonzero(~np.isfinite(image))):
-        raise CaseError(str(path), f"has {bad} voxels that are NaN or infinite; export the image again")
+    image = _opened(path)
+    affine, oriented, remarks = geometry(image, str(path))
+    try:
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    except Exception as error:  # readers raise anything on damaged bytes
+        raise CaseError(str(path), f"cannot be read as NIfTI: {_what_is_wrong(path)}") from error
+    return Volume(str(path), _channels_first(values, path), affine, oriented, remarks)
+
+
+def nifti_remarks(path: Path) -> tuple[str, ...]:
+    """What of a file's geometry was decided by a rule; raises `CaseError` as `read_nifti`, and reads no voxel."""
+    return geometry(_opened(path), str(path))[2]
+
+
+def geometry(image: Any, name: str) -> tuple[NDArray[np.float64], bool, tuple[str, ...]]:
+    """Where a NIfTI image lies.
+
+    Args:
+        image: of nibabel.
+        name: what errors call it.
+
+    Returns:
+        Voxel to millimetres (RAS+), (4, 4) float64; whether the header says where the patient's sides are: without
+        sform and qform it says nothing, and the identity is what converters write that know nothing; and sentences on
+        what was decided by the rule.
+
+    Raises:
+        CaseError: units that are not millimetres, a qform that is no rotation, voxel sizes or sides that contradict
+            each other, or no geometry at all.
+    """
+    header = image.header
+    if len(image.shape) < 3:
+        raise CaseError(name, f"has {len(image.shape)} spatial axes; a volume or a stack of slices has three")
+    if (units := int(header["xyzt_units"]) & 0x07) in (1, 3):
+        said = {1: "metres", 3: "micrometres"}[units]
+        raise CaseError(name, f"says that its voxels are in {said}; export it in millimetres")
+    sform, scode = header.get_sform(coded=True)
+    try:
+        qform, qcode = header.get_qform(coded=True)
+    except (HeaderDataError, ValueError) as error:
+        raise CaseError(name, f"has a qform whose quaternion is no rotation ({error}); export it again") from error
+    affine = np.asarray(sform if scode else image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise CaseError(str(path), "has an affine that is no geometry; correct the header's sform")
-    return image, affine
+        raise CaseError(name, "has an affine that is no geometry; correct the header's sform")
+    oriented = bool(scode or qcode) and not np.array_equal(affine, np.eye(4))
+    if not scode:
+        return affine, oriented, ()
+    sizes, stored = np.linalg.norm(affine[:3, :3], axis=0), np.array(header.get_zooms()[:3], np.float64)
+    if not np.allclose(sizes, stored, rtol=SAME_SIZE):
+        raise CaseError(
+            name,
+            f"has voxels of {_millimetres(stored)} by its pixdim and {_millimetres(sizes)} by its sform; find out "
+            "which is true and write the header again",
+        )
+    if not qcode:
+        return affine, oriented, ()
+    if np.linalg.det(qform[:3, :3]) * np.linalg.det(affine[:3, :3]) < 0:
+        raise CaseError(name, "has left and right swapped between its qform and its sform; find out which is true")
+    apart = corner_distance(affine, qform, image.shape[:3])
+    if apart <= SAME_GRID * smallest_voxel(affine):
+        return affine, oriented, ()
+    remark = f"qform (code {int(qcode)}) and sform (code {int(scode)}) place it up to {apart:.3g} mm apart"
+    return affine, oriented, (f"{remark}; the sform counts",)
 
 
-def names_sides(path: Path) -> bool:
-    """Whether a NIfTI file says where the patient's sides are, so that a picture may name left and right.
-
-    A header without sform and qform says nothing, and the identity is what converters write that know nothing.
-    """
-    image = nibabel.load(path)
-    said = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-    return said and not np.array_equal(image.affine, np.eye(4))
+def _millimetres(sizes: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes) + " mm"
 
 
-def _read_label(entry: NiftiEntry, shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Label values (X, Y, Z) on exactly the image's grid."""
-    path = str(entry.label)
-    if not entry.label.exists():
-        raise CaseError(path, f"the label map of {entry.image.name} is missing; add it or remove the image")
-    label, label_affine = _read_nifti(entry.label)
-    if label.shape != (1, *shape):
-        extents = " x ".join(map(str, label.shape[1:])), " x ".join(map(str, shape))
-        raise CaseError(path, f"is {extents[0]} voxels and its image is {extents[1]}; export both on one grid")
-    if not np.allclose(label_affine, affine, atol=SAME_GRID_MM):
-        worst = float(np.abs(label_affine - affine).max())
-        raise CaseError(path, f"has another affine than its image (by up to {worst:.3g} mm); export both on one grid")
-    values: NDArray[np.float32] = label[0]
-    return values
-
-
-def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def _opened(path: Path) -> Any:
+    """The image with its header read, of a kind whose voxels are one number each."""
     if not path.exists():
         foreign = any("\udc80" <= letter <= "\udcff" for letter in str(path))
         why = "; its name is not UTF-8: is the list, or the folder, in an old code page?" if foreign else ""
@@ -107,14 +117,40 @@ def _read_nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.float32)(path)
+            image = _loaded(path)
     except Exception as error:  # readers raise anything on damaged bytes
         raise CaseError(str(path), f"cannot be read as NIfTI: {_what_is_wrong(path)}") from error
-    return np.asarray(image.numpy(), np.float32), np.asarray(image.affine, np.float64)
+    if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is one too
+        raise CaseError(str(path), f"is no NIfTI image but {type(image).__name__}; convert it")
+    kind = image.get_data_dtype()
+    if kind.names is not None:
+        raise CaseError(str(path), "holds colours (RGB), which are no intensities; export it as grey values")
+    if kind.kind == "c":
+        raise CaseError(str(path), "holds complex values, of which half would be lost; export the magnitude")
+    return image
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return _Image.from_filename(path)
+    except Exception:  # NIfTI-2, or what nibabel has to say of it
+        return nibabel.load(path)
+
+
+def _channels_first(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
+    """(C, X, Y, Z): axes of one voxel behind the third are nothing, so that ITK's (X, Y, Z, 1, C) has C channels."""
+    if min(values.shape) < 1:
+        raise CaseError(str(path), "has no voxels; export it again")
+    spatial = values.shape[:3]
+    channels = [extent for extent in values.shape[3:] if extent > 1]
+    if len(channels) > 1:
+        extents = " x ".join(map(str, values.shape))
+        raise CaseError(str(path), f"is {extents} voxels: two axes beyond space; export one volume with its channels")
+    return np.moveaxis(values.reshape(*spatial, *(channels or [1])), -1, 0)
 
 
 def _what_is_wrong(path: Path) -> str:
-    """Why a file is not read as NIfTI, and what to do: MONAI's own errors do not say."""
+    """Why a file is not read as NIfTI, and what to do: a reader's own errors do not say."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -138,4 +174,4 @@ def _what_is_wrong(path: Path) -> str:
         return f"{error.strerror}; correct that" if error.strerror else f"{error}; copy it again"
     except Exception as error:
         return f"{error}; export it again"
-    return "its header is not what MONAI expects; export it again"
+    return "its header is not what nibabel expects; export it again"

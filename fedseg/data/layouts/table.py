@@ -3,14 +3,25 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedseg.data.layouts.bids import Bids
+from fedseg.data.layouts.brats import Brats
 from fedseg.data.layouts.decathlon import Decathlon
-from fedseg.data.layouts.feta import Feta
 from fedseg.data.layouts.layout import Entry, Layout
 from fedseg.data.layouts.made import Made
+from fedseg.data.layouts.nnunet import NnUNet
+from fedseg.data.layouts.rows import Rows
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 
-LAYOUTS: Mapping[str, Layout] = {"feta": Feta(), "decathlon": Decathlon(), "phantom": Made()}
+LAYOUTS: Mapping[str, Layout] = {
+    "feta": Bids(),
+    "bids": Bids(),
+    "decathlon": Decathlon(),
+    "nnunet": NnUNet(),
+    "brats": Brats(),
+    "table": Rows(),
+    "phantom": Made(),
+}
 
 
 def layout_of(study: Study) -> Layout:
@@ -38,6 +49,6 @@ def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
     listed = sorted(layout.entries(folder, site, study), key=lambda entry: entry.name)
-    if not listed and not (study.trust.claims_epsilon and (folder / layout.index).exists()):
+    if not listed and not (study.trust.claims_epsilon and layout.index and (folder / layout.index).exists()):
         raise ConfigError(f"{folder}: no patients in layout '{name}'; correct the folder or the layout")
     return listed

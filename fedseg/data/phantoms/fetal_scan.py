@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
-from fedseg.data.intensity import normalised
+from fedseg.data.intensity import masked
 from fedseg.data.phantoms.fetal_brain import BASE, OLDEST, YOUNGEST, Anatomy, Surfaces, draw, surfaces
 from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician
 from fedseg.errors import ConfigError
@@ -99,7 +99,7 @@ def phantom_case(
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = [axis[0] for axis in axes]
     patient = f"{profile.name}-{seed}"
-    image = normalised(signal[None], patient)
+    image = masked(signal[None])
     return PhantomCase(profile.name, patient, patient, image, label, affine, spacing, dims, 2, weeks)
 
 

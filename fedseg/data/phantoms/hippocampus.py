@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from fedseg.data.cases import Case
-from fedseg.data.intensity import normalised
+from fedseg.data.intensity import masked
 from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician, waves
 from fedseg.study import Study
 from secagg.prg import Stream
@@ -85,7 +85,7 @@ def hippocampus_case(profile: HippocampusProfile, seed: int, size: int = 48, dim
         label[inside & (surfaces[name] > 0)] = value
     patient = f"{profile.name}-{seed}"
     spacing = (side / size, side / size, side / size if dims == 3 else THICK_MM)
-    image = normalised(signal[None], patient)
+    image = masked(signal[None])
     return Case(profile.name, patient, patient, image, label, np.diag([*spacing, 1.0]), spacing, dims, 2)
 
 

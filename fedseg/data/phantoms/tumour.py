@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from fedseg.data.cases import Case
-from fedseg.data.intensity import normalised
+from fedseg.data.intensity import masked
 from fedseg.data.phantoms.phantom import PUBLIC, Array, Phantom, Profile, by_name, rician, waves
 from fedseg.study import Study
 from secagg.prg import Stream
@@ -81,7 +81,7 @@ def lesion_case(profile: TumourProfile, seed: int, size: int = 64) -> Case:
     levels = LEVELS[0] + gap * (np.arange(SLICES) + float(stream.uniform(1)[0]) - 0.5)
     points = np.stack(np.meshgrid(plane, plane, levels.astype(np.float32), indexing="ij"))
     surfaces = _anatomy(profile, points, stream)
-    image = normalised(_scan(profile, surfaces, points, stream), profile.name)
+    image = masked(_scan(profile, surfaces, points, stream))
     label = (surfaces["lesion"] > 0).astype(np.uint8)
     patient = f"{profile.name}-{seed}"
     spacing = (FIELD_MM / size, FIELD_MM / size, THICK_MM)

@@ -1,17 +1,19 @@
-"""Without differential privacy: the rounds that keep this site out of the next ones until settled (C-05, C-26).
+"""Without differential privacy: the rounds that keep this member out of the next ones until settled (C-05, C-26).
 
-A round is settled by its transcript, replayed, or by the site's operator, who accepts that it cannot be. Nobody is at
+A round is settled by its transcript, replayed, or by the member's operator, who accepts that it cannot be. Nobody is at
 fault meanwhile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from fedseg.dialogue import WAITED_FOR
-from fedseg.exposure import replay
-from secagg import PinnedRoster, Policy, SecAggError
+from secagg.errors import SecAggError
 from secagg.messages import Receipt
-from secagg.sqlite import SqliteStore
+from secagg.policy import PinnedRoster, Policy
+from secagg.service.dialogue import WAITED_FOR
+from secagg.store import Store
+from secagg.transcript import accept
+from secagg.transcript_files import verify
 from secagg.writing import write_whole
 
 REFUSED = "refused.transcript"
@@ -19,21 +21,21 @@ REFUSED = "refused.transcript"
 
 
 class Exposed:
-    """What a site waits for.
+    """What a member waits for.
 
     Args:
         store: its marks.
         state: its state folder.
-        command: how it was started, for the sentences that say what to run.
+        accepting: the command with which an operator accepts these rounds, for the sentence that asks for it.
 
     Attributes:
         waiting: by round identifier, whether its transcript would help.
     """
 
-    def __init__(self, store: SqliteStore, state: Path, command: str) -> None:
-        self._store, self._state, self._command = store, state, command
+    def __init__(self, store: Store, state: Path, accepting: Callable[[Iterable[bytes]], str]) -> None:
+        self._store, self._state, self._accepting = store, state, accepting
         self.waiting: dict[bytes, bool] = {}
-        self._again: set[bytes] = set()  # kept this site out of one attempt although they were replayed
+        self._again: set[bytes] = set()  # kept this member out of one attempt although they were replayed
 
     @property
     def unreplayed(self) -> list[str]:
@@ -41,7 +43,7 @@ class Exposed:
         return [round_id.hex() for round_id in self.waiting][:WAITED_FOR]
 
     def since_before(self) -> tuple[str, bytes] | None:
-        """A round of an earlier process that keeps this site out (C-05): a sentence, and its identifier."""
+        """A round of an earlier process that keeps this member out (C-05): a sentence, and its identifier."""
         with self._store.transaction() as marks:
             release = marks.open_release
             if release is None or marks.accepted(release.round_id):
@@ -62,15 +64,14 @@ class Exposed:
         self.waiting |= fresh
         if not fresh:
             return ""
-        accept = " ".join(f"--accept-exposure {round_id.hex()}" for round_id in fresh)
         waits = "This site waits for its operator"
         if any(fresh.values()):
             waits = "This site waits for that transcript, which the coordinator or another site may have"
         asks = "An operator who accepts that risk once has to run beside this process"
-        return f"{said}. {waits}. {asks}: {self._command} {accept}"
+        return f"{said}. {waits}. {asks}: {self._accepting(fresh)}"
 
     def settled(self) -> bool:
-        """Whether this site waited until now, and every round has been replayed or accepted, here or beside it."""
+        """Whether this member waited until now, and every round has been replayed or accepted, here or beside it."""
         if not self.waiting:
             return False
         with self._store.transaction() as marks:
@@ -95,3 +96,25 @@ class Exposed:
             return f"a transcript was refused and settles nothing: {error}; it is kept in {came}"
         came.unlink()
         return receipt
+
+
+def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Receipt:
+    """Recompute the sum of a round from its transcript, under this member's own policy and roster, and mark it.
+
+    Args:
+        store: the member's marks.
+        policy: the member's own.
+        pinned: the member's own roster.
+        path: the transcript; whoever sent it is not believed.
+
+    Returns:
+        The round's receipt.
+
+    Raises:
+        SecAggError: the transcript does not hold, is of another federation, or does not fit the member's log; nothing
+            was marked.
+    """
+    verdict = verify([path], policy, pinned)
+    accept(verdict, store)
+    (receipt,) = (report.receipt for report in verdict.rounds if report.receipt is not None)
+    return receipt
