@@ -12,11 +12,11 @@ over the same bytes (`bench_round.py`); the event loop is looked at every 20 ms.
 import argparse
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -27,6 +27,7 @@ import numpy as np
 from bench_round import SERVER, Meter, one_round
 
 from secagg import Suite, home, wire
+from secagg.cli import main as main_of_secagg
 from secagg.errors import ProtocolError
 from secagg.field import Field
 from secagg.layout import Layout
@@ -35,7 +36,7 @@ from secagg.rpc.client import MailboxClient
 from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import Received
 from secagg.rpc.server import MailboxServer
-from tests.faults import mini
+from secagg.service.joining import join
 
 CASES = [(100, 10**5, 10), (100, 10**6, 10), (30, 10**6, 3)]
 GOAL_MB, GOAL_CPU = 400, 1.3
@@ -45,8 +46,8 @@ LOOK_SECONDS = 0.02
 # --- The coordinator's process ----------------------------------------------------------------------------------------
 
 
-def measured(arguments: list[str]) -> None:
-    """Run the command and print what its process took, one line of JSON."""
+def measured(said: Path, arguments: list[str]) -> None:
+    """Run the command, and say as JSON what its process took."""
     seen = {"blocked": 0.0, "cpu": 0.0}
     plain_run, plain_start = asyncio.run, MailboxServer.start
 
@@ -72,12 +73,12 @@ def measured(arguments: list[str]) -> None:
     MailboxServer.start = start  # type: ignore[method-assign]
     sys.argv = ["secagg", *arguments]
     try:
-        mini.main()
+        main_of_secagg()
     finally:
         status = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         seen["cpu"] = time.process_time() - seen["cpu"]
-        print(json.dumps({"event": "measured", "peak_mb": peak / 1024, **seen}), flush=True)
+        said.write_text(json.dumps({"peak_mb": peak / 1024, **seen}))
 
 
 # --- All sites --------------------------------------------------------------------------------------------------------
@@ -98,7 +99,8 @@ async def sites(folder: Path, address: str, names: list[str], dropped: set[str],
         if _is_input(payload):
             me = self._client_id
             if me in dropped:
-                raise asyncio.CancelledError
+                tasks[me].cancel()
+                await asyncio.sleep(0)
             made.add(me)
             if len(made) == len(names) - len(dropped):
                 all_made.set()
@@ -107,11 +109,16 @@ async def sites(folder: Path, address: str, names: list[str], dropped: set[str],
         await plain_send(self, kind, payload)
 
     MailboxClient.send, MailboxClient.receive = send, receive  # type: ignore[method-assign]
-    tasks = [
-        asyncio.create_task(mini.join(folder / name, address, folder / "vector.npy", folder / name / "sums"))
+    vector = folder / "vector.npy"
+    tasks = {
+        name: asyncio.create_task(join(home.Home.read(folder / name), address, vector, None, math.inf, _not_said))
         for name in names
-    ]
-    await asyncio.gather(*tasks, return_exceptions=True)
+    }
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+def _not_said(kind: str, facts: dict[str, Any]) -> None:
+    """Nobody listens to these sites."""
 
 
 def _is_input(payload: bytes) -> bool:
@@ -140,18 +147,18 @@ def case(clients: int, length: int, dropped: int, spread: bool) -> dict[str, flo
             for name in ("authority.pem", f"{own}.pem", f"{own}.key"):
                 os.link(Path(made) / "pem" / name, folder / party / name)
         np.save(folder / "vector.npy", np.ones(length))
-        command = [sys.executable, __file__, "--measured", "serve", str(folder / home.SERVER), "--rounds", "1"]
-        command += ["--out", str(folder / "sums"), "--step-seconds", "600"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            said: list[dict[str, Any]] = []
-            lines = iter(process.stdout or ())
-            said.append(json.loads(next(lines)))
+        said, events = folder / "said", folder / "events"
+        command = [sys.executable, __file__, "--measured", str(said), "serve", str(folder / home.SERVER)]
+        command += ["--out", str(folder / "sums"), "--step-seconds", "600", "--events", str(events)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while not events.is_file() or not (listening := events.read_text()).endswith("\n"):
+                time.sleep(0.05)
             began = time.perf_counter()
-            reader = threading.Thread(target=lambda: said.extend(map(json.loads, lines)))
-            reader.start()
-            asyncio.run(sites(folder, f"127.0.0.1:{said[0]['port']}", names, gone, spread))
-            process.wait()
-            reader.join()
+            port = json.loads(listening.splitlines()[0])["port"]
+            asyncio.run(sites(folder, f"127.0.0.1:{port}", names, gone, spread))
+        if process.returncode:
+            raise SystemExit("the coordinator did not complete the round")
+        found = json.loads(said.read_text())
         wall = time.perf_counter() - began
         total = np.load(folder / "sums" / "0001.npy")
         if not np.array_equal(total, np.full(length, clients - dropped)):
@@ -159,19 +166,24 @@ def case(clients: int, length: int, dropped: int, spread: bool) -> dict[str, flo
         agreed = replace(home.Home.read(folder / home.SERVER).policy, server_key=b"")
     meter = Meter()
     one_round(agreed, dropped, meter)
-    found = said[-1]
 
     bare = meter.spent[SERVER]
     return {
-        "clients": clients, "length": length, "dropped": dropped, "wall_s": wall,
-        "peak_mb": found["peak_mb"], "cpu_s": found["cpu"], "bare_cpu_s": bare, "cpu_ratio": found["cpu"] / bare,
+        "clients": clients,
+        "length": length,
+        "dropped": dropped,
+        "wall_s": wall,
+        "peak_mb": found["peak_mb"],
+        "cpu_s": found["cpu"],
+        "bare_cpu_s": bare,
+        "cpu_ratio": found["cpu"] / bare,
         "blocked_ms": 1e3 * found["blocked"],
     }
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--measured"]:
-        measured(sys.argv[2:])
+        measured(Path(sys.argv[2]), sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs=3, type=int, action="append", metavar=("N", "D", "DROPPED"))

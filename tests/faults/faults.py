@@ -23,10 +23,10 @@ Fault = Callable[[Federation, str], None]
 
 
 def site_killed(made: Federation, point: str) -> None:
-    """A site gets SIGKILL, and is started again once the round is over; between two rounds, at once."""
+    """A site gets SIGKILL, and is started again once the round is over."""
     start(made, site=Strike(point, KILL, ROUND))
     until(lambda: not made.parties[STRUCK].alive, "the site is dead")
-    over(made, point)
+    over(made)
     made.join(STRUCK)
 
 
@@ -52,7 +52,7 @@ def too_late(made: Federation, point: str) -> None:
     """The site's message is sent after everybody has stopped waiting for it."""
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
-    over(made, "")
+    over(made)
     made.parties[STRUCK].go_on()
 
 
@@ -100,7 +100,7 @@ def certificate_expired(made: Federation, point: str) -> None:
     time.sleep(max(0.0, (ends - dt.datetime.now(dt.UTC)).total_seconds()) + 1)
     made.proxy.cut()
     made.parties[STRUCK].go_on()
-    over(made, point)
+    over(made)
     made.certify(STRUCK)
 
 
@@ -149,7 +149,6 @@ def start(made: Federation, site: Strike | None = None, coordinator: Strike | No
     made.join(STRUCK, *[site] if site else [])
 
 
-def over(made: Federation, point: str) -> None:
-    """Wait until the struck round is over; before it has begun there is nothing to wait for."""
-    if point != BETWEEN:
-        until(lambda: made.finished(ROUND), f"round {ROUND} of {ROUNDS} is over")
+def over(made: Federation) -> None:
+    """Wait until the struck round is over."""
+    until(lambda: made.finished(ROUND), f"round {ROUND} of {ROUNDS} is over")

@@ -50,7 +50,7 @@ class Federation:
         sites: Sequence[str] = SITES,
         length: int = LENGTH,
         rounds: int = ROUNDS,
-        step_seconds: float = 4.0,
+        step_seconds: float = 8.0,
     ) -> None:
         self.folder, self.sites, self.length, self.rounds = folder, sites, length, rounds
         self.step_seconds = step_seconds

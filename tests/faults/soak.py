@@ -153,8 +153,11 @@ class Soak:
         until(lambda: self.made.finished(number), f"round {number} has a sum; {told}", 300)
         self.made.check_sum(number)
         return {
-            "round": number, "fault": told, "seconds": round(time.monotonic() - began, 2),
-            "attempts": self.made.attempts(number), "included": len(self.made.included(number)),
+            "round": number,
+            "fault": told,
+            "seconds": round(time.monotonic() - began, 2),
+            "attempts": self.made.attempts(number),
+            "included": len(self.made.included(number)),
             "processes": {
                 name: {"life": self.lives[name], **_resources(party.process.pid)}
                 for name, party in self.made.parties.items()
