@@ -85,6 +85,9 @@ class Recorder:
         durable: what was recorded lies beside `path`, sealed under `signing_key`, so that another process can `rewind`
             to what an earlier one brought to the disk with `sync`. Call `rewind` first, also with 0.
 
+    Attributes:
+        receipt: of the round, once the result was recorded; without one nothing but headers is shown.
+
     It belongs to one thread. Memory: the messages of the round, which the session holds as well, without vectors.
 
     Raises:
@@ -113,7 +116,7 @@ class Recorder:
         self._spool = self._sealed() if durable else Passing(self.path.parent)
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
         self._headers: list[Header] = []
-        self._finished = False
+        self.receipt: Receipt | None = None
         self._failure: OSError | None = None
 
     def __enter__(self) -> Self:
@@ -162,7 +165,8 @@ class Recorder:
             self._places[last] = start, 1
             if isinstance(message, PublishedShares):
                 self._headers.append(message.header)
-            self._finished = self._finished or isinstance(message, Receipt)
+            if isinstance(message, Receipt):
+                self.receipt = message
 
     def __repr__(self) -> str:
         return f"<Recorder of {self.path}>"
@@ -186,7 +190,7 @@ class Recorder:
             case EncryptedShares():
                 self._headers.append(message.header)
             case Result():
-                self._finished = True
+                self.receipt = message.receipt
         record, vector = as_shown(message, self._policy, self._vectors)
         self._keep(record, *vector)
 
@@ -210,7 +214,7 @@ class Recorder:
         try:
             if self._failure is not None:
                 raise self._failure
-            if self._finished or self._headers:
+            if self.receipt or self._headers:
                 with replacing(self.path, PUBLIC) as draft, open(draft, "wb") as file:
                     self._write(Writer(file))
         except OSError:
@@ -218,11 +222,11 @@ class Recorder:
                 self._spool.close()
             raise
         self._spool.close()
-        return self.path if self._finished or self._headers else None
+        return self.path if self.receipt or self._headers else None
 
     def _write(self, writer: Writer) -> None:
         writer.write(encode_record(self._opening))
-        if not self._finished:
+        if self.receipt is None:
             for header in sorted(self._headers, key=lambda header: header.client_id):
                 writer.write(encode_record(header))
         else:

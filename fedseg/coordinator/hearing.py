@@ -117,7 +117,7 @@ class Hearing:
     def _take_ready(self, site: str, message: dialogue.Ready) -> None:
         """A site is in no round; it joins the next one if it has this study and waits for nothing."""
         if message.study != self.study.hash().hex():
-            if self.presence.refuse(site):
+            if self.presence.refuse(site, "another study file"):
                 theirs, ours = message.study[:8], self.study.hash().hex()[:8]
                 both = f"{site} was started with another study file ({theirs}) than the coordinator ({ours})"
                 reason = f"{both}: compare the two files, and start with the same one"

@@ -153,10 +153,12 @@ class Refused:
     Attributes:
         reason: why.
         sender: the client whose message it was; "" at a client, of a transcript.
+        grave: at a server: no honest client sends this; otherwise it may only be late.
     """
 
     reason: str
     sender: str = ""
+    grave: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,10 +169,12 @@ class Failed:
         reason: for people.
         error: of a client a `ProtocolError` is the server's lie, unless its check is one of the own marks (C-03, C-14,
             C-24); anything else is nobody's fault.
+        told: at a server: sentences for the operator, see `RoundBook.failed`.
     """
 
     reason: str
     error: SecAggError
+    told: tuple[str, ...] = ()
 
 
 ClientAction: TypeAlias = Send | Joined | NeedInput | Exposed | Completed | Refused | Failed

@@ -1,7 +1,7 @@
 """A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
 
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import NoReturn
 
 from secagg import wire
 from secagg.arguments import must_be
@@ -18,6 +18,7 @@ from secagg.driver.actions import (
     ServerAction,
     Silent,
 )
+from secagg.driver.recording import Durable, Recording
 from secagg.encoding import Buffer
 from secagg.errors import (
     AbortedError,
@@ -28,50 +29,16 @@ from secagg.errors import (
     TooFewClientsError,
 )
 from secagg.masking import Vector
-from secagg.messages import FromClient, Receipt, Result
+from secagg.messages import Receipt
 from secagg.policy import PinnedRoster, Policy
 from secagg.prg import Executor
 from secagg.quantize import dequantize
 from secagg.session import ServerSession
 from secagg.snapshot import resume_server, snapshot_server
 from secagg.steps import ADVERTISE_KEYS, BLAME, MASKED_INPUT_COLLECTION
-from secagg.transcript.record import OpenedPair
 
 _DRIVER = "driver"
 """In what is saved, beside the book: who was asked, and how many attempts are left."""
-
-
-class Recording(Protocol):
-    """What writes a transcript, such as `secagg.transcript_files.Recorder`."""
-
-    def __call__(self, message: FromClient | OpenedPair | Result) -> None:
-        """Take what `ServerSession(record=...)` tells."""
-
-    def publish(self) -> Any:
-        """The attempt is over: make of it what may be seen."""
-
-
-@runtime_checkable
-class Durable(Recording, Protocol):
-    """What a recording has besides, so that its round can be resumed; a `Recorder(durable=True)` has it."""
-
-    @property
-    def recorded(self) -> int:
-        """How far it has come."""
-
-    def sync(self) -> None:
-        """Bring all of it to the disk.
-
-        Raises:
-            OSError: it cannot be written now; nothing is lost, and a later call tries again.
-        """
-
-    def rewind(self, recorded: int) -> None:
-        """In another process: forget everything after this; 0 begins anew.
-
-        Raises:
-            OSError: that much is not there.
-        """
 
 
 class ServerDriver:
@@ -145,6 +112,11 @@ class ServerDriver:
     def running(self) -> bool:
         """Whether a round is under way: neither `Completed` nor `Failed` was told of it."""
         return self._session is not None and not self._session.finished
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether the round has its sum, and its transcript still waits for confirmations."""
+        return self._recording is not None and not self.running
 
     @property
     def awaited(self) -> frozenset[str]:
@@ -278,9 +250,10 @@ class ServerDriver:
         try:
             reply = session.receive(sender, wire.decode_from_client(data))
         except ProtocolError as error:
-            if sender in error.culprits or isinstance(error, MalformedMessageError):
+            grave = sender in error.culprits or isinstance(error, MalformedMessageError)
+            if grave:
                 self._spoilt.add(sender)  # honest clients send nothing of the kind: nobody waits for more of this
-            return [Refused(str(error), sender), *self._closed(now)]
+            return [Refused(str(error), sender, grave), *self._closed(now)]
         except IllegalTransitionError:
             return []  # the attempt is over
         repeated: list[ServerAction] = [] if reply is None else [Send(wire.encode(reply), sender)]
@@ -310,6 +283,11 @@ class ServerDriver:
         if self.running:
             self._over.add(client_id)
         return self._closed(now)
+
+    def wait_until(self, deadline: float) -> None:
+        """Move the deadline of the step that is open: somebody who is waited for gets on."""
+        if self._closes_at is not None:
+            self._closes_at = max(self._closes_at, deadline)
 
     def abort(self, reason: str) -> list[ServerAction]:
         """End the round without a sum, and tell every client that was asked.
@@ -448,7 +426,7 @@ class ServerDriver:
         actions += [*(Send(abort, to) for to in sorted(self._asked)), *published]
         self._left -= 1
         if self._left <= 0:
-            return [*actions, Failed(str(error), error)]
+            return [*actions, Failed(str(error), error, told)]
         return [*actions, Retrying(str(error), told), *self._announced(now)]
 
     def _published(self) -> list[ServerAction]:

@@ -27,6 +27,11 @@ class Account:
     reports: Reports
     included: IncludedSet
 
+    @classmethod
+    def of(cls, reports: bytes, included: bytes) -> Self:
+        """Of the two messages, as `secagg.wire` encodes them."""
+        return cls.unpacked(len(reports).to_bytes(_LENGTH_BYTES, "big") + reports + included)
+
     def packed(self) -> bytes:
         """As bytes for the wire."""
         reports = wire.encode(self.reports)

@@ -32,6 +32,7 @@ _LENGTH_BYTES = 4
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes in hexadecimal."""
 _Name = Annotated[str, Field(max_length=256)]
+_Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _Attempt = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
@@ -154,7 +155,7 @@ class Awaiting(Control):
 
     kind: ClassVar[str] = "awaiting"
 
-    sites: list[_Name]
+    sites: list[_Id] = Field(max_length=1000)
     seconds: float = Field(ge=0)
 
 

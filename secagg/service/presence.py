@@ -12,27 +12,34 @@ class Presence:
         waiting: by site, the rounds (identifiers in hexadecimal) that it has to replay or to have accepted first.
         shown: by site, those whose transcript this process of it was sent.
         left: for good, such as with a spent budget.
-        refused: their present process has another study.
+        refused: their present process takes no part, and why: another study, version or policy, or marks of yesterday.
+        busy: they are there and not to be waited for, and why.
+        missed: they were waited for in vain before a round, and are not waited for again until they are back.
         lost: by site, since when its connection is broken or it began anew, in monotonic seconds.
         dropped: sites that fell silent in an earlier round and have not joined one since.
     """
 
     def __init__(self, sites: Collection[str]) -> None:
         self.sites = frozenset(sites)
+        self.known: set[str] = set()  # whose present process has introduced itself
         self.ready: set[str] = set()
         self.waiting: dict[str, tuple[str, ...]] = {}
         self.shown: dict[str, set[str]] = {}
         self.left: set[str] = set()
-        self.refused: set[str] = set()
+        self.refused: dict[str, str] = {}
+        self.busy: dict[str, str] = {}
+        self.missed: set[str] = set()
         self.lost: dict[str, float] = {}
         self.dropped: set[str] = set()
 
     def began(self, site: str) -> None:
         """A new process of this site: nothing that was known of the one before holds."""
         self.gone(site)
+        self.known.discard(site)
         self.waiting.pop(site, None)
         self.shown.pop(site, None)
-        self.refused.discard(site)
+        self.refused.pop(site, None)
+        self.busy.pop(site, None)
 
     def gone(self, site: str) -> None:
         """The connection broke, maybe for a moment."""
@@ -42,20 +49,30 @@ class Presence:
     def back(self, site: str) -> None:
         """The same process again."""
         self.lost.pop(site, None)
-        if site not in self.waiting and site not in self.refused:
+        if site in self.known and site not in self.waiting and site not in self.refused and site not in self.busy:
             self.ready.add(site)
+            self.missed.discard(site)
 
-    def refuse(self, site: str) -> bool:
+    def refuse(self, site: str, why: str = "") -> bool:
         """This process takes no part; returns whether that is news."""
         news = site not in self.refused
-        self.refused.add(site)
+        self.refused[site] = why
         self.ready.discard(site)
         return news
+
+    def away_with(self, site: str, why: str) -> None:
+        """It is busy: there, and not to be waited for."""
+        self.lost.pop(site, None)
+        self.ready.discard(site)
+        self.busy[site] = why
 
     def free(self, site: str, unreplayed: Sequence[str]) -> bool:
         """It is in no round, and has to see these first; returns whether it is news that it waits."""
         self.lost.pop(site, None)
+        self.busy.pop(site, None)
+        self.known.add(site)
         if not unreplayed:
+            self.missed.discard(site)
             self.waiting.pop(site, None)
             self.ready.add(site)
             return False
@@ -68,6 +85,8 @@ class Presence:
         """Its process ended, and said so."""
         self.ready.discard(site)
         self.waiting.pop(site, None)
+        self.busy.pop(site, None)
+        self.known.discard(site)
 
     def away(self, grace: float) -> set[str]:
         """Who has been lost for longer than `grace` seconds."""

@@ -1,0 +1,313 @@
+"""What a coordinator has: journal, driver and mailbox, what is known of each member, and how the run stands."""
+
+import asyncio
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from secagg import wire
+from secagg.book import RoundBook
+from secagg.driver import Refused, Save, ServerAction, ServerDriver
+from secagg.files import Federation
+from secagg.keys import SigningKey
+from secagg.messages import FromServer, RoundStart
+from secagg.policy import Policy, session_id
+from secagg.rpc.frames import message_limit
+from secagg.rpc.server import MailboxServer
+from secagg.rpc.tls import ServerTls
+from secagg.service import dialogue
+from secagg.service.account import Account
+from secagg.service.counting import Counting
+from secagg.service.dialogue import FROM_MEMBER, Dialogue, Message
+from secagg.service.events import Event, Listener, Note
+from secagg.service.journal import Journal
+from secagg.service.presence import Presence
+from secagg.service.running import Application, Options
+from secagg.service.status import SiteStatus, Status
+from secagg.service.transcripts import FOLDER, Transcripts
+
+JOURNAL = "journal.sqlite"
+"""In the coordinator's state folder."""
+
+_T = TypeVar("_T")
+
+
+class Standing(ABC):
+    """The mailbox, the journal, and what is known of the members behind it.
+
+    Args:
+        policy: of the run, with the coordinator's key.
+        federation: run, coordinator's key and roster, as everybody pins them.
+        key: the coordinator's signing key.
+        tls: the coordinator's.
+        task_hash: 32 bytes, of what is computed.
+        application: what the run is about.
+        options: how it runs.
+        listeners: hear every event.
+
+    Attributes:
+        ended: why the run is over; "" while it is not.
+
+    Raises:
+        ConfigError: these do not fit together, or the journal is another run's; nothing was sent.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        federation: Federation,
+        key: SigningKey,
+        tls: ServerTls,
+        task_hash: bytes,
+        application: Application,
+        options: Options,
+        *listeners: Listener,
+    ) -> None:
+        self.policy, self.federation, self.application, self.options = policy, federation, application, options
+        self._listeners = list(listeners)
+        self.sites = tuple(federation.pinned)
+        self.book = RoundBook(federation.training_run, task_hash, key, policy.max_corrupt)
+        self.transcripts = Transcripts(
+            options.state / FOLDER,
+            options.transcripts,
+            replayed=application.replayed,
+            policy=policy,
+            pinned=federation.pinned,
+            key=key,
+            quota=options.quota,
+        )
+        self.driver = self._driver()
+        limit, patience = message_limit(policy) + application.content_bytes, min(1.0, options.grace)
+        self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience)
+        self.presence = Presence(self.sites)
+        self._dialogue = Dialogue((*FROM_MEMBER, *application.kinds))
+        self._same = {
+            "release": (application.release, "release"),
+            "run": (federation.training_run, "training run"),
+            "task": (task_hash.hex(), "study"),
+            "policy": (policy.hash().hex(), "aggregation policy"),
+            "roster": (federation.pinned.hash().hex(), "roster"),
+        }
+        session = session_id(policy, federation.pinned).hex()
+        identity = {"run": federation.training_run, "study": task_hash.hex(), "session": session}
+        self.journal = Journal(options.state / JOURNAL, identity)
+        self._remember()
+
+    def _driver(self) -> ServerDriver:
+        return ServerDriver(
+            self.policy,
+            self.federation.pinned,
+            self.book,
+            step_seconds=self.options.step_seconds,
+            input_seconds=self.options.training_seconds,
+            attempts=1,  # who is there is looked at before each
+            record=self.transcripts.recorder,
+            resumable=True,
+            confirmed=self.application.replayed,
+        )
+
+    def _remember(self) -> None:
+        """What an earlier process wrote down."""
+        journal = self.journal
+        book, sealed = journal.get_json("book", None), journal.get("sealed") or b""
+        self.saved = None if book is None else Save(book, sealed, int(journal.get("recorded") or b"0"))
+        if (state := journal.get("application")) is not None:
+            self.application.restore(state)
+        finished = journal.get_json("finished", {"reason": "", "complete": False})
+        self.ended, self.complete = str(finished["reason"]), bool(finished["complete"])
+        members = journal.get_json("members", {"spent": {}, "joined": {}, "left": {}, "seen": {}, "done": []})
+        self.spent: dict[str, float] = members["spent"]
+        self.joined: dict[str, tuple[int, int]] = {
+            site: (found[0], found[1]) for site, found in members["joined"].items()
+        }
+        self.left_because: dict[str, str] = members["left"]
+        self.seen: dict[str, set[int]] = {site: set(rounds) for site, rounds in members["seen"].items()}
+        self.done: set[str] = set(members["done"])
+        self.presence.left |= self.left_because.keys()
+        self.owed: set[str] = set(journal.get_json("owed", []))
+        accounts = journal.all("account-").items()
+        self.accounts = {int(key.removeprefix("account-")): Account.unpacked(data) for key, data in accounts}
+        self.facts = Counting.of(journal.get("counted"), self.emit)
+        self.failures, self.why = 0, ""
+        self.convicted = self.book.convicted
+        self.awaited: set[str] = set()
+        self.since = time.monotonic()
+        self._asked_again: dict[str, tuple[int, int]] = {}
+        self._last: tuple[bytes, FromServer] | None = None
+        if self.ended and self.saved is not None:
+            self.book.restore(self.saved.book)
+
+    def counting(self, number: int, attempt: int) -> None:
+        """An attempt begins, or goes on."""
+        if (self.facts.round, self.facts.attempt) != (number, attempt):
+            self.facts = Counting(number, attempt, self.emit)
+
+    def listen(self, listener: Listener) -> None:
+        """Tell somebody else of every event from here on."""
+        self._listeners.append(listener)
+
+    def emit(self, event: Event) -> None:
+        """Tell every listener; one that fails hears nothing more, and costs no round."""
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                self._listeners.remove(listener)
+                self.emit(Note(f"a listener failed and hears no more ({type(error).__name__}: {error})"))
+
+    def status(self) -> Status:
+        """How the run stands now."""
+        session, now = self.driver.session, time.monotonic()
+        step = session.step if session is not None and (self.driver.running or self.driver.unpublished) else ""
+        deadline = self.driver.deadline if step else None
+        awaited = set(self.driver.awaited) if step else self.awaited
+        return Status(
+            run=self.federation.training_run,
+            task=self.book.task_hash.hex(),
+            completed=len(self.book.receipts),
+            rounds=self.application.rounds,
+            round=self.facts.round if step else self.book.number,
+            attempt=self.facts.attempt if step else self.book.attempt,
+            step=step,
+            since=now - (self.facts.since if step else self.since),
+            deadline=None if deadline is None else max(0.0, deadline - now),
+            ended=self.ended,
+            complete=self.complete,
+            sites=tuple(self._status_of(site, awaited) for site in self.sites),
+        )
+
+    def _status_of(self, site: str, awaited: set[str]) -> SiteStatus:
+        presence, session = self.presence, self.driver.session
+        connected, traffic = site in self.mailbox.connected(), self.mailbox.traffic(site)
+        inside = self.driver.running and session is not None and site in session.expected and connected
+        why = presence.refused.get(site) or self.left_because.get(site) or presence.busy.get(site) or ""
+        states = {
+            "done": site in self.done,
+            "left": site in presence.left,
+            "left out": site in self.book.leave_out,
+            "refused": site in presence.refused,
+            "busy": site in presence.busy,
+            "waiting": site in presence.waiting,
+            "in the round": inside,
+            "ready": site in presence.ready,
+        }
+        state = next((name for name, holds in states.items() if holds), "away")
+        spent = self.spent.get(site)
+        return SiteStatus(site, state, why, connected, site in awaited, spent, traffic.up, traffic.down)
+
+    def _send(self, sites: Iterable[str], message: Message) -> None:
+        payload = message.packed()
+        for site in sorted(sites):
+            self.mailbox.send(site, message.kind, payload)
+
+    async def _members(self) -> None:
+        """Write down what is known of the members."""
+        await self._durably(self._known_of_members())
+
+    def _known_of_members(self) -> dict[str, bytes | None]:
+        members = {
+            "spent": self.spent,
+            "joined": self.joined,
+            "left": self.left_because,
+            "seen": {site: sorted(rounds) for site, rounds in self.seen.items()},
+            "done": sorted(self.done),
+        }
+        return {"members": json.dumps(members).encode(), "owed": json.dumps(sorted(self.owed)).encode()}
+
+    def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
+        """Send a round's transcript to these, to each process of them once; whether there is such a transcript."""
+        found = self.transcripts.find(round_id)
+        if found is None:
+            return False
+        fresh = [site for site in sites if round_id not in self.presence.shown.setdefault(site, set())]
+        if fresh:
+            self._send(fresh, dialogue.Transcript(found.read_bytes()))
+        for site in fresh:
+            self.presence.shown[site].add(round_id)
+        return True
+
+    def _dismiss(self, sites: Iterable[str], reason: str, *, complete: bool) -> None:
+        """Give these the last content, all receipts and the accounts that they lack, and say why this is the end."""
+        sites = sorted(sites)
+        start = self.book.start(self.application.about(self.book))
+        self._send(sites, dialogue.Closing(start, self.application.content()))
+        for number, account in self.accounts.items():
+            self._send([site for site in sites if number not in self.seen.get(site, ())], account)
+        self._send(sites, dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete))
+
+    @abstractmethod
+    async def _do(self, actions: list[ServerAction]) -> None:
+        """What the driver says, in order."""
+
+    async def _driven(self, work: Callable[[], list[ServerAction]], of: tuple[str, int] = ("", 0)) -> None:
+        """Have the driver take a call, and do what it says.
+
+        Args:
+            work: the call.
+            of: whose message it takes, and its bytes; "" where it takes none.
+        """
+        (site, size), session, facts = of, self.driver.session, self.facts
+        step, before = (session.step, session.heard) if session is not None and self._open else ("", 0)
+        actions = await self._call(work)
+        same = self.driver.session is session and session is not None
+        closed = same and session is not None and bool(step) and session.step != step
+        taken = same and session is not None and (closed or (self._open and session.heard > before))
+        if site and taken and session is not None and not any(isinstance(action, Refused) for action in actions):
+            facts.up(site, step, size)
+            context = session.context
+            self.joined[site] = max(self.joined.get(site, (0, 0)), (context.round_number, context.attempt))
+        await self._do(actions)
+        if closed:
+            facts.closed(step)
+
+    @property
+    def _open(self) -> bool:
+        """Whether the driver takes messages."""
+        return self.driver.running or self.driver.unpublished
+
+    async def _call(self, work: Callable[[], _T]) -> _T:
+        """In a thread, one at a time: the event loop serves everybody meanwhile."""
+        return await asyncio.to_thread(work)
+
+    async def _durably(self, changes: Mapping[str, bytes | None]) -> None:
+        """Write a change before anybody is told of it, however long the disk takes to have room for it."""
+
+        def write() -> None:
+            self.driver.sync()
+            self.journal.commit(changes)
+
+        await self._until_written(write, "what happened")
+
+    async def _until_written(self, write: Callable[[], _T], what: str) -> _T:
+        """Waits out a full disk: nothing was told that is not written."""
+        said = False
+        while True:
+            try:
+                return await self._call(write)
+            except OSError as error:
+                if not said:
+                    self.emit(
+                        Note(f"{what} cannot be written ({error}); this coordinator waits, and goes on by itself")
+                    )
+                    said = True
+                await asyncio.sleep(0.5)
+
+    def _decoded(self, data: bytes) -> FromServer:
+        """A message that goes to many is decoded once."""
+        if self._last is None or self._last[0] is not data:
+            self._last = data, wire.decode_from_server(data)
+        return self._last[1]
+
+    def _with_content(self, start: RoundStart) -> dialogue.Opened:
+        return dialogue.Opened(start, self.application.content())
+
+    def seconds_left(self, site: str) -> float | None:
+        """How long what a member sends just now still takes; None where nothing is under way."""
+        return None
+
+    def free_bytes(self) -> int:
+        """Of the disk with the journal."""
+        return shutil.disk_usage(self.options.state).free
