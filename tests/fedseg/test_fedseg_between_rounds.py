@@ -17,11 +17,12 @@ from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.mechanisms.table import MECHANISMS
+from fedseg.parties import Agreed, InProcess
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
 from fedseg.update import NoisedUpdate, model_hash
-from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
+from secagg import PinnedRoster, Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
 from secagg.context import next_head
 from secagg.messages import Receipt, Result
@@ -240,7 +241,8 @@ def test_a_lying_coordinators_transcript_neither_clears_a_round_nor_ends_a_site_
 def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: SigningKey, run: str = "run") -> SecureSum:
     book = RoundBook(run, bytes(32), server, policy.max_corrupt)
     rounding = lambda site, number: Stream.seeded(1, site, number)  # noqa: E731
-    return SecureSum(policy, book, keys, folder, rounding, bytes(32), private=False)
+    agreed = Agreed(policy, PinnedRoster({site: key.verify_key for site, key in keys.items()}), run, bytes(32), False)
+    return SecureSum(agreed, book, InProcess(agreed, keys, folder, rounding), folder)
 
 
 def update(site: str, length: int = LENGTH) -> NoisedUpdate:
