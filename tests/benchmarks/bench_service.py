@@ -100,7 +100,7 @@ async def sites(folder: Path, address: str, names: list[str], dropped: set[str],
             me = self._client_id
             if me in dropped:
                 tasks[me].cancel()
-                await asyncio.sleep(0)
+                await asyncio.Event().wait()
             made.add(me)
             if len(made) == len(names) - len(dropped):
                 all_made.set()

@@ -1,4 +1,4 @@
-"""The page on operations: its table of faults is the one whose cells are run, and every promise names tests that exist."""
+"""The page on operations: its table of faults is the one whose cells are run, and a promise names tests that exist."""
 
 import importlib.util
 import re

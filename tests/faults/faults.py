@@ -5,6 +5,7 @@ happened, and mends it once the struck round is over: it starts what was killed,
 """
 
 import datetime as dt
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,6 +51,7 @@ def cut_while_sending(made: Federation, point: str) -> None:
 
 def too_late(made: Federation, point: str) -> None:
     """The site's message is sent after everybody has stopped waiting for it."""
+    made.step_seconds = 3.0
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     over(made)
@@ -82,9 +84,9 @@ def disk_full(made: Federation, point: str) -> None:
     start(made, coordinator=Strike(point, HOLD, ROUND))
     made.coordinator.held()
     filler = made.state.parent / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(1 << 12)):
-            pass
+    with filler.open("wb") as file, suppress(OSError):
+        free = os.statvfs(filler).f_bavail * os.statvfs(filler).f_frsize
+        os.posix_fallocate(file.fileno(), 0, free)
     made.coordinator.go_on()
     time.sleep(2)
     filler.unlink()

@@ -74,7 +74,9 @@ class Federation:
     def write_vectors(self, number: int) -> None:
         """What each site adds to a round."""
         for site in self.sites:
-            np.save(self.folder / site / "vectors" / f"{number:04d}.npy", vector(site, number, self.length))
+            path = self.folder / site / "vectors" / f"{number:04d}.npy"
+            if not path.exists():
+                np.save(path, vector(site, number, self.length))
 
     def certify(self, site: str, **given: object) -> None:
         """Give a site a new certificate; see `Authority.issue`."""
@@ -93,9 +95,12 @@ class Federation:
 
     def serve(self, *strikes: Strike) -> Party:
         """Start the coordinator, or start it again: always the same command."""
+        seconds = str(self.step_seconds)
         given = ["--port", str(self.port), "--rounds", str(self.rounds), "--out", str(self.state / "sums")]
         return self._start(
-            COORDINATOR, ["serve", str(self.state), *given, "--step-seconds", str(self.step_seconds)], *strikes
+            COORDINATOR,
+            ["serve", str(self.state), *given, "--step-seconds", seconds, "--input-seconds", seconds],
+            *strikes,
         )
 
     def join(self, site: str, *strikes: Strike) -> Party:

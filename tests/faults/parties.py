@@ -102,6 +102,14 @@ class Party:
                 return
         raise AssertionError(f"{self.name} was never held: {self.said()}")
 
+    def is_held(self) -> bool:
+        """Whether it is held at its point just now; said once."""
+        with suppress(EOFError):
+            if self._control.poll():
+                self._control.recv()
+                return True
+        return False
+
     def go_on(self) -> None:
         """Let it go on."""
         self._control.send(None)

@@ -1,12 +1,13 @@
-"""Many rounds with a random fault in each, over one federation of real processes; says what it found, and goes on later.
+"""Many rounds with a random fault in each, in one federation of real processes; goes on where it was ended.
 
 python tests/faults/soak.py --rounds 1000 --seed 1 [--folder FOLDER] [--for SECONDS]
 
-Five sites, d = 10,000, three of four faults at a site, the others at the coordinator; site-a is never struck and sets
-the pace. After each round its sum is compared with the plain one, bit for bit, and memory, descriptors, threads and files
-of every process are written down: FOLDER/soak.jsonl, a line a round. The same command goes on where it was ended, with the
-coordinator's journal and the sites' marks. At the end: how many rounds, how many with a sum in their first attempt, and
-how much a process grew a round, of those that lived for 20 rounds or more.
+Five sites, d = 10,000. A fault strikes the coordinator or a site at a random point of each round; the coordinator is
+held before each round until the next fault is prepared. After each round its sum is compared with the plain one, bit
+for bit, and memory, descriptors, threads and files of every process are written down: FOLDER/soak.jsonl, a line a
+round. It goes on where it was ended, with the coordinator's journal and the sites' marks. At the end: how many rounds,
+how many with a sum in their first attempt, and what a process took at first and at last, of those that lived for 20
+rounds or more.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from tests.faults.parties import BETWEEN, FLIP, HOLD, KILL, POINTS, TWICE, Strik
 
 SITES = tuple(f"site-{letter}" for letter in "abcde")
 LENGTH = 10_000
+AHEAD = 8
+"""Numbers that may be burned between two sums; the sites hold a vector for each."""
 LONG_LIFE = 20
 AT_LEAST = 3
 """Rounds of a life that are passed over before its growth is measured: buffers and caches fill first."""
@@ -41,10 +44,15 @@ class Soak:
     lives: Counter[str] = field(default_factory=Counter)
 
     def start(self) -> None:
-        """Start everybody; site-a waits before each round."""
-        self.made.serve()
+        """Start everybody; the coordinator waits before each round."""
+        self.serve()
         for site in SITES:
             self.join(site)
+
+    def serve(self) -> None:
+        """Start the coordinator, or start it again."""
+        self.lives[COORDINATOR] += 1
+        self.made.serve(Strike(BETWEEN, HOLD))
 
     def join(self, site: str) -> None:
         """Start a site, or start it again."""
@@ -55,7 +63,7 @@ class Soak:
 
     def site_killed(self) -> str:
         """Killed at a step, started again at once."""
-        site, point = self.chance.choice(SITES[1:]), self.chance.choice(POINTS)
+        site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
         self.made.parties[site].strike(Strike(point, KILL))
         self._go_on()
         until(lambda: not self.made.parties[site].alive, f"{site} is dead at {point}")
@@ -68,8 +76,7 @@ class Soak:
         self.made.coordinator.strike(Strike(point, KILL))
         self._go_on()
         until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
-        self.lives[COORDINATOR] += 1
-        self.made.serve()
+        self.serve()
         return f"coordinator killed at {point}"
 
     def coordinator_stopped(self) -> str:
@@ -78,19 +85,17 @@ class Soak:
         time.sleep(self.chance.random() * 0.5)
         self.made.coordinator.signal(signal.SIGTERM)
         status = self.made.coordinator.status(20)
-        self.lives[COORDINATOR] += 1
-        self.made.serve()
+        self.serve()
         return f"coordinator terminated, status {status}"
 
     def both_killed(self) -> str:
         """The coordinator at one step and a site at another one."""
-        site, point, other = self.chance.choice(SITES[1:]), self.chance.choice(POINTS), self.chance.choice(POINTS)
+        site, point, other = self.chance.choice(SITES), self.chance.choice(POINTS), self.chance.choice(POINTS)
         self.made.coordinator.strike(Strike(point, KILL))
         self._go_on()
         until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
         self.made.parties[site].kill()
-        self.lives[COORDINATOR] += 1
-        self.made.serve()
+        self.serve()
         self.join(site)
         return f"coordinator killed at {point}, and {site} ({other})"
 
@@ -104,7 +109,7 @@ class Soak:
 
     def suspended(self) -> str:
         """A process stands still for a while."""
-        name = self.chance.choice([COORDINATOR, *SITES[1:]])
+        name = self.chance.choice([COORDINATOR, *SITES])
         self._go_on()
         time.sleep(self.chance.random() * 0.5)
         self.made.parties[name].signal(signal.SIGSTOP)
@@ -131,32 +136,38 @@ class Soak:
         return "wire corrupted"
 
     def _at_a_site(self, act: str) -> str:
-        site, point = self.chance.choice(SITES[1:]), self.chance.choice(POINTS)
+        site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
         self.made.parties[site].strike(Strike(point, act))
         self._go_on()
         return f"{site} {act} at {point}"
 
     def _go_on(self) -> None:
-        self.made.parties[SITES[0]].go_on()
+        self.made.coordinator.strike(Strike(BETWEEN, HOLD))
+        self.made.coordinator.go_on()
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
-    def round(self, number: int) -> dict[str, Any]:
-        """A fault and a round; what is written down about it."""
-        pace = self.made.parties[SITES[0]]
-        pace.held(120)
+    def round(self, last: int) -> dict[str, Any]:
+        """A fault and a round; what is written down about it.
+
+        Args:
+            last: number of the round before.
+        """
+        self.made.coordinator.held(120)
         fault = self.chance.choice(FAULTS)
-        self.made.write_vectors(number + 1)
-        pace.strike(Strike(BETWEEN, HOLD))
+        for number in range(last + 1, last + 1 + AHEAD):
+            self.made.write_vectors(number)
+        for site in SITES:
+            (self.made.folder / site / "vectors" / f"{last:04d}.npy").unlink(missing_ok=True)
         began = time.monotonic()
-        told = fault(self)
-        until(lambda: self.made.finished(number), f"round {number} has a sum; {told}", 300)
+        said = fault(self)
+        number = until(lambda: self._finished_after(last), f"a round after {last} has a sum; {said}", 300)
         self.made.check_sum(number)
         return {
             "round": number,
-            "fault": told,
+            "fault": said,
             "seconds": round(time.monotonic() - began, 2),
-            "attempts": self.made.attempts(number),
+            "attempts": self.made.attempts(number) + number - last - 1,
             "included": len(self.made.included(number)),
             "processes": {
                 name: {"life": self.lives[name], **_resources(party.process.pid)}
@@ -165,6 +176,15 @@ class Soak:
             },
             "files": {name: _files(self.made.folder / name) for name in SITES} | {"server": _files(self.made.state)},
         }
+
+    def _finished_after(self, last: int) -> int:
+        """The round with the next sum; a number that was burned is passed over, and so is the wait before the next."""
+        for number in range(last + 1, last + 1 + AHEAD):
+            if self.made.finished(number):
+                return number
+        if self.made.coordinator.is_held():
+            self._go_on()
+        return 0
 
 
 FAULTS: list[Callable[[Soak], str]] = [
@@ -233,11 +253,9 @@ def main() -> None:
         soak = Soak(made, random.Random(f"{given.seed} {len(lines)}"))
         for line in lines[-1:]:
             soak.lives.update({name: found["life"] + 1 for name, found in line["processes"].items()})
-        made.write_vectors(len(lines) + 1)
         soak.start()
-        made.parties[SITES[0]].strike(Strike(BETWEEN, HOLD))
         while len(lines) < given.rounds and time.monotonic() < ends:
-            lines.append(soak.round(len(lines) + 1))
+            lines.append(soak.round(lines[-1]["round"] if lines else 0))
             with journal.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included")}
