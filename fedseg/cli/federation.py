@@ -8,9 +8,10 @@ import typer
 
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyFile, app, command_line
+from fedseg.cli.watching import AUDIT, File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.errors import ProtocolError
-from secagg.terminal import out, say
+from secagg.terminal import say
 
 if TYPE_CHECKING:
     from fedseg.study import Study
@@ -37,6 +38,9 @@ def coordinator(
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
+    log_format: Format = LogFormat.TEXT,
+    log_file: File = None,
+    watch: Where = "",
 ) -> None:
     """Run a study over the network.
 
@@ -44,7 +48,6 @@ def coordinator(
     """
     from fedseg.coordinator import Options, coordinate
     from fedseg.runfolder import RunFolder
-    from fedseg.screen import Screen
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
@@ -59,8 +62,12 @@ def coordinator(
         transcripts=transcripts.value,
         command=command_line(),
     )
-    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
-        starting_model(loaded, screen.starting)
+    with (
+        seen(log_format, log_file, watch, credentials / AUDIT) as view,
+        RunFolder.create(runs, loaded, *view.listeners) as folder,
+    ):
+        view.run = folder
+        starting_model(loaded, view.screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):
@@ -103,6 +110,9 @@ def site(
         Path | None,
         typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
     ] = None,
+    log_format: Format = LogFormat.TEXT,
+    log_file: File = None,
+    watch: Where = "",
 ) -> None:
     """Take part in a study, from one hospital.
 
@@ -111,7 +121,6 @@ def site(
     from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
-    from fedseg.screen import Screen
     from fedseg.site import Options, take_part
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -136,8 +145,9 @@ def site(
         audit=audit,
         command=command_line(),
     )
-    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
-        starting_model(loaded, screen.starting)
+    with seen(log_format, log_file, watch) as view, RunFolder.create(runs, loaded, *view.listeners) as folder:
+        view.run = folder
+        starting_model(loaded, view.screen.starting)
         run = take_part(folder, found, options)
     conclude(run, credentials)
 
