@@ -91,6 +91,25 @@ def coordinator_tls(folder: Path) -> ServerTls:
     return ServerTls.load(*(folder / name for name in names))
 
 
+def fixed_state(folder: Path, site: str) -> Path | None:
+    """The state folder that a site's enrolment fixed; None where none did.
+
+    Raises:
+        ConfigError: it is gone, or a file: nothing else says what this site's patients have spent.
+    """
+    known = Enrolment.of(folder, site)
+    if known is None or not known.state:
+        return None
+    state = Path(known.state)
+    if not state.is_dir():
+        what = "is a file" if state.exists() else "is not there"
+        raise ConfigError(
+            f"{state}: the state of {site}, fixed at its enrolment, {what}; mount or bring back the folder that was "
+            "used last, never an older copy"
+        )
+    return state
+
+
 def expiring(folder: Path, name: str) -> str:
     """One sentence where a certificate in a party's folder expires within `WARN_DAYS`; "" where none does.
 

@@ -22,6 +22,8 @@ from fedseg.aggregate import PlainSum, SecureSum
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import layout_of
+from fedseg.data.roles import FOLDER as ROLES
+from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
@@ -138,7 +140,7 @@ def chargeable(study: Study) -> None:
 
 class _Simulation:
     def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options, closing: ExitStack) -> None:
-        self.folder, self.cohort, self.options, self.study = folder, cohort, options, folder.study
+        self.folder, self.options, self.study = folder, options, folder.study
         self.sites = [options.alone] if options.alone else self.study.site_ids
         self.told: dict[str, str] = {}
         resumed = (folder.path / "state.json").is_file()
@@ -149,6 +151,7 @@ class _Simulation:
                 f"{folder.path}: was started with {folder.tally.mode}, not {mode}; resume it the same way"
             )
         folder.tally.mode = mode
+        self.cohort = self._as_before(cohort)
         if options.charged is None:
             self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
         else:
@@ -231,6 +234,15 @@ class _Simulation:
         where = {site: str(states[site]) for site in self.sites}
         write_whole(self.folder.path / LIFETIME, json.dumps(where, indent=1))
         return ledgers
+
+    def _as_before(self, cohort: Mapping[str, SiteData]) -> Mapping[str, SiteData]:
+        """The patients, without those who had the other role before an interruption; who came and went is told."""
+        kept = {}
+        for site, data in cohort.items():
+            kept[site], told = going_on(self.folder.path / ROLES / f"{site}.json", data)
+            for sentence in told:
+                self.folder.emit(Note(text=sentence))
+        return kept
 
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)

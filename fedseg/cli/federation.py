@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
-from fedseg.cli.terminal import Runs, StudyFile, app, command_line
+from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
 from fedseg.cli.watching import AUDIT, File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.errors import ProtocolError
@@ -25,9 +26,9 @@ class Transcripts(Enum):
     NONE = "none"
 
 
-@app.command()
+@app.command(cls=Configured)
 def coordinator(
-    study: StudyFile,
+    study: StudyOrConfiguration,
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
@@ -77,9 +78,9 @@ def coordinator(
     conclude(run, credentials)
 
 
-@app.command()
+@app.command(cls=Configured)
 def site(
-    study: StudyFile,
+    study: StudyOrConfiguration,
     name: Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)],
     address: Annotated[str, typer.Option("--coordinator", help="HOST:PORT of the coordinator.")],
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
@@ -128,7 +129,7 @@ def site(
     loaded = load_study(study)
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
-    kept = _state_folder(loaded, name, data, state, runs)
+    kept = _state_folder(loaded, name, data, state, runs, credentials)
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
@@ -152,18 +153,28 @@ def site(
     conclude(run, credentials)
 
 
-def _state_folder(study: "Study", name: str, data: Path | None, given: Path | None, runs: Path) -> Path:
+def _state_folder(
+    study: "Study", name: str, data: Path | None, given: Path | None, runs: Path, credentials: Path
+) -> Path:
     """Where the marks and the ledger of a data set lie: where they were at its first use, whatever the run is called.
 
-    Made patients are nobody, and theirs go with the runs.
+    That is where enrolment fixed it, for the site's first data set. Made patients are nobody, and theirs go with the
+    runs.
     """
+    from fedseg.credentials import fixed_state
     from fedseg.data.layouts.table import layout_of
     from fedseg.ledger.home import Home
 
-    earlier = runs / f"{name}-state"
+    home, fixed = Home(), fixed_state(credentials, name)
+    own = None if data is None else str(data.resolve())
+    if any(found.state == str(fixed) and found.data != own for found in home.data_sets()):
+        fixed = None  # of another data set: each has its own
+    earlier = fixed or runs / f"{name}-state"
+    for folder in (given, earlier):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: is a file; give --state a folder, where this site's marks and ledger lie")
     if not layout_of(study).needs_folder:
         return (given or earlier).absolute()
-    home = Home()
     if data is not None and data.is_dir():
         return home.state_of(name, data, given, earlier)
     if data is not None:

@@ -8,12 +8,17 @@ import nibabel
 import numpy as np
 import pytest
 
+import fedseg.simulate as simulation
 from fedseg.cli import main
 from fedseg.data.cases import held_out
 from fedseg.data.declaration import Declaration, agree
 from fedseg.data.layouts.patients import alike, stem_of
 from fedseg.data.loading import load_cohort, load_site
+from fedseg.data.roles import going_on
 from fedseg.errors import CaseError, ConfigError
+from fedseg.events import Note, RoundEnded
+from fedseg.runfolder import RunFolder
+from fedseg.simulate import Options, simulate
 from fedseg.study import Study, load_study
 from tests.support.folders import brain, write_feta
 
@@ -294,3 +299,90 @@ def test_rows_twice_and_folders_that_no_row_names_are_told(tmp_path, capsys, mon
     assert "warning site-a: participants.tsv does not list sub-003: left alone" in said
     assert "warning site-a: participants.tsv lists sub-001 more than once: taken once" in said
     assert "info site-a: 2 patients" in said
+
+
+def named(role: bool, start: int = 100) -> str:
+    """A patient's name that is held out, or not."""
+    return next(name for number in range(start, start + 99) if held_out(SITE, name := f"sub-{number}", 0.2) == role)
+
+
+def moved(folder: Path, old: str, new: str) -> None:
+    """Another name for a patient: a slip of a pen, or a new export."""
+    for kind in ("T2w", "dseg"):
+        place = folder / new / "anat"
+        place.mkdir(parents=True, exist_ok=True)
+        (folder / old / "anat" / f"{old}_{kind}.nii.gz").rename(place / f"{new}_{kind}.nii.gz")
+    (folder / old / "anat").rmdir()
+    (folder / old).rmdir()
+
+
+def test_a_run_goes_on_without_those_who_would_change_sides(tmp_path):
+    """Here a trained patient's image comes back under a name that is held out, and the other way round."""
+    study = BASE.replace(data={"size": 16})
+    folder = write_feta(tmp_path / "mine", 5)
+    (folder / "participants.tsv").unlink()
+    record = tmp_path / "roles" / "run.json"
+    before, told = going_on(record, load_site(folder, SITE, study))
+    trained, tested = before.patients, sorted({case.patient for case in before.test})
+    assert (told, tested, len(trained)) == ([], ["sub-002"], 4)
+    assert going_on(record, load_site(folder, SITE, study))[1] == []
+    out, drawn = named(True), named(False)
+    moved(folder, trained[0], out)
+    moved(folder, tested[0], drawn)
+    write_feta(tmp_path / "other", 6)
+    (tmp_path / "other/sub-006").rename(folder / "sub-006")
+    after, told = going_on(record, load_site(folder, SITE, study))
+    assert after.patients == [*trained[1:], "sub-006"]
+    assert after.test == ()
+    assert told[0] == f"{SITE}: 1 patients (sub-006) came since this run began; roles of the others are as they were"
+    assert told[1].startswith(
+        f"{SITE}: 2 patients ({trained[0]}, {tested[0]}) took part before and are gone; what they"
+    )
+    assert told[2].startswith(
+        f"{SITE}: 1 patients ({out}) (by name or image) were trained on in this run and would change"
+    )
+    assert told[3].startswith(
+        f"{SITE}: 1 patients ({drawn}) (by name or image) were held out in this run and would change"
+    )
+    moved(folder, drawn, tested[0])
+    moved(folder, out, trained[0])
+    again, told = going_on(record, load_site(folder, SITE, study))
+    assert (again.patients, len(again.test), told) == ([*trained, "sub-006"], 1, [])
+
+
+def test_a_simulation_that_goes_on_names_who_came_and_keeps_everybodys_role(tmp_path, monkeypatch):
+    study = BASE.replace(
+        study={"rounds": 2, "local_steps": 1}, data={"size": 16, "slices_per_patient": 1}, model={"channels": [4, 4]}
+    )
+    for site in study.site_ids:
+        write_feta(tmp_path / "data" / site, 2)
+        (tmp_path / "data" / site / "participants.tsv").unlink()
+
+    class Stop(BaseException):
+        pass
+
+    def stop(event):
+        if isinstance(event, RoundEnded):
+            raise Stop
+
+    folder = RunFolder.create(tmp_path / "runs", study, stop)
+    with pytest.raises(Stop):
+        simulate(folder, load_cohort(tmp_path / "data", study), Options(plain=True))
+    mine = tmp_path / "data" / SITE
+    out = named(True)
+    moved(mine, "sub-001", out)
+    write_feta(tmp_path / "other", 3)
+    (tmp_path / "other/sub-003").rename(mine / "sub-003")
+    trained, heard, real = [], [], simulation.train_round
+
+    def watched(model, data, *arguments, **named):
+        trained.append((named["site"], data.patients))
+        return real(model, data, *arguments, **named)
+
+    monkeypatch.setattr(simulation, "train_round", watched)
+    simulate(RunFolder.reopen(folder.path, heard.append), load_cohort(tmp_path / "data", study), Options(plain=True))
+    notes = [event.text for event in heard if isinstance(event, Note)]
+    assert [note.partition(" (")[0] for note in notes] == [f"{SITE}: 1 patients"] * 3
+    assert "sub-003) came" in notes[0]
+    assert f"({out}) (by name or image) were trained on" in notes[2]
+    assert dict(trained)[SITE] == ["sub-003"]
