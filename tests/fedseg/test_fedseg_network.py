@@ -14,6 +14,7 @@ from fedseg import dialogue
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
+from fedseg.data.declaration import Declaration
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, LedgerError, RoundFailedError
 from fedseg.events import Listening
@@ -336,3 +337,32 @@ def test_without_privacy_whole_transcripts_are_kept(tmp_path):
 def _heads(run: Path) -> list[str]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return [event["head"] for event in events if event["kind"] == "end_round"]
+
+
+class Otherwise(Site):
+    """A hospital whose files call the first structure otherwise than those of the others."""
+
+    def says(self) -> str:
+        name = {"site-b": "shell"}.get(self.me, "core")
+        declared = Declaration(structures=(name, *[""] * 6))
+        return dialogue.Declares.signed(declared, self.federation.training_run, self.me, self.key).model_dump_json()
+
+
+def test_the_site_whose_files_declare_another_label_is_refused_by_name_before_round_one(tmp_path, monkeypatch):
+    study = tiny_study(sites=4, rounds=1)
+    monkeypatch.setattr("tests.support.federation.Site", Otherwise)
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            federation.start()
+            with pytest.raises(RoundFailedError) as refused:
+                await federation.tasks.pop("site-b")
+            sentence = str(refused.value)
+            assert "sites' files declare what the study calls 'external CSF' differently: site-b 'shell'" in sentence
+            assert federation.said(COORDINATOR).count(sentence) == 1
+            await federation.finished()
+            (end,) = federation.of(COORDINATOR, "end_round")
+            assert end["included"] == ("site-a", "site-c", "site-d")
+            assert not (tmp_path / "site-b-state" / "ledger.jsonl").exists()
+
+    asyncio.run(scenario())
