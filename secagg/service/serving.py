@@ -8,6 +8,7 @@ from pathlib import Path
 
 from secagg.book import RoundBook
 from secagg.driver import Completed
+from secagg.enrolment.office import REVOKED
 from secagg.errors import ConfigError
 from secagg.home import Home
 from secagg.rpc.tls import AUTHORITY, COORDINATOR, ServerTls
@@ -106,7 +107,8 @@ def serving(home: Home, rounds: int, out: Path, options: Options, *listeners: Li
     folder = home.folder
     if home.signing_key.verify_key != home.policy.server_key:
         raise ConfigError(f"{folder}: holds the key of {home.me}, and not the server's; serve from the server's folder")
-    tls = ServerTls.load(folder / f"{AUTHORITY}.pem", folder / f"{COORDINATOR}.pem", folder / f"{COORDINATOR}.key")
+    names = (f"{AUTHORITY}.pem", f"{COORDINATOR}.pem", f"{COORDINATOR}.key", REVOKED)
+    tls = ServerTls.load(*(folder / name for name in names))
     application = Serving(home, rounds, out)
     given = (home.policy, home.federation, home.signing_key, tls, home.task.hash(), application, options)
     return Coordinator(*given, *listeners)
