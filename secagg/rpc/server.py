@@ -22,12 +22,13 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from secagg.errors import ConfigError
 from secagg.rpc import frames
 from secagg.rpc.door import Door
 from secagg.rpc.frames import BACK, CHUNK_BYTES, GONE, HELLO, Assembler, Message, Received, Traffic
+from secagg.rpc.probe import TellingHealth
 from secagg.rpc.tls import ServerTls, site_named_by
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
 
@@ -104,7 +105,7 @@ class MailboxServer:
         self._door = Door(host, port, len(self._peers))
         server = aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers([self._handlers()])
-        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(), server)
         credentials = grpc.ssl_server_credentials(
             [(self._tls.key, self._tls.certificate)], self._tls.authority, require_client_auth=True
         )
