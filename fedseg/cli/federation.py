@@ -98,7 +98,10 @@ def site(
         typer.Option(help="First use only: where this data set's marks and ledger lie, for good.", show_default=False),
     ] = None,
     runs: Runs = Path("runs"),
-    patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
+    ] = None,
     accept_exposure: Annotated[
         list[str] | None,
         typer.Option(

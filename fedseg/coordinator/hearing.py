@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg import dialogue
-from fedseg.account import Account
 from fedseg.attempt import Exchange
 from fedseg.coordinator.figures import Figures
 from fedseg.coordinator.options import Options
 from fedseg.coordinator.transcripts import Transcripts
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
+from fedseg.dialogue import Metrics, Progress
 from fedseg.errors import RoundFailedError
 from fedseg.events import Connected, Disconnected, Left, Note, Refused, Trained
 from fedseg.models import build_model
@@ -23,7 +22,12 @@ from secagg.rpc import frames
 from secagg.rpc.frames import Received, message_limit
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import COORDINATOR
+from secagg.service import dialogue
+from secagg.service.account import Account
+from secagg.service.errors import DialogueError
 from secagg.service.presence import Presence
+
+HEARD = dialogue.Dialogue((*dialogue.FROM_MEMBER, Progress, Metrics))
 
 
 class Hearing:
@@ -64,7 +68,7 @@ class Hearing:
         self.attempt: Exchange | None = None
         self.over: set[str] = set()  # of whom nothing more is waited for in the attempt that runs
 
-    def _send(self, sites: Iterable[str], message: dialogue.FromCoordinator) -> None:
+    def _send(self, sites: Iterable[str], message: dialogue.Message) -> None:
         payload = message.packed()
         for site in sorted(sites):
             self.mailbox.send(site, message.kind, payload)
@@ -74,7 +78,7 @@ class Hearing:
         if received is not None:
             try:
                 self._take(received)
-            except RoundFailedError as error:
+            except (RoundFailedError, DialogueError) as error:
                 self.folder.emit(Note(text=str(error)))
 
     def _take(self, received: Received) -> None:
@@ -92,16 +96,19 @@ class Hearing:
                 self.presence.back(site)
                 self.folder.emit(Connected(site=site))
             case kind:
-                self._answer(site, dialogue.from_site(kind, received.payload, site))
+                self._answer(site, HEARD.read(kind, received.payload, site))
 
-    def _answer(self, site: str, message: dialogue.FromSite | None) -> None:
+    def _answer(self, site: str, message: dialogue.Message | None) -> None:
         match message:
             case dialogue.Ready():
-                self.over.add(site)
+                running = self.attempt.facts if self.attempt is not None else None
+                # One that was said before this attempt was opened may come after it.
+                if running is None or message.joined >= (running.number, running.attempt or 0):
+                    self.over.add(site)
                 self._take_ready(site, message)
-            case dialogue.Progress():
+            case Progress():
                 self._take_progress(site, message)
-            case dialogue.Metrics() if self.study.report.share_metrics:
+            case Metrics() if self.study.report.share_metrics:
                 self.figures.take(site, message)
             case dialogue.Leaving():
                 self.presence.left.add(site)
@@ -111,14 +118,14 @@ class Hearing:
                 self.over.add(site)
                 if site not in self.presence.refused:  # of whom it was said why
                     self.folder.emit(Note(text=f"{site} stopped: {message.reason}"))
-            case dialogue.Protocol() if self.attempt is not None:
+            case dialogue.Protocolled() if self.attempt is not None:
                 self._take_protocol(self.attempt, site, message)
 
     def _take_ready(self, site: str, message: dialogue.Ready) -> None:
         """A site is in no round; it joins the next one if it has this study and waits for nothing."""
-        if message.study != self.study.hash().hex():
+        if message.task != self.study.hash().hex():
             if self.presence.refuse(site, "another study file"):
-                theirs, ours = message.study[:8], self.study.hash().hex()[:8]
+                theirs, ours = message.task[:8], self.study.hash().hex()[:8]
                 both = f"{site} was started with another study file ({theirs}) than the coordinator ({ours})"
                 reason = f"{both}: compare the two files, and start with the same one"
                 self.folder.emit(Refused(site=site, reason=reason))
@@ -132,14 +139,14 @@ class Hearing:
             named = ", ".join(message.unreplayed)
             self.folder.emit(Note(text=f"{site} waits for the transcript of round {named}, {there}"))
 
-    def _take_progress(self, site: str, progress: dialogue.Progress) -> None:
+    def _take_progress(self, site: str, progress: Progress) -> None:
         self.figures.epsilon[site] = progress.epsilon
         steps = self.study.study.local_steps
         running = self.attempt is not None and progress.round == self.attempt.facts.number
         if running and progress.step <= progress.steps == steps:  # else late, or not true
             self.folder.emit(Trained(round=progress.round, site=site, step=progress.step, steps=steps))
 
-    def _take_protocol(self, attempt: Exchange, site: str, message: dialogue.Protocol) -> None:
+    def _take_protocol(self, attempt: Exchange, site: str, message: dialogue.Protocolled) -> None:
         """Give a site's message to the session; one that is refused leaves no trace but a note."""
         try:
             attempt.take(site, message.data)

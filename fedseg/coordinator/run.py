@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg import dialogue
 from fedseg.attempt import Exchange, Facts
 from fedseg.coordinator.hearing import Hearing
 from fedseg.coordinator.options import Options
+from fedseg.dialogue import ToEvaluate, content_of
 from fedseg.errors import RoundFailedError
 from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundStarted, StepOpened, Waiting
 from fedseg.runfolder import POLICY, RunFolder
@@ -20,6 +20,7 @@ from fedseg.update import adopt, model_hash, opened
 from secagg import AbortedError, ProtocolError, ServerSession, dequantize
 from secagg.files import policy_text
 from secagg.rpc.tls import COORDINATOR
+from secagg.service import dialogue
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.writing import write_whole
 
@@ -72,11 +73,15 @@ class Coordinator(Hearing):
 
     def _dismiss(self, reason: str) -> None:
         """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
-        self._send(self.study.site_ids, dialogue.Closing(self.book.start(model_hash(self.state)), self.state))
+        self._send(
+            self.study.site_ids, dialogue.Closing(self.book.start(model_hash(self.state)), content_of(self.state))
+        )
         for number, account in self.accounts.items():
             lacking = [site for site in self.study.site_ids if number not in self.seen.get(site, ())]
             self._send(lacking, account)
-        self._send(self.study.site_ids, dialogue.Finished.because(reason))
+        complete = self.folder.tally.completed >= self.study.study.rounds
+        last = dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete)
+        self._send(self.study.site_ids, last)
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
@@ -142,7 +147,7 @@ class Coordinator(Hearing):
         self.folder.emit(RoundStarted(round=book.number, attempt=book.attempt, model_hash=started.hex()))
         for site in self.presence.rejoining(sites):
             self.folder.emit(Rejoined(round=book.number, site=site))
-        self._send(sites, dialogue.Opened(book.start(started), self.state))
+        self._send(sites, dialogue.Opened(book.start(started), content_of(self.state)))
         attempt = Exchange(server, Facts(book.number, book.attempt, self.folder.emit), sites)
         self.attempt, self.over = attempt, set()
         try:
@@ -171,7 +176,7 @@ class Coordinator(Hearing):
         self.folder.emit(opened)
         await self._until_silent(attempt, seconds)
         for site, data in attempt.close().items():
-            self._send([site], dialogue.Protocol(data))
+            self._send([site], dialogue.Protocolled(data))
 
     async def _until_silent(self, attempt: Exchange, seconds: float) -> None:
         deadline, telling = time.monotonic() + seconds, _Telling()
@@ -205,7 +210,7 @@ class Coordinator(Hearing):
         if not self.study.report.share_metrics:
             return
         awaited = set(self.presence.ready)
-        self._send(awaited, dialogue.ToEvaluate(self.book.start(model_hash(self.state)), self.state))
+        self._send(awaited, ToEvaluate(self.book.start(model_hash(self.state)), content_of(self.state)))
         deadline = time.monotonic() + self.options.step_seconds
         while time.monotonic() < deadline and self.figures.missing(awaited & self.presence.ready):
             await self._hear(0.25)

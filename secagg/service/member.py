@@ -29,7 +29,7 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.stopping import FAREWELL_SECONDS
+from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
 from secagg.steps import SHARE_KEYS
 from secagg.store import Store
 
@@ -162,11 +162,12 @@ class Member:
                     pass
                 await self._say_goodbye(dialogue.Done(), sending)
                 return finished
-            except asyncio.CancelledError:
-                await self._say_goodbye(dialogue.Failed.because("its operator stopped it"), sending)
+            except asyncio.CancelledError as stopped:
+                if STOPPED in stopped.args:
+                    await self._say_goodbye(dialogue.Failed.because("its operator stopped it"), sending)
                 raise
             except Exception as error:
-                await self._say_goodbye(dialogue.Failed.because(_public(error)), sending)
+                await self._say_goodbye(dialogue.Failed.because(self._app.public(error)), sending)
                 raise
             finally:
                 for task in (sending, self._receiving):
@@ -522,8 +523,3 @@ def _lied(error: ProtocolError) -> RunFailedError:
     if error.check == "C-23":
         told = "; is what is computed, such as the study file, the same at every party?"
     return RunFailedError(f"the coordinator broke the protocol: {error}{told}")
-
-
-def _public(error: Exception) -> str:
-    """What others may read of why this member stopped: of its own data and disk nothing."""
-    return str(error) if isinstance(error, RunFailedError | StoppedError) else "an error of its own, see its log"

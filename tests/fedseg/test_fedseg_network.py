@@ -26,6 +26,7 @@ from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg import AbortedError
 from secagg.rpc.client import MailboxClient
+from secagg.service.dialogue import Protocolled, Ready
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript_files import verify as verify_transcripts
@@ -212,8 +213,8 @@ def sent_by(site: str, study: Study, folder: Path, monkeypatch) -> tuple[dict[st
 
         async def send(self, kind, payload) -> None:
             if self.watched:
-                sent[kind].append(len(payload) if kind == dialogue.Protocol.kind else json.loads(payload))
-                if kind == dialogue.Protocol.kind:
+                sent[kind].append(len(payload) if kind == Protocolled.kind else json.loads(payload))
+                if kind == Protocolled.kind:
                     times.append(time.monotonic())
             await super().send(kind, payload)
 
@@ -239,8 +240,9 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         sent, _ = sent_by(site, changed, folder, monkeypatch)
         rows = [message.pop("rows") for message in sent[dialogue.Metrics.kind]]
         assert [len(found) for found in rows] == ([held] * 3 if share else [])  # which is what share_metrics gives away
-        for message in sent[dialogue.Ready.kind]:
-            del message["study"]  # names the made patients
+        for message in sent[Ready.kind]:
+            for name in ("task", "policy", "roster"):  # the first names the made patients, the others fresh keys
+                del message[name]
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         stays = {"study_hash": "0" * 64, "patients": "", "charged": ""}  # who paid stays at the site
