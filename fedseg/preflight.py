@@ -35,6 +35,7 @@ from secagg.enrolment.papers import grouped
 from secagg.errors import SecAggError
 from secagg.rpc.pem import certificates_in, days_left
 from secagg.rpc.probe import clock_ahead
+from secagg.rpc.proxy import proxy_for
 from secagg.rpc.tls import COORDINATOR, diagnose
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -123,14 +124,17 @@ def _certificate(credentials: Path, name: str) -> Found:
 def _reached(credentials: Path, study: Study, site: str, address: str) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    if said := diagnose(host, port, tls):
-        return FAIL, f"nothing answers at {address}: {said}; check that it runs, the address, firewall and proxy"
-    return OK, f"answers at {address} over TLS, and takes this site's certificate"
+    proxy = proxy_for(host, None)
+    way = f"{address} through {proxy}" if proxy is not None else address
+    if said := diagnose(host, port, tls, proxy):
+        return FAIL, f"no connection to {way}: {said}"
+    return OK, f"answers at {way} over TLS, and takes this site's certificate"
 
 
 def _clock(credentials: Path, study: Study, site: str, address: str) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
-    ahead = clock_ahead(*_split(address), tls)
+    host, port = _split(address)
+    ahead = clock_ahead(host, port, tls, proxy_for(host, None))
     if ahead is None:
         return WARN, "could not be compared with the coordinator's, which does not answer"
     way = "behind" if ahead > 0 else "ahead of"

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from secagg.rpc.authority import LOCAL_HOSTS
+from secagg.rpc.proxy import Proxy
 from secagg.rpc.tls import ClientTls
 
 CLOCK_KEY = "secagg-time"
@@ -28,16 +28,19 @@ class TellingHealth(health.aio.HealthServicer):  # type: ignore[misc, name-defin
         return await super().Check(request, context)
 
 
-def clock_ahead(host: str, port: int, tls: ClientTls) -> float | None:
+def clock_ahead(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> float | None:
     """By how many seconds the coordinator's clock is ahead of this one; None where it does not answer or say.
 
     Args:
         host: of the coordinator.
         port: of the coordinator.
         tls: this site's credentials.
+        proxy: through which it is reached.
     """
     credentials = grpc.ssl_channel_credentials(tls.authority, tls.key or None, tls.certificate or None)
-    options = [("grpc.enable_http_proxy", int(host not in LOCAL_HOSTS))]
+    options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", int(proxy is not None))]
+    if proxy is not None:
+        options.append(("grpc.http_proxy", proxy.url))
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.secure_channel(where, credentials, options) as channel:
         asked = time.time()
