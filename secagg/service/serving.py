@@ -8,7 +8,6 @@ from pathlib import Path
 
 from secagg.book import RoundBook
 from secagg.driver import Completed
-from secagg.enrolment.office import REVOKED
 from secagg.errors import ConfigError
 from secagg.home import Home
 from secagg.rpc.tls import AUTHORITY, COORDINATOR, ServerTls
@@ -29,6 +28,9 @@ from secagg.service.events import (
 )
 from secagg.service.running import Options
 from secagg.service.standing import Standing
+
+REVOKED = "revoked.pem"
+"""Of the server's folder: certificates that the authority took back, a standard list (CRL); may be missing."""
 
 _WORDS: dict[type, str] = {
     StepOpened: "step",
