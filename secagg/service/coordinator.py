@@ -80,7 +80,6 @@ class Coordinator(Hearing):
                 await self.application.prepare()
                 await self._resume()
                 reason, complete = await self._rounds()
-                await self.application.conclude(self)
                 await self._finish(reason, complete)
             else:
                 self.emit(Note(f"this run is finished: {self.ended}"))
@@ -249,6 +248,7 @@ class Coordinator(Hearing):
         }
         await self._durably(changes)
         self.accounts[receipt.round_number] = account
+        await self._until_written(lambda: self.application.counted(summed), "the record of this round")
         self.emit(summed)
 
     def _step_opened(self, save: Save) -> None:
@@ -267,7 +267,6 @@ class Coordinator(Hearing):
             if isinstance(message, RoundStart):
                 self._send([send.to], self._with_content(message))
                 return
-        self.facts.down(len(send.data))
         self._send([send.to], dialogue.Protocolled(send.data))
 
     def _silent(self, silent: Silent) -> None:

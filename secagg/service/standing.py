@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from secagg import wire
 from secagg.book import RoundBook
-from secagg.driver import Refused, Save, ServerAction, ServerDriver
+from secagg.driver import Refused, Save, Send, ServerAction, ServerDriver
 from secagg.files import Federation
 from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
@@ -259,9 +259,9 @@ class Standing(ABC):
             facts.up(site, step, size)
             context = session.context
             self.joined[site] = max(self.joined.get(site, (0, 0)), (context.round_number, context.attempt))
-        await self._do(actions)
         if closed:
-            facts.closed(step)
+            facts.closed(step, sum(len(action.data) for action in actions if isinstance(action, Send)))
+        await self._do(actions)
 
     @property
     def _open(self) -> bool:
