@@ -10,11 +10,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedseg.account import Account
 from fedseg.errors import RoundFailedError
 from fedseg.events import AnyEvent, Dropped, RoundEnded, StepAccepted, StepClosed
 from secagg import ServerSession, wire
 from secagg.messages import IncludedSet, Receipt, Reports
+from secagg.service.account import Account
 
 Emit = Callable[[AnyEvent], None]
 

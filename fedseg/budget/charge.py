@@ -47,17 +47,25 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
     entry = round_entry(study, site, training_run, round_number)
     caps = _caps(ledger, study)
     with ledger.charging() as enter:
-        entries = ledger.entries()
-        if any(old.site != site for old in entries):
-            raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
-        if any(old.training_run == training_run and old.study_hash != entry.study_hash for old in entries):
-            raise LedgerError(
-                f"{ledger.path}: training run '{training_run}' is of another study; give this one a new name"
-            )
-        if not any(old.same_use(entry) for old in entries):
-            for cap in caps:
-                _refuse(cap, entries, entry, ledger)
+        _check(ledger, entry, caps)
         return enter(_with_payers(ledger, entry, caps))
+
+
+def affordable(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> None:
+    """Whether `charge` would charge this round; nothing is charged. Takes and raises what `charge` does."""
+    _check(ledger, round_entry(study, site, training_run, round_number), _caps(ledger, study))
+
+
+def _check(ledger: Ledger, entry: Entry, caps: Sequence["Cap"]) -> None:
+    entries = ledger.entries()
+    if any(old.site != entry.site for old in entries):
+        raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
+    run = entry.training_run
+    if any(old.training_run == run and old.study_hash != entry.study_hash for old in entries):
+        raise LedgerError(f"{ledger.path}: training run '{run}' is of another study; give this one a new name")
+    if not any(old.same_use(entry) for old in entries):
+        for cap in caps:
+            _refuse(cap, entries, entry, ledger)
 
 
 @dataclass(frozen=True)

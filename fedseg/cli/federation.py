@@ -42,8 +42,8 @@ def coordinator(
 
     Opens rounds, relays the protocol and averages; sites connect with `fedseg site`.
     """
-    from fedseg.coordinator import Options, coordinate
-    from fedseg.runfolder import RunFolder
+    from fedseg.coordinator import Options, coordinate, folder_of_run
+    from fedseg.credentials import load_federation
     from fedseg.screen import Screen
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -59,8 +59,12 @@ def coordinator(
         transcripts=transcripts.value,
         command=command_line(),
     )
-    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
-        starting_model(loaded, screen.starting)
+    federation = load_federation(credentials, loaded)
+    with Screen(out) as screen, folder_of_run(runs, loaded, federation, screen) as folder:
+        if folder.finished:
+            say(f"this run is finished, and its folder is {folder.path}")
+        else:
+            starting_model(loaded, screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):

@@ -14,7 +14,7 @@ class Options:
         credentials: folder of `fedseg.credentials`.
         state: the data set's own folder, for good, whatever the study: durable marks and the ledger. Never delete it or
             restore an old copy.
-        patience: seconds without an answer after which the coordinator is given up.
+        patience: seconds without an answer after which the coordinator is given up; None for never.
         audit: folder for the site's own quantised updates and the totals that it was sent; None for none.
         command: how it was started, for the record and for sentences that say what to run.
     """
@@ -23,6 +23,6 @@ class Options:
     address: str
     credentials: Path
     state: Path
-    patience: float = 120.0
+    patience: float | None = None
     audit: Path | None = None
     command: str = ""

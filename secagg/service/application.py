@@ -13,6 +13,7 @@ from secagg.messages import Receipt, RoundStart
 from secagg.prg import Stream
 from secagg.service import dialogue
 from secagg.service.account import Account
+from secagg.service.errors import RunFailedError, StoppedError
 
 
 class LeaveError(SecAggError):
@@ -101,6 +102,10 @@ class Application:
     def wish(self) -> Wish:
         """What its operator wants by now."""
         return Wish.GO_ON
+
+    def public(self, error: Exception) -> str:
+        """What others may read of why this member stops: of its own data and disk nothing."""
+        return str(error) if isinstance(error, RunFailedError | StoppedError) else "an error of its own, see its log"
 
     def sending(self, kind: str, payload: bytes) -> None:
         """This is about to leave; whatever is raised stops it, and the member."""

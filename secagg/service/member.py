@@ -166,7 +166,7 @@ class Member:
                 await self._say_goodbye(dialogue.Failed.because("its operator stopped it"), sending)
                 raise
             except Exception as error:
-                await self._say_goodbye(dialogue.Failed.because(_public(error)), sending)
+                await self._say_goodbye(dialogue.Failed.because(self._app.public(error)), sending)
                 raise
             finally:
                 for task in (sending, self._receiving):
@@ -522,8 +522,3 @@ def _lied(error: ProtocolError) -> RunFailedError:
     if error.check == "C-23":
         told = "; is what is computed, such as the study file, the same at every party?"
     return RunFailedError(f"the coordinator broke the protocol: {error}{told}")
-
-
-def _public(error: Exception) -> str:
-    """What others may read of why this member stopped: of its own data and disk nothing."""
-    return str(error) if isinstance(error, RunFailedError | StoppedError) else "an error of its own, see its log"

@@ -13,8 +13,8 @@ from fedseg.cli import terminal as command
 from fedseg.cli.ending import show_metrics
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
-from fedseg.dialogue import Failed, Leaving, Progress, Ready
 from fedseg.dialogue import Metrics as Shared
+from fedseg.dialogue import Progress
 from fedseg.errors import ConfigError
 from fedseg.events import AnyEvent, Burned, Dropped, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Trained
 from fedseg.records import Metrics
@@ -23,6 +23,7 @@ from fedseg.screen import Screen
 from fedseg.summary import study_event
 from secagg.printable import printable
 from secagg.rpc.frames import HELLO, Received
+from secagg.service.dialogue import Failed, Leaving, Ready
 from tests.support.tiny import tiny_study
 
 HOSTILE = {
@@ -202,7 +203,8 @@ def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, creden
     transcripts = coordinator.folder.path / "transcripts"
     transcripts.mkdir()
     (transcripts / f"0001-0-{'ab' * 8}.transcript").write_bytes(bytes(1000))
-    sent, waits = [], Ready(study=coordinator.study.hash().hex(), unreplayed=["ab" * 32])
+    sent, own = [], dict.fromkeys(("policy", "roster"), "00" * 32)
+    waits = Ready(release="x", run="run", task=coordinator.study.hash().hex(), **own, unreplayed=["ab" * 32])
     coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
     for _ in range(2):
         coordinator._take(Received("site-a", HELLO, b""))
