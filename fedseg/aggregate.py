@@ -1,11 +1,11 @@
-"""From noised updates to their sum: an aggregation in one process.
+"""From noised updates to their sum, in a simulation.
 
 `SecureSum` drives the very sessions that the executables drive, over wire bytes; `PlainSum` uses the same encoder and
 order and no masks, so that with a seed both give the same model bit for bit. Only an `Update` is accepted.
 Nothing here keeps an update after its round.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +17,22 @@ from numpy.typing import NDArray
 from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded
-from fedseg.update import Update
+from fedseg.parties import Agreed, Rounding, Sites, Train
 from secagg import (
     AbortedError,
-    ClientSession,
     ExposureError,
-    PinnedRoster,
     Policy,
     ProtocolError,
     RoundBook,
     ServerSession,
-    SigningKey,
-    UnexpectedMessageError,
     dequantize,
-    open_round,
     wire,
 )
 from secagg.context import GENESIS, RoundContext
-from secagg.messages import FromClient, FromServer, Receipt, Reports, RoundStart
 from secagg.packing import dtype_for, modulo
-from secagg.prg import Stream
 from secagg.quantize import quantize
-from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
-from secagg.transcript import accept
-from secagg.transcript_files import Recorder, verify
-
-Train = Callable[[str], Update]
-Rounding = Callable[[str, int], Stream]
+from secagg.transcript_files import Recorder
 
 
 @dataclass(frozen=True)
@@ -89,38 +77,20 @@ class PlainSum:
 
 
 class SecureSum:
-    """All sites and the server of one federation in one process, speaking the real protocol over wire bytes.
+    """The server of one federation and its sites, speaking the real protocol over wire bytes.
 
     Args:
-        policy: with the server's key.
+        agreed: what all sites agreed to.
         book: the server's book of rounds.
-        keys: every site's identity.
-        folder: where each site's durable marks live.
-        rounding: the stream of stochastic rounding by site and round number, the same stream for the same arguments.
-        task_hash: of the study that every site agreed to, 32 bytes.
-        private: whether each update is private alone and charged, so that a burned round exposes nothing more.
+        sites: all sites, in this process or elsewhere.
+        folder: where the transcript lies that the sites replay (C-05).
         kept: an existing folder for the public transcript of every round; None keeps none.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        book: RoundBook,
-        keys: Mapping[str, SigningKey],
-        folder: Path,
-        rounding: Rounding,
-        task_hash: bytes,
-        private: bool,
-        kept: Path | None = None,
-    ) -> None:
-        self._kept = kept
-        self._policy, self._keys, self._rounding = policy, keys, rounding
-        self._task_hash, self._private = task_hash, private
-        self.book = book
-        self._pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+    def __init__(self, agreed: Agreed, book: RoundBook, sites: Sites, folder: Path, kept: Path | None = None) -> None:
+        self._policy, self._pinned, self._private = agreed.policy, agreed.pinned, agreed.private
+        self.book, self.sites, self._kept = book, sites, kept
         folder.mkdir(parents=True, exist_ok=True)
-        # After a power cut nobody relies on these marks: all data is in this process. The run's checkpoint is synced.
-        self._stores = {site: SqliteStore(folder / f"{site}.sqlite", site, synced=False) for site in keys}
         self._transcript = folder / "round.transcript"
 
     @property
@@ -134,9 +104,9 @@ class SecureSum:
         """One attempt at one round.
 
         Args:
-            model_hash: of the global model that `train` starts from; every site holds the same.
+            model_hash: of the global model that the sites start from; every site holds the same.
             sites: who takes part.
-            train: makes a site's update; called after ShareReport, once per site.
+            train: makes a site's update; called after ShareReport, once per site, where the sites are in this process.
             emit: takes `StepAccepted`, `StepClosed`, `Dropped` and `Note`.
             silent: sites that stop before sending their message of the named step, as if killed there.
 
@@ -146,33 +116,25 @@ class SecureSum:
         book, context = self.book, self.book.context(model_hash)
         recorder = self._recorder(context)
         server = ServerSession(self._policy, self._pinned, context, book.signing_key, book.leave_out, recorder)
-        start = wire.encode(book.start(model_hash))
         asked = sorted(server.expected & set(sites))
         exchange = Exchange(server, Facts(context.round_number, context.attempt, emit), asked)
-        values: dict[str, NDArray[Any]] = {}
+        speaking = _Speaking(exchange, silent)
         try:
             with recorder or nullcontext():
-                sessions = {site: self._session(site, start, model_hash) for site in asked}
-                speaking = _Speaking(exchange, silent)
-                for site, session in sessions.items():
-                    speaking.send(site, session.start())
+                speaking.send(self.sites.open(asked, wire.encode(book.start(model_hash)), model_hash))
                 while not server.finished:
-                    for site, message in speaking.close():
-                        if isinstance(message, Reports):
-                            values[site] = self._provide(sessions[site], train(site))
-                        reply = sessions[site].receive(message)
-                        if reply is not None:
-                            speaking.send(site, reply)
+                    speaking.send(self.sites.hear(speaking.close(), train))
         except (ProtocolError, AbortedError) as error:
             for text in book.failed(error, server.burned):
                 emit(Note(text=text))
             raise RoundFailedError(_said(error)) from error
-        book.completed(exchange.receipt)
+        receipt = exchange.receipt
+        book.completed(receipt)
         if recorder is not None and not self._private:
-            self._replay(exchange.receipt, recorder.path)
-        clip_rate = {site: sessions[site].clip_rate for site in values if sessions[site].clip_rates}
-        exact = np.array_equal(exchange.total, self._plain(values[site] for site in server.included))
-        ended = exchange.ended(exact=exact, clip_rate=clip_rate)
+            self.sites.replay(recorder.path, receipt.round_id)
+        values = self.sites.quantised
+        exact = None if values is None else np.array_equal(exchange.total, self._plain(values, server.included))
+        ended = exchange.ended(exact=exact, clip_rate=self.sites.clip_rate)
         return Outcome(dequantize(exchange.total, self._policy), ended)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:
@@ -183,52 +145,15 @@ class SecureSum:
         path = self._transcript if self._kept is None else self._kept / name
         return Recorder(path, self._policy, self._pinned, context, signing_key=self.book.signing_key)
 
-    def _plain(self, values: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    def _plain(self, values: Mapping[str, NDArray[Any]], included: Iterable[str]) -> NDArray[Any]:
         total = np.zeros(self._policy.length, dtype_for(self._policy.bits))
-        for update in values:
-            total += update
+        for site in included:
+            total += values[site]
         return modulo(total, self._policy.bits)
 
-    def _replay(self, receipt: Receipt, transcript: Path) -> None:
-        """Check C-05: where an update is not private alone, a site that sent shares replays the last transcript.
-
-        All sites are in one process, so it is verified once, and accepted in the name of each.
-        """
-        verdict = verify([transcript], self._policy, self._pinned)
-        for store in self._stores.values():
-            with store.transaction() as marks:
-                release = marks.open_release
-            if release is not None and release.round_id == receipt.round_id:
-                accept(verdict, store)
-
-    def _session(self, site: str, start: bytes, model_hash: bytes) -> ClientSession:
-        """A site's session for an announced round, after the site's own checks."""
-        announced = wire.decode_from_server(start)
-        if not isinstance(announced, RoundStart):
-            raise UnexpectedMessageError("C-20", "the server opened a round with another message")
-        store = self._stores[site]
-        opened = open_round(
-            self._policy,
-            self._pinned,
-            self.book.training_run,
-            announced,
-            store,
-            model_hash=model_hash,
-            task_hash=self._task_hash,
-            private=self._private,
-        )
-        return ClientSession(self._policy, site, self._keys[site], self._pinned, opened, store)
-
-    def _provide(self, session: ClientSession, update: Update) -> NDArray[Any]:
-        """Hands an update over; returns what the session masks of it, filled as it does."""
-        quantised = np.zeros(self._policy.length, dtype_for(self._policy.bits))
-        session.provide(update.vector, update.event_id, self._rounding(update.site, self.number), quantised)
-        return quantised
-
     def close(self) -> None:
-        """Close the sites' stores."""
-        for store in self._stores.values():
-            store.close()
+        """Close the sites' marks."""
+        self.sites.close()
 
 
 def _said(error: Exception) -> str:
@@ -245,14 +170,14 @@ class _Speaking:
         self._exchange, self._silent = exchange, silent
         self._gone: set[str] = set()
 
-    def send(self, site: str, message: FromClient) -> None:
-        """A site's message to the server."""
-        if self._silent.get(site) == self._exchange.server.step:
-            self._gone.add(site)
-        if site not in self._gone:
-            self._exchange.take(site, wire.encode(message))
+    def send(self, messages: Mapping[str, bytes]) -> None:
+        """The sites' messages to the server."""
+        for site, data in messages.items():
+            if self._silent.get(site) == self._exchange.server.step:
+                self._gone.add(site)
+            if site not in self._gone:
+                self._exchange.take(site, data)
 
-    def close(self) -> list[tuple[str, FromServer]]:
+    def close(self) -> dict[str, bytes]:
         """Close the step; the server's replies to the sites that are still there."""
-        heard = wire.decode_each(self._exchange.close())
-        return [(site, message) for site, message in heard.items() if site not in self._gone]
+        return {site: data for site, data in self._exchange.close().items() if site not in self._gone}

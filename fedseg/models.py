@@ -137,14 +137,21 @@ def load_model(path: Path, study: Study) -> torch.nn.Module:
             f"{path}: its weights do not fit network '{study.model.name}' with {task_of(study).outputs} outputs; "
             "use the study that it was trained with"
         ) from error
+    for name, values in model.state_dict().items():
+        if bad := int((~torch.isfinite(values)).sum()):
+            raise ConfigError(f"{path}: weight '{name}' has {bad} values that are no number; take another model")
     return model
 
 
-def study_of(path: Path) -> Study:
+def study_of(path: Path, given: Study | None = None) -> Study:
     """The study that a model file was trained with.
 
+    Args:
+        path: the model.
+        given: what a person takes for it; needed where the file holds none.
+
     Raises:
-        ConfigError: no such file, or it holds no study.
+        ConfigError: no such file, it holds no study and none is given, or another one is given.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -152,5 +159,11 @@ def study_of(path: Path) -> Study:
     except (OSError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
     if "study" not in metadata:
-        raise ConfigError(f"{path}: holds no study; give the study file too")
-    return parse_study(metadata["study"], str(path))
+        if given is None:
+            raise ConfigError(f"{path}: holds no study; give the study file too")
+        return given
+    own = parse_study(metadata["study"], str(path))
+    if given is not None and given.hash() != own.hash():
+        said = f"'{own.study.name}' with {', '.join(own.structures)}"
+        raise ConfigError(f"{path}: was trained with another study than the one given: {said}; leave --study away")
+    return own

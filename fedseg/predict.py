@@ -1,12 +1,15 @@
-"""Prediction: of a case in memory, and of any NIfTI file, back on the file's own grid.
+"""Prediction: of a case in memory, and of any image file, back on the file's own grid.
 
-The label file has the input's shape and affine. No gradient is kept, nothing is downloaded, and an existing file is
-replaced only by a whole one.
+A label map has its image's shape and geometry. No gradient is kept, nothing is downloaded, an image is never
+overwritten, and an existing file is replaced only by a whole one.
 """
 
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -14,15 +17,26 @@ from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
-from fedseg.data.layouts.files import read_image
+from fedseg.data.layouts.channels import plain
+from fedseg.data.layouts.files import NIFTI, listed, read_image, without_ending
+from fedseg.data.layouts.nifti import write_label_map
+from fedseg.data.layouts.table import entries, layout_of
 from fedseg.data.scans import Scan, working_case
-from fedseg.errors import ConfigError
+from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
 from fedseg.tasks.segmentation import Segmentation
 from fedseg.tasks.table import task_of
 from secagg.writing import replacing
 
-NIFTI = (".nii", ".nii.gz")
+_CHANNEL, _NUMBER = re.compile(r"(?P<case>.+)[-_](?P<channel>[A-Za-z0-9]+)"), re.compile(r"\d{4}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be segmented: the files of one image, and where its label map goes."""
+
+    images: tuple[Path, ...]
+    output: Path
 
 
 def predict(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.uint8]:
@@ -30,52 +44,111 @@ def predict(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.uint
     return task_of(study).predict(model, case)
 
 
+def asked_of(source: Path, output: Path, study: Study) -> list[Asked]:
+    """What a source and an output mean: one image, or a folder of images and a folder for their label maps.
+
+    A folder's images are its NIfTI files, those of one case together where their names end in the study's modalities or
+    in nnU-Net's `_0000`, `_0001`, ...; without any file, the cases that the study's layout finds in it.
+
+    Raises:
+        ConfigError: a name that is no NIfTI, a folder that is missing or cannot be written, an output that is an input,
+            or nothing to do.
+    """
+    if source.is_dir():
+        asked = [Asked(images, output / f"{case}{NIFTI[0]}") for case, images in _cases(source, study)]
+        if not asked:
+            raise ConfigError(f"{source}: no images in it; give a NIfTI file, or a folder of them")
+    else:
+        asked = [Asked((source,), output)]
+        for path in (source, output):
+            if not path.name.endswith(NIFTI):
+                raise ConfigError(f"{path}: images and label maps are NIfTI; give a name that ends in .nii.gz")
+    inputs = [image for one in asked for image in one.images]
+    for one in asked:
+        _refuse_inputs(one.output, inputs)
+    folder = output if source.is_dir() else output.parent
+    there = folder if folder.is_dir() or not source.is_dir() else folder.parent
+    if not there.is_dir():
+        raise ConfigError(f"{there}: there is no such folder; make it or write elsewhere")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there}: nothing can be written there; write elsewhere")
+    return asked
+
+
 def predict_file(model: torch.nn.Module, image: Path, output: Path, study: Study) -> tuple[Case, NDArray[np.uint8]]:
-    """Segment a NIfTI file: a label map in NIfTI at `output`.
+    """Segment a NIfTI file: a label map in NIfTI at `output`; see `predict_asked`. Raises also as `asked_of`."""
+    (asked,) = asked_of(image, output, study)
+    return predict_asked(model, asked, study)
+
+
+def predict_asked(model: torch.nn.Module, asked: Asked, study: Study) -> tuple[Case, NDArray[np.uint8]]:
+    """Segment one image and write its label map.
 
     Args:
         model: the study's network.
-        image: any orientation and spacing, with the study's channels.
-        output: ends in .nii or .nii.gz.
+        asked: any orientation and spacing, with the study's channels.
         study: what the model was trained with.
 
     Returns:
         The image as a case on the working grid, and its label values there: what `fedseg.picture` shows.
 
     Raises:
-        CaseError: the image cannot be used; names the file and the remedy.
-        ConfigError: `output` is no NIfTI name, or its folder is missing.
+        CaseError: the image cannot be used, or the model's answer is no number; names the file and the remedy.
+        OSError: the label map cannot be written; nothing is left of it.
     """
-    for path in (image, output):
-        if not path.name.endswith(NIFTI):
-            raise ConfigError(f"{path}: images and label maps are NIfTI; give a name that ends in .nii.gz")
-    if not output.parent.is_dir():
-        raise ConfigError(f"{output.parent}: there is no such folder; make it or write elsewhere")
-    volume = read_image([image], study)
-    case = working_case(Scan("", str(image), volume.values, volume.affine, oriented=volume.oriented), "", study)
+    name = str(asked.images[0])
+    image = read_image(asked.images, study)
+    case = working_case(Scan("", name, image.values, image.affine, oriented=image.oriented), "", study)
     scores = Segmentation(study).probabilities(model, case)
-    labels = _label_map(_on_grid(scores, case, volume.shape, volume.affine), image)
-    with replacing(output) as beside:
-        labels.to_filename(beside)
+    if not np.isfinite(scores).all():
+        raise CaseError(name, "the model's answer is no number; it was trained on other intensities or is damaged")
+    labels = _on_grid(scores, case, image.shape, image.affine)
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(asked.output) as beside:
+        write_label_map(labels, asked.images[0], beside)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)
+
+
+def _cases(folder: Path, study: Study) -> Iterator[tuple[str, tuple[Path, ...]]]:
+    """Names and files of a folder's images."""
+    files = [path for path in listed(folder, "*.nii*") if path.name.endswith(NIFTI)]
+    if not files and layout_of(study).needs_folder:
+        yield from ((entry.case, entry.images) for entry in entries(folder, "", study))
+    grouped: dict[str, dict[int, Path]] = {}
+    others: list[Path] = []
+    for path in files:
+        stem = without_ending(path)
+        named, modalities = _CHANNEL.fullmatch(stem), [plain(name) for name in study.data.modality]
+        if named and len(modalities) > 1 and plain(named["channel"]) in modalities:
+            grouped.setdefault(named["case"], {})[modalities.index(plain(named["channel"]))] = path
+        elif named and _NUMBER.fullmatch(named["channel"]):
+            grouped.setdefault(named["case"], {})[int(named["channel"])] = path
+        else:
+            others.append(path)
+    for case, paths in grouped.items():
+        yield case, tuple(path for _, path in sorted(paths.items()))
+    for path in others:
+        if not path.name.startswith(tuple(grouped)):  # a case's label map, or a modality that is not the study's
+            yield without_ending(path), (path,)
+
+
+def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
+    if output.exists() and any(image.exists() and output.samefile(image) for image in inputs):
+        raise ConfigError(f"{output}: is an image to be segmented, and would be lost; write elsewhere")
 
 
 def _on_grid(
     scores: NDArray[np.float32], case: Case, shape: tuple[int, ...], affine: NDArray[np.float64]
 ) -> NDArray[np.uint8]:
-    """Label values on the file's grid; outside the working grid's field of view there is only background."""
+    """Label values on the file's grid; outside the working grid's field of view there is only background.
+
+    One label after the other: all of them on a large scan would not fit into memory.
+    """
     back = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
-    source = MetaTensor(torch.from_numpy(scores), affine=torch.from_numpy(case.affine))
-    result = back(source, dst_affine=torch.from_numpy(affine), spatial_size=shape)
-    return np.asarray(result.numpy().argmax(axis=0), dtype=np.uint8)
-
-
-def _label_map(labels: NDArray[np.uint8], image: Path) -> nibabel.Nifti1Image:
-    """A fresh header with the input's geometry: its free text and extensions may name the patient."""
-    source = nibabel.load(image)
-    sform, qform = int(source.header["sform_code"]), int(source.header["qform_code"])
-    result = nibabel.Nifti1Image(labels, source.affine)
-    result.set_sform(source.affine, sform or qform or 1)
-    result.set_qform(source.affine, qform)
-    result.header.set_xyzt_units("mm")
-    return result
+    labels, best = np.zeros(shape, np.uint8), np.full(shape, -np.inf, np.float32)
+    for value, one in enumerate(scores):
+        source = MetaTensor(torch.from_numpy(one[None]), affine=torch.from_numpy(case.affine))
+        likely = back(source, dst_affine=torch.from_numpy(affine), spatial_size=shape).numpy()[0]
+        better = likely > best
+        labels[better], best[better] = value, likely[better]
+    return labels

@@ -1,4 +1,4 @@
-"""All sites of a federation in one process, through the same protocol code as the executables.
+"""All sites of a federation in one process, or on a Ray cluster, through the same protocol code as the executables.
 
 It runs where the data is, so it may show everything. What it spends is in ledgers of the run folder only, unless it is
 charged in the ledgers that the images have for life (`Options.charged`). A simulation trusts its own process: secure
@@ -7,27 +7,30 @@ aggregation is there to be exercised and measured, and `plain` replaces it by a 
 
 import copy
 import json
-import secrets
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.aggregate import PlainSum, Rounding, SecureSum
+from fedseg.aggregate import PlainSum, SecureSum
 from fedseg.budget.charge import charge, spent
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import layout_of
+from fedseg.data.roles import FOLDER as ROLES
+from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.ledger import Ledger
 from fedseg.ledger.home import Home
+from fedseg.parties import Agreed, InProcess, Sites, Train, identity, rounding_of
 from fedseg.records import Validated
 from fedseg.runfolder import FEDERATION, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
 from fedseg.start import starting_model
@@ -35,11 +38,12 @@ from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
 from fedseg.update import Update, adopt, flatten, model_hash, opened
-from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SigningKey, SqliteStore
-from secagg.encoding import digest
+from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SqliteStore
 from secagg.files import Federation, federation_text, policy_text
-from secagg.prg import Stream
-from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_new, write_whole
+from secagg.writing import PRIVATE_FOLDER, write_whole
+
+if TYPE_CHECKING:
+    from fedseg.cluster import OnRay
 
 ATTEMPTS = 3
 """Failed attempts in a row after which a simulation gives up: in one process nothing mends itself."""
@@ -55,6 +59,8 @@ class Options:
         transcripts: keep every round's public transcript, and roster and policy to verify it with.
         charged: folder of the images, one subfolder a site: rounds are charged in the ledgers that these have for life,
             as `fedseg site` does. None keeps ledgers of this run alone.
+        ray: address of a Ray cluster whose actors are the sites, see `fedseg.cluster`; "" for this process.
+        data: with `ray`, the folder of the images, one subfolder a site; None for made ones.
         silent: site to protocol step that it never sends in every round named by `silent_round`, as if killed there.
         silent_round: the round number of `silent`; 0 for none.
         command: how the run was started, for the record.
@@ -64,6 +70,8 @@ class Options:
     alone: str = ""
     transcripts: bool = False
     charged: Path | None = None
+    ray: str = ""
+    data: Path | None = None
     silent: Mapping[str, str] | None = None
     silent_round: int = 0
     command: str = ""
@@ -91,6 +99,11 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
         trainable_alone(folder.study)
     if options.charged is not None:
         chargeable(folder.study)
+    if options.ray and (options.plain or options.alone or options.charged):
+        raise ConfigError(
+            "--ray: on a cluster a site sends masked updates only and has the ledger of this run, so it goes with none "
+            "of --plain, --alone and --charge; leave one of them away"
+        )
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
 
@@ -127,7 +140,7 @@ def chargeable(study: Study) -> None:
 
 class _Simulation:
     def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options, closing: ExitStack) -> None:
-        self.folder, self.cohort, self.options, self.study = folder, cohort, options, folder.study
+        self.folder, self.options, self.study = folder, options, folder.study
         self.sites = [options.alone] if options.alone else self.study.site_ids
         self.told: dict[str, str] = {}
         resumed = (folder.path / "state.json").is_file()
@@ -138,6 +151,7 @@ class _Simulation:
                 f"{folder.path}: was started with {folder.tally.mode}, not {mode}; resume it the same way"
             )
         folder.tally.mode = mode
+        self.cohort = self._as_before(cohort)
         if options.charged is None:
             self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
         else:
@@ -147,28 +161,52 @@ class _Simulation:
         self.state = opened(self.model, self.study.kept(self.parameters))
         if resumed:
             self.state[self.parameters :] = folder.kept()
-        server_key = _identity(folder.path, "server")
+        server_key = identity(folder.path, "server")
         self.policy = self.study.policy(self.parameters, server_key.verify_key)
         self.book = RoundBook(folder.path.name, self.study.hash(), server_key, self.policy.max_corrupt)
         self.aggregator: PlainSum | SecureSum
+        self.cluster: OnRay | None = None
         if options.plain or options.alone:
-            self.aggregator = PlainSum(self.policy, _rounding(self.study), folder.tally.completed + 1)
+            rounding = rounding_of(self.study.study.seed)
+            self.aggregator = PlainSum(self.policy, rounding, folder.tally.completed + 1)
         else:
             if resumed:
                 self.book.restore(folder.state()["book"])
-            keys = {site: _identity(folder.path, site) for site in self.study.site_ids}
-            marks = folder.path / "marks"
-            rounding = _rounding(self.study)
-            task, private = self.study.hash(), self.study.trust.each_update_private
-            kept = self._kept(keys) if options.transcripts else None
-            self.aggregator = SecureSum(self.policy, self.book, keys, marks, rounding, task, private, kept)
-            closing.callback(self.aggregator.close)
+            keys = {site: identity(folder.path, site) for site in self.study.site_ids}
+            pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
+            private, marks = self.study.trust.each_update_private, folder.path / "marks"
+            agreed = Agreed(self.policy, pinned, folder.path.name, self.study.hash(), private)
+            kept = self._kept(pinned) if options.transcripts else None
+            parties: Sites
+            if options.ray:
+                parties = self.cluster = self._on_ray(pinned)
+            else:
+                parties = InProcess(agreed, keys, marks, rounding_of(self.study.study.seed))
+            closing.callback(parties.close)
+            self.aggregator = SecureSum(agreed, self.book, parties, marks, kept)
         if not resumed:
             self._begin()
 
-    def _kept(self, keys: Mapping[str, SigningKey]) -> Path:
+    def _on_ray(self, pinned: PinnedRoster) -> "OnRay":
+        """Every site as an actor; Ray is imported here and nowhere else."""
+        from fedseg.cluster import OnRay, Place
+
+        data = self.options.data
+        places = {
+            site: Place(
+                study=self.study.toml(),
+                run=str(self.folder.path.resolve()),
+                data=None if data is None else str((data / site).resolve()),
+                training_run=self.book.training_run,
+                server_key=self.policy.server_key,
+                pinned=dict(pinned),
+            )
+            for site in self.study.site_ids
+        }
+        return OnRay(self.options.ray, places, self.folder.emit)
+
+    def _kept(self, pinned: PinnedRoster) -> Path:
         """The folder for transcripts; roster and policy, which whoever verifies them brings, lie beside it."""
-        pinned = PinnedRoster({site: key.verify_key for site, key in keys.items()})
         federation = Federation(self.book.training_run, self.book.signing_key.verify_key, pinned)
         write_whole(self.folder.path / FEDERATION, federation_text(federation))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
@@ -196,6 +234,15 @@ class _Simulation:
         where = {site: str(states[site]) for site in self.sites}
         write_whole(self.folder.path / LIFETIME, json.dumps(where, indent=1))
         return ledgers
+
+    def _as_before(self, cohort: Mapping[str, SiteData]) -> Mapping[str, SiteData]:
+        """The patients, without those who had the other role before an interruption; who came and went is told."""
+        kept = {}
+        for site, data in cohort.items():
+            kept[site], told = going_on(self.folder.path / ROLES / f"{site}.json", data)
+            for sentence in told:
+                self.folder.emit(Note(text=sentence))
+        return kept
 
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
@@ -248,15 +295,26 @@ class _Simulation:
         started = model_hash(self.state)
         emit(RoundStarted(round=number, attempt=attempt, model_hash=started.hex()))
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
-        with ThreadPoolExecutor(self.study.run.workers) as pool:
-            updates = {site: pool.submit(self._train, site, number) for site in sites}
-            try:
-                outcome = self.aggregator.round(started, sites, lambda site: updates[site].result(), emit, silent)
-            finally:
-                _cancel(updates)
+        with self._training(sites, number) as train:
+            outcome = self.aggregator.round(started, sites, train, emit, silent)
         self.state = self.study.following(self.state, outcome.total, outcome.ended.included, self.policy)
         adopt(self.model, self.state)
         self._record(sites, outcome.ended)
+
+    @contextmanager
+    def _training(self, sites: list[str], number: int) -> Iterator[Train]:
+        """All sites begin to train; what waits for the update of one. On a cluster a site trains by itself."""
+        if self.cluster is not None:
+            self.cluster.begin(number, self.state)
+            yield lambda site: self._train(site, number)
+            return
+        with ThreadPoolExecutor(self.study.run.workers) as pool:
+            updates = {site: pool.submit(self._train, site, number) for site in sites}
+            try:
+                yield lambda site: updates[site].result()
+            finally:
+                for update in updates.values():
+                    update.cancel()
 
     def _train(self, site: str, number: int) -> Update:
         def on_step(step: int, steps: int) -> None:
@@ -326,31 +384,3 @@ class _Simulation:
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
         return self.folder.complete(metrics, ranked(scores))
-
-
-def _cancel(updates: Mapping[str, Future[Update]]) -> None:
-    for update in updates.values():
-        update.cancel()
-
-
-def _rounding(study: Study) -> Rounding:
-    """Streams of stochastic rounding; the same arguments give the same stream within one run."""
-    key = secrets.token_bytes(32)
-
-    def stream(site: str, round_number: int) -> Stream:
-        if study.study.seed is not None:
-            return Stream.seeded(study.study.seed, "rounding", site, round_number)
-        return Stream(digest("rounding", key, site, round_number))
-
-    return stream
-
-
-def _identity(folder: Path, name: str) -> SigningKey:
-    """The run's own signing key of a simulated party; dropped with the rest when the run is complete."""
-    path = folder / "identities" / f"{name}.key"
-    if path.is_file():
-        return SigningKey.from_bytes(path.read_bytes())
-    key = SigningKey.generate()
-    path.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-    write_new(path, key.export(), PRIVATE)
-    return key

@@ -309,9 +309,12 @@ class Folding:
 
 def later(at: str, seconds: float) -> str:
     """So many seconds after a time of an event; "" where that has none, or the seconds are for ever."""
-    if not at or not 0 <= seconds < FOR_EVER:
+    if not 0 <= seconds < FOR_EVER:
         return ""
-    return (datetime.fromisoformat(at) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+    try:
+        return (datetime.fromisoformat(at) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        return ""
 
 
 def status_of(events: Iterable[AnyEvent]) -> Status:

@@ -5,6 +5,7 @@ whose secure aggregation would be unsafe cannot be constructed.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -129,6 +130,13 @@ class DataSection(_Section):
     holdout: float = Field(
         default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
     )
+    patient: str = Field(
+        default="",
+        description="regular expression whose group 'patient' is found in an image's path: who it is: see Patients",
+    )
+    patients: str = Field(
+        default="", description="table in each site's folder with the columns file and patient: see Patients"
+    )
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -145,6 +153,23 @@ class DataSection(_Section):
             raise ValueError(f"window goes with normalisation = 'ct' and nothing else; {wish}")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError(f"window = {list(self.window)}: the lowest Hounsfield unit comes first")
+        return self
+
+    @model_validator(mode="after")
+    def _whose(self) -> Self:
+        if self.patient:
+            try:
+                groups = re.compile(self.patient).groupindex
+            except re.error as error:
+                raise ValueError(
+                    f"patient = {self.patient!r}: not a regular expression ({error}); correct it"
+                ) from None
+            if "patient" not in groups:
+                raise ValueError(f"patient = {self.patient!r}: must have a group (?P<patient>...), which is who it is")
+        if self.patient and self.patients:
+            raise ValueError("patient and patients both say who is a patient; remove one")
+        if self.patients and Path(self.patients).name != self.patients:
+            raise ValueError(f"patients = {self.patients!r}: must be the name of a file in the site's folder")
         return self
 
     @model_validator(mode="after")

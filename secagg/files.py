@@ -5,13 +5,14 @@ can read.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from secagg.arguments import must_be
+from secagg.encoding import Field, encode
 from secagg.errors import ConfigError
-from secagg.keys import SigningKey
+from secagg.keys import SigningKey, verify
 from secagg.policy import PinnedRoster, Policy
 from secagg.text import read_text
 from secagg.toml import from_toml
@@ -115,32 +116,57 @@ class Federation:
         training_run: name of the run whose rounds are counted.
         server_key: the server's Ed25519 verify key, 32 bytes.
         pinned: every client's verify key.
+        number: of this roster among those that the server's operator published; 0 where nobody counts.
+        signature: of `server_key` over all of it, 64 bytes; none where it was written by hand.
     """
 
     training_run: str
     server_key: bytes
     pinned: PinnedRoster
+    number: int = 0
+    signature: bytes = b""
+
+    def signed(self, key: SigningKey) -> "Federation":
+        """The same with the server's signature."""
+        return replace(self, signature=key.sign(self._statement))
+
+    @property
+    def holds(self) -> bool:
+        """Whether the signature is the server's."""
+        return verify(self.server_key, self._statement, self.signature)
+
+    @property
+    def _statement(self) -> bytes:
+        roster: list[list[Field]] = [[client_id, key] for client_id, key in self.pinned.items()]
+        return encode("federation", self.training_run, self.server_key, self.number, roster)
 
 
 def federation_text(federation: Federation) -> str:
     """The text of a federation file, which is a roster file as well."""
-    head = f'training_run = "{federation.training_run}"\nserver_key = "{federation.server_key.hex()}"\n\n'
-    return head + roster_text(federation.pinned)
+    head = f'training_run = "{federation.training_run}"\nserver_key = "{federation.server_key.hex()}"\n'
+    if federation.signature:
+        head += f'number = {federation.number}\nsignature = "{federation.signature.hex()}"\n'
+    return head + "\n" + roster_text(federation.pinned)
 
 
 def read_federation(path: PathLike) -> Federation:
     """The federation in a file; what else is in the file does not matter.
 
     Raises:
-        ConfigError: it holds none.
+        ConfigError: it holds none, or one that was changed after it was signed.
         OSError: it cannot be read.
     """
     pinned = load_roster(path)
-    return _parsed(
-        path,
-        "a federation file: a roster with training_run and server_key",
-        lambda entries: Federation(str(entries["training_run"]), bytes.fromhex(entries["server_key"]), pinned),
-    )
+
+    def build(entries: dict[str, Any]) -> Federation:
+        run, key = str(entries["training_run"]), bytes.fromhex(entries["server_key"])
+        signature = bytes.fromhex(entries.get("signature", ""))
+        federation = Federation(run, key, pinned, int(entries.get("number", 0)), signature)
+        if signature and not federation.holds:
+            raise ConfigError("it was changed after the coordinator signed it; ask for the file again")
+        return federation
+
+    return _parsed(path, "a federation file: a roster with training_run and server_key", build)
 
 
 # --- The policy ---------------------------------------------------------------------------------------------------

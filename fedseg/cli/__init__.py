@@ -6,7 +6,10 @@ both commands.
 """
 
 from fedseg.cli import simulation, credentials, federation, demonstration, images, privacy, ledger, prediction, reports  # noqa: F401, I001 - in the order of --help
-from fedseg.cli import verifying, stating  # noqa: F401
+from fedseg.cli import verifying, stating, watching  # noqa: F401
 from fedseg.cli.terminal import app, main
+from secagg.cli.enrol import enrol_app
+
+app.add_typer(enrol_app, name="enrol")
 
 __all__ = ["app", "main"]

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
-from fedseg.cli.terminal import Runs, StudyFile, app, command_line
+from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
+from fedseg.cli.watching import AUDIT, File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.errors import ProtocolError
-from secagg.terminal import out, say
+from secagg.terminal import say
 
 if TYPE_CHECKING:
     from fedseg.study import Study
@@ -24,9 +26,9 @@ class Transcripts(Enum):
     NONE = "none"
 
 
-@app.command()
+@app.command(cls=Configured)
 def coordinator(
-    study: StudyFile,
+    study: StudyOrConfiguration,
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
@@ -37,6 +39,9 @@ def coordinator(
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
+    log_format: Format = LogFormat.TEXT,
+    log_file: File = None,
+    watch: Where = "",
 ) -> None:
     """Run a study over the network.
 
@@ -44,7 +49,6 @@ def coordinator(
     """
     from fedseg.coordinator import Options, coordinate, folder_of_run
     from fedseg.credentials import load_federation
-    from fedseg.screen import Screen
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
@@ -60,11 +64,15 @@ def coordinator(
         command=command_line(),
     )
     federation = load_federation(credentials, loaded)
-    with Screen(out) as screen, folder_of_run(runs, loaded, federation, screen) as folder:
+    with (
+        seen(log_format, log_file, watch, credentials / AUDIT) as view,
+        folder_of_run(runs, loaded, federation, *view.listeners) as folder,
+    ):
+        view.run = folder
         if folder.finished:
             say(f"this run is finished, and its folder is {folder.path}")
         else:
-            starting_model(loaded, screen.starting)
+            starting_model(loaded, view.screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):
@@ -74,9 +82,9 @@ def coordinator(
     conclude(run, credentials)
 
 
-@app.command()
+@app.command(cls=Configured)
 def site(
-    study: StudyFile,
+    study: StudyOrConfiguration,
     name: Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)],
     address: Annotated[str, typer.Option("--coordinator", help="HOST:PORT of the coordinator.")],
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
@@ -86,7 +94,10 @@ def site(
         typer.Option(help="First use only: where this data set's marks and ledger lie, for good.", show_default=False),
     ] = None,
     runs: Runs = Path("runs"),
-    patience: Annotated[float, typer.Option(help="Seconds without an answer after which to give up.")] = 120.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
+    ] = None,
     accept_exposure: Annotated[
         list[str] | None,
         typer.Option(
@@ -107,6 +118,9 @@ def site(
         Path | None,
         typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
     ] = None,
+    log_format: Format = LogFormat.TEXT,
+    log_file: File = None,
+    watch: Where = "",
 ) -> None:
     """Take part in a study, from one hospital.
 
@@ -115,7 +129,6 @@ def site(
     from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
-    from fedseg.screen import Screen
     from fedseg.site import Options, take_part
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -123,7 +136,7 @@ def site(
     loaded = load_study(study)
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
-    kept = _state_folder(loaded, name, data, state, runs)
+    kept = _state_folder(loaded, name, data, state, runs, credentials)
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
@@ -140,24 +153,35 @@ def site(
         audit=audit,
         command=command_line(),
     )
-    with Screen(out) as screen, RunFolder.create(runs, loaded, screen) as folder:
-        starting_model(loaded, screen.starting)
+    with seen(log_format, log_file, watch) as view, RunFolder.create(runs, loaded, *view.listeners) as folder:
+        view.run = folder
+        starting_model(loaded, view.screen.starting)
         run = take_part(folder, found, options)
     conclude(run, credentials)
 
 
-def _state_folder(study: "Study", name: str, data: Path | None, given: Path | None, runs: Path) -> Path:
+def _state_folder(
+    study: "Study", name: str, data: Path | None, given: Path | None, runs: Path, credentials: Path
+) -> Path:
     """Where the marks and the ledger of a data set lie: where they were at its first use, whatever the run is called.
 
-    Made patients are nobody, and theirs go with the runs.
+    That is where enrolment fixed it, for the site's first data set. Made patients are nobody, and theirs go with the
+    runs.
     """
+    from fedseg.credentials import fixed_state
     from fedseg.data.layouts.table import layout_of
     from fedseg.ledger.home import Home
 
-    earlier = runs / f"{name}-state"
+    home, fixed = Home(), fixed_state(credentials, name)
+    own = None if data is None else str(data.resolve())
+    if any(found.state == str(fixed) and found.data != own for found in home.data_sets()):
+        fixed = None  # of another data set: each has its own
+    earlier = fixed or runs / f"{name}-state"
+    for folder in (given, earlier):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: is a file; give --state a folder, where this site's marks and ledger lie")
     if not layout_of(study).needs_folder:
         return (given or earlier).absolute()
-    home = Home()
     if data is not None and data.is_dir():
         return home.state_of(name, data, given, earlier)
     if data is not None:

@@ -33,9 +33,15 @@ def simulate(
     charge: Annotated[
         bool, typer.Option("--charge", help="Charge rounds in the ledgers that these images have for life.")
     ] = False,
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Sites as actors of a Ray cluster: 'auto', 'local' or HOST:PORT."
+        ),
+    ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
-    """Train a study with all its sites in this process.
+    """Train a study with all its sites in this process, or on a Ray cluster.
 
     Updates go through the same protocol code as over the network.
     """
@@ -62,7 +68,15 @@ def simulate(
         if not resume:
             starting_model(loaded, screen.starting)  # from here on it is kept
         charged = data if charge else None
-        options = Options(plain=plainly, alone=alone, transcripts=transcripts, charged=charged, command=command_line())
+        options = Options(
+            plain=plainly,
+            alone=alone,
+            transcripts=transcripts,
+            charged=charged,
+            ray=cluster,
+            data=data,
+            command=command_line(),
+        )
         again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
         with again or RunFolder.create(runs, loaded, screen) as folder:
             try:

@@ -18,6 +18,12 @@ app = App("Federated training of medical image segmentation, differentially priv
 versioned(app, "fedseg")
 
 StudyFile = Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)]
+StudyOrConfiguration = Annotated[
+    Path,
+    typer.Argument(
+        metavar="STUDY", help="Study file, or a configuration file that names it (TOML).", show_default=False
+    ),
+]
 DataFolder = Annotated[
     Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
 ]

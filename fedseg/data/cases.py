@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedseg.data.declaration import Declaration
 from fedseg.study import Study
 from secagg.prg import Stream
 
@@ -69,11 +70,12 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's cases, split by patient."""
+    """A site's cases, split by patient, and what its index calls structures and channels."""
 
     site: str
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+    declared: Declaration = field(default_factory=Declaration)
 
     @property
     def patients(self) -> list[str]:

@@ -1,11 +1,15 @@
 """What `fedseg data check` finds in a site's folder: everything that is wrong or odd, of all cases."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedseg.data.cases import Case, split
+from fedseg.data.declaration import agree
+from fedseg.data.layouts.declarations import contradictions, declaration_of, other_names
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
@@ -23,21 +27,41 @@ class Finding:
 
 def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
     """Everything that is wrong or odd with a site's folder, all cases, errors first."""
-    if not layout_of(study).needs_folder:
+    layout = layout_of(study)
+    if not layout.needs_folder:
         return [Finding("info", site, "is made by the package; there is nothing to check")]
     try:
         listed = entries(folder, site, study)
+        declared = layout.declared(folder or Path(), study)
+        remarks = [*other_names(declared, site, study), *layout.remarks(folder or Path(), study)]
     except ConfigError as error:
         return [Finding("error", site, str(error))]
-    findings, cases = [], []
+    findings = [Finding("error", site, f"{folder}: {sentence}") for sentence in contradictions(declared, site, study)]
+    cases = []
     for entry in listed:
+        remarks += [f"{entry.name}: {sentence}" for sentence in entry.remarks()]
         try:
             cases.append(entry.load(site, study))
         except CaseError as error:
             findings.append(Finding("error", site, str(error)))
     task = task_of(study)
-    odd = [Finding("warning", site, f"{case.name}: {sentence}") for case in cases for sentence in task.odd(case)]
-    return [*findings, *odd, *_overview(site, cases, study)]
+    remarks += [f"{case.name}: {sentence}" for case in cases for sentence in task.odd(case)]
+    warnings = [Finding("warning", site, sentence) for sentence in remarks]
+    return [*findings, *warnings, *_overview(site, cases, study)]
+
+
+def check_between(folders: Mapping[str, Path | None], study: Study) -> list[Finding]:
+    """What is wrong between sites whose folders are all at hand: what their indices declare differently."""
+    found = {}
+    for site, folder in folders.items():
+        with suppress(ConfigError):  # what is wrong at one site is said by `check_site`
+            if folder is not None and layout_of(study).needs_folder:
+                found[site] = declaration_of(layout_of(study).declared(folder, study), site, study)
+    try:
+        agree(found, study)
+    except ConfigError as error:
+        return [Finding("error", "between sites", str(error))]
+    return []
 
 
 def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:

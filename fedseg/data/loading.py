@@ -6,9 +6,12 @@ site that stays away would tell that such a patient is there.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fedseg.data.cases import Case, SiteData, split
+from fedseg.data.declaration import Declaration, agree
+from fedseg.data.layouts.declarations import contradictions, declaration_of
 from fedseg.data.layouts.layout import Entry
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
@@ -23,11 +26,13 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
     Warns where delta is not below 1/patients.
 
     Raises:
-        ConfigError, CaseError: as `load_site`.
+        ConfigError, CaseError: as `load_site`; or the sites' files declare structures or channels differently.
     """
     for site in study.site_ids:  # before the first, which may take minutes
         if data_dir is not None and layout_of(study).needs_folder and not (data_dir / site).is_dir():
             raise ConfigError(f"{data_dir / site}: there is no such folder; --data has one subfolder per site")
+    if data_dir is not None and layout_of(study).needs_folder:
+        agree({site: declared_at(data_dir / site, site, study) for site in study.site_ids}, study)
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
     if study.trust.claims_epsilon and (said := too_large(study.privacy.delta, patients)):
@@ -41,12 +46,15 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     With differential privacy a case that cannot be used is left out, with a warning, and a site may have nobody.
 
     Raises:
-        ConfigError: the site is not in the study, its folder or index is missing, or it lists nobody without privacy.
+        ConfigError: the site is not in the study, its folder or index is missing, it lists nobody without privacy,
+            names could be one person's, or its index contradicts the study.
         CaseError: without privacy, a file is missing, damaged or inconsistent.
     """
     if site not in study.site_ids:
         raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
-    data = split(site, list(_cases(entries(folder, site, study), site, study)), study)
+    listed = entries(folder, site, study)
+    declared = Declaration() if folder is None else declared_at(folder, site, study)
+    data = replace(split(site, list(_cases(listed, site, study)), study), declared=declared)
     task = task_of(study)
     if lost := [(case, said[0]) for case in (*data.train, *data.test) if (said := task.lost(case))]:
         case, first = lost[0]
@@ -55,6 +63,18 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     if not data.train:
         warnings.warn(f"[{site}] nobody is in training: this site's updates will hold no patient", stacklevel=2)
     return data
+
+
+def declared_at(folder: Path, site: str, study: Study) -> Declaration:
+    """What a site's index calls the study's structures and channels.
+
+    Raises:
+        ConfigError: it contradicts the study; or as `entries`.
+    """
+    declared = layout_of(study).declared(folder, study)
+    if said := contradictions(declared, site, study):
+        raise ConfigError(f"{folder}: {said[0]}")
+    return declaration_of(declared, site, study)
 
 
 def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:

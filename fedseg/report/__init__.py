@@ -17,13 +17,13 @@ from markupsafe import Markup
 from fedseg import palette
 from fedseg.events import Dropped, RoundEnded, RoundStarted, StepAccepted, StepClosed, Trained
 from fedseg.mechanisms.table import no_claim, trust_in
+from fedseg.page import save, template
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import NO_CLAIM_SEEDED
 from fedseg.records import Interval
 from fedseg.report import claims, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
-from fedseg.report.page import save, template
 from fedseg.report.pictures import pictures
 
 __all__ = ["PRIVATE", "epsilons_in", "pages", "write_report"]

@@ -93,7 +93,7 @@ class Site(Party, Application):
         self.folder.emit(study_event(self.study, self.parameters, secure=True, party=self.me))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
-        with alone(self.options.state):
+        async with alone(self.options.state, f"{self.session.hex()}/{self.federation.training_run}"):
             try:
                 finished = await self.member.run()
             except (RunFailedError, DialogueError) as error:

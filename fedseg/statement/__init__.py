@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fedseg import palette
 from fedseg.evidence import Evidence
+from fedseg.page import save, template
 from fedseg.privacy.delta import delta_text
-from fedseg.report.page import save, template
 from fedseg.statement import words
 from fedseg.statement.facts import PRIORS, Facts, accounts_of, achieved_of, as_dict, delta_of
 from fedseg.statement.origin import origin

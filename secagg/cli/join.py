@@ -39,7 +39,9 @@ def join(
     ] = math.inf,
     events: Events = None,
 ) -> None:
-    """Give one vector a round to a sum that `secagg serve` collects.
+    """Give one vector a round to a sum.
+
+    `secagg serve` collects it.
 
     Ends with 0 once the run is complete; 1 after an error; 75 where it ended early. The same command goes on with it.
     """

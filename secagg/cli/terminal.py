@@ -12,7 +12,8 @@ versioned(app, "secagg", lambda: f" (passes over vectors: {'compiled kernel' if 
 def main() -> None:
     """Entry point of the `secagg` command."""
     any_code_page()
-    app()
+    with terminal.sentences("secagg", extra="rpc"):
+        app()
 
 
 def sentences(status: int = 1) -> AbstractContextManager[None]:

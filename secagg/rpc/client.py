@@ -21,7 +21,7 @@ from grpc import aio
 from secagg.errors import AbortedError, ConfigError, IllegalTransitionError, SecAggError
 from secagg.printable import printable
 from secagg.rpc import frames
-from secagg.rpc.demo_authority import LOCAL_HOSTS
+from secagg.rpc.authority import LOCAL_HOSTS
 from secagg.rpc.frames import Assembler, Message, Received, Traffic
 from secagg.rpc.tls import ClientTls, diagnose
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome

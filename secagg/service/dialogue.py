@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from secagg import wire
 from secagg.errors import ProtocolError
 from secagg.messages import RoundStart
+from secagg.printable import printable
 from secagg.service.account import Account
 from secagg.service.errors import DialogueError
 
@@ -29,9 +30,18 @@ WAITED_FOR = 64
 """Rounds at most that a member waits for at once."""
 
 _LENGTH_BYTES = 4
+
+
+def _sentence(text: str) -> str:
+    return printable(text)[:SENTENCE]
+
+
+Words = Annotated[str, Field(max_length=SENTENCE), AfterValidator(_sentence)]
+"""Text of the other side, made fit to be shown as it enters (`secagg.printable`): it comes in one line."""
+
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes in hexadecimal."""
-_Name = Annotated[str, Field(max_length=256)]
+_Name = Annotated[str, Field(max_length=256), AfterValidator(printable)]
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _Attempt = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
@@ -80,7 +90,7 @@ class Control(BaseModel):
 class Said(Control):
     """One sentence on why."""
 
-    reason: str = Field(max_length=SENTENCE)
+    reason: Words
 
     @classmethod
     def because(cls, reason: object) -> Self:
@@ -112,7 +122,7 @@ class Ready(Control):
 
     kind: ClassVar[str] = "ready"
 
-    release: str = Field(max_length=64)
+    release: _Name
     run: _Name
     task: Hash
     policy: Hash

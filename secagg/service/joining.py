@@ -105,7 +105,8 @@ async def join(home: Home, address: str, vector: Path, out: Path | None, patienc
     )
     vectors = 1 if home.task.private else 1 + home.policy.clients  # whole transcripts come (C-05)
     mailbox = MailboxClient(address, me, tls, patience=patience, max_message_bytes=vectors * message_limit(home.policy))
-    with alone(folder), home.store() as store:
+    async with alone(folder, home.federation.training_run):
+        store = home.store()
         member = Member(
             *(home.policy, me, home.signing_key, home.federation.pinned, store, mailbox),
             Joining(home, vector, out, tell),
@@ -115,7 +116,8 @@ async def join(home: Home, address: str, vector: Path, out: Path | None, patienc
             state=folder,
             accepting=lambda round_ids: _accept(folder, me, round_ids),
         )
-        return await member.run()
+        with store:
+            return await member.run()
 
 
 def _accept(folder: Path, me: str, round_ids: Iterable[bytes]) -> str:

@@ -29,7 +29,7 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.stopping import FAREWELL_SECONDS
+from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
 from secagg.steps import SHARE_KEYS
 from secagg.store import Store
 
@@ -162,8 +162,9 @@ class Member:
                     pass
                 await self._say_goodbye(dialogue.Done(), sending)
                 return finished
-            except asyncio.CancelledError:
-                await self._say_goodbye(dialogue.Failed.because("its operator stopped it"), sending)
+            except asyncio.CancelledError as stopped:
+                if STOPPED in stopped.args:
+                    await self._say_goodbye(dialogue.Failed.because("its operator stopped it"), sending)
                 raise
             except Exception as error:
                 await self._say_goodbye(dialogue.Failed.because(self._app.public(error)), sending)

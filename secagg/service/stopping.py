@@ -16,6 +16,9 @@ ENDED_EARLY = 75
 FAREWELL_SECONDS = 3.0
 """How long a process that was told to stop may take to say goodbye."""
 
+STOPPED = "stopped by its operator"
+"""What a coroutine is cancelled with that may say goodbye."""
+
 T = TypeVar("T")
 
 
@@ -40,7 +43,7 @@ async def _watched(main: Coroutine[Any, Any, T], told: str) -> T:
             end_now(ENDED_EARLY)
         came.append(number)
         loop.call_later(FAREWELL_SECONDS + 1, _give_up, f"{number.name} came; {told}\n")
-        task.cancel()
+        task.cancel(STOPPED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         with suppress(ValueError, RuntimeError):  # only the main thread hears signals

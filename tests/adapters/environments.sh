@@ -12,7 +12,10 @@ wheels=$environments/wheel
 fresh=
 for name in ${*:-flower nvflare ray}; do
     environment=$environments/$name
-    pins=tests/adapters/$name.txt
+    pins=tests/adapters/$name.txt extras=$name also=
+    if [ "$name" = ray ]; then # fedseg trains there too: what it needs is pinned where it is everywhere else
+        extras=ray,fedseg also="-c constraints.txt"
+    fi
     if [ -f "$environment/.whole" ] && [ ! "$pins" -nt "$environment/.whole" ]; then
         continue
     fi
@@ -24,7 +27,7 @@ for name in ${*:-flower nvflare ray}; do
     [ -x "$environment/bin/python" ] || "$python" -m venv "$environment"
     # The wheel first without what it needs, so that the one built here is taken and no other of its name.
     "$environment/bin/pip" install --quiet --disable-pip-version-check --force-reinstall --no-deps "$wheels"/*.whl
-    "$environment/bin/pip" install --quiet --disable-pip-version-check -c "$pins" "secagg[$name]"
+    "$environment/bin/pip" install --quiet --disable-pip-version-check -c "$pins" $also "secagg[$extras]"
     "$environment/bin/pip" check
     touch "$environment/.whole"
 done

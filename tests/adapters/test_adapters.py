@@ -88,3 +88,14 @@ def test_masks_from_a_cluster_are_the_same():
     assert told["equal"]
     assert told["left out"] == told["dropped"]
     assert told["repr"] == "<RayExecutor>"
+
+
+@pytest.mark.slow
+def test_sites_on_a_cluster_train_the_same_model_and_one_that_dies_drops_out_of_one_round():
+    told = run("ray", "ray_sites.py")
+    assert told["same model"]
+    assert told["included"] == [4, 4]
+    assert told["exact"] == [None, None], "what a site masked does not leave it"
+    assert told["killed"]
+    assert told["included with a death"] == [3, 4]
+    assert told["dropped"] == [1, 0]

@@ -25,6 +25,7 @@ from reach import COUNTED, unit_seconds
 
 import secagg
 from fedseg.aggregate import SecureSum
+from fedseg.parties import Agreed, InProcess
 from fedseg.privacy.shares import Grid, noise_share
 from fedseg.update import NoiseShared
 from secagg.layout import Field, Layout
@@ -91,7 +92,9 @@ def federation(
         server_key=server_key.verify_key,
     )
     book = secagg.RoundBook("bench", TASK, server_key, policy.max_corrupt)
-    aggregator = SecureSum(policy, book, keys, folder, lambda site, number: Stream(), TASK, private)
+    pinned = secagg.PinnedRoster({site: key.verify_key for site, key in keys.items()})
+    agreed = Agreed(policy, pinned, "bench", TASK, private)
+    aggregator = SecureSum(agreed, book, InProcess(agreed, keys, folder, lambda site, number: Stream()), folder)
 
     def noise(n: int) -> Any:
         drawn = np.random.default_rng(n).integers(-(1 << 15), 1 << 15, length + n)

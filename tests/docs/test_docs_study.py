@@ -71,7 +71,13 @@ def test_a_folder_of_the_page_is_read_as_the_page_says(layout, body, tmp_path, m
     data = tomllib.loads(block(body, "toml"))["data"]
     assert data["layout"] == layout
     base = load_study(ROOT / "studies" / ("phantom.toml" if layout == "phantom" else "fetal.toml"))
-    study = base if layout == "phantom" else base.replace(study={"structures": ["brain"]}, model={"start": "scratch"})
+    study = (
+        base
+        if layout == "phantom"
+        else base.replace(
+            study={"structures": ["liver" if layout == "nnunet" else "brain"]}, model={"start": "scratch"}
+        )
+    )
     (tmp_path / "study.toml").write_text(study.replace(data=data).toml(), encoding="utf-8")
     if layout != "phantom":
         written(tmp_path, body, layout, len(data["modality"]))

@@ -9,25 +9,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedseg import dialogue, exposure
+from fedseg import exposure
 from fedseg.aggregate import SecureSum
 from fedseg.averaging import fed_avg
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
+from fedseg.dialogue import ToEvaluate, content_of
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.mechanisms.table import MECHANISMS
+from fedseg.parties import Agreed, InProcess
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
 from fedseg.update import NoisedUpdate, model_hash
-from secagg import Policy, RoundBook, SigningKey, dequantize, masking, wire
+from secagg import PinnedRoster, Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
 from secagg.context import next_head
 from secagg.messages import Receipt, Result
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.service import exposed
+from secagg.service.dialogue import Protocolled
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from secagg.transcript_files import verify
@@ -240,7 +243,8 @@ def test_a_lying_coordinators_transcript_neither_clears_a_round_nor_ends_a_site_
 def sums(folder: Path, keys: dict[str, SigningKey], policy: Policy, server: SigningKey, run: str = "run") -> SecureSum:
     book = RoundBook(run, bytes(32), server, policy.max_corrupt)
     rounding = lambda site, number: Stream.seeded(1, site, number)  # noqa: E731
-    return SecureSum(policy, book, keys, folder, rounding, bytes(32), private=False)
+    agreed = Agreed(policy, PinnedRoster({site: key.verify_key for site, key in keys.items()}), run, bytes(32), False)
+    return SecureSum(agreed, book, InProcess(agreed, keys, folder, rounding), folder)
 
 
 def update(site: str, length: int = LENGTH) -> NoisedUpdate:
@@ -252,14 +256,17 @@ def quiet(kind: str, **fields) -> None:
     pass
 
 
-class Here:
-    """Takes what a site sends."""
+def begin(site: Site) -> dict[bytes, bool]:
+    """What a site says that it waits for, before it connects."""
+    site.member._begin()
+    return dict(site.member._exposed.waiting)
 
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, bytes]] = []
 
-    async def send(self, kind: str, payload: bytes) -> None:
-        self.sent.append((kind, payload))
+def replay(site: Site, path: Path) -> dict[bytes, bool]:
+    """What it waits for after a transcript came."""
+    asyncio.run(site.member._replay(path.read_bytes()))
+    site.member._look()
+    return dict(site.member._exposed.waiting)
 
 
 @pytest.fixture
@@ -279,9 +286,7 @@ def liver(tmp_path) -> Site:
         secure.round(bytes(32), FIVE, lambda site: update(site, made.policy.length), quiet, silent)
     secure.close()
     shutil.copy(tmp_path / "liver" / "site-b.sqlite", tmp_path / "state" / exposure.MARKS)
-    site = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
-    site.mailbox = Here()
-    return site
+    return Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
 
 
 def identities(folder: Path) -> dict[str, SigningKey]:
@@ -312,11 +317,8 @@ def test_another_projects_transcript_clears_nothing(tmp_path, liver, changed):
         policy = replace(policy, length=LENGTH)
     path = foreign(tmp_path, policy, key)
     assert verify([path], policy, load_federation(tmp_path / "credentials", liver.study).pinned).status == "holds"
-    asyncio.run(liver._begin())
-    waiting = dict(liver.exposed.waiting)
-    liver._replay(path.read_bytes())
-    asyncio.run(liver._after_waiting())
-    assert liver.exposed.waiting == waiting
+    waiting = begin(liver)
+    assert replay(liver, path) == waiting
     assert len(waiting) == 1
     with liver.store.transaction() as marks:
         assert marks.open_release is not None
@@ -328,26 +330,21 @@ def test_another_projects_transcript_clears_nothing(tmp_path, liver, changed):
 def test_another_rounds_transcript_of_the_same_project_clears_nothing(tmp_path, liver):
     """Round 1 again, attempt 0, of the same session: everything holds, and it is another round."""
     path = foreign(tmp_path, liver.policy, server_key(tmp_path))
-    asyncio.run(liver._begin())
-    liver._replay(path.read_bytes())
-    asyncio.run(liver._after_waiting())
-    assert liver.exposed.waiting
+    begin(liver)
+    assert replay(liver, path)
 
 
 def test_with_both_defences_out_another_projects_transcript_lets_the_site_go_on(tmp_path, liver, monkeypatch):
     policy = replace(liver.policy, project="brain")
     path = foreign(tmp_path, policy, server_key(tmp_path))
-    (waited,) = (asyncio.run(liver._begin()), *liver.exposed.waiting)[1:]
+    (waited,) = begin(liver)
     monkeypatch.setattr(exposed, "verify", lambda paths, _, roster: verify(paths, policy, roster))
-    liver._replay(path.read_bytes())
-    asyncio.run(liver._after_waiting())
-    assert list(liver.exposed.waiting) == [waited]  # the identifier of the round still says that it is another one
-    replay = Marks.replay
-    monkeypatch.setattr(Marks, "replay", lambda marks, *args: replay(marks, *args[:-1], waited))
-    liver._replay(path.read_bytes())
-    asyncio.run(liver._after_waiting())
-    assert not liver.exposed.waiting
-    assert dialogue.from_site(*liver.mailbox.sent[-1], "site-b").unreplayed == []
+    assert list(replay(liver, path)) == [waited]  # the identifier of the round still says that it is another one
+    marked = Marks.replay
+    monkeypatch.setattr(Marks, "replay", lambda marks, *args: marked(marks, *args[:-1], waited))
+    assert not replay(liver, path)
+    *_, last = liver.member._outgoing._queue
+    assert last.unreplayed == []
 
 
 # --- 2: two live sessions ----------------------------------------------------------------------------------------
@@ -521,15 +518,15 @@ class Rewinding(Coordinator):
         honest = self.mailbox.send
 
         def send(site: str, kind: str, payload: bytes) -> None:
-            if kind == dialogue.Protocolled.kind and isinstance(wire.decode_from_server(payload), Result):
+            if kind == Protocolled.kind and isinstance(wire.decode_from_server(payload), Result):
                 server = self.driver.session
                 forward = fed_avg(self.state, dequantize(server.result, self.policy), server.included, self.policy)
                 self.back = (2 * self.state - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
                 honest(
                     site,
-                    dialogue.ToEvaluate.kind,
-                    dialogue.ToEvaluate(start.sign(self.book.signing_key), self.back).packed(),
+                    ToEvaluate.kind,
+                    ToEvaluate(start.sign(self.book.signing_key), content_of(self.back)).packed(),
                 )
             honest(site, kind, payload)
 

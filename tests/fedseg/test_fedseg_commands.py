@@ -90,7 +90,9 @@ def test_quiet_leaves_errors_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("app", "groups"), [(secagg.cli.app, ["marks"]), (fedseg.cli.app, ["data", "ledger"])], ids=["secagg", "fedseg"]
+    ("app", "groups"),
+    [(secagg.cli.app, ["enrol", "marks"]), (fedseg.cli.app, ["data", "enrol", "ledger"])],
+    ids=["secagg", "fedseg"],
 )
 def test_what_a_command_is_for_stands_whole_in_the_list(app, groups):
     for group in ([], *([name] for name in groups)):

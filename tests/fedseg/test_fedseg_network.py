@@ -241,7 +241,8 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         rows = [message.pop("rows") for message in sent[dialogue.Metrics.kind]]
         assert [len(found) for found in rows] == ([held] * 3 if share else [])  # which is what share_metrics gives away
         for message in sent[Ready.kind]:
-            del message["task"]  # names the made patients
+            for name in ("task", "policy", "roster"):  # the first names the made patients, the others fresh keys
+                del message[name]
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         stays = {"study_hash": "0" * 64, "patients": "", "charged": ""}  # who paid stays at the site

@@ -31,7 +31,9 @@ from tests.support.folders import write_decathlon, write_feta
 from tests.support.tiny import tiny_study
 
 SITE, CLIP, PATIENTS, STEPS = "site-a", 0.005, 9, 3
-LAYOUTS = ("feta", "bids", "decathlon", "phantom")
+LAYOUTS = ("feta", "bids", "decathlon", "timepoints", "phantom")
+LISTED = ("decathlon", "timepoints")
+"""Layouts with an index of files; the second has two of each patient."""
 pytestmark = pytest.mark.filterwarnings("ignore:.*nobody is in training")
 
 
@@ -43,11 +45,12 @@ def study_of(layout: str) -> Study:
     )
     if layout == "phantom":
         return study
-    channels = {"modality": ["pre", "FLAIR", "post"]} if layout == "decathlon" else {}
-    structures = ["left"] if layout == "decathlon" else ["left", "right"]
+    channels = {"modality": ["pre", "FLAIR", "post"]} if layout in LISTED else {}
+    channels |= {"patient": "(?P<patient>P[0-9]+)_ses-[0-9]+[.]nii"} if layout == "timepoints" else {}
+    structures = ["left"] if layout in LISTED else ["left", "right"]
     sites = tuple(site.model_copy(update={"patients": None}) for site in study.sites)
     content = study.model_dump(mode="json") | {"sites": [site.model_dump(mode="json") for site in sites]}
-    content["data"] |= {"layout": "decathlon" if layout == "decathlon" else "feta", **channels}
+    content["data"] |= {"layout": "decathlon" if layout in LISTED else "feta", **channels}
     content["study"]["structures"] = structures
     return Study.model_validate_json(json.dumps(content))
 
@@ -60,6 +63,7 @@ def hospital(tmp_path_factory):
         "feta": write_feta(root / "feta", PATIENTS),
         "bids": write_feta(root / "bids", PATIENTS),
         "decathlon": write_decathlon(root / "decathlon", PATIENTS),
+        "timepoints": twice(write_decathlon(root / "timepoints", 2 * PATIENTS)),
     }
     (root / "bids" / "participants.tsv").unlink()
 
@@ -82,12 +86,26 @@ def hospital(tmp_path_factory):
         if layout == "feta":
             rows = [f"sub-{number + 1:03}\t30" for number in chosen]
             (fewer / "participants.tsv").write_text("\n".join(["participant_id\tweeks", *rows]) + "\n")
-        if layout == "decathlon":
-            listed = json.loads((folder / "dataset.json").read_text())["training"]
-            (fewer / "dataset.json").write_text(json.dumps({"training": [listed[number] for number in chosen]}))
+        if layout in LISTED:
+            index = json.loads((folder / "dataset.json").read_text())
+            each = len(index["training"]) // PATIENTS
+            listed = [index["training"][each * number + time] for number in chosen for time in range(each)]
+            (fewer / "dataset.json").write_text(json.dumps({**index, "training": listed, "numTraining": len(listed)}))
         return fewer
 
     return data
+
+
+def twice(folder: Path) -> Path:
+    """Two images a patient in place of one: P0_ses-1, P0_ses-2, P1_ses-1, ..."""
+    text = (folder / "dataset.json").read_text()
+    for number in reversed(range(2 * PATIENTS)):
+        name = f"P{number // 2}_ses-{number % 2 + 1}.nii.gz"
+        for kind in ("imagesTr", "labelsTr"):
+            (folder / kind / f"P{number}.nii.gz").rename(folder / kind / name)
+        text = text.replace(f"/P{number}.nii.gz", f"/{name}")
+    (folder / "dataset.json").write_text(json.dumps({**json.loads(text), "labels": {"0": "background", "1": "Left"}}))
+    return folder
 
 
 class Trace:
@@ -208,7 +226,7 @@ def one_more(layout: str, chosen: set[int], extra: int) -> tuple[frozenset[int],
     """Who is there without and with one patient more, and that patient's name."""
     if layout == "phantom":
         chosen, extra = set(range(max(len(chosen - {extra}), 1))), max(len(chosen - {extra}), 1)
-    name = f"P{extra}" if layout == "decathlon" else f"sub-{extra + 1:03}"
+    name = f"P{extra}" if layout in LISTED else f"sub-{extra + 1:03}"
     return frozenset(chosen - {extra}), frozenset(chosen | {extra}), name
 
 
@@ -217,7 +235,8 @@ def pairs(layout: str) -> list[tuple[frozenset[int], frozenset[int]]]:
     everybody = frozenset(range(PATIENTS))
     if layout == "phantom":
         return [(frozenset(range(n)), frozenset(range(n - 1))) for n in range(PATIENTS, 2, -1)]
-    return [(everybody, everybody - {patient}) for patient in range(PATIENTS)]
+    some = range(0, PATIENTS, 2) if layout == "timepoints" else range(PATIENTS)
+    return [(everybody, everybody - {patient}) for patient in some]
 
 
 somebody = st.sets(st.integers(0, PATIENTS - 1), min_size=2)
@@ -233,6 +252,7 @@ def test_up_to_the_noise_one_patient_more_changes_nothing_for_the_others(layout,
     after = Trace(hospital(layout, more), study, tmp_path)
     assert after.without(name) == before.without(name)
     assert after.roles.keys() - before.roles.keys() == {name}
+    assert hospital(layout, more).declared == hospital(layout, fewer).declared  # a site may say it to everybody
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -302,9 +322,9 @@ def test_every_test_that_the_threat_model_names_exists():
 
 def test_nobody_is_a_site_too(hospital, tmp_path):
     """The last patient of a site may leave: what remains are steps of noise only."""
-    for layout in ("feta", "decathlon"):
+    for layout in ("feta", *LISTED):
         study, nobody = study_of(layout), Trace(hospital(layout, frozenset()), study_of(layout), tmp_path)
         alone = Trace(hospital(layout, frozenset({3})), study, tmp_path)
-        name = "P3" if layout == "decathlon" else "sub-004"
+        name = "P3" if layout in LISTED else "sub-004"
         assert nobody.without(name) == alone.without(name)
         assert len(nobody.noise) == STEPS

@@ -18,7 +18,7 @@ from fedseg.runfolder import FEDERATION, KEPT, LIFETIME, POLICY, TRANSCRIPTS, Ru
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
-from secagg import SigningKey
+from secagg import SigningKey, wire
 from secagg.steps import SHARE_REPORT
 from tests.support.tiny import tiny_study
 
@@ -157,13 +157,14 @@ def liar_in(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, liar: str, victi
     """`liar` says in every round number that it could not open the shares of a victim, wherever both are there."""
     send, key = aggregate._Speaking.send, folder.path / "identities" / f"{liar}.key"
 
-    def lie(speaking, site, message):
-        server = speaking._exchange.server
-        if site == liar and server.step == SHARE_REPORT:
+    def lie(speaking, messages):
+        server, messages = speaking._exchange.server, dict(messages)
+        if server.step == SHARE_REPORT and liar in messages:
             victim = victims[speaking._exchange.facts.number]
             if victim in server.expected:
-                message = replace(message, complaint=victim).sign(SigningKey.from_bytes(key.read_bytes()))
-        send(speaking, site, message)
+                told = replace(wire.decode_from_client(messages[liar]), complaint=victim)
+                messages[liar] = wire.encode(told.sign(SigningKey.from_bytes(key.read_bytes())))
+        send(speaking, messages)
 
     monkeypatch.setattr(aggregate._Speaking, "send", lie)
 

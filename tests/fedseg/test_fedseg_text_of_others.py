@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedseg import dialogue
 from fedseg.budget.plan import round_entry
 from fedseg.coordinator import Coordinator, Options
 from fedseg.credentials import make_credentials
-from fedseg.errors import ConfigError, FedSegError
+from fedseg.dialogue import Metrics, Progress
+from fedseg.errors import ConfigError
 from fedseg.events import Event, event_of
 from fedseg.ledger import Ledger
 from fedseg.report import write_report
@@ -27,6 +27,8 @@ from fedseg.runfolder import RunFolder
 from fedseg.screen import Screen
 from fedseg.study import parse_study
 from secagg.rpc.frames import Received
+from secagg.service import dialogue
+from secagg.service.errors import DialogueError
 from tests.support.command import run as command
 from tests.support.hostile_text import HOSTILE, KINDS, acting
 from tests.support.run_folder import SITES, make_run
@@ -103,6 +105,9 @@ def test_every_event_is_safe_on_the_screen_in_the_log_and_in_its_file_and_is_rea
             assert all(line.isprintable() for line in file.getvalue().split("\n"))
 
 
+HEARD = (*dialogue.FROM_MEMBER, Progress, Metrics)
+
+
 # --- From a site to the coordinator and back -------------------------------------------------------------------------
 
 
@@ -115,9 +120,9 @@ def coordinator(tmp_path_factory, study):
 
 def messages_of_a_site(text: str) -> st.SearchStrategy[tuple[str, bytes]]:
     """Well formed but for the text in it, and anything else."""
-    kinds = st.sampled_from([message.kind for message in dialogue._FROM_SITE])
+    kinds = st.sampled_from([message.kind for message in HEARD])
     said = [(how.kind, json.dumps({"reason": text}).encode()) for how in (dialogue.Leaving, dialogue.Failed)]
-    keyed = {"study": text, "unreplayed": [text]}
+    keyed = {**dict.fromkeys(("release", "run", "task", "policy", "roster"), text), "unreplayed": [text]}
     said.append((dialogue.Ready.kind, json.dumps(keyed).encode()))
     return st.one_of(
         st.sampled_from(said),
@@ -141,11 +146,12 @@ def test_nothing_that_a_site_sends_ends_the_coordinator_or_reaches_its_log_raw(c
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), text=HOSTILE)
 def test_a_message_of_the_coordinator_is_understood_or_refused_in_a_sentence(data, text):
-    kinds = st.sampled_from([message.kind for message in dialogue._FROM_COORDINATOR])
+    kinds = st.sampled_from([message.kind for message in dialogue.FROM_COORDINATOR])
     said = st.sampled_from([json.dumps({"reason": text}), json.dumps({"sites": [text], "seconds": 1.0})])
     try:
-        dialogue.from_coordinator(data.draw(kinds), data.draw(st.one_of(st.binary(max_size=40), said.map(str.encode))))
-    except FedSegError as error:
+        payload = data.draw(st.one_of(st.binary(max_size=40), said.map(str.encode)))
+        dialogue.Dialogue(dialogue.FROM_COORDINATOR).read(data.draw(kinds), payload)
+    except DialogueError as error:
         said = str(error)
     else:
         said = "the coordinator"

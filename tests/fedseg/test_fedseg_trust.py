@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedseg.aggregate import SecureSum
 from fedseg.cli.terminal import main
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
@@ -17,6 +16,7 @@ from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError, RoundFailedError
 from fedseg.mechanisms.local import Local
 from fedseg.mechanisms.table import MECHANISMS, no_claim, trust_in
+from fedseg.parties import InProcess
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import Trust
 from fedseg.report import write_report
@@ -59,7 +59,7 @@ def test_an_epsilon_is_claimed_and_charged(study, tmp_path):
 
 
 def test_c05_stays_on_where_a_single_update_is_not_private(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(SecureSum, "_replay", lambda *_: None)
+    monkeypatch.setattr(InProcess, "replay", lambda *_: None)
     with pytest.raises((RoundFailedError, ExposureError), match="C-05"):
         train(study, tmp_path)
 

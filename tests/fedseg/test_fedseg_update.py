@@ -22,7 +22,7 @@ RAW = np.full(3, 0.123456, np.float32)
 SNIPPET = """
 import numpy as np
 from numpy.typing import NDArray
-from fedseg.aggregate import Train
+from fedseg.parties import Train
 from fedseg.privacy.dpsgd import NoisedGradient
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.shares import NoiseShare

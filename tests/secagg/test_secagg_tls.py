@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from secagg.errors import ConfigError
-from secagg.rpc.demo_authority import Authority, make_certificates
+from secagg.rpc.authority import Authority
+from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import SERVICE
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ClientTls, ServerTls, site_named_by

@@ -40,6 +40,10 @@ class Entry(Protocol):
         """Whose it is: the unit of privacy and of the split. A layout gives the subject, or the case without one."""
 
     @property
+    def images(self) -> tuple[Path, ...]:
+        """Its files: one with all channels, or one for each modality; none for a made patient."""
+
+    @property
     def name(self) -> str:
         """What errors and local reports call the case. Cases are in the order of their names."""
 

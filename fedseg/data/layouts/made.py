@@ -30,6 +30,11 @@ class MadeEntry:
         return self.patient
 
     @property
+    def images(self) -> tuple[Path, ...]:
+        """None."""
+        return ()
+
+    @property
     def name(self) -> str:
         """The patient."""
         return self.patient

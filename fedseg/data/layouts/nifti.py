@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
@@ -20,6 +21,10 @@ from fedseg.data.layouts.volume import SAME_GRID, Volume, corner_distance, small
 from fedseg.errors import CaseError
 from secagg.text import kind_of
 
+_GEOMETRY = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z"),
+)
 SAME_SIZE = 0.01  # voxel sizes that differ by a hundredth contradict each other
 
 
@@ -122,6 +127,9 @@ def _opened(path: Path) -> Any:
         raise CaseError(str(path), f"cannot be read as NIfTI: {_what_is_wrong(path)}") from error
     if not isinstance(image, nibabel.Nifti1Pair):  # NIfTI-2 is one too
         raise CaseError(str(path), f"is no NIfTI image but {type(image).__name__}; convert it")
+    stored = np.abs(_stored_header(path, image)["pixdim"][1:4])
+    if not (stored > 0).all() and int(image.header["sform_code"]) <= 0:  # nibabel would take 1 mm for a 0
+        raise CaseError(str(path), f"says that its voxels are {_millimetres(stored)}; correct the header's pixdim")
     kind = image.get_data_dtype()
     if kind.names is not None:
         raise CaseError(str(path), "holds colours (RGB), which are no intensities; export it as grey values")
@@ -135,6 +143,12 @@ def _loaded(path: Path) -> Any:
         return _Image.from_filename(path)
     except Exception:  # NIfTI-2, or what nibabel has to say of it
         return nibabel.load(path)
+
+
+def _stored_header(path: Path, image: Any) -> Any:
+    """The header as it is in the file: what nibabel gives has been repaired."""
+    with ImageOpener(path) as file:
+        return type(image.header).from_fileobj(file, check=False)
 
 
 def _channels_first(values: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
@@ -175,3 +189,27 @@ def _what_is_wrong(path: Path) -> str:
     except Exception as error:
         return f"{error}; export it again"
     return "its header is not what nibabel expects; export it again"
+
+
+def write_label_map(labels: NDArray[np.uint8], image: Path, output: Path) -> None:
+    """Write label values as NIfTI with the geometry of an image's header, and nothing else of it.
+
+    sform and qform are the image's, each with its code; its free text and extensions may name the patient.
+
+    Args:
+        labels: (X, Y, Z), the image's grid.
+        image: NIfTI.
+        output: ends in .nii or .nii.gz; replaced if it is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    source = _opened(image).header
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(labels.shape)
+    header["pixdim"][:4] = source["pixdim"][:4]
+    for field in _GEOMETRY:
+        header[field] = source[field]
+    header.set_xyzt_units("mm")
+    nibabel.Nifti1Image(labels, None, header).to_filename(output)

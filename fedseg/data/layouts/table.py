@@ -9,6 +9,7 @@ from fedseg.data.layouts.decathlon import Decathlon
 from fedseg.data.layouts.layout import Entry, Layout
 from fedseg.data.layouts.made import Made
 from fedseg.data.layouts.nnunet import NnUNet
+from fedseg.data.layouts.patients import by_patient
 from fedseg.data.layouts.rows import Rows
 from fedseg.errors import ConfigError
 from fedseg.study import Study
@@ -30,16 +31,16 @@ def layout_of(study: Study) -> Layout:
 
 
 def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
-    """The site's cases, sorted by name.
+    """The site's cases, each under its patient, sorted by name.
 
     Args:
         folder: the site's own; None where the layout needs none.
         site: a site of the study.
-        study: gives the layout.
+        study: gives the layout, and maybe who is a patient.
 
     Raises:
-        ConfigError: the folder or its index is missing or malformed, or lists nobody. With differential privacy an
-            index may list nobody: refusing would tell that the last patient has left.
+        ConfigError: the folder or its index is missing or malformed, it lists nobody, or nobody says who is a patient.
+            With differential privacy an index may list nobody: refusing would tell that the last patient has left.
     """
     layout, name = layout_of(study), study.data.layout
     if not layout.needs_folder:
@@ -51,4 +52,4 @@ def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
     listed = sorted(layout.entries(folder, site, study), key=lambda entry: entry.name)
     if not listed and not (study.trust.claims_epsilon and layout.index and (folder / layout.index).exists()):
         raise ConfigError(f"{folder}: no patients in layout '{name}'; correct the folder or the layout")
-    return listed
+    return by_patient(listed, folder, study)

@@ -13,6 +13,9 @@ from fedseg.errors import ConfigError
 from secagg.printable import printable
 from secagg.writing import write_whole
 
+STYLE = Path(__file__).parent / "report"
+"""Folder with the style that all pages share."""
+
 
 def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja2.Template:
     """A page's template. Every value is escaped, an unknown one is an error, and style.css of the report is at hand.
@@ -23,7 +26,7 @@ def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja
         filters: by the names that it uses.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        loader=jinja2.FileSystemLoader([folder, STYLE]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

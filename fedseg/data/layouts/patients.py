@@ -1,0 +1,216 @@
+"""Who is a patient: as the site's table says, or the study's pattern, or the layout; never a guess.
+
+Roles, draws, clipping, epsilon and the ledger go by patient, so that two scans of one person under two names would be
+paid as one and protected as one each. Where nothing says who is who, names that could be one person's are refused.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+
+from fedseg.data.cases import Case
+from fedseg.data.layouts.layout import Entry
+from fedseg.errors import CaseError, ConfigError
+from fedseg.files import read_text
+from fedseg.study import Study
+
+TABLES = ("patients.tsv", "patients.csv")
+"""Looked for in a site's folder where the study names no other file."""
+FILE_COLUMNS = ("file", "image", "case", "case_id")
+PATIENT_COLUMNS = ("patient", "patient_id", "participant_id")
+SHOWN = 3
+
+_SESSION = re.compile(
+    r"[-_. ]+(?:(?:ses|session|tp|timepoint|time|visit|scan|run|acq|day|week|month|year|[tvdwm])[-_]?\d+"
+    r"|pre|post|pre-?op|post-?op|baseline|bl|follow-?up|fu)[-_]?\d*$",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[-_. ]\d+$")
+
+
+@dataclass(frozen=True)
+class Whose:
+    """An entry whose patient somebody named."""
+
+    entry: Entry
+    patient: str
+
+    @property
+    def case(self) -> str:
+        """The entry's."""
+        return self.entry.case
+
+    @property
+    def subject(self) -> str:
+        """The patient."""
+        return self.patient
+
+    @property
+    def name(self) -> str:
+        """The entry's."""
+        return self.entry.name
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The entry's."""
+        return self.entry.images
+
+    def remarks(self) -> Sequence[str]:
+        """The entry's."""
+        return self.entry.remarks()
+
+    def load(self, site: str, study: Study) -> Case:
+        """As the entry, under its patient."""
+        return replace(self.entry.load(site, study), patient=self.patient)
+
+
+@dataclass(frozen=True)
+class Unnamed(Whose):
+    """An entry of which the table or the pattern says nothing: it cannot be used, whoever else is there."""
+
+    why: str
+
+    def load(self, site: str, study: Study) -> Case:
+        """Raises `CaseError`."""
+        raise CaseError(self.name, self.why)
+
+
+def by_patient(listed: Sequence[Entry], folder: Path, study: Study) -> list[Entry]:
+    """The entries of a site, each under its patient.
+
+    Args:
+        listed: what the layout found.
+        folder: the site's own.
+        study: gives `patient` and `patients`.
+
+    Raises:
+        ConfigError: the table is missing or malformed; or nothing says who is a patient, and names share a stem.
+    """
+    if (table := patient_table(folder, study)) is not None:
+        return _by_table(listed, folder, table)
+    if study.data.patient:
+        return [_by_pattern(entry, inside(entry.name, folder), study.data.patient) for entry in listed]
+    if same := alike([entry.case for entry in listed if entry.subject is None]):
+        raise ConfigError(f"{folder}: {_which(same)}")
+    return list(listed)
+
+
+def patient_table(folder: Path, study: Study) -> Path | None:
+    """The site's own table of who is who: the study's `patients`, or one of `TABLES` that is there."""
+    if study.data.patients:
+        return folder / study.data.patients
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def alike(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names that could be one person's: those that repeat, and those that share a stem, by that stem.
+
+    A stem is what is left without endings such as `_ses-02`, `_baseline` or `-001`. A number at the end is a time point
+    only where a number is left before it: `hippocampus_001` and `hippocampus_004` are two patients, `P7_1` and `P7_2`
+    could be one.
+    """
+    found = defaultdict(list)
+    for name in names:
+        found[stem_of(name).casefold()].append(name)
+    return {stem_of(same[0]): same for same in found.values() if len(same) > 1}
+
+
+def stem_of(name: str) -> str:
+    """A case's name without what looks like a time point, a session or a run."""
+    while True:
+        rest = _SESSION.sub("", name)
+        if rest == name and any(map(str.isdigit, shorter := _NUMBER.sub("", name))):
+            rest = shorter
+        if rest == name or not any(map(str.isalnum, rest)):
+            return name
+        name = rest
+
+
+def inside(name: str, folder: Path) -> str:
+    """A file's path from the site's folder on, with forward slashes; the name itself where it lies elsewhere."""
+    path = Path(name)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()
+
+
+def bare(path: str) -> str:
+    """A file's name without folders and without .nii or .nii.gz."""
+    return path.rpartition("/")[2].removesuffix(".gz").removesuffix(".nii")
+
+
+def rows_of(table: Path) -> dict[str, str]:
+    """File or case to patient, as a table says; the columns are known by their header.
+
+    Raises:
+        ConfigError: missing or malformed, or one file has two patients.
+    """
+    text = read_text(table, "it says which file is whose: make it, or correct [data] patients", names=True)
+    header = text.partition("\n")[0]
+    rows = list(csv.reader(StringIO(text), delimiter=max("\t,;", key=header.count)))
+    columns = [column.strip().casefold() for column in rows[0]] if rows else []
+    file, patient = (
+        next((columns.index(n) for n in known if n in columns), -1) for known in (FILE_COLUMNS, PATIENT_COLUMNS)
+    )
+    if min(file, patient) < 0:
+        raise ConfigError(f"{table}: its first line must name the columns 'file' and 'patient'; correct it")
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) <= max(file, patient) or not row[file].strip() or not row[patient].strip():
+            raise ConfigError(f"{table}: line {number} lacks its file or its patient; fill it in or remove it")
+        name, whose = row[file].strip().replace("\\", "/").removeprefix("./"), row[patient].strip()
+        if found.setdefault(name, whose) != whose:
+            raise ConfigError(f"{table}: line {number} gives {name} to {whose} and another line to {found[name]}")
+    return found
+
+
+def _by_table(listed: Sequence[Entry], folder: Path, table: Path) -> list[Entry]:
+    rows = rows_of(table)
+    names = [_names(entry, folder) for entry in listed]
+    files = defaultdict(set)
+    for path, *shorter in names:
+        for name in shorter[:-1]:
+            files[name].add(path)
+    result: list[Entry] = []
+    for entry, known in zip(listed, names, strict=True):
+        key = next((name for name in known if name in rows), None)
+        if key is None:
+            result.append(Unnamed(entry, "", f"is not in {table.name}; add a line that says whose it is"))
+        elif len(files[key]) > 1:
+            raise ConfigError(
+                f"{table}: '{key}' is the name of {len(files[key])} files; give their paths from {folder}"
+            )
+        else:
+            result.append(Whose(entry, rows[key]))
+    return result
+
+
+def _names(entry: Entry, folder: Path) -> list[str]:
+    """What a table may call an entry: its path, its file's name, that without its ending, what the layout calls it."""
+    path = inside(entry.name, folder)
+    return [path, path.rpartition("/")[2], bare(path), entry.patient]
+
+
+def _by_pattern(entry: Entry, path: str, pattern: str) -> Entry:
+    found = re.search(pattern, path)
+    if found is None or not found["patient"]:
+        return Unnamed(entry, "", "its path does not fit [data] patient; rename the file or correct the pattern")
+    return Whose(entry, found["patient"])
+
+
+def _which(same: Mapping[str, Sequence[str]]) -> str:
+    """One sentence on names that could be one person's, and what to do."""
+    stem, names = next(iter(same.items()))
+    several = f"{len(names)} names" if len(same) == 1 else f"{sum(map(len, same.values()))} names in {len(same)} groups"
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    how = "repeat" if len(set(names)) == 1 else f"share the stem '{stem}'"
+    return (
+        f"{several} {how} ({shown}), and nothing says whether that is one patient or several; name the patient of "
+        "each file in a table patients.tsv in this folder (columns file and patient), or in the study with [data] "
+        "patient, such as '(?P<patient>[^/]+)[-_][^-_/]+[.]nii' without the last part of the name, or "
+        "'(?P<patient>[^/]+)[.]nii' where each file is a patient of its own"
+    )
