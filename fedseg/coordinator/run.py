@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -176,7 +177,7 @@ def _event_of(event: events.Event) -> told.AnyEvent | None:
         case events.TurnedAway():
             return told.Refused(site=event.site, reason=event.reason)
         case events.Waiting():
-            return told.Waiting(sites=event.sites, seconds=event.seconds or 0.0, step=event.step)
+            return told.Waiting(sites=event.sites, seconds=_seconds(event.seconds), step=event.step)
         case events.Began():
             return told.RoundStarted(round=event.round, attempt=event.attempt, model_hash=event.model_hash)
         case events.StepOpened():
@@ -200,6 +201,11 @@ def _event_of(event: events.Event) -> told.AnyEvent | None:
             said = f"it goes on in round {event.round}, attempt {event.attempt}, in the step {step}"
             return told.Note(text=f"an earlier process ended; {said}")
     return None
+
+
+def _seconds(given: float | None) -> float:
+    """For ever, where nothing ends it."""
+    return math.inf if given is None else given
 
 
 def coordinate(folder: RunFolder, options: Options) -> Path:
