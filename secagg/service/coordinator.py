@@ -41,6 +41,7 @@ from secagg.service.events import (
     Waiting,
 )
 from secagg.service.hearing import Hearing
+from secagg.service.standing import STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, ROUND_START
 
@@ -49,8 +50,6 @@ FAILURES = 5
 
 TOLD_SECONDS = 10.0
 """How often it is said who is waited for, at most; somebody who is late by less is not named."""
-
-_STALLED_SECONDS = 30.0
 
 
 class Coordinator(Hearing):
@@ -188,7 +187,7 @@ class Coordinator(Hearing):
         longest = max(filter(None, map(self.seconds_left, awaited)), default=None)
         if longest is None:
             return False
-        self.driver.wait_until(now + min(longest, _STALLED_SECONDS))
+        self.driver.wait_until(now + min(longest, STALLED_SECONDS))
         return True
 
     # --- What the driver says -----------------------------------------------------------------------------------------

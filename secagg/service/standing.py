@@ -29,6 +29,9 @@ from secagg.service.running import Application, Options
 from secagg.service.status import SiteStatus, Status
 from secagg.service.transcripts import FOLDER, Transcripts
 
+STALLED_SECONDS = 30.0
+"""A message of which nothing has arrived for so long is not on its way any more."""
+
 JOURNAL = "journal.sqlite"
 """In the coordinator's state folder."""
 
@@ -305,8 +308,14 @@ class Standing(ABC):
         return dialogue.Opened(start, self.application.content())
 
     def seconds_left(self, site: str) -> float | None:
-        """How long what a member sends just now still takes; None where nothing is under way."""
-        return None
+        """How long what is on its way from or to a member still takes; None where nothing is, or it does not move."""
+        link = self.mailbox.link(site)
+        left = [
+            transfer.seconds_left()
+            for transfer in (link.uploading, link.downloading)
+            if transfer is not None and transfer.still < STALLED_SECONDS
+        ]
+        return max(left, default=None)
 
     def free_bytes(self) -> int:
         """Of the disk with the journal."""
