@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli.checking import Check, CheckJson, tell
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
@@ -42,6 +43,8 @@ def coordinator(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Run a study over the network.
 
@@ -53,6 +56,11 @@ def coordinator(
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if check:
+        from fedseg.preflight import check_coordinator
+
+        tell(check_coordinator(loaded, host, port, credentials, runs), as_json)
+        return
     options = Options(
         host=host,
         port=port,
@@ -117,6 +125,8 @@ def site(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Take part in a study, from one hospital.
 
@@ -133,6 +143,11 @@ def site(
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
     kept = _state_folder(loaded, name, data, state, runs, credentials)
+    if check:
+        from fedseg.preflight import check_site
+
+        tell(check_site(loaded, name, address, credentials, data, kept, runs), as_json)
+        return
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
