@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli.checking import Check, CheckJson, tell
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
@@ -42,17 +43,24 @@ def coordinator(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Run a study over the network.
 
     Opens rounds, relays the protocol and averages; sites connect with `fedseg site`.
     """
-    from fedseg.coordinator import Options, coordinate
-    from fedseg.runfolder import RunFolder
+    from fedseg.coordinator import Options, coordinate, folder_of_run
+    from fedseg.credentials import load_federation
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if check:
+        from fedseg.preflight import check_coordinator
+
+        tell(check_coordinator(loaded, host, port, credentials, runs), as_json)
+        return
     options = Options(
         host=host,
         port=port,
@@ -63,12 +71,16 @@ def coordinator(
         transcripts=transcripts.value,
         command=command_line(),
     )
+    federation = load_federation(credentials, loaded)
     with (
         seen(log_format, log_file, watch, credentials / AUDIT) as view,
-        RunFolder.create(runs, loaded, *view.listeners) as folder,
+        folder_of_run(runs, loaded, federation, *view.listeners) as folder,
     ):
         view.run = folder
-        starting_model(loaded, view.screen.starting)
+        if folder.finished:
+            say(f"this run is finished, and its folder is {folder.path}")
+        else:
+            starting_model(loaded, view.screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):
@@ -117,6 +129,8 @@ def site(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Take part in a study, from one hospital.
 
@@ -133,6 +147,11 @@ def site(
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
     kept = _state_folder(loaded, name, data, state, runs, credentials)
+    if check:
+        from fedseg.preflight import check_site
+
+        tell(check_site(loaded, name, address, credentials, data, kept, runs), as_json)
+        return
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return

@@ -16,7 +16,7 @@ from fedseg.attempt import Facts
 from fedseg.budget.charge import affordable, charge, charge_metrics
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, RoundFailedError
-from fedseg.events import Burned, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
+from fedseg.events import Burned, Certificate, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.site.options import Options
 from fedseg.site.party import Party
@@ -91,6 +91,8 @@ class Site(Party, Application):
             StoppedError: the operator left the study.
         """
         self.folder.emit(study_event(self.study, self.parameters, secure=True, party=self.me))
+        for change in self.changes:
+            self.folder.emit(Note(text=change))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
         async with alone(self.options.state, f"{self.session.hex()}/{self.federation.training_run}"):
@@ -238,6 +240,11 @@ class Site(Party, Application):
         """The last figures, which a coordinator that was restarted may not have."""
         return () if self._metrics is None else (self._metrics,)
 
+    def says(self) -> str:
+        """What this site's index declares of labels and channels, signed; no patient changes it."""
+        run = self.federation.training_run
+        return dialogue.Declares.signed(self.data.declared, run, self.me, self.key).model_dump_json()
+
     def spent(self) -> float | None:
         """What the patients have spent, as epsilon."""
         return self.figures.epsilon()
@@ -284,8 +291,10 @@ class Site(Party, Application):
         self.folder.emit(Waiting(sites=tuple(sites), seconds=min(seconds, FOR_EVER)))
 
     def connected(self) -> None:
-        """Say that the coordinator answers."""
+        """Say that the coordinator answers, and until when it lets this site in."""
         self.folder.emit(Connected(site=COORDINATOR))
+        if (end := self.mailbox.tls.expires) is not None:
+            self.folder.emit(Certificate(site=self.me, until=end.isoformat()))
 
     def note(self, text: str) -> None:
         """Say a sentence."""

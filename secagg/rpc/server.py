@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from grpc import aio
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from secagg.errors import ConfigError
 from secagg.rpc import frames
@@ -29,6 +29,7 @@ from secagg.rpc.door import Door
 from secagg.rpc.frames import BACK, GONE, HELLO, Received, Traffic
 from secagg.rpc.pace import Link
 from secagg.rpc.peer import Peer, cost, end
+from secagg.rpc.probe import TellingHealth
 from secagg.rpc.proof import Pinned, fresh_challenge
 from secagg.rpc.tls import ServerTls, last_moment, site_named_by
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
@@ -103,7 +104,7 @@ class MailboxServer:
         self._door = Door(host, port, len(self._peers), named, silence)
         server = aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers()])
-        health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)  # type: ignore[attr-defined]
+        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(), server)
         server.add_secure_port(self._door.inner, self._credentials())
         await server.start()
         self._server = server

@@ -1,7 +1,7 @@
 """What a coordinator hears from its members, and what it answers around the protocol; it opens no round by itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from secagg import wire
 from secagg.errors import ProtocolError
@@ -109,6 +109,11 @@ class Hearing(Standing):
         if why := self._unlike(site, ready) or self._yesterday(site, ready):
             await self._refuse(site, why)
             return
+        odd = self.odd(site, ready.says)
+        for other, why in odd.items():
+            await self._refuse(other, why)
+        if site in odd:
+            return
         if ready.spent is not None and ready.spent != self.spent.get(site):
             self.spent[site] = ready.spent
             await self._members()
@@ -118,12 +123,12 @@ class Hearing(Standing):
             self._dismiss([site], self.ended, complete=self.complete)
             return
         self.driver.back(site)
-        await self._placed(site, ready)
-        if site in self.owed and (result := self.journal.get("result")):
+        placed = await self._placed(site, ready)  # a member of the next attempt takes an older sum for a lie (C-20)
+        if not placed and site in self.owed and (result := self.journal.get("result")):
             self._send([site], dialogue.Protocolled(result))
         self._show_transcripts(site, ready.unreplayed, news)
 
-    async def _placed(self, site: str, ready: dialogue.Ready) -> None:
+    async def _placed(self, site: str, ready: dialogue.Ready) -> bool:
         """A member that is in the attempt that runs is told again what it may have lost; any other is not waited for.
 
         What it said before it had the round start says nothing of the attempt: it is asked once more, while that helps.
@@ -135,8 +140,9 @@ class Hearing(Standing):
         if self.driver.running and (ready.inside == now or late):
             self._asked_again[site] = now
             await self._driven(lambda: self.driver.again(site))
-        else:
-            await self._over(site)
+            return True
+        await self._over(site)
+        return False
 
     def _unlike(self, site: str, ready: dialogue.Ready) -> str:
         """What makes this member the odd one out: it is named to both, before anything is charged."""
@@ -147,6 +153,10 @@ class Hearing(Standing):
                 both = f"{site} was started with another {what} ({shown[0]}) than the coordinator ({shown[1]})"
                 return f"{both}: compare the two, and start with the same one"
         return ""
+
+    def odd(self, site: str, says: str) -> Mapping[str, str]:
+        """Members, each with a sentence, that are the odd ones out now that this one declared what it says."""
+        return {}
 
     def _yesterday(self, site: str, ready: dialogue.Ready) -> str:
         """Marks or spending that fell: a store that was wiped, or restored from a copy."""
@@ -167,7 +177,7 @@ class Hearing(Standing):
     async def _refuse(self, site: str, reason: str) -> None:
         if self.presence.refuse(site, reason):
             self.emit(TurnedAway(site, reason))
-        self._send([site], dialogue.Refused.because(reason))
+            self._send([site], dialogue.Refused.because(reason))
         await self._over(site)
 
     def _show_transcripts(self, site: str, unreplayed: Sequence[str], news: bool) -> None:

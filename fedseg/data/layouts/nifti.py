@@ -53,6 +53,11 @@ def read_nifti(path: Path) -> Volume:
     return Volume(str(path), _channels_first(values, path), affine, oriented, remarks)
 
 
+def nifti_shape(path: Path) -> tuple[int, ...]:
+    """Voxels along each axis of a file, at least three; raises `CaseError` as `read_nifti`, and reads no voxel."""
+    return tuple(_opened(path).shape)
+
+
 def nifti_remarks(path: Path) -> tuple[str, ...]:
     """What of a file's geometry was decided by a rule; raises `CaseError` as `read_nifti`, and reads no voxel."""
     return geometry(_opened(path), str(path))[2]
@@ -191,19 +196,25 @@ def _what_is_wrong(path: Path) -> str:
     return "its header is not what nibabel expects; export it again"
 
 
-def write_label_map(labels: NDArray[np.uint8], image: Path, output: Path) -> None:
+def write_label_map(labels: NDArray[np.uint8], image: Path | NDArray[np.float64], output: Path) -> None:
     """Write label values as NIfTI with the geometry of an image's header, and nothing else of it.
 
     sform and qform are the image's, each with its code; its free text and extensions may name the patient.
 
     Args:
         labels: (X, Y, Z), the image's grid.
-        image: NIfTI.
+        image: NIfTI; or the affine of what was no NIfTI, which becomes both.
         output: ends in .nii or .nii.gz; replaced if it is there.
 
     Raises:
         OSError: it cannot be written.
     """
+    if not isinstance(image, Path):
+        plain = nibabel.Nifti1Image(labels, image)
+        plain.set_sform(image, 1)
+        plain.set_qform(image, 1)
+        plain.to_filename(output)
+        return
     source = _opened(image).header
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)
