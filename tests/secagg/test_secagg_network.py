@@ -33,7 +33,7 @@ from secagg.rpc.transport_pb2 import Greeting, Welcome
 from tests.support.tcp_proxy import DOWN, UP, TcpProxy
 
 LIMIT = 16 << 20
-SIZE = 4 << 20
+SIZE = 12 << 20
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ async def kinds(server: MailboxServer, count: int) -> list[str]:
 
 # --- A transfer goes on where it was cut ------------------------------------------------------------------------------
 
-LOST = 2 * CHUNK_BYTES + 100_000
-"""What a cut may cost: the frame that was under way, what is in the proxy, and the handshakes."""
+LOST = 6 * CHUNK_BYTES
+"""What a cut may cost: the frame that was under way, and on a fast line what the door and gRPC had not read yet."""
 
 
 def test_an_upload_goes_on_at_the_byte_where_it_was_cut(folder):
@@ -113,7 +113,7 @@ def test_an_upload_goes_on_at_the_byte_where_it_was_cut(folder):
                     assert proxy.connections > 1
                     assert await kinds(server, 1) == ["hello"]
                     assert await server.receive(20) == Received("a", "vector", payload)
-                    assert proxy.passed[UP] < SIZE + 3 * LOST
+                    assert proxy.passed[UP] < SIZE + (proxy.connections - 1) * LOST
 
     run(scenario)
 
@@ -332,15 +332,15 @@ def test_a_site_that_stalls_and_one_that_takes_nothing_stall_nobody(folder):
     """Counted: while one upload stands still and one download is not taken, another site's hundred messages pass."""
 
     async def scenario() -> None:
-        async with serving(folder, max_message_bytes=SIZE) as (server, port):
+        async with serving(folder, max_message_bytes=4 << 20) as (server, port):
             with TcpProxy("127.0.0.1", port) as proxy:
                 async with site(folder, proxy.port) as slow, site(folder, port, "b") as quick:
                     await asyncio.gather(slow.connect(), quick.connect())
                     await kinds(server, 2)
                     proxy.throttle(1000)
-                    stalled = asyncio.create_task(slow.send("large", bytes(SIZE)))
+                    stalled = asyncio.create_task(slow.send("large", bytes(4 << 20)))
                     for _ in range(3):
-                        server.send("a", "large", bytes(SIZE))
+                        server.send("a", "large", bytes(4 << 20))
                     await until(lambda: server.link("a").uploading)
                     for number in range(50):
                         await quick.send("small", bytes(10))
