@@ -132,7 +132,9 @@ def test_a_download_goes_on_at_the_byte_where_it_was_cut(folder):
                     server.send("a", "vector", payload)
                     assert await a.receive(30) == Received("", "vector", payload)
                     assert proxy.connections > connections
-                    assert proxy.passed[DOWN] < SIZE + LOST
+                    assert (
+                        proxy.passed[DOWN] < 1.4 * SIZE
+                    )  # from its beginning: 1.5; lost is what lay in the site's own buffers
 
     run(scenario)
 
