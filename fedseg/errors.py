@@ -49,3 +49,7 @@ class LedgerError(PrivacyError):
 
 class RoundFailedError(FedSegError):
     """A round ended without a new model; the last whole round's model stands."""
+
+
+class UnfinishedError(RoundFailedError):
+    """The run ended before its study was complete: no success of the command, and where it can the same one goes on."""

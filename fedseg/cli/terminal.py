@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from fedseg.errors import FedSegError
+from fedseg.errors import FedSegError, UnfinishedError
 from secagg.errors import SecAggError
+from secagg.service.errors import StoppedError
 from secagg.terminal import App, any_code_page, errors, plain, say, sentences, versioned
 
 app = App("Federated training of medical image segmentation, differentially private, through secure aggregation.")
@@ -26,6 +27,9 @@ StudyOrConfiguration = Annotated[
 DataFolder = Annotated[
     Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
 ]
+ENDED_EARLY = 75
+"""Exit status of a command whose run is not complete, by no error of its own (EX_TEMPFAIL of sysexits.h)."""
+
 Runs = Annotated[Path, typer.Option("--out", help="Where the run folder goes.")]
 
 
@@ -33,7 +37,8 @@ def main() -> None:
     """Run the command and turn every error that is meant for a person into one sentence."""
     any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
-    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
+    early = sentences("fedseg", ENDED_EARLY, expected=(UnfinishedError, StoppedError))
+    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"), early:
         app()
 
 

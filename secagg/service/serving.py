@@ -27,7 +27,9 @@ from secagg.service.events import (
     TurnedAway,
 )
 from secagg.service.running import Options
-from secagg.service.standing import Standing
+
+REVOKED = "revoked.pem"
+"""Of the server's folder: certificates that the authority took back, a standard list (CRL); may be missing."""
 
 _WORDS: dict[type, str] = {
     StepOpened: "step",
@@ -86,8 +88,8 @@ class Serving:
     def heard(self, site: str, message: Message) -> None:
         """Members say nothing of their own."""
 
-    async def conclude(self, standing: Standing) -> None:
-        """Nothing is left to ask."""
+    def counted(self, summed: Summed) -> None:
+        """The sum lies there already."""
 
 
 def serving(home: Home, rounds: int, out: Path, options: Options, *listeners: Listener) -> Coordinator:
@@ -106,7 +108,8 @@ def serving(home: Home, rounds: int, out: Path, options: Options, *listeners: Li
     folder = home.folder
     if home.signing_key.verify_key != home.policy.server_key:
         raise ConfigError(f"{folder}: holds the key of {home.me}, and not the server's; serve from the server's folder")
-    tls = ServerTls.load(folder / f"{AUTHORITY}.pem", folder / f"{COORDINATOR}.pem", folder / f"{COORDINATOR}.key")
+    names = (f"{AUTHORITY}.pem", f"{COORDINATOR}.pem", f"{COORDINATOR}.key", REVOKED)
+    tls = ServerTls.load(*(folder / name for name in names))
     application = Serving(home, rounds, out)
     given = (home.policy, home.federation, home.signing_key, tls, home.task.hash(), application, options)
     return Coordinator(*given, *listeners)
