@@ -49,3 +49,9 @@ class LedgerError(PrivacyError):
 
 class RoundFailedError(FedSegError):
     """A round ended without a new model; the last whole round's model stands."""
+
+
+class UnfinishedError(RoundFailedError):
+    """A run ended before its study was complete, which is no success of its command."""
+
+    exit_status = 75

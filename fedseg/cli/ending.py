@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from fedseg.cli.terminal import stressed
-from fedseg.errors import RoundFailedError
+from fedseg.errors import UnfinishedError
 from secagg.terminal import out, plain, say
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     """Write the report and show the figures of a run, and how to replay its rounds.
 
     Raises:
-        RoundFailedError: the study is not complete, which is no success of the command.
+        UnfinishedError: the study is not complete, which is no success of the command.
     """
     from fedseg.records import Metrics
     from fedseg.report import write_report
@@ -33,7 +33,7 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
         say(f"replay every round without the coordinator: {command}")
     if metrics.unfinished:
         done = f"{metrics.protocol.rounds_completed} of {metrics.rounds} rounds have a sum"
-        raise RoundFailedError(f"the study did not finish, {done}: {metrics.unfinished}")
+        raise UnfinishedError(f"the study did not finish, {done}: {metrics.unfinished}")
 
 
 def say_report(report: Path) -> None:

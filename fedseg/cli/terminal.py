@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from fedseg.errors import FedSegError
 from secagg.errors import SecAggError
+from secagg.service.stopping import WORK, end_now
 from secagg.terminal import App, any_code_page, errors, plain, say, sentences, versioned
 
 app = App("Federated training of medical image segmentation, differentially private, through secure aggregation.")
@@ -33,8 +35,13 @@ def main() -> None:
     """Run the command and turn every error that is meant for a person into one sentence."""
     any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
-    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
-        app()
+    try:
+        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
+            app()
+    except SystemExit as ended:
+        if any(thread.name == WORK for thread in threading.enumerate()):
+            end_now(ended.code if isinstance(ended.code, int) else 1)
+        raise
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -29,7 +29,7 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
+from secagg.service.stopping import FAREWELL_SECONDS, STOPPED, WORK
 from secagg.steps import SHARE_KEYS
 from secagg.store import Store
 
@@ -67,7 +67,7 @@ class _Work:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(self._end, result, error)
 
-        threading.Thread(target=run, name="secagg-work", daemon=True).start()
+        threading.Thread(target=run, name=WORK, daemon=True).start()
 
     def _end(self, result: object, error: BaseException | None) -> None:
         if self.outcome.done():
