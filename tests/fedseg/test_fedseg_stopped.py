@@ -1,4 +1,4 @@
-"""`fedseg site` as a process: SIGTERM ends it within seconds with one sentence, and one process takes part at a time."""
+"""`fedseg site` as a process: SIGTERM ends it within seconds, with one sentence and a status of its own."""
 
 import os
 import signal
