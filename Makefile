@@ -95,6 +95,7 @@ walks: $(STAMP)
 	@$(BIN)/python docs/tools/lines.py
 	@$(BIN)/python docs/tools/study.py
 	@$(BIN)/python docs/tools/scaling.py
+	@$(BIN)/python docs/tools/faults.py
 
 clean:
 	@rm -rf $(VENV) .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

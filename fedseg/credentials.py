@@ -20,7 +20,7 @@ from secagg.keys import SigningKey
 from secagg.rpc.pem import certificates_in, days_left
 from secagg.rpc.tls import AUTHORITY, COORDINATOR, ClientTls, ServerTls
 
-TRIAL_DAYS = 30.0
+TRIAL_DAYS = 60.0
 WARN_DAYS = 30.0
 """How long before a certificate expires it is said, at the start and once a day."""
 _Read = TypeVar("_Read")
@@ -128,7 +128,7 @@ def expiring(folder: Path, name: str) -> str:
 def make_credentials(
     folder: Path, study: Study, training_run: str, hosts: Sequence[str] = (), port: int = 50051
 ) -> None:
-    """Enrols all parties of a trial in one folder, as they would over a telephone; certificates are valid for 30 days.
+    """Enrols all parties of a trial in one folder, as they would over a telephone; certificates are valid for 60 days.
 
     Args:
         folder: new.

@@ -39,7 +39,7 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
     Returns:
         Where the picture is.
     """
-    overlay = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + ".png")
+    overlay = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm") + ".png")
     # a structure's name may hold "$"
     with rc_context({"text.parse_math": False}), replacing(overlay) as beside:
         picture(case, labels, names).savefig(beside)

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
 from fedseg.data.layouts.channels import plain
-from fedseg.data.layouts.files import NIFTI, listed, read_image, without_ending
+from fedseg.data.layouts.dicom import chosen_series
+from fedseg.data.layouts.files import NIFTI, joined, listed, read_image, without_ending
 from fedseg.data.layouts.nifti import write_label_map
+from fedseg.data.layouts.series import read_series, write_segments
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError, ConfigError
@@ -28,6 +30,7 @@ from fedseg.tasks.segmentation import Segmentation
 from fedseg.tasks.table import task_of
 from secagg.writing import replacing
 
+DICOM = ".dcm"
 _CHANNEL, _NUMBER = re.compile(r"(?P<case>.+)[-_](?P<channel>[A-Za-z0-9]+)"), re.compile(r"\d{4}")
 
 
@@ -47,6 +50,8 @@ def predict(model: torch.nn.Module, case: Case, study: Study) -> NDArray[np.uint
 def asked_of(source: Path, output: Path, study: Study) -> list[Asked]:
     """What a source and an output mean: one image, or a folder of images and a folder for their label maps.
 
+    A folder whose output is named as a file is one image: a DICOM series.
+
     A folder's images are its NIfTI files, those of one case together where their names end in the study's modalities or
     in nnU-Net's `_0000`, `_0001`, ...; without any file, the cases that the study's layout finds in it.
 
@@ -54,20 +59,25 @@ def asked_of(source: Path, output: Path, study: Study) -> list[Asked]:
         ConfigError: a name that is no NIfTI, a folder that is missing or cannot be written, an output that is an input,
             or nothing to do.
     """
-    if source.is_dir():
-        asked = [Asked(images, output / f"{case}{NIFTI[0]}") for case, images in _cases(source, study)]
+    several = source.is_dir() and not output.name.endswith((*NIFTI, DICOM))
+    if several:
+        asked = [
+            Asked(images, output / f"{case}{DICOM if images[0].is_dir() else NIFTI[0]}")
+            for case, images in _cases(source, study)
+        ]
         if not asked:
             raise ConfigError(f"{source}: no images in it; give a NIfTI file, or a folder of them")
     else:
         asked = [Asked((source,), output)]
-        for path in (source, output):
+        for path in () if source.is_dir() else (source, output):
             if not path.name.endswith(NIFTI):
-                raise ConfigError(f"{path}: images and label maps are NIfTI; give a name that ends in .nii.gz")
+                why = "images and label maps are NIfTI, and DICOM SEG is of the folder of a series"
+                raise ConfigError(f"{path}: {why}; give a name that ends in .nii.gz")
     inputs = [image for one in asked for image in one.images]
     for one in asked:
         _refuse_inputs(one.output, inputs)
-    folder = output if source.is_dir() else output.parent
-    there = folder if folder.is_dir() or not source.is_dir() else folder.parent
+    folder = output if several else output.parent
+    there = folder.parent if several and not folder.is_dir() else folder
     if not there.is_dir():
         raise ConfigError(f"{there}: there is no such folder; make it or write elsewhere")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -97,7 +107,8 @@ def predict_asked(model: torch.nn.Module, asked: Asked, study: Study) -> tuple[C
         OSError: the label map cannot be written; nothing is left of it.
     """
     name = str(asked.images[0])
-    image = read_image(asked.images, study)
+    series = chosen_series(asked.images[0], study) if asked.images[0].is_dir() else []
+    image = joined([read_series(files, name) for files in series], study) if series else read_image(asked.images, study)
     case = working_case(Scan("", name, image.values, image.affine, oriented=image.oriented), "", study)
     scores = Segmentation(study).probabilities(model, case)
     if not np.isfinite(scores).all():
@@ -105,7 +116,10 @@ def predict_asked(model: torch.nn.Module, asked: Asked, study: Study) -> tuple[C
     labels = _on_grid(scores, case, image.shape, image.affine)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(asked.output) as beside:
-        write_label_map(labels, asked.images[0], beside)
+        if asked.output.name.endswith(DICOM):
+            write_segments(labels, series[0], dict(zip(study.structures, study.regions, strict=True)), beside)
+        else:
+            write_label_map(labels, image.affine if series else asked.images[0], beside)
     return case, np.asarray(scores.argmax(axis=0), dtype=np.uint8)
 
 

@@ -104,7 +104,7 @@ class StudySection(_Section):
 class DataSection(_Section):
     """`[data]`: what a site's folder holds, and how images become batches."""
 
-    layout: Literal["feta", "bids", "decathlon", "nnunet", "brats", "table", "phantom"] = Field(
+    layout: Literal["feta", "bids", "decathlon", "nnunet", "brats", "table", "dicom", "phantom"] = Field(
         description="how a site's folder is organised: see Layouts"
     )
     modality: tuple[Label, ...] = Field(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedseg.cli.checking import Check, CheckJson, tell
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
@@ -44,6 +45,8 @@ def coordinator(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Run a study over the network.
 
@@ -55,6 +58,11 @@ def coordinator(
     from fedseg.study import load_study
 
     loaded = load_study(study)
+    if check:
+        from fedseg.preflight import check_coordinator
+
+        tell(check_coordinator(loaded, host, port, credentials, runs), as_json)
+        return
     options = Options(
         host=host,
         port=port,
@@ -130,6 +138,8 @@ def site(
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
+    check: Check = False,
+    as_json: CheckJson = False,
 ) -> None:
     """Take part in a study, from one hospital.
 
@@ -148,6 +158,11 @@ def site(
     kept = _state_folder(loaded, name, data, state, runs, credentials)
     if pause or go_on or leave:
         _want(loaded, credentials, kept, pause, leave)
+        return
+    if check:
+        from fedseg.preflight import check_site
+
+        tell(check_site(loaded, name, address, credentials, data, kept, runs), as_json)
         return
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])

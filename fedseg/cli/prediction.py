@@ -13,11 +13,16 @@ from secagg.terminal import errors, plain, say
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
-    image: Annotated[Path, typer.Argument(help="NIfTI image, or a folder of images.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="Label map to write (.nii.gz), or a folder.", show_default=False)],
+    image: Annotated[
+        Path, typer.Argument(help="NIfTI image, or a folder: of images, or a DICOM series.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(help="Label map to write (.nii.gz, or .dcm for DICOM SEG), or a folder.", show_default=False),
+    ],
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
-    """Segment NIfTI images.
+    """Segment images, in NIfTI or DICOM.
 
     Writes label maps on the images' own grids, and an overlay PNG beside each. An image is never overwritten. The exit
     status is 1 where an image of a folder could not be segmented.

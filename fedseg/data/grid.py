@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, Resize
+from monai.networks.layers import gaussian_1d
+from monai.transforms import Orientation
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from fedseg.data.background import box_of
 from fedseg.study import DataSection
@@ -45,16 +47,27 @@ class WorkingGrid:
     file_affine: NDArray[np.float64] = field(repr=False)
 
     def cut(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn (C, X, Y, Z) of the file's grid and cut it to the box; 0 where the box reaches beyond the image."""
+        """Turn (C, X, Y, Z) of the file's grid and cut it to what of the box lies within the image."""
         return self.window(turned(values, self.file_affine)[0])
 
     def window(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Cut (C, X, Y, Z) of the turned grid to the box; 0 where the box reaches beyond the image."""
-        return _window(values, self.low, self.high)
+        """Cut (C, X, Y, Z) of the turned grid to what of the box lies within the image."""
+        x, y, z = (slice(max(int(first), 0), int(end)) for first, end in zip(self.low, self.high, strict=True))
+        return values[:, x, y, z]
 
     def resampled(self, cut: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Resample what was cut to (C, *shape)."""
-        return _resized(cut, list(self.shape), self.stacked)
+        """Resample what was cut to (C, *shape), with 0 where the box reaches beyond the image.
+
+        Axis by axis, what shrinks most first, and without the part beyond: the cube around a long thin scan would take
+        many times its memory.
+        """
+        axes = [axis for axis in range(3) if axis != self.stacked]
+        for axis in sorted(axes, key=lambda axis: self.shape[axis] / cut.shape[axis + 1]):
+            before = int(max(-self.low[axis], 0))
+            weights = _weights(int(self.high[axis] - self.low[axis]), self.shape[axis])
+            part = weights[before : before + cut.shape[axis + 1]]
+            cut = np.moveaxis(np.matmul(np.moveaxis(cut, axis + 1, -1), part), -1, axis + 1)
+        return np.ascontiguousarray(cut, dtype=np.float32)
 
 
 def slices_along(affine: NDArray[np.float64]) -> int:
@@ -108,21 +121,10 @@ def _field_of_view(
     return low.astype(np.float64), high.astype(np.float64)
 
 
-def _window(values: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[Any]:
-    """Cut (C, X, Y, Z) to [low, high), with zeros where the box reaches beyond the image."""
-    extent = np.array(values.shape[1:])
-    x, y, z = (slice(max(int(first), 0), int(end)) for first, end in zip(low, high, strict=True))
-    beyond = np.stack([np.maximum(-low, 0), np.maximum(high - extent, 0)], axis=1)
-    return np.pad(values[:, x, y, z], [(0, 0), *beyond.astype(int).tolist()])
-
-
-def _resized(values: NDArray[np.float32], shape: list[int], slice_axis: int | None) -> NDArray[np.float32]:
-    """Resample (C, X, Y, Z) linearly to `shape`, smoothed first where it shrinks; slices one by one."""
-    if slice_axis is None:
-        volume = Resize(spatial_size=shape, mode="trilinear", anti_aliasing=True)
-        return np.asarray(volume(values), dtype=np.float32)
-    plane = [extent for axis, extent in enumerate(shape) if axis != slice_axis]
-    stack = np.moveaxis(values, slice_axis + 1, 1)
-    flat = stack.reshape(-1, *stack.shape[2:])
-    resized = np.asarray(Resize(plane, mode="bilinear", anti_aliasing=True)(flat), dtype=np.float32)
-    return np.moveaxis(resized.reshape(*stack.shape[:2], *plane), 1, slice_axis + 1)
+def _weights(extent: int, count: int) -> NDArray[np.float32]:
+    """(extent, count): what a line's voxels give to each of `count`: linearly, smoothed first where it shrinks."""
+    line = torch.eye(extent)[:, None]
+    if (sigma := (extent / count - 1) / 2) > 0:
+        kernel = gaussian_1d(torch.tensor(sigma))
+        line = functional.conv1d(line, kernel[None, None], padding=len(kernel) // 2)
+    return np.asarray(functional.interpolate(line, size=count, mode="linear")[:, 0].numpy(), np.float32)

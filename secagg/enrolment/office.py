@@ -27,7 +27,8 @@ from secagg.errors import ConfigError
 from secagg.files import Federation, federation_text, load_key, load_public_key, public_text, secret_text
 from secagg.keys import SigningKey
 from secagg.policy import PinnedRoster
-from secagg.rpc.authority import LOCAL_HOSTS, Authority, valid_for
+from secagg.rpc.authority import Authority, valid_for
+from secagg.rpc.proxy import LOCAL_HOSTS
 from secagg.rpc.tls import AUTHORITY, COORDINATOR
 from secagg.writing import PRIVATE, PRIVATE_FOLDER, PUBLIC, write_new, write_whole
 

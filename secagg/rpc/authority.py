@@ -20,7 +20,6 @@ from secagg.rpc.pem import certificates_in, key_pem, private_key_in
 from secagg.rpc.tls import AUTHORITY
 from secagg.writing import PRIVATE, PUBLIC, write_whole
 
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SKEW = dt.timedelta(minutes=5)
 _LONG = dt.timedelta(days=3650)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from secagg.errors import ConfigError
-from secagg.rpc.authority import LOCAL_HOSTS, Authority
+from secagg.rpc.authority import Authority
+from secagg.rpc.proxy import LOCAL_HOSTS
 from secagg.rpc.tls import AUTHORITY, COORDINATOR
 from secagg.writing import PRIVATE_FOLDER
 

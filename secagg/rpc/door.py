@@ -1,11 +1,11 @@
 """The front door: the one public port, which lets strangers in by a few at a time and sites always.
 
 gRPC listens without a limit, and the limit that its core knows counts strangers and sites alike. So gRPC listens on a
-socket in a private folder, and this door hands on the bytes of TLS, which it cannot read. A connection is a stranger's
-until `admit` says whose it is. Strangers have a fixed number of places, a deadline and an allowance of bytes; where all
-places are taken, the oldest stranger of the address that holds most of them makes room. A site keeps its newest
-connections. The door runs in a thread of its own, so that a busy owner keeps no site waiting. It must never spend on
-strangers the files that sites need, nor close a site's connection for a stranger's sake.
+socket in a private folder, and this door hands on the bytes of TLS, of which it can read the first few only. A
+connection is a stranger's until `admit` says whose it is. Strangers have a fixed number of places, a deadline and an
+allowance of bytes; where all places are taken, the oldest stranger of the address that holds most of them makes room. A
+site keeps its newest connections. The door runs in a thread of its own, so that a busy owner keeps no site waiting. It
+must never spend on strangers the files that sites need, nor close a site's connection for a stranger's sake.
 """
 
 import asyncio
@@ -14,7 +14,9 @@ import ipaddress
 import os
 import resource
 import socket
+import sys
 import tempfile
+import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from functools import partial
 from threading import Thread
 
 from secagg.errors import ConfigError
+from secagg.rpc.server_hello import NEWEST, negotiated
 
 STRANGERS = 256
 """Places for connections that have not said who they are, at most."""
@@ -35,9 +38,11 @@ _FEWEST_STRANGERS = 8
 _FILES_EACH = 3  # of a connection: towards the peer, towards gRPC, and gRPC's own end
 _FILES_OF_THE_OWNER = 64
 _STRANGERS_BUFFER = 1 << 14
-_BUFFER = 1 << 18
+_BUFFER = 1 << 16
 _UNHEARD_MILLISECONDS = 30_000
 _PAUSE_SECONDS = 0.1
+_TCP_INFO_BYTES = 104
+_RTT = 68  # tcpi_rtt in struct tcp_info, in microseconds
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -49,9 +54,21 @@ class _Visitor:
     address: str
     outer: socket.socket
     site: str = ""
+    heard: float = 0.0
+    tls: str = ""
     known: asyncio.Event = field(default_factory=asyncio.Event)
     clock: asyncio.Timeout | None = None
     task: "asyncio.Task[None] | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A site's newest connection: where from, seconds since it was heard, its round trip if known, and its TLS."""
+
+    address: str
+    heard: float
+    rtt: float | None
+    tls: str
 
 
 class Door:
@@ -63,12 +80,13 @@ class Door:
         host: where to listen.
         port: 0 takes a free one; the attribute says which.
         sites: how many sites must always find room.
+        named: each connection is one site's, and has TLS 1.3; else load balancers join those of many.
 
     Raises:
         ConfigError: the address or port cannot be had, or this process may open too few files; says what to do.
     """
 
-    def __init__(self, host: str, port: int, sites: int) -> None:
+    def __init__(self, host: str, port: int, sites: int, named: bool = True) -> None:
         self.strangers = _places(sites)
         self._listeners = _listen(host, port)
         self.port: int = self._listeners[0].getsockname()[1]
@@ -78,6 +96,8 @@ class Door:
             raise ConfigError(f"no folder for temporary files ({error.strerror}); set TMPDIR to one") from None
         self._path = f"{self._folder.name}/grpc"
         self.inner = f"unix:{self._path}"
+        self._named = named
+        self._connections = CONNECTIONS if named else CONNECTIONS * sites
         self._visitors: dict[int, _Visitor] = {}
         self._number = 0
         self._loop = asyncio.new_event_loop()
@@ -117,9 +137,17 @@ class Door:
         visitor.known.set()
         if visitor.clock is not None and not visitor.clock.expired():
             visitor.clock.reschedule(None)
-        own = [other for other in self._visitors.values() if other.site == site]
-        for older in own[:-CONNECTIONS]:
+        own = [other for other in self._visitors.values() if other.site == site or (other.site and not self._named)]
+        for older in own[: -self._connections]:
             _send_away(older)
+
+    def visit(self, site: str) -> Visit | None:
+        """The newest connection of a site, if there is one; may be called from any thread."""
+        for visitor in reversed(list(self._visitors.values())):
+            if visitor.site == site:
+                rtt = round_trip(visitor.outer)
+                return Visit(visitor.address, time.monotonic() - visitor.heard, rtt, visitor.tls)
+        return None
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -196,7 +224,14 @@ class Door:
 
     async def _pump(self, visitor: _Visitor, source: socket.socket, sink: socket.socket) -> None:
         buffer, allowance = memoryview(bytearray(_STRANGERS_BUFFER)), STRANGERS_BYTES
+        outwards = sink is visitor.outer
         while count := await self._loop.sock_recv_into(source, buffer):
+            if not outwards:
+                visitor.heard = time.monotonic()
+            elif not visitor.tls:
+                visitor.tls = negotiated(bytes(buffer[:count]))
+                if self._named and visitor.tls and not visitor.tls.startswith(NEWEST):
+                    return
             await self._loop.sock_sendall(sink, buffer[:count])
             allowance -= count
             if not visitor.site and allowance <= 0:
@@ -204,6 +239,14 @@ class Door:
             if visitor.site and len(buffer) < _BUFFER:
                 buffer = memoryview(bytearray(_BUFFER))
             await asyncio.sleep(0)  # others take their turn, however fast this one sends
+
+
+def round_trip(connection: socket.socket) -> float | None:
+    """The kernel's estimate in seconds; None where it has none."""
+    with suppress(OSError, AttributeError):  # closed just now; not Linux
+        told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        return int.from_bytes(told[_RTT : _RTT + 4], sys.byteorder) / 1e6 or None
+    return None
 
 
 def _send_away(visitor: _Visitor) -> None:

@@ -1,21 +1,22 @@
 """Certificates: who the coordinator and the sites are to each other on the wire, and why a connection fails.
 
-Mutual TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site
-certificates differ in extended key usage, so that no site can pose as the coordinator. Must never: make a certificate
+TLS with one pinned authority. A site's name is the common name of its certificate; coordinator and site certificates
+differ in extended key usage, so that no site can pose as the coordinator. A site without a certificate, where a load
+balancer ends TLS, pins the authority alone. Renewed files are read while a run goes on. Must never: make a certificate
 (`secagg.rpc.demo_authority` does for demonstrations), take a key that others can read, or put one into a repr, error or
 pickle.
 """
 
 import datetime as dt
 import os
-import socket
 import ssl
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Self, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -25,17 +26,27 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.errors import ConfigError
 from secagg.rpc.pem import as_pem, certificates_in, key_pem, private_key_in, revoked_in
+from secagg.rpc.proxy import Proxy, ProxyError, dial
 
 AUTHORITY = "authority"
 COORDINATOR = "coordinator"
 _DIAGNOSES = 3
-_DIAGNOSIS_SECONDS = 3.0
+_DIAGNOSIS_SECONDS = 15.0
 _DIAGNOSIS_PAUSE = 0.3
+_SEEN_CERTIFICATES = 512
+_Stamps: TypeAlias = "tuple[tuple[int, int, int], ...]"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """One party's certificate, checked against its key and the authority; use `ServerTls` or `ClientTls`."""
+    """One party's certificate, checked against its key and the authority; use `ServerTls` or `ClientTls`.
+
+    Attributes:
+        name: whom it is for.
+        paths: of certificate and key.
+        revoked: serial numbers of certificates that are let in no more.
+        files: authority, certificate, key and revoked ones as they were read; `stamps` change where a file does.
+    """
 
     name: str
     authority: bytes = field(repr=False)
@@ -43,6 +54,8 @@ class Credentials:
     key: bytes = field(repr=False)
     paths: tuple[Path, Path] = field(repr=False)
     revoked: frozenset[int] = frozenset()
+    files: tuple[Path | None, ...] = field(default=(), repr=False)
+    stamps: _Stamps = field(default=(), repr=False)
 
     _usage: ClassVar[x509.ObjectIdentifier]
     _role: ClassVar[str]
@@ -50,8 +63,33 @@ class Credentials:
     def __reduce__(self) -> NoReturn:
         raise TypeError("credentials hold a private key and cannot be copied or serialised")
 
+    @property
+    def expires(self) -> dt.datetime | None:
+        """Last moment of the certificate; None without one."""
+        return last_moment(self.certificate)
+
+    def days_left(self) -> float | None:
+        """Days until the certificate ends, negative afterwards; None without one."""
+        end = self.expires
+        return None if end is None else (end - dt.datetime.now(dt.UTC)) / dt.timedelta(days=1)
+
+    def renewed(self) -> Self:
+        """What the files say now, if that is whole, valid and for the same party; else this."""
+        try:
+            if _stamps(self.files) == self.stamps:
+                return self
+            authority, certificate, key, revoked = self.files
+            if authority is None or certificate is None or key is None:
+                return self
+            fresh = self._load(authority, certificate, key, revoked)
+        except ConfigError:  # such as between the writing of the certificate and that of its key
+            return self
+        return fresh if fresh.name == self.name else self
+
     @classmethod
     def _load(cls, authority: Path, certificate: Path, key: Path, revoked: Path | None = None) -> Self:
+        files = (authority, certificate, key, revoked)
+        stamps = _stamps(files)
         roots = certificates_in(Path(authority), "authority")
         chain = certificates_in(Path(certificate), "certificate")
         own = private_key_in(Path(key))
@@ -68,7 +106,8 @@ class Credentials:
             raise ConfigError(f"certificate {certificate} is not for a {cls._role}; take the {cls._role}'s own")
         name = cls._name(certificate, chain[0])
         taken_back = revoked_in(revoked, roots) if revoked is not None else frozenset[int]()
-        return cls(name, as_pem(roots), as_pem(chain), key_pem(own), (certificate, key), taken_back)
+        paths = (certificate, key)
+        return cls(name, as_pem(roots), as_pem(chain), key_pem(own), paths, taken_back, files, stamps)
 
     @staticmethod
     def _name(path: Path, certificate: x509.Certificate) -> str:
@@ -132,6 +171,21 @@ class ClientTls(Credentials):
             )
         return credentials
 
+    @classmethod
+    def without_certificate(cls, authority: Path, site: str) -> Self:
+        """For a site that proves itself with its signing key (`secagg.rpc.proof`): it pins the authority alone.
+
+        Args:
+            authority: certificates of the authority of whoever ends TLS before the coordinator.
+            site: this site's id.
+
+        Raises:
+            ConfigError: the file is missing, unreadable or expired.
+        """
+        roots = certificates_in(Path(authority), "authority")
+        _check_dates(authority, roots[0])
+        return cls(site, as_pem(roots), b"", b"", (authority, authority))
+
 
 def site_named_by(pem: bytes, revoked: Collection[int] = ()) -> str:
     """The site that a peer's certificate is for: the first one in `pem`, whose chain TLS has verified.
@@ -144,13 +198,35 @@ def site_named_by(pem: bytes, revoked: Collection[int] = ()) -> str:
         ValueError: it is no certificate, revoked, not for authenticating a client, or names nobody or more than one;
             the message goes on from "the certificate".
     """
+    shown = _shown(pem)
+    if shown.serial in revoked:
+        raise ValueError("was revoked by the coordinator; ask for a new one with enrol request")
+    if shown.problem:
+        raise ValueError(shown.problem)
+    return shown.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    name: str
+    problem: str
+    serial: int
+    ends: dt.datetime | None
+
+
+@lru_cache(maxsize=_SEEN_CERTIFICATES)
+def _shown(pem: bytes) -> _Shown:
+    """What a certificate says. A site shows its own with every call; reading it takes a millisecond."""
     try:
         certificate = x509.load_pem_x509_certificates(pem)[0]
     except ValueError:
-        raise ValueError("is missing or cannot be read") from None
-    if certificate.serial_number in revoked:
-        raise ValueError("was revoked by the coordinator; ask for a new one with enrol request")
-    return _site(certificate)
+        return _Shown("", "is missing or cannot be read", -1, None)
+    name = problem = ""
+    try:
+        name = _site(certificate)
+    except ValueError as error:
+        problem = str(error)
+    return _Shown(name, problem, certificate.serial_number, certificate.not_valid_after_utc)
 
 
 def _site(certificate: x509.Certificate) -> str:
@@ -167,52 +243,64 @@ def _site(certificate: x509.Certificate) -> str:
     return names[0]
 
 
-def diagnose(host: str, port: int, tls: ClientTls) -> str:
+def last_moment(pem: bytes) -> dt.datetime | None:
+    """When the first certificate in `pem` ends; None where there is none."""
+    return _shown(pem).ends
+
+
+def diagnose(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> str:
     """Connect with the standard library's TLS, whose errors say what is wrong; blocks for seconds at most.
 
     Args:
         host: of the coordinator.
         port: of the coordinator.
         tls: this site's credentials.
+        proxy: through which it is reached.
 
     Returns:
-        Why nothing answers (it may be there later), or "" if the connection is sound.
-
-    Raises:
-        ConfigError: waiting cannot help: one of the two certificates is refused, or it is no TLS port.
+        Why nothing answers, and what to do, or "" if the connection is sound. All of it may pass: a middlebox that
+        answers instead, a certificate that is renewed.
     """
-    where = f"the coordinator at {host}:{port}"
     try:
         # gRPC refuses a client's certificate without a word; a server that is just stopping closes once.
-        if any(_answers(host, port, tls) for _ in range(_DIAGNOSES)):
+        if any(_answers(host, port, tls, proxy) for _ in range(_DIAGNOSES)):
             return ""
     except ssl.SSLCertVerificationError as error:
-        raise ConfigError(
-            f"{where} shows a certificate that is not trusted here ({error.verify_message}); check the address and "
+        return (
+            f"it shows a certificate that is not trusted here ({error.verify_message}); check the address and "
             "the authority file, or ask for a coordinator certificate with this address"
-        ) from None
+        )
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
         return "it closed the connection"
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
-            raise ConfigError(f"{where} does not speak TLS there; check the address and the port") from None
+            return "what answers there does not speak TLS; check the address, the port and what is between"
+    except ProxyError as error:
+        return f"{error}; check the proxy, or name the coordinator in no_proxy"
+    except TimeoutError:
+        return f"no answer within {_DIAGNOSIS_SECONDS:g} s; check that it runs, the address and the firewall"
     except OSError as error:
-        return error.strerror or str(error)
-    raise ConfigError(
-        f"{where} refuses certificate {tls.paths[0]}; use the certificate that was issued for this study and is still "
-        "valid, or ask the coordinator for a new one"
+        return f"{error.strerror or error}; check that it runs, the address and the firewall"
+    if not tls.certificate:
+        return "it closed the connection"
+    left = tls.days_left()
+    ended = f", which ended on {tls.expires:%Y-%m-%d %H:%M} UTC" if left is not None and left < 0 else ""
+    return (
+        f"it refuses certificate {tls.paths[0]}{ended}; use the certificate that was issued for this study and is "
+        "still valid, or ask the coordinator for a new one: it is read again while this site waits"
     )
 
 
-def _answers(host: str, port: int, tls: ClientTls) -> bool:
+def _answers(host: str, port: int, tls: ClientTls, proxy: Proxy | None) -> bool:
     """Tell whether the server still talks after the handshake: in TLS 1.3 it looks at our certificate only then."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=tls.authority.decode("ascii"))
-    with _in_memory(tls.certificate + tls.key) as pair:  # as gRPC has them, whatever wrote the files
-        context.load_cert_chain(pair)
+    if tls.certificate:
+        with _in_memory(tls.certificate + tls.key) as pair:  # as gRPC has them, whatever wrote the files
+            context.load_cert_chain(pair)
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection((host, port), timeout=_DIAGNOSIS_SECONDS) as plain,
+        dial(host, port, proxy, _DIAGNOSIS_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=host) as connection,
     ):
         try:
@@ -222,6 +310,18 @@ def _answers(host: str, port: int, tls: ClientTls) -> bool:
             pass
     time.sleep(_DIAGNOSIS_PAUSE)
     return False
+
+
+def _stamps(files: tuple[Path | None, ...]) -> _Stamps:
+    """What changes where a file does; a file may be missing."""
+    found = []
+    for path in files:
+        try:
+            stat = os.stat(path) if path is not None else None
+        except OSError:
+            stat = None
+        found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else (0, 0, 0))
+    return tuple(found)
 
 
 @contextmanager

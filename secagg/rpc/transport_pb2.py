@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asecagg/rpc/transport.proto\x12\x13secagg.transport.v1\",\n\x08Greeting\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\"$\n\x07Welcome\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\"C\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\x1c\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x32\xde\x01\n\x07Mailbox\x12\x44\n\x05Hello\x12\x1d.secagg.transport.v1.Greeting\x1a\x1c.secagg.transport.v1.Welcome\x12\x43\n\x04Send\x12\x1a.secagg.transport.v1.Frame\x1a\x1d.secagg.transport.v1.Position(\x01\x12H\n\x07Receive\x12\x1d.secagg.transport.v1.Position\x1a\x1a.secagg.transport.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asecagg/rpc/transport.proto\x12\x13secagg.transport.v2\"N\n\x08Greeting\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07session\x18\x02 \x01(\x0c\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12\r\n\x05proof\x18\x04 \x01(\x0c\"7\n\x07Welcome\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x04\x12\x11\n\tchallenge\x18\x02 \x01(\x0c\"S\n\x05\x46rame\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0e\n\x06offset\x18\x05 \x01(\x04\"=\n\x08Position\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0f\n\x07waiting\x18\x03 \x01(\x08\x32\xe4\x01\n\x07Mailbox\x12H\n\x05Hello\x12\x1d.secagg.transport.v2.Greeting\x1a\x1c.secagg.transport.v2.Welcome(\x01\x30\x01\x12\x45\n\x04Send\x12\x1a.secagg.transport.v2.Frame\x1a\x1d.secagg.transport.v2.Position(\x01\x30\x01\x12H\n\x07Receive\x12\x1d.secagg.transport.v2.Position\x1a\x1a.secagg.transport.v2.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secagg.rpc.transport_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GREETING']._serialized_start=51
-  _globals['_GREETING']._serialized_end=95
-  _globals['_WELCOME']._serialized_start=97
-  _globals['_WELCOME']._serialized_end=133
-  _globals['_FRAME']._serialized_start=135
-  _globals['_FRAME']._serialized_end=202
-  _globals['_POSITION']._serialized_start=204
-  _globals['_POSITION']._serialized_end=232
-  _globals['_MAILBOX']._serialized_start=235
-  _globals['_MAILBOX']._serialized_end=457
+  _globals['_GREETING']._serialized_end=129
+  _globals['_WELCOME']._serialized_start=131
+  _globals['_WELCOME']._serialized_end=186
+  _globals['_FRAME']._serialized_start=188
+  _globals['_FRAME']._serialized_end=271
+  _globals['_POSITION']._serialized_start=273
+  _globals['_POSITION']._serialized_end=334
+  _globals['_MAILBOX']._serialized_start=337
+  _globals['_MAILBOX']._serialized_end=565
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,15 @@ def written(folder: Path, body: str, layout: str, channels: int) -> None:
         if file.name == "dataset.json":
             json.loads(block(body, "json"))
             file.write_text(block(body, "json"))
+        elif file.suffix == ".dcm":
+            read = pytest.importorskip("tests.support.dicom")
+            read.write_series(file.parent, np.tile(np.arange(50, 86, 2), (40, 48, 1)), person=Path(path).parts[0])
+        elif layout == "dicom":
+            from fedseg.data.layouts.series import read_series, series_in
+
+            ((_, files),) = series_in(file.parent).values()
+            volume = read_series(files, path)
+            nibabel.save(nibabel.Nifti1Image((volume.values[0] > 60).astype(np.uint8), volume.affine), file)
         elif file.suffix == ".csv":
             file.write_text(block(body, "csv"))
         elif file.suffix == ".tsv":

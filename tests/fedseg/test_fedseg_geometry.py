@@ -2,14 +2,18 @@
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from monai.transforms import Resize
 
+from fedseg.data.grid import grid_around
 from fedseg.data.layouts.files import FileEntry, read_image
 from fedseg.data.layouts.nifti import nifti_remarks, read_nifti, write_label_map
+from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError
 from fedseg.study import Study, load_study
 from tests.support.folders import AFFINE, brain
@@ -205,3 +209,36 @@ def test_a_label_map_has_the_images_qform_and_sform_with_their_codes(tmp_path: P
             assert code == same == {"sform": sform, "qform": qform}[form]
             assert wanted is found is None or np.allclose(wanted, found)
         np.testing.assert_allclose(result.affine, nibabel.load(path).affine, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"), [((20, 44, 30), 3), ((12, 12, 160), 3), ((50, 44, 7), 2), ((20, 20, 20), 3)]
+)
+def test_the_working_grid_is_the_padded_cube_resampled(shape, dims: int, study: Study) -> None:
+    """Axis by axis and without the part beyond the image it is the same as all at once."""
+    data = study.replace(data={"dims": dims, "slices_per_patient": 1}).data
+    image, inside = np.random.default_rng(0).uniform(1, 2, (2, *shape)).astype(np.float32), np.zeros(shape, bool)
+    inside[3:-1, 2:-5] = True
+    grid = grid_around(inside, np.diag([1.0, 1.0, 5.0 if dims == 2 else 1.0, 1.0]), np.eye(4), data)
+    beyond = [
+        (0, 0),
+        *((max(-int(a), 0), max(int(b) - n, 0)) for a, b, n in zip(grid.low, grid.high, shape, strict=True)),
+    ]
+    padded = np.pad(grid.window(image), beyond)
+    if dims == 3:
+        expected = np.asarray(Resize(grid.shape, mode="trilinear", anti_aliasing=True)(padded))
+    else:
+        plane = Resize(grid.shape[:2], mode="bilinear", anti_aliasing=True)
+        expected = np.stack([np.asarray(plane(padded[..., index])) for index in range(shape[2])], -1)
+    np.testing.assert_allclose(grid.resampled(grid.window(image)), expected, atol=2e-6)
+
+
+def test_a_long_thin_scan_takes_memory_like_itself(study: Study) -> None:
+    """Its cube has 25 times its voxels, and a label map has a copy for each structure: that was 650 times a scan."""
+    image, label = brain((64, 64, 320))
+    seven = study.replace(study={"structures": list("abcdefg")}, data={"dims": 3, "slices_per_patient": 1})
+    tracemalloc.start()
+    working_case(Scan("p", "p", image[None], np.eye(4), label), "site-a", seven)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * image.nbytes

@@ -65,7 +65,7 @@ BAD = {
     "bad site id": ('id = "site-b"', 'id = "site b"', "[[sites]] number 2 id = 'site b': must be a short name"),
     "negative weight": ('id = "site-b"', 'id = "site-b"\nweight = -1.0', "[[sites]] number 2 weight = -1.0"),
     "no patients to make": (r'(?s)(id = "site-e".*?)patients = \d+', r"\1", "[[sites]] site-e: patients"),
-    "unknown layout": ('layout = "phantom"', 'layout = "dicom"', "[data] layout = 'dicom': use 'feta'"),
+    "unknown layout": ('layout = "phantom"', 'layout = "mgz"', "[data] layout = 'mgz': use 'feta'"),
     "odd size": (r"size = \d+", "size = 65", "[data] size = 65: must be a multiple of 16"),
     "slices of a volume": ("dims = 2", "dims = 3", "[data] slices_per_patient: with dims = 3"),
     "text for a number": (r"rounds = \d+", 'rounds = "many"', "[study] rounds = 'many': must be a valid integer"),

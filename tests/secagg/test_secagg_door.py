@@ -44,15 +44,15 @@ from secagg.rpc.tls import ServerTls
 
 class NoDoor:
     "gRPC listens at the public port itself."
-    def __init__(self, host, port, sites):
+    def __init__(self, host, port, sites, named=True):
         with socket.create_server((host, port)) as free:
             self.port = free.getsockname()[1]
         self.inner = f"{host}:{self.port}"
     def open(self): pass
     def admit(self, peer, site): pass
 
-async def main(folder, defended):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+async def main(folder, defended, files):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if not defended:
         server_module.Door = NoDoor
     tls = ServerTls.load(folder / "authority.pem", folder / "coordinator.pem", folder / "coordinator.key")
@@ -63,13 +63,13 @@ async def main(folder, defended):
         if received.kind not in ("hello", "back", "gone"):
             server.send(received.sender, "got", b"")
 
-asyncio.run(main(Path(sys.argv[1]), sys.argv[2] == "defended"))
+asyncio.run(main(Path(sys.argv[1]), sys.argv[2] == "defended", int(sys.argv[3])))
 """
 
 
 @asynccontextmanager
-async def coordinator(folder: Path, defended: bool = True):
-    arguments = ("-c", COORDINATOR, str(folder), "defended" if defended else "open")
+async def coordinator(folder: Path, defended: bool = True, files: int = 256):
+    arguments = ("-c", COORDINATOR, str(folder), "defended" if defended else "open", str(files))
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -91,7 +91,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def mailbox(folder: Path, port: int, name: str, patience: float = 30.0) -> MailboxClient:
+def mailbox(folder: Path, port: int, name: str, patience: float | None = 30.0) -> MailboxClient:
     tls = ClientTls.load(folder / "authority.pem", folder / f"{name}.pem", folder / f"{name}.key", [name])
     return MailboxClient(f"{HOST}:{port}", name, tls, patience=patience, max_message_bytes=8 << 20)
 
@@ -119,16 +119,20 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("says", [SILENT, UNFINISHED], ids=["silent", "unfinished"])
-def test_400_strangers_and_256_files_stop_no_site(folder, many_files, says):
+@pytest.mark.parametrize(
+    ("count", "files", "says"),
+    [(400, 256, SILENT), (400, 256, UNFINISHED), (1100, 1024, SILENT)],
+    ids=["400 silent", "400 unfinished", "1100 silent"],
+)
+def test_strangers_that_are_more_than_the_files_stop_no_site(folder, many_files, count, files, says):
     async def scenario() -> None:
-        async with coordinator(folder) as (process, port):
+        async with coordinator(folder, files=files) as (process, port):
             early, late = mailbox(folder, port, "a"), mailbox(folder, port, "b")
             await early.send("first", bytes(1000))
             assert [(await heard(process))[1] for _ in range(2)] == ["hello", "first"]
             with ExitStack() as opened:
-                await asyncio.to_thread(strangers, port, 400, says, opened)
-                assert len(os.listdir(f"/proc/{process.pid}/fd")) < 256
+                await asyncio.to_thread(strangers, port, count, says, opened)
+                assert len(os.listdir(f"/proc/{process.pid}/fd")) < files
                 await late.send("upload", bytes(3 << 20))
                 assert [await heard(process) for _ in range(2)] == [["b", "hello", 0], ["b", "upload", 3 << 20]]
                 await early.send("second", bytes(3 << 20))

@@ -23,6 +23,7 @@ LONGER_FILES = {
     "server.py",
     "session.py",
     "store.py",
+    "rpc/client.py",
     "rpc/server.py",
 }
 """Of secagg: each is read as one piece, and long because its subject is."""

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from secagg.errors import ConfigError
+from secagg.rpc import frames
 from secagg.rpc.authority import Authority
 from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import SERVICE
@@ -265,7 +266,7 @@ def test_a_certificate_for_nothing_or_for_two_is_refused_when_a_peer_presents_it
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*pem)) as channel:
             hello = channel.unary_unary(f"/{SERVICE}/Hello", Greeting.SerializeToString, Welcome.FromString)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await hello(Greeting(version=1, session=bytes(16)), timeout=20)
+                await hello(Greeting(version=frames.VERSION, session=bytes(16)), timeout=20)
         assert await server.receive(0.05) is None
         await server.stop(0.0)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -386,7 +387,7 @@ def test_a_revoked_certificate_is_refused_at_its_first_call(tmp_path):
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", grpc.ssl_channel_credentials(*pem)) as channel:
             hello = channel.unary_unary(f"/{SERVICE}/Hello", Greeting.SerializeToString, Welcome.FromString)
             try:
-                await hello(Greeting(version=1, session=bytes(16)), timeout=20)
+                await hello(Greeting(version=frames.VERSION, session=bytes(16)), timeout=20)
             except grpc.aio.AioRpcError as error:
                 return error.details()
         return "welcome"

@@ -58,18 +58,9 @@ class FileEntry:
             CaseError: a missing, damaged or inconsistent file.
         """
         image = read_image(self.images, study)
-        if not self.label.exists():
-            raise CaseError(
-                str(self.label), f"the label map of {self.images[0].name} is missing; add it or remove the image"
-            )
-        label = translated(_read_label(self.label, image), study.labels_of(site), str(self.label))
+        label = labelled(self.label, image, site, study)
         scan = Scan(self.patient, self.name, image.values, image.affine, label, str(self.label), image.oriented)
         return working_case(scan, site, study)
-
-
-def read_volume(path: Path) -> Volume:
-    """What a file holds; raises `CaseError` where it cannot be read."""
-    return read_nifti(path)
 
 
 def read_image(paths: Sequence[Path], study: Study) -> Volume:
@@ -78,7 +69,12 @@ def read_image(paths: Sequence[Path], study: Study) -> Volume:
     Raises:
         CaseError: missing, damaged, on several grids, wrong number of channels, NaN or infinite voxels.
     """
-    first, *others = (read_volume(path) for path in paths)
+    return joined([read_nifti(path) for path in paths], study)
+
+
+def joined(volumes: Sequence[Volume], study: Study) -> Volume:
+    """Volumes of one channel each, or one with all, as the study's image; raises `CaseError` as `read_image`."""
+    first, *others = volumes
     if others:
         for volume in (first, *others):
             if len(volume.values) != 1:
@@ -123,16 +119,23 @@ def listed(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))  # ._NAME, .DS_Store
 
 
-def _read_label(path: Path, image: Volume) -> NDArray[np.float32]:
-    """Label values (X, Y, Z) on exactly the image's grid."""
-    label = read_volume(path)
+def labelled(path: Path, image: Volume, site: str, study: Study) -> NDArray[np.float32]:
+    """The study's label values (X, Y, Z) of a label map on exactly the image's grid.
+
+    Raises:
+        CaseError: missing, damaged, on another grid, several values a voxel, or one that the study does not list.
+    """
+    if not path.exists():
+        raise CaseError(str(path), f"the label map of {Path(image.name).name} is missing; add it or remove the image")
+    label = read_nifti(path)
     if len(label.values) != 1:
         raise CaseError(
             str(path),
             f"has {len(label.values)} channels, and a label map has one value a voxel; write 0 for background "
             "and 1, 2, ... for the structures",
         )
-    return whole_numbers(label.on_grid_of(image, REMEDY)[0])
+    values = whole_numbers(label.on_grid_of(image, REMEDY)[0])
+    return translated(values, study.labels_of(site), str(path))
 
 
 def _remarks(path: Path) -> tuple[str, ...]:

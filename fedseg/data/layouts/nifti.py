@@ -191,19 +191,25 @@ def _what_is_wrong(path: Path) -> str:
     return "its header is not what nibabel expects; export it again"
 
 
-def write_label_map(labels: NDArray[np.uint8], image: Path, output: Path) -> None:
+def write_label_map(labels: NDArray[np.uint8], image: Path | NDArray[np.float64], output: Path) -> None:
     """Write label values as NIfTI with the geometry of an image's header, and nothing else of it.
 
     sform and qform are the image's, each with its code; its free text and extensions may name the patient.
 
     Args:
         labels: (X, Y, Z), the image's grid.
-        image: NIfTI.
+        image: NIfTI; or the affine of what was no NIfTI, which becomes both.
         output: ends in .nii or .nii.gz; replaced if it is there.
 
     Raises:
         OSError: it cannot be written.
     """
+    if not isinstance(image, Path):
+        plain = nibabel.Nifti1Image(labels, image)
+        plain.set_sform(image, 1)
+        plain.set_qform(image, 1)
+        plain.to_filename(output)
+        return
     source = _opened(image).header
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)

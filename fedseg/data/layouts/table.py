@@ -6,6 +6,7 @@ from pathlib import Path
 from fedseg.data.layouts.bids import Bids
 from fedseg.data.layouts.brats import Brats
 from fedseg.data.layouts.decathlon import Decathlon
+from fedseg.data.layouts.dicom import Dicom
 from fedseg.data.layouts.layout import Entry, Layout
 from fedseg.data.layouts.made import Made
 from fedseg.data.layouts.nnunet import NnUNet
@@ -21,6 +22,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "nnunet": NnUNet(),
     "brats": Brats(),
     "table": Rows(),
+    "dicom": Dicom(),
     "phantom": Made(),
 }
 

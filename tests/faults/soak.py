@@ -1,0 +1,269 @@
+"""Many rounds with a random fault in each, in one federation of real processes; goes on where it was ended.
+
+python tests/faults/soak.py --rounds 1000 --seed 1 [--folder FOLDER] [--for SECONDS]
+
+Five sites, d = 10,000. A fault strikes the coordinator or a site at a random point of each round; the coordinator is
+held before each round until the next fault is prepared. After each round its sum is compared with the plain one, bit
+for bit, and memory, descriptors, threads and files of every process are written down: FOLDER/soak.jsonl, a line a
+round. It goes on where it was ended, with the coordinator's journal and the sites' marks. At the end: how many rounds,
+how many with a sum in their first attempt, and what a process took at first and at last, of those that lived for 20
+rounds or more.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.faults.federation import COORDINATOR, Federation, federation
+from tests.faults.parties import BETWEEN, FLIP, HOLD, KILL, POINTS, TWICE, Strike, until
+
+SITES = tuple(f"site-{letter}" for letter in "abcde")
+LENGTH = 10_000
+AHEAD = 8
+"""Numbers that may be burned between two sums; the sites hold a vector for each."""
+LONG_LIFE = 20
+AT_LEAST = 3
+"""Rounds of a life that are passed over before its growth is measured: buffers and caches fill first."""
+
+
+@dataclass
+class Soak:
+    """The soak that runs."""
+
+    made: Federation
+    chance: random.Random
+    lives: Counter[str] = field(default_factory=Counter)
+
+    def start(self) -> None:
+        """Start everybody; the coordinator waits before each round."""
+        self.serve()
+        for site in SITES:
+            self.join(site)
+
+    def serve(self) -> None:
+        """Start the coordinator, or start it again."""
+        self.lives[COORDINATOR] += 1
+        self.made.serve(Strike(BETWEEN, HOLD))
+
+    def join(self, site: str) -> None:
+        """Start a site, or start it again."""
+        self.lives[site] += 1
+        self.made.join(site)
+
+    # --- Faults: each happens in the round that begins now, and is mended before it returns --------------------------
+
+    def site_killed(self) -> str:
+        """Killed at a step, started again at once."""
+        site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
+        self.made.parties[site].strike(Strike(point, KILL))
+        self._go_on()
+        until(lambda: not self.made.parties[site].alive, f"{site} is dead at {point}")
+        self.join(site)
+        return f"{site} killed at {point}"
+
+    def coordinator_killed(self) -> str:
+        """Killed at a step, the same command at once."""
+        point = self.chance.choice(POINTS)
+        self.made.coordinator.strike(Strike(point, KILL))
+        self._go_on()
+        until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
+        self.serve()
+        return f"coordinator killed at {point}"
+
+    def coordinator_stopped(self) -> str:
+        """SIGTERM at a step, the same command at once."""
+        self._go_on()
+        time.sleep(self.chance.random() * 0.5)
+        self.made.coordinator.signal(signal.SIGTERM)
+        status = self.made.coordinator.status(20)
+        self.serve()
+        return f"coordinator terminated, status {status}"
+
+    def both_killed(self) -> str:
+        """The coordinator at one step and a site at another one."""
+        site, point, other = self.chance.choice(SITES), self.chance.choice(POINTS), self.chance.choice(POINTS)
+        self.made.coordinator.strike(Strike(point, KILL))
+        self._go_on()
+        until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
+        self.made.parties[site].kill()
+        self.serve()
+        self.join(site)
+        return f"coordinator killed at {point}, and {site} ({other})"
+
+    def sent_twice(self) -> str:
+        """A message arrives twice."""
+        return self._at_a_site(TWICE)
+
+    def corrupted(self) -> str:
+        """A bit of a message flips at the site."""
+        return self._at_a_site(FLIP)
+
+    def suspended(self) -> str:
+        """A process stands still for a while."""
+        name = self.chance.choice([COORDINATOR, *SITES])
+        self._go_on()
+        time.sleep(self.chance.random() * 0.5)
+        self.made.parties[name].signal(signal.SIGSTOP)
+        time.sleep(self.chance.random() * 3)
+        self.made.parties[name].signal(signal.SIGCONT)
+        return f"{name} suspended"
+
+    def wire_cut(self) -> str:
+        """The wire of the last site is cut after a random number of bytes."""
+        before = self.made.proxy.connections
+        self.made.proxy.cut_after(self.chance.randrange(1, 60_000))
+        self._go_on()
+        until(lambda: self.made.proxy.connections > before, "the wire was cut and is there again")
+        self.made.proxy.clear()
+        return "wire cut"
+
+    def wire_corrupted(self) -> str:
+        """Bits flip on the wire of the last site."""
+        before = self.made.proxy.connections
+        self.made.proxy.corrupt(self.chance.randrange(1, 20))
+        self._go_on()
+        until(lambda: self.made.proxy.connections > before, "the wire was corrupted and is there again")
+        self.made.proxy.clear()
+        return "wire corrupted"
+
+    def _at_a_site(self, act: str) -> str:
+        site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
+        self.made.parties[site].strike(Strike(point, act))
+        self._go_on()
+        return f"{site} {act} at {point}"
+
+    def _go_on(self) -> None:
+        self.made.coordinator.strike(Strike(BETWEEN, HOLD))
+        self.made.coordinator.go_on()
+
+    # --- One round ---------------------------------------------------------------------------------------------------
+
+    def round(self, last: int) -> dict[str, Any]:
+        """A fault and a round; what is written down about it.
+
+        Args:
+            last: number of the round before.
+        """
+        self.made.coordinator.held(120)
+        fault = self.chance.choice(FAULTS)
+        for number in range(last + 1, last + 1 + AHEAD):
+            self.made.write_vectors(number)
+        for site in SITES:
+            (self.made.folder / site / "vectors" / f"{last:04d}.npy").unlink(missing_ok=True)
+        began = time.monotonic()
+        said = fault(self)
+        number = until(lambda: self._finished_after(last), f"a round after {last} has a sum; {said}", 300)
+        self.made.check_sum(number)
+        return {
+            "round": number,
+            "fault": said,
+            "seconds": round(time.monotonic() - began, 2),
+            "attempts": self.made.attempts(number) + number - last - 1,
+            "included": len(self.made.included(number)),
+            "processes": {
+                name: {"life": self.lives[name], **_resources(party.process.pid)}
+                for name, party in self.made.parties.items()
+                if party.alive
+            },
+            "files": {name: _files(self.made.folder / name) for name in SITES} | {"server": _files(self.made.state)},
+        }
+
+    def _finished_after(self, last: int) -> int:
+        """The round with the next sum; a number that was burned is passed over, and so is the wait before the next."""
+        for number in range(last + 1, last + 1 + AHEAD):
+            if self.made.finished(number):
+                return number
+        if self.made.coordinator.is_held():
+            self._go_on()
+        return 0
+
+
+FAULTS: list[Callable[[Soak], str]] = [
+    *[Soak.site_killed] * 3,
+    *[Soak.coordinator_killed] * 2,
+    Soak.coordinator_stopped,
+    Soak.both_killed,
+    Soak.sent_twice,
+    Soak.corrupted,
+    Soak.suspended,
+    *[Soak.wire_cut] * 2,
+    Soak.wire_corrupted,
+]
+
+
+def _resources(pid: int | None) -> dict[str, int]:
+    own = Path(f"/proc/{pid}")
+    status = dict(line.split(":", 1) for line in (own / "status").read_text().splitlines())
+    return {
+        "kb": int(status["VmRSS"].split()[0]),
+        "threads": int(status["Threads"]),
+        "descriptors": len(os.listdir(own / "fd")),
+    }
+
+
+def _files(folder: Path) -> int:
+    """Files besides those that every round has one of."""
+    kept = ("sums", "vectors", "transcripts")
+    return sum(path.is_file() and not set(path.parts) & set(kept) for path in folder.rglob("*"))
+
+
+def told(lines: list[dict[str, Any]]) -> str:
+    """What the rounds came to."""
+    lives: dict[tuple[str, int], list[dict[str, int]]] = defaultdict(list)
+    for line in lines:
+        for name, found in line["processes"].items():
+            lives[name, found["life"]].append(found)
+    said = [
+        f"{len(lines)} rounds, all exact; {sum(line['attempts'] == 1 for line in lines)} in the first attempt, "
+        f"{sum(line['included'] == len(SITES) for line in lines)} of all five sites"
+    ]
+    for (name, life), found in sorted(lives.items()):
+        if len(found) >= LONG_LIFE:
+            first, last = found[AT_LEAST], found[-1]
+            said.append(
+                f"{name}, process {life}, {len(found)} rounds: "
+                + ", ".join(f"{what} {first[what]} to {last[what]}" for what in ("kb", "threads", "descriptors"))
+            )
+    most = {name: max(line["files"][name] for line in lines) for name in lines[0]["files"]}
+    said.append(f"files, at first {lines[0]['files']}, at most {most}")
+    return "\n".join(said)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("build/soak"))
+    parser.add_argument("--for", type=float, dest="seconds", default=float("inf"), help="stop after so many seconds")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    journal, ends = given.folder / "soak.jsonl", time.monotonic() + given.seconds
+    lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    with federation(given.folder / "parties", sites=SITES, length=LENGTH, rounds=given.rounds) as made:
+        soak = Soak(made, random.Random(f"{given.seed} {len(lines)}"))
+        for line in lines[-1:]:
+            soak.lives.update({name: found["life"] + 1 for name, found in line["processes"].items()})
+        soak.start()
+        while len(lines) < given.rounds and time.monotonic() < ends:
+            lines.append(soak.round(lines[-1]["round"] if lines else 0))
+            with journal.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included")}
+            sys.stdout.write(json.dumps(shown) + "\n")
+            sys.stdout.flush()
+        made.check_logs()
+    sys.stdout.write(told(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Every fault at every step, with real processes, TLS and files: what the round comes to, and what it never does.
+
+Whatever happens, a sum is bit for bit that of whom it names, nothing is counted twice, the others' commands end with
+status 0, and nobody shows a traceback. A sixth of the cells runs always, with every fault and every step in it; all of
+them behind `make slow`.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secagg.service.stopping import ENDED_EARLY
+from secagg.steps import MASKED_INPUT_COLLECTION
+from tests.faults.faults import FAULTS, ROUND
+from tests.faults.federation import ROUNDS, SITES, STRUCK, Federation, federation
+from tests.faults.parties import HOLD, POINTS, Strike, until
+
+TABLE = tomllib.loads((Path(__file__).parent / "cells.toml").read_text())
+CELLS: dict[str, dict[str, str]] = TABLE["cells"]
+ALWAYS = {(fault, POINTS[index % len(POINTS)]) for index, fault in enumerate(CELLS)}
+"""Of every fault one cell."""
+ALWAYS |= {("coordinator killed", point) for point in POINTS[::2]}
+STAND = {"site killed", "duplicate delivery", "disk full at the coordinator", "wrong model or code"}
+"""Until the transport of the others has landed."""
+OUT = {"counted", "lost"}
+
+
+def _cells() -> Iterator[object]:
+    for fault, row in CELLS.items():
+        for point in row:
+            marks = () if (fault, point) in ALWAYS and fault in STAND else (pytest.mark.slow,)
+            yield pytest.param(fault, point, id=f"{fault}, {point}", marks=marks)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own; a coordinator waits where less than a round takes is free."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", path], check=False).returncode
+    ):
+        pytest.skip("a disk that can be filled takes the rights to mount one")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_the_table_has_every_fault_and_every_step():
+    assert set(CELLS) == set(FAULTS)
+    for row in CELLS.values():
+        assert list(row) == list(POINTS)
+        assert set(row.values()) <= set(TABLE["outcomes"])
+    assert {point for _, point in ALWAYS} == set(POINTS)
+
+
+@pytest.mark.parametrize(("fault", "point"), _cells())
+def test_a_fault_at_a_step(fault, point, tmp_path, request):
+    expected = CELLS[fault][point]
+    state = request.getfixturevalue("small_disk") if fault.startswith("disk full") else None
+    folder = tmp_path / "federation"
+    with federation(folder, state) as made:
+        FAULTS[fault](made, point)
+        made.parties[SITES[0]].held()
+        assert made.finished(ROUND)
+        made.parties[SITES[0]].go_on()
+        assert made.coordinator.status() == 0
+        for site in SITES[:-1]:
+            assert made.parties[site].status() == 0, made.parties[site].said()
+        if expected not in OUT:
+            assert made.parties[STRUCK].status() == 0, made.parties[STRUCK].said()
+        else:
+            assert made.parties[STRUCK].process.exitcode != 0
+        made.check_sums()
+        made.check_logs()
+        assert _outcome([made.included(number) for number in range(ROUND, ROUNDS + 1)]) == expected
+        assert made.attempts(ROUND) == 1
+
+
+def _outcome(included: list[list[str]]) -> str:
+    struck, following = (STRUCK in sites for sites in included)
+    assert all(set(SITES[:-1]) <= set(sites) for sites in included), included
+    return {(True, True): "unharmed", (False, True): "missed", (True, False): "counted", (False, False): "lost"}[
+        struck, following
+    ]
+
+
+# --- Beside the matrix ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_says_that_a_finished_run_is_finished(tmp_path):
+    with federation(tmp_path / "federation", rounds=1) as made:
+        made.serve()
+        for site in SITES:
+            made.join(site)
+        assert made.coordinator.status() == 0
+        before = sums_of(made)
+        again = made.serve()
+        assert again.status() == 0
+        assert "complete" in again.said()
+        assert sums_of(made) == before
+
+
+@pytest.mark.slow
+def test_a_terminated_coordinator_says_goodbye_and_goes_on(tmp_path):
+    with federation(tmp_path / "federation") as made:
+        coordinator = made.serve()
+        for site in SITES[:-1]:
+            made.join(site)
+        held = made.join(STRUCK, Strike(MASKED_INPUT_COLLECTION, HOLD, 2))
+        held.held()
+        coordinator.signal(signal.SIGTERM)
+        assert coordinator.status(20) == ENDED_EARLY
+        assert "SIGTERM came" in coordinator.said()
+        assert coordinator.said().count("\n") < 10
+        made.serve()
+        held.go_on()
+        assert made.coordinator.status() == 0
+        made.check_sums()
+        made.check_logs()
+        assert [made.included(number) for number in range(1, ROUNDS + 1)] == [list(SITES)] * ROUNDS
+        assert made.attempts(2) == 1
+
+
+def test_rubbish_at_the_door_ends_nothing(tmp_path):
+    with federation(tmp_path / "federation") as made:
+        coordinator = made.serve()
+        until(lambda: coordinator.events("listening"), "the coordinator listens")
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 64, b"\x16\x03\x01\xff\xff"):
+            with socket.create_connection(("127.0.0.1", made.port)) as stranger:
+                stranger.sendall(said)
+        for site in SITES:
+            made.join(site)
+        assert coordinator.status() == 0
+        made.check_sums()
+        made.check_logs()
+
+
+def sums_of(made: Federation) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((made.state / "sums").iterdir())}

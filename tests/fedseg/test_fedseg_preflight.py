@@ -1,0 +1,117 @@
+"""`--check`: each thing that can be missing is found before a study, in its own row, and nothing is charged or sent."""
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedseg.credentials import coordinator_tls, make_credentials
+from secagg.enrolment.office import Office
+from secagg.rpc import probe
+from secagg.rpc.server import MailboxServer
+from tests.support.command import run
+from tests.support.tiny import tiny_study
+
+
+class Listening:
+    """A coordinator's mailbox in a thread of its own."""
+
+    def __init__(self, credentials: Path, sites: list[str]) -> None:
+        self.server = MailboxServer(sites, coordinator_tls(credentials))
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+
+    def __enter__(self) -> "Listening":
+        self.thread.start()
+        self.port = asyncio.run_coroutine_threadsafe(self.server.start("127.0.0.1", 0), self.loop).result(20)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self.server.stop(0.0), self.loop).result(20)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(20)
+
+    def heard(self) -> object:
+        return asyncio.run_coroutine_threadsafe(self.server.receive(0.2), self.loop).result(20)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    study = tiny_study(seed=None)
+    (tmp_path / "study.toml").write_text(study.toml())
+    make_credentials(tmp_path / "keys", study, "run")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDSEG_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+@pytest.fixture
+def look(capsys, monkeypatch):
+    def looking(*words: object) -> tuple[int, dict[str, dict]]:
+        code, said, _ = run(capsys, monkeypatch, *words, "--check", "--json", "--credentials", "keys")
+        return code, {row["name"]: row for row in json.loads(said)["checks"]}
+
+    return looking
+
+
+def site(port: int) -> tuple[str, ...]:
+    return ("site", "study.toml", "site-a", "--coordinator", f"127.0.0.1:{port}")
+
+
+def test_a_site_that_is_ready_is_told_so_and_its_coordinator_hears_nothing(folder, look):
+    with Listening(folder / "keys", ["site-a", "site-b", "site-c"]) as coordinator:
+        code, rows = look(*site(coordinator.port))
+        assert coordinator.heard() is None
+    assert code == 0
+    assert {row["state"] for row in rows.values()} == {"ok"}
+    digits = tiny_study(seed=None).hash().hex()[:24]
+    assert digits in rows["study"]["said"].replace(" ", "")
+    assert "after all of this study" in rows["budget"]["said"]
+    assert not list(folder.glob("runs/**/*"))
+
+
+def test_a_clock_that_is_wrong_is_told_by_how_much(folder, look, monkeypatch):
+    with Listening(folder / "keys", ["site-a"]) as coordinator:
+        monkeypatch.setattr(probe.TellingHealth, "clock", staticmethod(lambda: time.time() + 400))
+        _, rows = look(*site(coordinator.port))
+    assert rows["clock"]["state"] == "fail"
+    assert "400 s behind the coordinator's; set this computer's clock by NTP" in rows["clock"]["said"]
+
+
+def test_what_a_site_lacks_is_named_row_by_row(folder, look):
+    (folder / "keys/site-a.signing").write_bytes((folder / "keys/site-b.signing").read_bytes())
+    code, rows = look(*site(1))
+    assert code == 1
+    assert rows["roster and key"]["state"] == "fail"
+    assert "use its own" in rows["roster and key"]["said"]
+    assert rows["coordinator"]["state"] == "fail"
+    assert rows["data"]["state"] == "ok"
+
+
+def test_a_certificate_is_warned_of_a_month_before_it_expires(folder, look):
+    office = Office(folder / "keys")
+    office.renew(days=20)
+    code, rows = look("coordinator", "study.toml", "--host", "0.0.0.0", "--port", "50999")
+    assert code == 0
+    assert rows["certificate"]["state"] == "warn"
+    assert "expires in 20 days: renew it now with fedseg enrol renew" in rows["certificate"]["said"]
+    assert rows["sites' certificates"]["state"] == "ok"
+
+
+def test_a_coordinator_with_a_revoked_site_in_its_roster_or_a_port_in_use_is_not_ready(folder, look):
+    Office(folder / "keys").revoke("site-b")
+    with Listening(folder / "keys", ["site-a"]) as other:
+        code, rows = look("coordinator", "study.toml", "--port", str(other.port))
+    assert code == 1
+    assert "site-b is in the roster and was revoked" in rows["sites' certificates"]["said"]
+    assert "is a coordinator running already?" in rows["port"]["said"]
+
+
+def test_the_table_ends_with_status_1_where_something_fails(folder, capsys, monkeypatch):
+    code, said, _ = run(capsys, monkeypatch, *site(1), "--credentials", "keys", "--check")
+    assert code == 1
+    assert "fail" in said
+    assert "warn" in said
