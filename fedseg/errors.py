@@ -52,6 +52,4 @@ class RoundFailedError(FedSegError):
 
 
 class UnfinishedError(RoundFailedError):
-    """A run ended before its study was complete, which is no success of its command."""
-
-    exit_status = 75
+    """The run ended before its study was complete: no success of the command, and where it can the same one goes on."""

@@ -144,7 +144,7 @@ class Resumed(Event):
 
 
 class Waiting(Event):
-    """Nothing goes on before these parties are there or have spoken, or `seconds` more have passed.
+    """Nothing goes on before these parties are there or have spoken, or `seconds` more have passed; None for ever.
 
     Attributes:
         step: the protocol step that waits; "" where a round cannot begin, or where the coordinator is not there.
@@ -152,7 +152,7 @@ class Waiting(Event):
 
     kind: Literal["waiting"] = "waiting"
     sites: tuple[Words, ...]
-    seconds: float
+    seconds: Number
     step: Words = ""
 
 
@@ -176,13 +176,13 @@ class Trained(Event):
 
 
 class StepOpened(Event):
-    """The server asks these sites for their message of a step, and closes it after `seconds` at the latest."""
+    """The server asks these sites for their message of a step, and closes it after `seconds`; None for never."""
 
     kind: Literal["open"] = "open"
     round: int
     step: Words
     sites: tuple[Words, ...]
-    seconds: float
+    seconds: Number
 
 
 class StepAccepted(Event):

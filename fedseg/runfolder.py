@@ -7,7 +7,7 @@ and `reopen` goes on from there. Nothing here holds an update or a secret.
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,10 @@ POLICY = "policy.toml"
 FEDERATION = "federation.toml"
 """Of a simulation, which makes its own parties: roster, run and server key."""
 TRANSCRIPTS = "transcripts"
+IDENTITY = "coordinator.json"
+"""Of a coordinator's run: which run it is, beside its journal."""
+JOURNAL = "journal.sqlite"
+"""The same: everything from which it goes on."""
 LIFETIME = "lifetime.json"
 """Of a simulation that was charged for life: in which state folder each site's ledger is."""
 KEPT = (
@@ -52,6 +56,8 @@ KEPT = (
     POLICY,
     FEDERATION,
     LIFETIME,
+    IDENTITY,
+    JOURNAL,
 )
 
 NOTHING: NDArray[np.float32] = np.empty(0, np.float32)
@@ -98,11 +104,13 @@ class RunFolder:
     Attributes:
         path: where files are written now.
         tally: what has been added up.
+        lasts: whether it stays although no round is complete: another process can go on with it.
     """
 
     def __init__(self, path: Path, study: Study, *listeners: Listener) -> None:
         self.path, self.study, self.tally = path, study, Tally()
         self._audience = Audience(*listeners)
+        self.lasts = False
         self._lock = Lock()
         self._before = 0.0
         self._since = time.monotonic()
@@ -149,6 +157,37 @@ class RunFolder:
         folder.emit(Resumed(round=folder.tally.last_round))
         return folder
 
+    @classmethod
+    def again(cls, path: Path, *listeners: Listener, over: bool) -> Self:
+        """The folder of a coordinator's run, whose journal says how far it came; `listeners` hear all up to there.
+
+        Args:
+            path: the folder, under either name: a run that was given up has its final one.
+            listeners: as of `create`.
+            over: whether the run came to its end.
+
+        Raises:
+            ConfigError: it is of an earlier version.
+        """
+        if not path.name.endswith(PARTIAL) and not over:
+            path = path.rename(path.with_name(path.name + PARTIAL))
+        if path.name.endswith(PARTIAL) and (path / "state.json").is_file():
+            folder = cls.reopen(path, *listeners)
+        else:
+            study = parse_study((path / "study.toml").read_text(encoding="utf-8"), str(path / "study.toml"))
+            folder = cls(path, study, *listeners)
+            for event in folder.events():
+                folder._tell(event)
+        folder.lasts = True
+        return folder
+
+    def events(self) -> Iterator[AnyEvent]:
+        """All that was written down so far."""
+        path = self.path / "events.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            if event := event_of(json.loads(line)):
+                yield event
+
     def __enter__(self) -> Self:
         return self
 
@@ -157,7 +196,7 @@ class RunFolder:
     ) -> None:
         """A run that failed before its first whole round leaves nothing behind."""
         self._held.close()
-        if error is not None and not self.tally.completed and not self.finished:
+        if error is not None and not self.tally.completed and not self.finished and not self.lasts:
             _remove(self.path)
 
     @property

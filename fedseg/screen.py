@@ -105,7 +105,8 @@ class Screen:
                 self.say(f"all above was before the interruption; going on after {done}")
             case Waiting():
                 what = f" in {event.step}" if event.step else ""
-                self.say(f"waiting for {', '.join(event.sites)}{what}, at most {event.seconds:.0f} s more")
+                limit = "" if event.seconds is None else f", at most {event.seconds:.0f} s more"
+                self.say(f"waiting for {', '.join(event.sites)}{what}{limit}")
             case RoundStarted():
                 self._round = event.round
                 for site in self._sites.values():

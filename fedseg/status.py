@@ -307,9 +307,9 @@ class Folding:
         self._set(news=(*self._now.news, (at, sentence))[-NEWS:])
 
 
-def later(at: str, seconds: float) -> str:
+def later(at: str, seconds: float | None) -> str:
     """So many seconds after a time of an event; "" where that has none, or the seconds are for ever."""
-    if not 0 <= seconds < FOR_EVER:
+    if seconds is None or not 0 <= seconds < FOR_EVER:
         return ""
     try:
         return (datetime.fromisoformat(at) + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")

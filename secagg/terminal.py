@@ -150,14 +150,14 @@ def sentences(
 
     Args:
         command: begins the sentence.
-        status: of the exit, unless the error has an `exit_status` of its own.
+        status: of the exit.
         expected: errors whose text is for people; those of files and of packages that are not there are in any case.
         extra: what `pip install 'secagg[...]'` is to bring where a package is missing.
     """
     try:
         yield
     except expected as error:
-        told, status = str(error), getattr(error, "exit_status", status)
+        told = str(error)
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").partition(".")[0] in ("secagg", "fedseg"):
             raise

@@ -52,8 +52,8 @@ def coordinator(
 
     Opens rounds, relays the protocol and averages; sites connect with `fedseg site`.
     """
-    from fedseg.coordinator import Options, coordinate
-    from fedseg.runfolder import RunFolder
+    from fedseg.coordinator import Options, coordinate, folder_of_run
+    from fedseg.credentials import load_federation
     from fedseg.start import starting_model
     from fedseg.study import load_study
 
@@ -73,12 +73,16 @@ def coordinator(
         transcripts=transcripts.value,
         command=command_line(),
     )
+    federation = load_federation(credentials, loaded)
     with (
         seen(log_format, log_file, watch, credentials / AUDIT) as view,
-        RunFolder.create(runs, loaded, *view.listeners) as folder,
+        folder_of_run(runs, loaded, federation, *view.listeners) as folder,
     ):
         view.run = folder
-        starting_model(loaded, view.screen.starting)
+        if folder.finished:
+            say(f"this run is finished, and its folder is {folder.path}")
+        else:
+            starting_model(loaded, view.screen.starting)
         try:
             run = coordinate(folder, options)
         except (RoundFailedError, ProtocolError):

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from fedseg.errors import FedSegError
+from fedseg.errors import FedSegError, UnfinishedError
 from secagg.errors import SecAggError
+from secagg.service.errors import StoppedError
 from secagg.service.stopping import WORK, end_now
 from secagg.terminal import App, any_code_page, errors, plain, say, sentences, versioned
 
@@ -28,6 +29,9 @@ StudyOrConfiguration = Annotated[
 DataFolder = Annotated[
     Path | None, typer.Option("--data", help="Folder of images: one subfolder per site.", show_default=False)
 ]
+ENDED_EARLY = 75
+"""Exit status of a command whose run is not complete, by no error of its own (EX_TEMPFAIL of sysexits.h)."""
+
 Runs = Annotated[Path, typer.Option("--out", help="Where the run folder goes.")]
 
 
@@ -35,8 +39,9 @@ def main() -> None:
     """Run the command and turn every error that is meant for a person into one sentence."""
     any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
+    early = sentences("fedseg", ENDED_EARLY, expected=(UnfinishedError, StoppedError))
     try:
-        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"):
+        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"), early:
             app()
     except SystemExit as ended:
         if any(thread.name == WORK for thread in threading.enumerate()):

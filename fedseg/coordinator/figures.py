@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +57,37 @@ class Figures:
 
     def record(self, number: int) -> None:
         """What is known as round `number` completes; call it before the round is counted."""
+        for site, spent in self.epsilon.items():
+            if spent is not None:
+                self._folder.emit(EpsilonSpent(round=number, site=site, spent=spent))
+        self.count(number)
+
+    def count(self, number: int) -> None:
+        """The same, where it was told before."""
         known = {site: spent for site, spent in self.epsilon.items() if spent is not None}
-        for site, spent in known.items():
-            self._folder.emit(EpsilonSpent(round=number, site=site, spent=spent))
         tally = self._folder.tally
         spent_most = max(known.values(), default=None)
         tally.history.append(ValidatedBySites(round=number, completed=tally.completed + 1, epsilon=spent_most))
+
+    def kept(self) -> dict[str, Any]:
+        """As JSON."""
+        shared = {
+            str(number): {
+                site: [[None if np.isnan(v) else v for v in row] for row in rows.tolist()]
+                for site, rows in of_sites.items()
+            }
+            for number, of_sites in self._shared.items()
+        }
+        return {"epsilon": self.epsilon, "shared": shared}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what `kept` gave."""
+        self.epsilon = dict(kept["epsilon"])
+        width = len(task_of(self._study).names)
+        for number, of_sites in kept["shared"].items():
+            for site, rows in of_sites.items():
+                values = np.array([[np.nan if v is None else v for v in row] for row in rows], dtype=np.float64)
+                self._shared.setdefault(int(number), {})[site] = values.reshape(-1, width)
 
     def finish(self, model: torch.nn.Module, parameters: int, command: str, reason: str) -> Path:
         """Write down everything and give the run folder its final name.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from secagg.service.transcripts import QUOTA
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -16,6 +18,8 @@ class Options:
         step_seconds: deadline of a protocol step, training excepted.
         training_seconds: deadline of the step that waits for training.
         grace: seconds after a site's connection broke until a step closes without it.
+        farewell_seconds: how long the end of the run is offered to sites that do not fetch it.
+        quota: bytes of all transcripts, at most; the oldest go first.
         transcripts: keep each round's public transcript with the masked inputs "whole", as "hashes", or not ("none").
         command: how it was started, for the record.
     """
@@ -28,5 +32,7 @@ class Options:
     step_seconds: float = 60.0
     training_seconds: float = 3600.0
     grace: float = 3.0
+    farewell_seconds: float = 5.0
+    quota: int = QUOTA
     transcripts: str = "whole"
     command: str = ""

@@ -1,209 +1,148 @@
-"""The coordinator's process: one run of one study, from the first site that connects to the report."""
+"""The coordinator's process: one run of one study, from the first site that connects to the report.
+
+`secagg.service.coordinator` opens rounds, keeps everything in the run's journal and goes on after any end;
+`training` says what a sum means, and this what a run folder shows of it.
+"""
 
 import asyncio
+import math
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fedseg.attempt import Exchange, Facts
-from fedseg.coordinator.hearing import Hearing
+from fedseg import events as told
+from fedseg.coordinator.figures import Figures
+from fedseg.coordinator.finding import write_identity
 from fedseg.coordinator.options import Options
+from fedseg.coordinator.training import Training
+from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.dialogue import ToEvaluate, content_of
-from fedseg.errors import RoundFailedError
-from fedseg.events import Burned, Listening, Note, Rejoined, RoundEnded, RoundStarted, StepOpened, Waiting
+from fedseg.errors import ConfigError, UnfinishedError
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
 from fedseg.update import adopt, model_hash, opened
-from secagg import AbortedError, ProtocolError, ServerSession, dequantize
+from secagg.errors import ConfigError as SecAggConfigError
+from secagg.errors import ProtocolError
 from secagg.files import policy_text
 from secagg.rpc.tls import COORDINATOR
-from secagg.service import dialogue
-from secagg.steps import MASKED_INPUT_COLLECTION
+from secagg.service import events
+from secagg.service.coordinator import Coordinator as Engine
+from secagg.service.errors import RunFailedError
+from secagg.service.running import Options as Running
+from secagg.service.stopping import run_until_stopped
 from secagg.writing import write_whole
 
-FAILURES = 5
-"""Rounds that end without a sum, one after the other, after which a coordinator gives up."""
 
-TOLD_SECONDS = 10.0
-"""How often it is said who is waited for, at most; somebody who is late by less is not named."""
-
-
-class Coordinator(Hearing):
+class Coordinator(Engine):
     """One run of one study.
 
+    Args:
+        folder: the run's: new, or of an earlier process of this run, see `finding.folder_of_run`.
+        options: how it runs.
+
     Raises:
-        ConfigError: credentials, port or study are wrong; nothing was sent.
+        ConfigError: credentials or study are wrong, or another process runs it; nothing was sent.
     """
 
-    async def run(self) -> Path:
+    def __init__(self, folder: RunFolder, options: Options) -> None:
+        self.folder, self.study, self._command = folder, folder.study, options.command
+        federation = load_federation(options.credentials, self.study)
+        key = signing_key(options.credentials, COORDINATOR)
+        torch.set_num_threads(self.study.run.threads)
+        self.training = training = Training(folder)
+        policy = self.study.policy(training.parameters, key.verify_key)
+        training.policy, training.running = policy, lambda: self.facts.round if self.driver.running else 0
+        tls = coordinator_tls(options.credentials)
+        running = Running(
+            state=folder.path,
+            host=options.host,
+            port=options.port,
+            patience=options.patience,
+            rejoin_seconds=options.rejoin_seconds,
+            step_seconds=options.step_seconds,
+            training_seconds=options.training_seconds,
+            grace=options.grace,
+            farewell_seconds=options.farewell_seconds,
+            transcripts=options.transcripts,
+            quota=options.quota,
+        )
+        try:
+            super().__init__(policy, federation, key, tls, self.study.hash(), training, running, self._told)
+        except SecAggConfigError as error:
+            raise ConfigError(str(error)) from None
+        training.book = self.book
+        write_identity(folder.path, self.study, federation)
+
+    @property
+    def figures(self) -> Figures:
+        """What may be said about the models."""
+        return self.training.figures
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The last model."""
+        return self.training.model
+
+    @property
+    def parameters(self) -> int:
+        """How many it has."""
+        return self.training.parameters
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """The last model's state."""
+        return self.training.vector
+
+    @state.setter
+    def state(self, vector: NDArray[np.float32]) -> None:
+        self.training.vector = vector
+
+    async def run(self) -> Path:  # type: ignore[override]
         """Serve until the study is complete or too few sites are left.
 
         Returns:
             The complete run folder; its metrics say where the study is not complete.
 
         Raises:
-            RoundFailedError: the sites did not come, or rounds failed again and again. The run folder is complete all
-                the same where a round was.
+            UnfinishedError: the sites did not come, or rounds failed again and again. The run folder is complete all
+                the same where a round was, and the same command goes on.
             ProtocolError: S-20, more than max_corrupt sites are corrupt.
         """
-        port = await self.mailbox.start(self.options.host, self.options.port)
-        self.folder.emit(Listening(host=self.options.host, port=port))
-        self.folder.emit(study_event(self.study, self.parameters, secure=True, party=COORDINATOR))
-        write_whole(self.folder.path / POLICY, policy_text(self.policy))
-        async with self.mailbox:
-            if self.study.model.start == "phantom":
-                self.folder.emit(Note(text="the public start is read, or trained now if fedseg ships none"))
-            self.model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
-            self.state = opened(self.model, self.study.kept(self.parameters))
-            try:
-                reason = await self._rounds()
-                await self._last_metrics()
-            except (RoundFailedError, ProtocolError) as error:  # S-20 ends a run too
-                reason = f"the coordinator gave up: {error}"
-                self._dismiss(reason)
-                await self.mailbox.stop()
-                if self.folder.tally.completed:
-                    self._finish(reason)
-                raise
-            self._dismiss(reason)
-        return self._finish(reason)
-
-    def _dismiss(self, reason: str) -> None:
-        """Give every site the last model, all receipts and the accounts that it lacks, and say why this is the end."""
-        self._send(
-            self.study.site_ids, dialogue.Closing(self.book.start(model_hash(self.state)), content_of(self.state))
-        )
-        for number, account in self.accounts.items():
-            lacking = [site for site in self.study.site_ids if number not in self.seen.get(site, ())]
-            self._send(lacking, account)
-        complete = self.folder.tally.completed >= self.study.study.rounds
-        last = dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete)
-        self._send(self.study.site_ids, last)
-
-    def _finish(self, reason: str) -> Path:
-        self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
-        return self.figures.finish(self.model, self.parameters, self.options.command, reason)
-
-    async def _rounds(self) -> str:
-        tally, failures = self.folder.tally, 0
-        while tally.completed < self.study.study.rounds:
-            sites = await self._gather()
-            if len(sites) < self.policy.min_survivors:
-                if not tally.completed or not self.presence.left:
-                    raise RoundFailedError(
-                        f"{len(sites)} of {self.policy.clients} sites are there after {self.options.patience:g} s and "
-                        f"a sum needs {self.policy.min_survivors}; start the missing sites, or raise --patience"
-                    )
-                return "too few sites have budget left for another round"
-            number, attempt, convicted = self.book.number, self.book.attempt, self.book.convicted
-            try:
-                await self._round(sites)
-                failures = 0
-            except RoundFailedError as error:
-                failures += 1
-                self.folder.emit(Burned(round=number, attempt=attempt, reason=str(error)))
-                for site in sorted(self.book.convicted - convicted):
-                    self.folder.emit(Note(text=f"{site} is left out of every later round: {error}"))
-                if failures == FAILURES:
-                    raise
-        return "the study is complete"
-
-    # --- Sites come and go -------------------------------------------------------------------------------------------
-
-    async def _gather(self) -> list[str]:
-        """Wait until every site that has budget left is there, or patience ends.
-
-        Patience does not end for sites that wait for a transcript or their operators and without which there is no sum.
-        """
-        began, later, need = time.monotonic(), bool(self.folder.tally.completed), self.policy.min_survivors
-        telling = _Telling()
-        while missing := self._wanted() - self.presence.ready:
-            enough = len(self._wanted() - missing) >= need
-            if not enough and len(self._wanted() & self.presence.there()) >= need:
-                began = time.monotonic()
-            patience = self.options.rejoin_seconds if enough and later else self.options.patience
-            left = began + patience - time.monotonic()
-            if left <= 0:
-                break
-            if telling.due(missing, soon=True):
-                self.folder.emit(Waiting(sites=tuple(sorted(missing)), seconds=left))
-                self._send(self.presence.ready, dialogue.Awaiting(sites=sorted(missing), seconds=left))
-            await self._hear(min(left, 1.0))
-        return sorted(self.presence.ready & self._wanted())
-
-    def _wanted(self) -> set[str]:
-        return set(self.study.site_ids) - self.presence.left - self.book.leave_out
-
-    # --- One round ---------------------------------------------------------------------------------------------------
-
-    async def _round(self, sites: list[str]) -> None:
-        book, started = self.book, model_hash(self.state)
-        context = book.context(started)
-        recorder = self.transcripts.recorder(context)
-        server = ServerSession(self.policy, self.federation.pinned, context, book.signing_key, book.leave_out, recorder)
-        self.folder.emit(RoundStarted(round=book.number, attempt=book.attempt, model_hash=started.hex()))
-        for site in self.presence.rejoining(sites):
-            self.folder.emit(Rejoined(round=book.number, site=site))
-        self._send(sites, dialogue.Opened(book.start(started), content_of(self.state)))
-        attempt = Exchange(server, Facts(book.number, book.attempt, self.folder.emit), sites)
-        self.attempt, self.over = attempt, set()
         try:
-            while not server.finished:
-                await self._step(attempt)
-            await self._until_silent(attempt, self.options.step_seconds)  # for confirmations: the sum is there
-        except (ProtocolError, AbortedError) as error:
-            for text in book.failed(error, server.burned):
-                self.folder.emit(Note(text=text))
-            raise RoundFailedError(str(error)) from error
-        finally:
-            self.attempt = None
-            self.presence.dropped |= attempt.quiet
-            if recorder is not None and (failed := self.transcripts.publish(recorder, server.receipt)):
-                self.folder.emit(Note(text=failed))
-        self._completed(attempt)
-        if not self.study.trust.each_update_private:
-            self._send_transcript(attempt.receipt.round_id.hex(), sites)
+            reason = await super().run()
+        except (RunFailedError, ProtocolError) as error:
+            if self.folder.tally.completed:
+                self._finish_folder(f"the coordinator gave up: {error}")
+            if isinstance(error, RunFailedError):
+                raise UnfinishedError(str(error)) from error
+            raise
+        return self.folder.path if self.folder.finished else self._finish_folder(reason)
 
-    async def _step(self, attempt: Exchange) -> None:
-        """Hear the sites until all have spoken, are gone for good, or the deadline passes; then close."""
-        step, asked = attempt.server.step, sorted(set(attempt.server.missing) & attempt.asked)
-        training = step == MASKED_INPUT_COLLECTION
-        seconds = self.options.training_seconds if training else self.options.step_seconds
-        opened = StepOpened(round=attempt.facts.number, step=step, sites=tuple(asked), seconds=seconds)
-        self.folder.emit(opened)
-        await self._until_silent(attempt, seconds)
-        for site, data in attempt.close().items():
-            self._send([site], dialogue.Protocolled(data))
+    def _finish_folder(self, reason: str) -> Path:
+        self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
+        return self.figures.finish(self.model, self.parameters, self._command, reason)
 
-    async def _until_silent(self, attempt: Exchange, seconds: float) -> None:
-        deadline, telling = time.monotonic() + seconds, _Telling()
-        while (awaited := self._awaited(attempt)) and (left := deadline - time.monotonic()) > 0:
-            if telling.due(awaited):
-                step = attempt.server.step
-                self.folder.emit(Waiting(sites=tuple(sorted(awaited)), seconds=left, step=step))
-            await self._hear(min(0.25, left))
+    async def _resume(self) -> None:
+        if self.saved is None:
+            self.folder.emit(study_event(self.study, self.parameters, secure=True, party=COORDINATOR))
+            write_whole(self.folder.path / POLICY, policy_text(self.policy))
+        if not self.training.restored:
+            if self.study.model.start == "phantom":
+                self.folder.emit(told.Note(text="the public start is read, or trained now if fedseg ships none"))
+            model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
+            self.state = opened(model, self.study.kept(self.parameters))
+            adopt(self.model, self.state)
+        await super()._resume()
 
-    def _awaited(self, attempt: Exchange) -> set[str]:
-        """Who may still speak in this step: asked, there or gone for less than the grace, and not restarted."""
-        silent = self.presence.left | self.presence.away(self.options.grace) | self.over
-        return (set(attempt.server.missing) & attempt.asked) - silent
-
-    def _completed(self, attempt: Exchange) -> None:
-        total, ended = dequantize(attempt.total, self.policy), attempt.ended()
-        self.book.completed(attempt.receipt)
-        self.accounts[ended.round] = attempt.account
-        for site in attempt.server.confirmations:
-            self.seen.setdefault(site, set()).add(ended.round)
-        self.state = self.study.following(self.state, total, ended.included, self.policy)
-        adopt(self.model, self.state)
-        self._record(total, ended)
-
-    def _record(self, total: NDArray[np.float64], ended: RoundEnded) -> None:
-        self.figures.record(ended.round)
-        self.folder.end_round(self.model, self.book, ended)
+    async def _rounds(self) -> tuple[str, bool]:
+        ended = await super()._rounds()
+        await self._last_metrics()
+        return ended
 
     async def _last_metrics(self) -> None:
         """Where sites share metrics, open the final model to them and wait for their figures."""
@@ -215,22 +154,64 @@ class Coordinator(Hearing):
         while time.monotonic() < deadline and self.figures.missing(awaited & self.presence.ready):
             await self._hear(0.25)
 
+    # --- What the run folder shows ------------------------------------------------------------------------------------
 
-class _Telling:
-    """When to say who is waited for: not at once, not too often, and not the same again."""
+    def _told(self, event: events.Event) -> None:
+        shown = _event_of(event)
+        if isinstance(event, events.Began):
+            self.folder.lasts = True
+        if shown is not None:
+            with suppress(OSError):  # a full disk costs lines of the log, not the run
+                self.folder.emit(shown)
 
-    def __init__(self) -> None:
-        self._since, self._named = time.monotonic(), set[str]()
 
-    def due(self, names: set[str], *, soon: bool = False) -> bool:
-        """Whether these are to be named now; `soon`: the first time, after a second."""
-        pause = 1.0 if soon and not self._named else TOLD_SECONDS
-        if names == self._named or time.monotonic() - self._since < pause:
-            return False
-        self._since, self._named = time.monotonic(), set(names)
-        return True
+def _event_of(event: events.Event) -> told.AnyEvent | None:
+    """What the log of a run has of it; None where the run's folder writes it down itself."""
+    match event:
+        case events.Listening():
+            return told.Listening(host=event.host, port=event.port)
+        case events.Connected():
+            return told.Connected(site=event.site)
+        case events.Disconnected():
+            return told.Disconnected(site=event.site)
+        case events.TurnedAway():
+            return told.Refused(site=event.site, reason=event.reason)
+        case events.Waiting():
+            return told.Waiting(sites=event.sites, seconds=_seconds(event.seconds), step=event.step)
+        case events.Began():
+            return told.RoundStarted(round=event.round, attempt=event.attempt, model_hash=event.model_hash)
+        case events.StepOpened():
+            return told.StepOpened(round=event.round, step=event.step, sites=event.sites, seconds=event.seconds)
+        case events.Accepted():
+            return told.StepAccepted(round=event.round, site=event.site, step=event.step, bytes=event.bytes)
+        case events.Closed():
+            size = event.bytes_down
+            return told.StepClosed(round=event.round, step=event.step, seconds=event.seconds, bytes_down=size)
+        case events.Dropped():
+            return told.Dropped(round=event.round, site=event.site, after=event.after)
+        case events.Rejoined():
+            return told.Rejoined(round=event.round, site=event.site)
+        case events.Left():
+            return told.Left(site=event.site, reason=event.reason)
+        case events.Burned():
+            return told.Burned(round=event.round, attempt=event.attempt, reason=event.reason)
+        case events.Note():
+            return told.Note(text=event.text)
+        case events.Resumed(step=step) if step:
+            said = f"it goes on in round {event.round}, attempt {event.attempt}, in the step {step}"
+            return told.Note(text=f"an earlier process ended; {said}")
+    return None
+
+
+def _seconds(given: float | None) -> float:
+    """For ever, where nothing ends it."""
+    return math.inf if given is None else given
 
 
 def coordinate(folder: RunFolder, options: Options) -> Path:
-    """Run a coordinator to its end; see `Coordinator`."""
-    return asyncio.run(Coordinator(folder, options).run())
+    """Run a coordinator to its end, or until SIGTERM or SIGINT; see `Coordinator`.
+
+    Raises:
+        StoppedError: a signal came; the same command goes on.
+    """
+    return run_until_stopped(Coordinator(folder, options).run(), "the same command goes on with this run")

@@ -17,7 +17,7 @@ from fedseg.attempt import Facts
 from fedseg.budget.charge import affordable, charge, charge_metrics
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, RoundFailedError
-from fedseg.events import Burned, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
+from fedseg.events import Burned, Certificate, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.site.control import Control
 from fedseg.site.options import Options
@@ -304,8 +304,10 @@ class Site(Party, Application):
         self.folder.emit(Waiting(sites=tuple(sites), seconds=min(seconds, FOR_EVER)))
 
     def connected(self) -> None:
-        """Say that the coordinator answers."""
+        """Say that the coordinator answers, and until when it lets this site in."""
         self.folder.emit(Connected(site=COORDINATOR))
+        if (end := self.mailbox.tls.expires) is not None:
+            self.folder.emit(Certificate(site=self.me, until=end.isoformat()))
 
     def note(self, text: str) -> None:
         """Say a sentence."""

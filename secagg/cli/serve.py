@@ -51,7 +51,9 @@ def serve(
         typer.Option(help="Append what happens to this file, one JSON object a line.", show_default=False),
     ] = None,
 ) -> None:
-    """Sum one vector a round of each member that runs `secagg join`, and see none of them.
+    """Collect a sum of vectors and see none of them.
+
+    Members run `secagg join`, and give one vector a round.
 
     Everything of the run is in FOLDER: after a crash, a kill or a reboot the same command goes on with it. Ends with 0
     once every round has its sum; 1 after an error; 75 where it ended early.

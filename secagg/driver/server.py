@@ -256,6 +256,7 @@ class ServerDriver:
             return [Refused(str(error), sender, grave), *self._closed(now)]
         except IllegalTransitionError:
             return []  # the attempt is over
+        self._over.discard(sender)  # it is in the attempt after all
         repeated: list[ServerAction] = [] if reply is None else [Send(wire.encode(reply), sender)]
         return [*repeated, *self._closed(now)]
 

@@ -41,6 +41,7 @@ from secagg.service.events import (
     Waiting,
 )
 from secagg.service.hearing import Hearing
+from secagg.service.standing import STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, ROUND_START
 
@@ -49,8 +50,6 @@ FAILURES = 5
 
 TOLD_SECONDS = 10.0
 """How often it is said who is waited for, at most; somebody who is late by less is not named."""
-
-_STALLED_SECONDS = 30.0
 
 
 class Coordinator(Hearing):
@@ -80,7 +79,6 @@ class Coordinator(Hearing):
                 await self.application.prepare()
                 await self._resume()
                 reason, complete = await self._rounds()
-                await self.application.conclude(self)
                 await self._finish(reason, complete)
             else:
                 self.emit(Note(f"this run is finished: {self.ended}"))
@@ -189,7 +187,7 @@ class Coordinator(Hearing):
         longest = max(filter(None, map(self.seconds_left, awaited)), default=None)
         if longest is None:
             return False
-        self.driver.wait_until(now + min(longest, _STALLED_SECONDS))
+        self.driver.wait_until(now + min(longest, STALLED_SECONDS))
         return True
 
     # --- What the driver says -----------------------------------------------------------------------------------------
@@ -249,6 +247,7 @@ class Coordinator(Hearing):
         }
         await self._durably(changes)
         self.accounts[receipt.round_number] = account
+        await self._until_written(lambda: self.application.counted(summed), "the record of this round")
         self.emit(summed)
 
     def _step_opened(self, save: Save) -> None:
@@ -267,7 +266,6 @@ class Coordinator(Hearing):
             if isinstance(message, RoundStart):
                 self._send([send.to], self._with_content(message))
                 return
-        self.facts.down(len(send.data))
         self._send([send.to], dialogue.Protocolled(send.data))
 
     def _silent(self, silent: Silent) -> None:

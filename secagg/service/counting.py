@@ -26,7 +26,6 @@ class Counting:
         self.seconds: dict[str, float] = {}
         self.last: dict[str, str] = {}
         self.since = time.monotonic()
-        self._step_down = 0
 
     def up(self, site: str, step: str, size: int) -> None:
         """A member's message was accepted in a step."""
@@ -34,17 +33,13 @@ class Counting:
         self.last[site] = step
         self._emit(Accepted(self.round, site, step, size))
 
-    def down(self, size: int) -> None:
-        """So many bytes go to a member."""
-        self.bytes_down += size
-        self._step_down += size
-
-    def closed(self, step: str) -> None:
-        """A step is over, and everybody was answered."""
+    def closed(self, step: str, size: int) -> None:
+        """A step is over, and everybody is answered, with so many bytes in all."""
         now = time.monotonic()
         self.seconds[step] = self.seconds.get(step, 0.0) + now - self.since
-        self._emit(Closed(self.round, step, now - self.since, self._step_down))
-        self.since, self._step_down = now, 0
+        self.bytes_down += size
+        self._emit(Closed(self.round, step, now - self.since, size))
+        self.since = now
 
     def summed(self, done: Completed) -> Summed:
         """The round as it completed."""

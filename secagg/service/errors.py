@@ -13,5 +13,3 @@ class RunFailedError(SecAggError):
 
 class StoppedError(SecAggError):
     """The operator ended this process, not the run: the same command goes on with it."""
-
-    exit_status = 75

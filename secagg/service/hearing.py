@@ -167,7 +167,7 @@ class Hearing(Standing):
     async def _refuse(self, site: str, reason: str) -> None:
         if self.presence.refuse(site, reason):
             self.emit(TurnedAway(site, reason))
-        self._send([site], dialogue.Refused.because(reason))
+            self._send([site], dialogue.Refused.because(reason))
         await self._over(site)
 
     def _show_transcripts(self, site: str, unreplayed: Sequence[str], news: bool) -> None:

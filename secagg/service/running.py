@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from secagg.book import RoundBook
 from secagg.driver import Completed
 from secagg.service.dialogue import Message
 from secagg.service.events import Summed
 from secagg.service.transcripts import QUOTA
-
-if TYPE_CHECKING:
-    from secagg.service.standing import Standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,5 +93,9 @@ class Application(Protocol):
             DialogueError: it is not true, or late; it was ignored.
         """
 
-    async def conclude(self, standing: "Standing") -> None:
-        """Whatever is left to ask members after the last round."""
+    def counted(self, summed: Summed) -> None:
+        """The sum is durable: write down what others read of it. A process that dies here never comes to it.
+
+        Raises:
+            OSError: it cannot be written now; it is called again.
+        """

@@ -27,7 +27,6 @@ from secagg.service.events import (
     TurnedAway,
 )
 from secagg.service.running import Options
-from secagg.service.standing import Standing
 
 _WORDS: dict[type, str] = {
     StepOpened: "step",
@@ -86,8 +85,8 @@ class Serving:
     def heard(self, site: str, message: Message) -> None:
         """Members say nothing of their own."""
 
-    async def conclude(self, standing: Standing) -> None:
-        """Nothing is left to ask."""
+    def counted(self, summed: Summed) -> None:
+        """The sum lies there already."""
 
 
 def serving(home: Home, rounds: int, out: Path, options: Options, *listeners: Listener) -> Coordinator:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from secagg import wire
 from secagg.book import RoundBook
-from secagg.driver import Refused, Save, ServerAction, ServerDriver
+from secagg.driver import Refused, Save, Send, ServerAction, ServerDriver
 from secagg.files import Federation
 from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
@@ -28,6 +28,9 @@ from secagg.service.presence import Presence
 from secagg.service.running import Application, Options
 from secagg.service.status import SiteStatus, Status
 from secagg.service.transcripts import FOLDER, Transcripts
+
+STALLED_SECONDS = 30.0
+"""A message of which nothing has arrived for so long is not on its way any more."""
 
 JOURNAL = "journal.sqlite"
 """In the coordinator's state folder."""
@@ -259,9 +262,9 @@ class Standing(ABC):
             facts.up(site, step, size)
             context = session.context
             self.joined[site] = max(self.joined.get(site, (0, 0)), (context.round_number, context.attempt))
-        await self._do(actions)
         if closed:
-            facts.closed(step)
+            facts.closed(step, sum(len(action.data) for action in actions if isinstance(action, Send)))
+        await self._do(actions)
 
     @property
     def _open(self) -> bool:
@@ -305,8 +308,14 @@ class Standing(ABC):
         return dialogue.Opened(start, self.application.content())
 
     def seconds_left(self, site: str) -> float | None:
-        """How long what a member sends just now still takes; None where nothing is under way."""
-        return None
+        """How long what is on its way from or to a member still takes; None where nothing is, or it does not move."""
+        link = self.mailbox.link(site)
+        left = [
+            transfer.seconds_left()
+            for transfer in (link.uploading, link.downloading)
+            if transfer is not None and transfer.still < STALLED_SECONDS
+        ]
+        return max(left, default=None)
 
     def free_bytes(self) -> int:
         """Of the disk with the journal."""

@@ -166,7 +166,7 @@ class Lying(Coordinator):
 
     lie = ""
 
-    def _dismiss(self, reason: str) -> None:
+    def _dismiss(self, sites, reason, *, complete) -> None:
         self.seen.clear()
         account = self.accounts[1]
         match self.lie:
@@ -179,7 +179,7 @@ class Lying(Coordinator):
                 self.accounts[1] = replace(account, reports=Reports((*account.reports.reports[:-1], last)))
             case "receipts":
                 self.book.receipts = self.book.receipts[:-1]
-        super()._dismiss(reason)
+        super()._dismiss(sites, reason, complete=complete)
 
 
 @pytest.mark.parametrize(

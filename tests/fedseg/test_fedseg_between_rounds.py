@@ -448,7 +448,8 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
 class Hiding(Coordinator):
     """Takes the sum of round 1, and goes on as if it had burned."""
 
-    def _record(self, total, ended) -> None:
+    async def _completed(self, save, done) -> None:
+        await super()._completed(save, done)
         self.book.receipts = ()
 
 
@@ -518,7 +519,7 @@ class Rewinding(Coordinator):
 
         def send(site: str, kind: str, payload: bytes) -> None:
             if kind == Protocolled.kind and isinstance(wire.decode_from_server(payload), Result):
-                server = self.attempt.server
+                server = self.driver.session
                 forward = fed_avg(self.state, dequantize(server.result, self.policy), server.included, self.policy)
                 self.back = (2 * self.state - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
@@ -532,9 +533,9 @@ class Rewinding(Coordinator):
         self.mailbox.send = send
         return await super().run()
 
-    def _record(self, total, ended) -> None:
-        super()._record(total, ended)
-        self.state = fed_avg(self.back, total, ended.included, self.policy)
+    async def _completed(self, save, done) -> None:
+        await super()._completed(save, done)
+        self.state = fed_avg(self.back, done.total, done.included, self.policy)
 
 
 def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):
@@ -560,9 +561,9 @@ class Repeating(Coordinator):
             await self._hear(0.05)
         return await super()._gather()
 
-    def _record(self, total, ended) -> None:
-        before = (2 * self.state - fed_avg(self.state, total, ended.included, self.policy)).astype("f4")
-        super()._record(total, ended)
+    async def _completed(self, save, done) -> None:
+        before = self.state
+        await super()._completed(save, done)
         self.state = before
 
 
@@ -586,9 +587,9 @@ def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path)
 class Inventing(Coordinator):
     """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
 
-    def _record(self, total, ended) -> None:
-        before = (2 * self.state - fed_avg(self.state, total, ended.included, self.policy)).astype("f4")
-        super()._record(total, ended)
+    async def _completed(self, save, done) -> None:
+        before = self.state
+        await super()._completed(save, done)
         run, head, hashes = self.book.training_run, self.book.head, (b"r" * 32, b"a" * 32, b"t" * 32)
         self.book.completed(Receipt(run, 2, *hashes, head, next_head(head, *hashes)).sign(self.book.signing_key))
         self.state = before

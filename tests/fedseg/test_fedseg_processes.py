@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedseg.credentials import make_credentials
 from fedseg.demo import Demo
 from fedseg.report import write_report
 from tests.support.tiny import tiny_study
@@ -93,3 +95,72 @@ def _children_of(folder: Path) -> list[str]:
         if {"coordinator", "site"} & set(words) and any(str(folder) in word for word in words):
             found.append(f"{process.name} {' '.join(words)}")
     return [line for line in found if not line.startswith(f"{os.getpid()} ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_same_command_goes_on_with_a_coordinator_that_was_ended_and_says_when_the_run_is_finished(tmp_path, how):
+    """Rows 1 and 5 of the trials: the run was lost, and every site refused for ever."""
+    study, credentials = tiny_study(sites=3, rounds=3, seed=None, steps=60, patients=6), tmp_path / "credentials"
+    make_credentials(credentials, study, "trial")
+    (tmp_path / "study.toml").write_text(study.toml(), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fedseg = [sys.executable, "-m", "fedseg.cli"]
+    given = [str(tmp_path / "study.toml"), "--credentials", str(credentials)]
+    coordinator = [*fedseg, "coordinator", *given, "--port", str(port), "--out", str(tmp_path / "runs")]
+    sites = [
+        subprocess.Popen(
+            [
+                *fedseg,
+                "site",
+                given[0],
+                name,
+                *given[1:],
+                "--coordinator",
+                f"127.0.0.1:{port}",
+                "--out",
+                str(tmp_path / name),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in study.site_ids
+    ]
+    try:
+        first = subprocess.Popen(coordinator, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not _has(tmp_path / "runs", '"round":2', "MaskedInputCollection"):
+            time.sleep(0.02)
+        first.send_signal(how)
+        began = time.monotonic()
+        said, _ = first.communicate(timeout=30)
+        assert first.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 75), said
+        if how is signal.SIGTERM:
+            assert time.monotonic() - began < 30
+            assert "the same command goes on with this run" in said
+        again = subprocess.run(coordinator, capture_output=True, text=True, timeout=240, check=False)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert [site.wait(timeout=60) for site in sites] == [0, 0, 0]
+    finally:
+        for site in sites:
+            site.kill()
+    (run,) = (path for path in (tmp_path / "runs").glob("tiny-*") if path.is_dir())
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [(event["round"], len(event["included"])) for event in events if event["kind"] == "end_round"] == [
+        (1, 3),
+        (2, 3),
+        (3, 3),
+    ]
+    assert not [event for event in events if event["kind"] == "burned"], "nothing that could finish is lost"
+    last = subprocess.run(coordinator, capture_output=True, text=True, timeout=120, check=False)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert "this run is finished" in last.stdout
+
+
+def _has(runs: Path, *words: str) -> bool:
+    """Whether a line of the run's events has all of these words."""
+    lines = [line for path in runs.glob("*/events.jsonl") for line in path.read_text().splitlines()]
+    return any(all(word in line for word in words) for line in lines)

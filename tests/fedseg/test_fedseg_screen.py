@@ -171,7 +171,7 @@ def test_a_sites_sentence_does_not_end_the_coordinator(tmp_path, credentials, ki
     screen, file = screen_of(terminal=False)
     options = Options(credentials=credentials)
     coordinator = Coordinator(RunFolder.create(tmp_path, tiny_study(rounds=1), screen), options)
-    coordinator._take(Received("site-a", how.kind, how(reason=HOSTILE[kind]).packed()))
+    asyncio.run(coordinator._take(Received("site-a", how.kind, how(reason=HOSTILE[kind]).packed())))
     assert shown_on(file).endswith(f"{printable(HOSTILE[kind])}\n")
     assert shown_on(file).count("\n") == 1
     written = (coordinator.folder.path / "events.jsonl").read_text(encoding="utf-8")
@@ -203,14 +203,18 @@ def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, creden
     transcripts = coordinator.folder.path / "transcripts"
     transcripts.mkdir()
     (transcripts / f"0001-0-{'ab' * 8}.transcript").write_bytes(bytes(1000))
-    sent, own = [], dict.fromkeys(("policy", "roster"), "00" * 32)
-    waits = Ready(release="x", run="run", task=coordinator.study.hash().hex(), **own, unreplayed=["ab" * 32])
+    sent, same = [], {name: ours for name, (ours, _) in coordinator._same.items()}
+    waits = Ready(**same, unreplayed=["ab" * 32])
     coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
-    for _ in range(2):
-        coordinator._take(Received("site-a", HELLO, b""))
-        for _ in range(600):
-            coordinator._take(Received("site-a", Ready.kind, waits.packed()))
-            coordinator._take(Received("site-a", Failed.kind, Failed(reason="again").packed()))
+
+    async def scenario() -> None:
+        for _ in range(2):
+            await coordinator._take(Received("site-a", HELLO, b""))
+            for _ in range(600):
+                await coordinator._take(Received("site-a", Ready.kind, waits.packed()))
+                await coordinator._take(Received("site-a", Failed.kind, Failed(reason="again").packed()))
+
+    asyncio.run(scenario())
     assert sent == ["transcript"] * 2
 
 
@@ -227,7 +231,7 @@ def test_figures_of_rounds_that_are_not_there_are_neither_kept_nor_shown(tmp_pat
         assert told in shown_on(file)
         for step, steps in [(0, 2), (3, 2), (0, 10**30)]:
             progress = Progress(round=number + 1, step=step, steps=steps, epsilon=None)
-            coordinator._take(Received("site-a", Progress.kind, progress.packed()))
+            asyncio.run(coordinator._take(Received("site-a", Progress.kind, progress.packed())))
     assert coordinator.figures.missing({"site-a", "site-b"}) == {"site-b"}
     events = [json.loads(line) for line in (coordinator.folder.path / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event.get("round")) for event in events if event["kind"] != "note"] == [("dice", 0)]

@@ -1,5 +1,6 @@
 """How a run stands: folded from its events, shown as a table, JSON and a page; while it runs and when it is down."""
 
+import json
 from dataclasses import replace
 
 from fedseg import events as e
@@ -79,6 +80,9 @@ def test_at_a_site_the_peers_are_the_coordinator_and_itself():
     status = status_of(told(waiting, party="site-b"))
     assert list(peers(status)) == [COORDINATOR, "site-b"]
     assert (status.awaited, status.deadline) == ((COORDINATOR,), "")  # for ever
+    for_ever = e.Waiting(sites=(COORDINATOR,), seconds=float("inf"))
+    assert e.event_of(json.loads(for_ever.model_dump_json())).seconds is None
+    assert status_of(told(for_ever, party="site-b")).deadline == ""
     assert status_of(told(waiting, e.Connected(site=COORDINATOR), party="site-b")).awaited == ()
 
 

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from hypothesis import given, settings
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from fedseg import events as e
+from fedseg.cli.watching import LogFormat, seen
 from fedseg.errors import ConfigError
 from fedseg.runfolder import RunFolder
 from fedseg.status import COORDINATOR, Status, status_of
@@ -189,6 +191,26 @@ def test_the_server_gives_page_json_and_metrics_and_nothing_else():
         assert get(watch, "/", "POST")[0] == 501
         assert get(watch, "/status.json", Host="evil.example")[0] == 421  # a name that leads here (DNS rebinding)
         assert get(watch, "/status.json", Host="localhost:1")[0] == 200
+
+
+def test_the_options_of_a_command_give_page_log_and_audit_log_of_its_run(tmp_path, capsys):
+    log, audit = tmp_path / "log", tmp_path / "audit.jsonl"
+    for how, file in ((LogFormat.JSON, log), (LogFormat.TEXT, tmp_path / "lines"), (LogFormat.JSON, None)):
+        with seen(how, file, "0", audit) as view, RunFolder.create(tmp_path, STUDY, *view.listeners) as folder:
+            view.run = folder
+            for event in middle():
+                folder.emit(event)
+            url = re.search(r"status page at (http://127.0.0.1:\d+/)", capsys.readouterr().out)
+            if url is not None:  # the screen is off where the log is on the error output
+                with urlopen(url[1] + "status.json") as answer:
+                    told = json.load(answer)
+                assert (told["running"], told["round"]) == (True, 2)
+    assert json.loads(log.read_text().splitlines()[0])["event"] == "study"
+    assert "round 1: sum of 3 of 3 sites" in (tmp_path / "lines").read_text()
+    assert len(entries(audit)) == 3 * 11
+    for where in (tmp_path / "none" / "log", tmp_path):
+        with pytest.raises(ConfigError, match="--log-file"), seen(LogFormat.JSON, where, ""):
+            pass
 
 
 def test_silent_connections_take_a_bounded_number_of_threads():

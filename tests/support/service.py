@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -68,6 +69,9 @@ class Line:
 
     def traffic(self, site: str) -> Traffic:
         return Traffic()
+
+    def link(self, site: str):
+        return SimpleNamespace(uploading=None, downloading=None)
 
 
 class Member:
