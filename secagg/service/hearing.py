@@ -118,12 +118,12 @@ class Hearing(Standing):
             self._dismiss([site], self.ended, complete=self.complete)
             return
         self.driver.back(site)
-        await self._placed(site, ready)
-        if site in self.owed and (result := self.journal.get("result")):
+        placed = await self._placed(site, ready)  # a member of the next attempt takes an older sum for a lie (C-20)
+        if not placed and site in self.owed and (result := self.journal.get("result")):
             self._send([site], dialogue.Protocolled(result))
         self._show_transcripts(site, ready.unreplayed, news)
 
-    async def _placed(self, site: str, ready: dialogue.Ready) -> None:
+    async def _placed(self, site: str, ready: dialogue.Ready) -> bool:
         """A member that is in the attempt that runs is told again what it may have lost; any other is not waited for.
 
         What it said before it had the round start says nothing of the attempt: it is asked once more, while that helps.
@@ -135,8 +135,9 @@ class Hearing(Standing):
         if self.driver.running and (ready.inside == now or late):
             self._asked_again[site] = now
             await self._driven(lambda: self.driver.again(site))
-        else:
-            await self._over(site)
+            return True
+        await self._over(site)
+        return False
 
     def _unlike(self, site: str, ready: dialogue.Ready) -> str:
         """What makes this member the odd one out: it is named to both, before anything is charged."""

@@ -28,6 +28,9 @@ from secagg.service.events import (
 )
 from secagg.service.running import Options
 
+REVOKED = "revoked.pem"
+"""Of the server's folder: certificates that the authority took back, a standard list (CRL); may be missing."""
+
 _WORDS: dict[type, str] = {
     StepOpened: "step",
     Summed: "completed",
@@ -105,7 +108,8 @@ def serving(home: Home, rounds: int, out: Path, options: Options, *listeners: Li
     folder = home.folder
     if home.signing_key.verify_key != home.policy.server_key:
         raise ConfigError(f"{folder}: holds the key of {home.me}, and not the server's; serve from the server's folder")
-    tls = ServerTls.load(folder / f"{AUTHORITY}.pem", folder / f"{COORDINATOR}.pem", folder / f"{COORDINATOR}.key")
+    names = (f"{AUTHORITY}.pem", f"{COORDINATOR}.pem", f"{COORDINATOR}.key", REVOKED)
+    tls = ServerTls.load(*(folder / name for name in names))
     application = Serving(home, rounds, out)
     given = (home.policy, home.federation, home.signing_key, tls, home.task.hash(), application, options)
     return Coordinator(*given, *listeners)

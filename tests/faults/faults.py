@@ -111,6 +111,7 @@ def revoked(made: Federation, point: str) -> None:
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     made.revoke(STRUCK)
+    time.sleep(2)  # the coordinator looks at its files once a second
     made.parties[STRUCK].go_on()
 
 

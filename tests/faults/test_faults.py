@@ -26,15 +26,13 @@ CELLS: dict[str, dict[str, str]] = TABLE["cells"]
 ALWAYS = {(fault, POINTS[index % len(POINTS)]) for index, fault in enumerate(CELLS)}
 """Of every fault one cell."""
 ALWAYS |= {("coordinator killed", point) for point in POINTS[::2]}
-STAND = {"site killed", "duplicate delivery", "disk full at the coordinator", "wrong model or code"}
-"""Until the transport of the others has landed."""
 OUT = {"counted", "lost"}
 
 
 def _cells() -> Iterator[object]:
     for fault, row in CELLS.items():
         for point in row:
-            marks = () if (fault, point) in ALWAYS and fault in STAND else (pytest.mark.slow,)
+            marks = () if (fault, point) in ALWAYS else (pytest.mark.slow,)
             yield pytest.param(fault, point, id=f"{fault}, {point}", marks=marks)
 
 
@@ -107,7 +105,6 @@ def test_the_same_command_says_that_a_finished_run_is_finished(tmp_path):
         assert sums_of(made) == before
 
 
-@pytest.mark.slow
 def test_a_terminated_coordinator_says_goodbye_and_goes_on(tmp_path):
     with federation(tmp_path / "federation") as made:
         coordinator = made.serve()
