@@ -1,13 +1,18 @@
 """`fedseg data`: a site's images before a study begins."""
 
+import re
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedseg.cli.terminal import DataFolder, StudyFile, app
 from fedseg.errors import ConfigError
 from secagg.terminal import App, AsJson, plain, say, say_json
+
+if TYPE_CHECKING:
+    from fedseg.data.fingerprint import Fingerprint, Spread
 
 data_app = App("Look at a site's images before a study begins.")
 app.add_typer(data_app, name="data")
@@ -50,3 +55,85 @@ def data_check(
         say_json({"ok": not wrong, "findings": [asdict(finding) for finding in found]})
     if wrong:
         raise typer.Exit(1)
+
+
+@data_app.command("fingerprint")
+def data_fingerprint(
+    source: Annotated[Path, typer.Argument(help="Folder of images, or a study file.", show_default=False)],
+    data: DataFolder = None,
+    only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Spacings, sizes, intensities and label volumes of a site's images, as nnU-Net's fingerprint tells them.
+
+    It is computed from every patient and is not private: it stays at the site.
+    """
+    from fedseg.data.fingerprint import fingerprint
+    from fedseg.data.proposal import proposed
+    from fedseg.study import load_study
+
+    if source.is_dir():
+        found = proposed(source, "fingerprint")
+        study, folders = found.study, dict(found.sites)
+    else:
+        study = load_study(source)
+        if data is None:
+            raise ConfigError(f"{source}: a study has no images; give their folder with --data")
+        folders = {only: data} if only else {site: data / site for site in study.site_ids if (data / site).is_dir()}
+    prints = [fingerprint(folder, site, study) for site, folder in folders.items()]
+    if as_json:
+        say_json({"private": False, "sites": [asdict(one) for one in prints]})
+        return
+    for one in prints:
+        _tell(one)
+    say("not private: computed from every patient, it stays at the site")
+
+
+def _tell(found: "Fingerprint") -> None:
+    say(f"{found.site}: {found.cases} cases")
+    for sentence in found.left_out:
+        say(plain("  left out ", "yellow"), sentence)
+    rows = [("spacing mm", found.spacing, ".2f"), ("size voxels", found.size, ".0f")]
+    for what, axes, shape in rows:
+        if axes:
+            middle = " x ".join(format(axis.percentiles["50"], shape) for axis in axes)
+            ends = (" x ".join(f"{axis.low:{shape}}-{axis.high:{shape}}" for axis in axes),)
+            say(f"  {what}: median {middle}, from {ends[0]}")
+    for name, spread in found.intensities.items():
+        say(f"  {name} in the structures: {_of(spread, '.4g')}, mean {spread.mean:.4g}, sd {spread.std:.4g}")
+    for name, structure in found.structures.items():
+        volume = f", {_of(structure.millilitres, '.3g')} ml" if structure.millilitres else ""
+        say(f"  {name}: in {structure.cases} of {found.cases} cases{volume}")
+
+
+def _of(spread: "Spread", shape: str) -> str:
+    cuts = spread.percentiles
+    return f"median {cuts['50']:{shape}}, 0.5 % to 99.5 % {cuts['0.5']:{shape}} to {cuts['99.5']:{shape}}"
+
+
+@app.command("new")
+def new(
+    study: Annotated[Path, typer.Argument(help="Study file to write (TOML).", show_default=False)],
+    source: Annotated[Path, typer.Option("--from", help="Folder of images.", show_default=False)],
+) -> None:
+    """Write a first study from a folder of images.
+
+    The folder is one hospital's own, or has one subfolder for each site. Nothing that is there is overwritten.
+    """
+    from fedseg.data.proposal import proposed
+    from secagg.writing import write_new
+
+    if study.exists():
+        raise ConfigError(f"{study} exists already; move it away first, nothing was overwritten")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", study.stem)
+    found = proposed(source, name.lstrip("._-") or "study")
+    data = found.study.data  # checked before it is written
+    write_new(study, found.text)
+    sites = f"{len(found.sites)} sites ({', '.join(found.sites)})"
+    say(f"layout {found.layout}: {sites}, modality {', '.join(found.modality)}")
+    said = (f"{name} = {', '.join(map(str, values))}" for name, values in found.structures.items())
+    say(f"structures by label value: {'; '.join(said)}")
+    say(f"working grid: {data.dims} dimensions, {data.size} pixels a side")
+    say(f"study {study}: read its comments, and decide")
+    one = f" --site {next(iter(found.sites))}" if len(found.sites) == 1 else ""
+    say(f"next: fedseg data check {study}{one} --data {source}")

@@ -7,7 +7,9 @@
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from fedseg.coordinator.finding import write_identity
 from fedseg.coordinator.options import Options
 from fedseg.coordinator.training import Training
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
-from fedseg.dialogue import ToEvaluate, content_of
-from fedseg.errors import ConfigError, UnfinishedError
+from fedseg.data.declaration import Declaration, agree, odd_ones
+from fedseg.dialogue import Declares, ToEvaluate, content_of
+from fedseg.errors import ConfigError, RoundFailedError, UnfinishedError
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
@@ -57,7 +60,7 @@ class Coordinator(Engine):
         self.training = training = Training(folder)
         policy = self.study.policy(training.parameters, key.verify_key)
         training.policy, training.running = policy, lambda: self.facts.round if self.driver.running else 0
-        tls = coordinator_tls(options.credentials)
+        self._tls = tls = coordinator_tls(options.credentials)
         running = Running(
             state=folder.path,
             host=options.host,
@@ -76,7 +79,25 @@ class Coordinator(Engine):
         except SecAggConfigError as error:
             raise ConfigError(str(error)) from None
         training.book = self.book
+        self.declared: dict[str, Declaration] = {}
         write_identity(folder.path, self.study, federation)
+
+    def odd(self, site: str, says: str) -> Mapping[str, str]:
+        """Sites whose files declare labels or channels otherwise than most of those who said so do."""
+        try:
+            said = Declares.heard(says, self.federation.training_run, site, self.federation.pinned[site])
+        except RoundFailedError as error:
+            return {site: str(error)}
+        self.declared[site] = said
+        found = odd_ones(self.declared, self.study)
+        return found if len(found) < len(self.declared) else {}  # where no two agree, nobody knows yet who is wrong
+
+    async def _begin(self, sites: list[str]) -> None:
+        try:
+            agree({site: self.declared[site] for site in sites if site in self.declared}, self.study)
+        except ConfigError as error:
+            raise RunFailedError(str(error)) from None
+        await super()._begin(sites)
 
     @property
     def figures(self) -> Figures:
@@ -131,6 +152,7 @@ class Coordinator(Engine):
         if self.saved is None:
             self.folder.emit(study_event(self.study, self.parameters, secure=True, party=COORDINATOR))
             write_whole(self.folder.path / POLICY, policy_text(self.policy))
+        self._valid(COORDINATOR, self._tls.expires)
         if not self.training.restored:
             if self.study.model.start == "phantom":
                 self.folder.emit(told.Note(text="the public start is read, or trained now if fedseg ships none"))
@@ -163,6 +185,14 @@ class Coordinator(Engine):
         if shown is not None:
             with suppress(OSError):  # a full disk costs lines of the log, not the run
                 self.folder.emit(shown)
+        if isinstance(event, events.Connected):
+            self._valid(event.site, self.mailbox.link(event.site).certificate_ends)
+
+    def _valid(self, party: str, until: datetime | None) -> None:
+        """Say until when a party's certificate is valid."""
+        if until is not None:
+            with suppress(OSError):
+                self.folder.emit(told.Certificate(site=party, until=until.isoformat()))
 
 
 def _event_of(event: events.Event) -> told.AnyEvent | None:

@@ -10,6 +10,7 @@ from fedseg.files import read_text
 from fedseg.study import Study
 
 LABEL = "dseg"
+NO_IMAGES = {LABEL, "mask", "probseg"}
 SCANS = ("anat", "ses-*/anat")
 
 
@@ -43,6 +44,19 @@ class Bids:
                     _label(folder, stem),
                     subject=person,
                 )
+
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """Endings that every person's images have."""
+        endings = [
+            {
+                without_ending(path).rpartition("_")[2]
+                for place in SCANS
+                for path in listed(folder / person, f"{place}/*_*.nii*")
+            }
+            - NO_IMAGES
+            for person in _folders(folder)
+        ]
+        return tuple(sorted(set.intersection(*endings))) if endings else ()
 
     def declared(self, folder: Path, study: Study) -> Declared:
         """Nothing: BIDS says it file by file."""

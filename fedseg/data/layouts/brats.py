@@ -10,9 +10,12 @@ from fedseg.data.layouts.layout import Declared
 from fedseg.study import Study
 
 LABEL = "seg"
-PLACES = ("*/*", "*/*/*")  # 2018 and 2019 have HGG/ and LGG/ between
-_PERSON = re.compile(r"(?P<person>BraTS-[A-Z]+-\d{5})-\d{3}|(?P<older>Brats1[789]_.+)_\d")
-"""Names whose last number is a time point of one person: since 2023, and 2017 to 2019."""
+GRADES = ("HGG", "LGG")  # folders between, in 2018 and 2019
+PLACES = ("*/*", "*/*/*")
+_PERSON = re.compile(
+    r"(?P<person>BraTS-[A-Z]+-\d{5})-\d{3}|(?P<older>Brats1[789]_.+)_\d|(?P<one>BraTS20_[A-Za-z]+_\d{3}|BraTS2021_\d{5})"
+)
+"""The last number is a time point of one person since 2023 and up to 2019; in 2020 and 2021 each case is a person."""
 
 
 class Brats:
@@ -40,8 +43,19 @@ class Brats:
                 home.name,
                 tuple(map(file, study.data.modality)),
                 file(LABEL),
-                subject=(named["person"] or named["older"]) if named else None,
+                subject=next(filter(None, named.groups())) if named else None,
             )
+
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """Endings that every case's images have."""
+        endings: dict[Path, set[str]] = {}
+        for place in (PLACES[0], *(f"{grade}/{PLACES[0]}" for grade in GRADES)):
+            for path in listed(folder, f"{place}.nii*"):
+                stem, home = without_ending(path), path.parent
+                if stem.startswith(home.name) and stem != home.name:
+                    endings.setdefault(home, set()).add(stem.removeprefix(home.name)[1:])
+        common = set.intersection(*endings.values()) - {LABEL} if endings else set()
+        return tuple(sorted(name for name in common if name.isalnum()))
 
     def declared(self, folder: Path, study: Study) -> Declared:
         """Nothing: BraTS says on its pages what a label value is."""

@@ -1,12 +1,14 @@
 """The Medical Segmentation Decathlon, and lists of MONAI with several files a case."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedseg.data.layouts.files import FileEntry, without_ending
 from fedseg.data.layouts.layout import Declared
+from fedseg.data.layouts.nifti import nifti_shape
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
 from fedseg.study import Study
@@ -32,6 +34,18 @@ class Decathlon:
             if not paths[0].exists() and paths[0].with_name(f"{stem}_0000.nii.gz").exists():
                 raise ConfigError(f"{paths[0]} is missing, and {stem}_0000.nii.gz is there; {OTHER}")
             yield FileEntry(stem, paths, folder / label)
+
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """Those of the index, or as many numbers as the first image has channels."""
+        if not (folder / INDEX).exists():
+            return ()
+        content = dataset_json(folder, "a Decathlon folder has one")
+        listed = training_of(content, folder / INDEX) if "training" in content else []
+        if not listed or not (first := folder / listed[0][0][0]).exists():
+            return ()
+        count = len(listed[0][0]) if len(listed[0][0]) > 1 else math.prod(nifti_shape(first)[3:])
+        said = declared_in(content).channels or ()
+        return said if len(said) == count else tuple(f"channel-{number}" for number in range(count))
 
     def declared(self, folder: Path, study: Study) -> Declared:
         """Labels and modalities of the index."""

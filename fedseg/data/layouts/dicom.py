@@ -53,17 +53,26 @@ class DicomEntry:
         """Nothing: what contradicts itself is refused."""
         return ()
 
+    @property
+    def label(self) -> Path:
+        """Its label map."""
+        seg = self.folder / f"{LABEL}.dcm"
+        return seg if seg.exists() else find_nifti(self.folder / LABEL)
+
+    def scan(self, site: str, study: Study) -> Scan:
+        """Read the series and the label map; raises as `load`."""
+        image, path = read_folder(self.folder, study), self.label
+        seg = path.name.endswith(".dcm")
+        label = read_segments(path, image, study.structures) if seg else labelled(path, image, site, study)
+        return Scan(self.patient, self.name, image.values, image.affine, label, str(path), image.oriented)
+
     def load(self, site: str, study: Study) -> Case:
         """Read the series and the label map and bring them onto the study's working grid.
 
         Raises:
             CaseError: a series or the label map is missing, damaged or inconsistent.
         """
-        image, seg = read_folder(self.folder, study), self.folder / f"{LABEL}.dcm"
-        path = seg if seg.exists() else find_nifti(self.folder / LABEL)
-        label = read_segments(seg, image, study.structures) if seg.exists() else labelled(path, image, site, study)
-        scan = Scan(self.patient, self.name, image.values, image.affine, label, str(path), image.oriented)
-        return working_case(scan, site, study)
+        return working_case(self.scan(site, study), site, study)
 
 
 class Dicom:
@@ -83,6 +92,17 @@ class Dicom:
                 if len(people) > 1:
                     raise ConfigError(f"{home}: has images of {len(people)} patients; give each a folder of its own")
                 yield DicomEntry(home.name, home, people.pop() or None)
+
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """Descriptions that every case's series have; of one series a case, its kind, such as CT."""
+        homes = [found for path in listed(folder, "*") if path.is_dir() and (found := series_in(path))]
+        people = [{str(header.get("PatientID") or "") for header, _ in found.values()} for found in homes]
+        if not homes or max(map(len, people)) > 1:  # several people in one folder: a site's, not a case's
+            return ()
+        if max(map(len, homes)) == 1:
+            return (str(next(iter(homes[0].values()))[0].get("Modality") or "image"),)
+        described = [{str(header.get("SeriesDescription") or "") for header, _ in found.values()} for found in homes]
+        return tuple(sorted(set.intersection(*described) - {""}))
 
     def declared(self, folder: Path, study: Study) -> Declared:
         """Nothing: DICOM says it image by image."""

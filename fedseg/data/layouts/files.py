@@ -51,16 +51,19 @@ class FileEntry:
         """What of its geometry was decided by a rule; nothing for files that cannot be read."""
         return [f"{path.name}: {said}" for path in (*self.images, self.label) for said in _remarks(path)]
 
+    def scan(self, site: str, study: Study) -> Scan:
+        """Read the files, on their own grid; raises as `load`."""
+        image = read_image(self.images, study)
+        label = labelled(self.label, image, site, study)
+        return Scan(self.patient, self.name, image.values, image.affine, label, str(self.label), image.oriented)
+
     def load(self, site: str, study: Study) -> Case:
         """Read the files and bring them onto the study's working grid.
 
         Raises:
             CaseError: a missing, damaged or inconsistent file.
         """
-        image = read_image(self.images, study)
-        label = labelled(self.label, image, site, study)
-        scan = Scan(self.patient, self.name, image.values, image.affine, label, str(self.label), image.oriented)
-        return working_case(scan, site, study)
+        return working_case(self.scan(site, study), site, study)
 
 
 def read_image(paths: Sequence[Path], study: Study) -> Volume:

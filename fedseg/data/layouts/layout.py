@@ -81,6 +81,9 @@ class Layout(Protocol):
             ConfigError: an index is missing or malformed.
         """
 
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """What the channels of a folder's images are called, as its files say; none where it has another layout."""
+
     def declared(self, folder: Path, study: Study) -> Declared:
         """What the folder's files say of all its images; raises as `entries`."""
 

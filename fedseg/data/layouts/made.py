@@ -64,6 +64,10 @@ class Made:
         for number, seed in enumerate(phantom.site_seeds(site, patients, COHORT), 1):
             yield MadeEntry(f"sub-{number:03d}", seed)
 
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def declared(self, folder: Path, study: Study) -> Declared:
         """Nothing."""
         return Declared()

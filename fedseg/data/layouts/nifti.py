@@ -53,6 +53,11 @@ def read_nifti(path: Path) -> Volume:
     return Volume(str(path), _channels_first(values, path), affine, oriented, remarks)
 
 
+def nifti_shape(path: Path) -> tuple[int, ...]:
+    """Voxels along each axis of a file, at least three; raises `CaseError` as `read_nifti`, and reads no voxel."""
+    return tuple(_opened(path).shape)
+
+
 def nifti_remarks(path: Path) -> tuple[str, ...]:
     """What of a file's geometry was decided by a rule; raises `CaseError` as `read_nifti`, and reads no voxel."""
     return geometry(_opened(path), str(path))[2]

@@ -32,6 +32,13 @@ class NnUNet:
             numbered = {number: folder / "imagesTr" / f"{case}_{number:04}{ending}" for number in numbers}
             yield FileEntry(case, tuple({**numbered, **places}[number] for number in numbers), label)
 
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """Those of the index."""
+        numbered = listed(folder, "imagesTr/*_0000.nii*")
+        if not numbered or not (folder / INDEX).exists():
+            return ()
+        return declared_in(dataset_json(folder, "a folder of nnU-Net has one")).channels or ()
+
     def declared(self, folder: Path, study: Study) -> Declared:
         """Labels and channels of the index; of the channels those that the study uses."""
         said = declared_in(dataset_json(folder, "a folder of nnU-Net has one"))

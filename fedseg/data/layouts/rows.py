@@ -1,12 +1,14 @@
 """Files in any folders, and a table that says which belong together and whose they are."""
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fedseg.data.layouts.channels import plain
 from fedseg.data.layouts.files import FileEntry, without_ending
 from fedseg.data.layouts.layout import Declared
+from fedseg.data.layouts.nifti import nifti_shape
 from fedseg.errors import ConfigError
 from fedseg.files import read_text
 from fedseg.study import Study
@@ -39,6 +41,16 @@ class Rows:
             paths = tuple(folder / row[plain(name)] for name in images)
             case = row.get("case") or without_ending(paths[0])
             yield FileEntry(case, paths, folder / row["label"], subject=row.get("patient"))
+
+    def modalities(self, folder: Path) -> tuple[str, ...]:
+        """The table's columns of images, or as many numbers as the first image has channels."""
+        if not (folder / INDEX).exists() or not (rows := self._rows(folder)):
+            return ()
+        if "image" not in rows[0]:
+            return tuple(name for name in rows[0] if name not in ("label", "case", "patient"))
+        first = folder / rows[0]["image"]
+        count = math.prod(nifti_shape(first)[3:]) if first.exists() else 1
+        return tuple(f"channel-{number}" for number in range(count))
 
     def declared(self, folder: Path, study: Study) -> Declared:
         """Nothing but the rows."""

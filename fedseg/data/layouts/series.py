@@ -17,7 +17,7 @@ from fedseg.errors import CaseError, ConfigError
 SPACING_MM = 0.01  # or a hundredth of the spacing, if that is more
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM points to the left and to the back
 _SEG = "1.2.840.10008.5.1.4.1.1.66.4"
-_NEEDED = ("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "PatientID", "Rows", "NumberOfFrames")
+_NEEDED = ("SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "PatientID", "Rows", "NumberOfFrames")
 
 
 def modules() -> tuple[Any, Any]:
@@ -105,6 +105,16 @@ def read_segments(path: Path, image: Volume, structures: Sequence[str]) -> NDArr
     for number in range(len(structures)):
         labels[segments[..., number].T > 0] = number + 1
     return labels
+
+
+def segments_in(path: Path) -> list[str]:
+    """What the segments of a DICOM SEG are called, in order; raises `CaseError` where it is none."""
+    highdicom, _ = modules()
+    try:
+        seg = highdicom.seg.segread(path)
+    except Exception as error:
+        raise CaseError(str(path), f"cannot be read as DICOM SEG ({error}); export it again") from error
+    return [str(seg.get_segment_description(number).segment_label) for number in seg.segment_numbers]
 
 
 def write_segments(

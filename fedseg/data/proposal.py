@@ -1,0 +1,190 @@
+"""A first study from what a folder holds: its layout, sites, modalities and label values, found in its files.
+
+What only people can decide is left to them: the study that is proposed makes no privacy claim. It holds no number of
+patients, because everybody in the federation reads it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedseg.data.layouts.dicom import DicomEntry
+from fedseg.data.layouts.files import FileEntry, listed
+from fedseg.data.layouts.labels import whole_numbers
+from fedseg.data.layouts.nifti import nifti_shape, read_nifti
+from fedseg.data.layouts.series import segments_in
+from fedseg.data.layouts.table import LAYOUTS
+from fedseg.errors import ConfigError
+from fedseg.study import Study, parse_study
+
+SITES = 3  # the fewest whose sum shows nobody
+SMALLEST, LARGEST, STEP = 32, 96, 16
+GUESSED = ("bids", "decathlon", "nnunet", "table", "brats", "dicom")
+BRATS: Mapping[tuple[int, ...], list[list[int]]] = {
+    (1, 2, 4): [[1, 2, 4], [1, 4], [4]],
+    (1, 2, 3): [[1, 2, 3], [1, 3], [3]],
+}
+"""Label values of BraTS up to 2021 and since 2023: whole tumour, tumour core, enhancing tumour."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a folder holds.
+
+    Attributes:
+        layout: of `[data] layout`.
+        modality: names of the channels.
+        sites: each site's folder by its id; one that is the folder itself, if it is one hospital's.
+        structures: names, and the label values of each in the files.
+        text: the study in TOML.
+    """
+
+    layout: str
+    modality: tuple[str, ...]
+    sites: Mapping[str, Path]
+    structures: Mapping[str, Sequence[int]]
+    text: str
+
+    @property
+    def study(self) -> Study:
+        """The text, checked."""
+        return parse_study(self.text, "proposal")
+
+
+def proposed(folder: Path, name: str) -> Proposal:
+    """The study that a folder's files suggest.
+
+    Args:
+        folder: one hospital's own, or with one subfolder for each site.
+        name: of the study.
+
+    Raises:
+        ConfigError: there is no such folder, no layout fits it, or its sites differ.
+        CaseError: a label map cannot be read.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder; give the folder that holds the images")
+    layout, modality, sites = _sites(folder)
+    plain = Study.model_validate_json(json.dumps(_content(name, layout, modality, {"structure-1": [1]}, sites)))
+    listed_here = [entry for site, place in sites.items() for entry in LAYOUTS[layout].entries(place, site, plain)]
+    cases = [entry for entry in listed_here if isinstance(entry, FileEntry | DicomEntry)]
+    structures = _structures(layout, cases, sites, plain)
+    content = _content(name, layout, modality, structures, sites)
+    content["data"]["size"] = _size(cases)
+    return Proposal(layout, modality, sites, structures, _toml(content, len(sites)))
+
+
+def _sites(folder: Path) -> tuple[str, tuple[str, ...], Mapping[str, Path]]:
+    """Layout, channels, and the folder of each site."""
+    for layout in GUESSED:
+        if modality := LAYOUTS[layout].modalities(folder):
+            return layout, modality, {folder.resolve().name: folder}
+    for layout in GUESSED:
+        places = {path.name: path for path in listed(folder, "*") if path.is_dir()}
+        found = {site: LAYOUTS[layout].modalities(place) for site, place in places.items()}
+        found = {site: modality for site, modality in found.items() if modality}
+        if found:
+            common = set.intersection(*(set(modality) for modality in found.values()))
+            first = next(iter(found.values()))
+            if not common:
+                said = "; ".join(f"{site} {', '.join(modality)}" for site, modality in found.items())
+                raise ConfigError(f"{folder}: the sites have no modality in common: {said}; give each its own study")
+            return layout, tuple(one for one in first if one in common), {site: places[site] for site in found}
+    raise ConfigError(
+        f"{folder}: no layout fits it; arrange it as one of {', '.join(GUESSED)} (docs/study.md), the simplest of "
+        "which is a table cases.csv"
+    )
+
+
+def _structures(
+    layout: str, cases: Sequence[FileEntry | DicomEntry], sites: Mapping[str, Path], study: Study
+) -> Mapping[str, Sequence[int]]:
+    """Names with their label values: as an index declares them, and for what it does not name, 'structure-V'."""
+    values: set[int] = set()
+    named: dict[str, Sequence[int]] = {}
+    for case in cases:
+        if case.label.name.endswith(".dcm"):
+            named.update((segment, [number]) for number, segment in enumerate(segments_in(case.label), 1))
+        elif case.label.exists():
+            found = whole_numbers(read_nifti(case.label).values)
+            values |= {int(value) for value in np.unique(found[np.isfinite(found)]) if value > 0}
+    if layout == "brats" and (known := BRATS.get(tuple(sorted(values)))):
+        return dict(zip(("whole tumour", "tumour core", "enhancing tumour"), known, strict=True))
+    for site, place in sites.items():
+        declared = LAYOUTS[layout].declared(place, study).labels or {}
+        for name, those in declared.items():
+            if named.setdefault(name, those) != those:
+                raise ConfigError(f"{site}: '{name}' is {list(those)}, elsewhere {list(named[name])}; correct either")
+    known_values = {value for those in named.values() for value in those}
+    named.update((f"structure-{value}", [value]) for value in sorted(values - known_values))
+    if not named:
+        raise ConfigError("no label map has a structure: there is nothing to learn; add the label maps")
+    return dict(sorted(named.items(), key=lambda item: (-len(item[1]), min(item[1]))))
+
+
+def _size(cases: Sequence[FileEntry | DicomEntry]) -> int:
+    """Side of the working grid: the widest plane of the first images, a multiple of 16 from 32 to 96."""
+    files = [case.images[0] for case in cases[:SITES] if case.images[0].is_file()]
+    wide = max((max(sorted(nifti_shape(path)[:3])[1:]) for path in files), default=64)
+    return min(max(-(-wide // STEP) * STEP, SMALLEST), LARGEST)
+
+
+def _content(
+    name: str, layout: str, modality: Sequence[str], structures: Mapping[str, Sequence[int]], sites: Mapping[str, Path]
+) -> dict[str, dict[str, object]]:
+    labels = [list(those) for those in structures.values()]
+    own = labels == [[number] for number in range(1, len(labels) + 1)]
+    ct = [("ct" if one.upper() == "CT" else "percentiles") for one in modality]
+    data: dict[str, object] = {"layout": layout, "modality": list(modality)}
+    data |= {} if own else {"labels": labels}
+    data |= {"dims": 2, "size": 64, "slices_per_patient": 8} | ({"normalisation": ct} if "ct" in ct else {})
+    data |= {"window": [-150.0, 250.0]} if "ct" in ct else {}
+    ids = [*sites, *(f"site-{number}" for number in range(len(sites) + 1, SITES + 1))]
+    content: dict[str, object] = {
+        "study": {"name": name, "structures": list(structures), "rounds": 10, "local_steps": 20, "lr": 0.2},
+        "data": data,
+        "privacy": {"mechanism": "none", "sample_rate": 0.5, "denominator": 4},
+        "secagg": {"clip_range": 2.0},
+        "sites": [{"id": site} for site in ids],
+    }
+    return content  # type: ignore[return-value]
+
+
+NOTES = {
+    "structures": "their names are free; the order is that of the label values",
+    "rounds": "to decide: with differential privacy every round costs; begin with few",
+    "labels": "each structure's values in the files; one within another is a region",
+    "modality": "names of the channels, in this order",
+    "size": "more costs time and memory",
+    "window": "Hounsfield units that become 0 and 1",
+    "mechanism": "to decide: first see whether it can be learned at all; then 'local' or 'distributed'",
+    "denominator": "about the patients that a usual site draws in a step: a public constant, not counted from data",
+}
+WHOSE = """# To decide, where nothing but file names says who is a patient (docs/study.md, Patients):
+# patient = '(?P<patient>[^/]+)[.]nii'    # each file is a patient of its own
+"""
+UNDECIDED = """# To decide, with mechanism = "local" or "distributed":
+# epsilon = 8.0       # what a patient may lose over the whole study; smaller is safer
+# delta = 1e-4        # below 1/patients, say a tenth of 1/(the patients of all sites)
+# clip_norm = 0.05    # length to which one patient's gradient is cut
+"""
+
+
+def _toml(content: Mapping[str, object], found: int) -> str:
+    lines = ["# Proposed by `fedseg new` from a folder of images. Read every line: it is yours to decide.", ""]
+    for section, rows in content.items():
+        for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+            lines.append(f"[[{section}]]" if isinstance(rows, list) else f"[{section}]")
+            for key, value in row.items():
+                note = f"  # {NOTES[key]}" if key in NOTES else ""
+                if section == "sites" and number >= found:
+                    note = "  # another hospital: a sum needs three"
+                lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}{note}")
+            lines += (
+                WHOSE.splitlines() if section == "data" and row["layout"] in ("decathlon", "nnunet", "table") else []
+            )
+            lines += [*UNDECIDED.splitlines(), ""] if section == "privacy" else [""]
+    return "\n".join(lines)

@@ -1,0 +1,145 @@
+"""`fedseg new` writes a study that `fedseg data check` passes; `fedseg data fingerprint` tells what nnU-Net's does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from fedseg.study import load_study
+from tests.fedseg.test_fedseg_realdata import folder_of
+from tests.support.command import is_one_sentence, run
+from tests.support.folders import AFFINE, brain, write_decathlon, write_feta
+
+SITES = ("clinic-1", "clinic-2", "clinic-3")
+
+
+def image(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.Nifti1Image(values, AFFINE).to_filename(path)
+
+
+def bids(folder: Path) -> None:
+    write_feta(folder, 2)
+
+
+def decathlon(folder: Path) -> None:
+    write_decathlon(folder, 2)
+
+
+def nnunet(folder: Path) -> None:
+    for case in ("liver-001", "spleen-9"):
+        for number in range(2):
+            image(folder / f"imagesTr/{case}_{number:04}.nii.gz", brain()[0])
+        image(folder / f"labelsTr/{case}.nii.gz", brain()[1])
+    index = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
+    (folder / "dataset.json").write_text(json.dumps({**index, "numTraining": 2, "file_ending": ".nii.gz"}))
+
+
+def brats(folder: Path) -> None:
+    for number in (1, 2):
+        case = f"BraTS20_Training_{number:03}"
+        for kind in ("flair", "t1ce"):
+            image(folder / case / f"{case}_{kind}.nii.gz", brain(seed=number)[0])
+        label = brain()[1].astype(np.uint8)
+        label[20:22, 20:30, 15:20] = 4
+        image(folder / case / f"{case}_seg.nii.gz", label)
+
+
+def table(folder: Path) -> None:
+    for name in ("x", "why"):
+        image(folder / f"{name}.nii.gz", brain()[0])
+        image(folder / f"{name}-drawn.nii.gz", brain()[1] * np.uint8(3))
+    rows = ["patient,image,label", "P1,x.nii.gz,x-drawn.nii.gz", "P2,why.nii.gz,why-drawn.nii.gz"]
+    (folder / "cases.csv").write_text("\n".join(rows))
+
+
+FOLDERS = {
+    "bids": (bids, ["T2w"], {"structure-1": [1], "structure-2": [2]}),
+    "decathlon": (decathlon, ["channel-0", "channel-1", "channel-2"], {"structure-1": [1]}),
+    "nnunet": (nnunet, ["CT", "PET"], {"organ": [1], "lesion": [2]}),
+    "brats": (brats, ["flair", "t1ce"], {"whole tumour": [1, 2, 4], "tumour core": [1, 4], "enhancing tumour": [4]}),
+    "table": (table, ["channel-0"], {"structure-3": [3], "structure-6": [6]}),
+}
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+@pytest.mark.parametrize("whole", [True, False], ids=["sites", "one hospital"])
+def test_a_study_is_written_from_a_folder_and_checks_on_it(layout, whole, tmp_path, capsys, monkeypatch):
+    make, modality, structures = FOLDERS[layout]
+    source = tmp_path / "data" if whole else tmp_path / "clinic-1"
+    for site in SITES if whole else ("",):
+        (source / site).mkdir(parents=True)
+        shutil.rmtree(source / site)
+        make(source / site)
+    path = tmp_path / "study.toml"
+    code, said, error = run(capsys, monkeypatch, "new", path, "--from", source)
+    assert code == 0, error
+    assert f"layout {layout}: " in said
+    study = load_study(path)
+    assert study.data.layout == layout
+    assert list(study.data.modality) == modality
+    labels = study.data.labels or [[number] for number in range(1, len(study.structures) + 1)]
+    assert {name: list(those) for name, those in zip(study.structures, labels, strict=True)} == structures
+    assert study.site_ids == (list(SITES) if whole else ["clinic-1", "site-2", "site-3"])
+    for decision in ("epsilon", "delta", "rounds", "mechanism"):
+        assert f"{decision} = " in path.read_text()
+    assert not study.trust.claims_epsilon
+    command = said.splitlines()[-1].removeprefix("next: fedseg ").split(" ")
+    code, said, error = run(capsys, monkeypatch, *command)
+    assert code == 0, (said, error)
+
+
+def test_a_study_is_never_overwritten_and_a_strange_folder_is_told(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "study.toml"
+    path.write_text("mine")
+    bids(tmp_path / "data")
+    for arguments, words in (
+        ((path, "--from", tmp_path / "data"), "study.toml exists already; move it away first"),
+        ((tmp_path / "new.toml", "--from", tmp_path / "nowhere"), "nowhere: there is no such folder"),
+        ((tmp_path / "new.toml", "--from", tmp_path / "data/sub-001"), "no layout fits it; arrange it as one of"),
+    ):
+        code, _, error = run(capsys, monkeypatch, "new", *arguments)
+        assert (code, is_one_sentence(error)) == (1, True)
+        assert words in error
+    assert path.read_text() == "mine"
+    assert not (tmp_path / "new.toml").exists()
+
+
+def test_a_fingerprint_tells_spacings_sizes_intensities_and_volumes(tmp_path, capsys, monkeypatch):
+    bids(tmp_path)
+    code, said, error = run(capsys, monkeypatch, "data", "fingerprint", tmp_path, "--json")
+    assert code == 0, error
+    (site,) = json.loads(said)["sites"]
+    assert site["cases"] == 2
+    assert [axis["percentiles"]["50"] for axis in site["spacing"]] == pytest.approx([0.8] * 3)
+    assert [axis["percentiles"]["50"] for axis in site["size"]] == [40, 48, 36]
+    together = np.concatenate([brain(seed=seed)[0][brain()[1] > 0] for seed in (1, 2)])
+    inside = site["intensities"]["T2w"]
+    assert inside["mean"] == pytest.approx(together.mean(), rel=1e-4)
+    assert inside["std"] == pytest.approx(together.std(), rel=1e-3)
+    for cut, value in inside["percentiles"].items():
+        assert value == pytest.approx(np.percentile(together, float(cut)), rel=1e-3)
+    half = np.count_nonzero(brain()[1] == 1) * 0.8**3 / 1000
+    assert site["structures"]["structure-1"]["millilitres"]["mean"] == pytest.approx(half)
+    (tmp_path / "sub-002/anat/sub-002_dseg.nii.gz").unlink()
+    code, said, _ = run(capsys, monkeypatch, "data", "fingerprint", tmp_path)
+    assert code == 0
+    assert "1 cases" in said
+    assert "left out" in said
+    assert said.splitlines()[-1] == "not private: computed from every patient, it stays at the site"
+
+
+@pytest.mark.realdata
+def test_a_study_from_real_folders(tmp_path, capsys, monkeypatch):
+    """Five hospitals of LGG, whose sites are subfolders."""
+    code, _, error = run(capsys, monkeypatch, "new", tmp_path / "lgg.toml", "--from", folder_of("lgg"))
+    assert code == 0, error
+    study = load_study(tmp_path / "lgg.toml")
+    assert (study.data.layout, study.site_ids) == (
+        "decathlon",
+        [f"site-{site}" for site in ("CS", "DU", "EZ", "FG", "HT")],
+    )
+    assert len(study.data.modality) == 3
