@@ -4,16 +4,21 @@ A site tells that its training begins, without differential privacy how far it i
 validation Dice. A model travels as the content of a round start.
 """
 
-from typing import Annotated, ClassVar
+from dataclasses import asdict
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedseg.data.declaration import Declaration
 from fedseg.errors import RoundFailedError
+from secagg.encoding import encode
+from secagg.keys import SigningKey, verify
 from secagg.service.dialogue import Control, WithContent
 
 _Dice = Annotated[float, Field(ge=0, le=1)]
+_Declared = Annotated[str, Field(max_length=200, pattern=r"^[^\W_]*$")]
 
 
 class Progress(Control):
@@ -39,6 +44,41 @@ class Metrics(Control):
     rows: list[list[_Dice | None]]
 
 
+class Declares(BaseModel):
+    """What a site's index calls structures and channels, signed by the site: what `Ready.says` holds, as JSON.
+
+    No patient's presence changes it: see `fedseg.data.declaration`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    structures: Annotated[tuple[_Declared, ...], Field(max_length=254)] | None
+    channels: Annotated[tuple[_Declared, ...], Field(max_length=254)] | None
+    space: _Declared | None
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+
+    @classmethod
+    def signed(cls, declared: Declaration, run: str, site: str, key: SigningKey) -> Self:
+        """Of a site, for one training run."""
+        return cls(**asdict(declared), signature=key.sign(_stated(declared, run, site)).hex())
+
+    @classmethod
+    def heard(cls, text: str, run: str, site: str, verify_key: bytes) -> Declaration:
+        """What a site said of itself.
+
+        Raises:
+            RoundFailedError: it is malformed, or not signed by the site.
+        """
+        try:
+            found = cls.model_validate_json(text)
+        except ValidationError:
+            raise RoundFailedError(f"{site} sent a malformed declaration of its labels and channels") from None
+        declared = Declaration(found.structures, found.channels, found.space)
+        if not verify(verify_key, _stated(declared, run, site), bytes.fromhex(found.signature)):
+            raise RoundFailedError(f"{site} did not sign its declaration of labels and channels")
+        return declared
+
+
 class ToEvaluate(WithContent):
     """Coordinator to site, only with `share_metrics`: the last model, whose `Metrics` it waits for."""
 
@@ -60,3 +100,7 @@ def state_in(content: bytes) -> NDArray[np.float32]:
         return np.frombuffer(content, dtype="<f4").astype(np.float32)
     except ValueError:
         raise RoundFailedError("the coordinator sent a model that is cut off") from None
+
+
+def _stated(declared: Declaration, run: str, site: str) -> bytes:
+    return encode("declared", run, site, declared.digest)

@@ -7,6 +7,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from fedseg.coordinator.finding import write_identity
 from fedseg.coordinator.options import Options
 from fedseg.coordinator.training import Training
 from fedseg.credentials import coordinator_tls, load_federation, signing_key
-from fedseg.dialogue import ToEvaluate, content_of
-from fedseg.errors import ConfigError, UnfinishedError
+from fedseg.data.declaration import Declaration, agree, odd_ones
+from fedseg.dialogue import Declares, ToEvaluate, content_of
+from fedseg.errors import ConfigError, RoundFailedError, UnfinishedError
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
@@ -76,7 +78,25 @@ class Coordinator(Engine):
         except SecAggConfigError as error:
             raise ConfigError(str(error)) from None
         training.book = self.book
+        self.declared: dict[str, Declaration] = {}
         write_identity(folder.path, self.study, federation)
+
+    def odd(self, site: str, says: str) -> Mapping[str, str]:
+        """Sites whose files declare labels or channels otherwise than most of those who said so do."""
+        try:
+            said = Declares.heard(says, self.federation.training_run, site, self.federation.pinned[site])
+        except RoundFailedError as error:
+            return {site: str(error)}
+        self.declared[site] = said
+        found = odd_ones(self.declared, self.study)
+        return found if len(found) < len(self.declared) else {}  # where no two agree, nobody knows yet who is wrong
+
+    async def _begin(self, sites: list[str]) -> None:
+        try:
+            agree({site: self.declared[site] for site in sites if site in self.declared}, self.study)
+        except ConfigError as error:
+            raise RunFailedError(str(error)) from None
+        await super()._begin(sites)
 
     @property
     def figures(self) -> Figures:

@@ -32,25 +32,34 @@ class Declaration:
         return digest("declared", json.dumps(asdict(self), sort_keys=True))
 
 
-def agree(prints: Mapping[str, Declaration], study: Study) -> None:
+def agree(said: Mapping[str, Declaration], study: Study) -> None:
     """Hold the sites' declarations against each other.
 
     Raises:
         ConfigError: two declare something else of the same structure or channel; names the odd one out.
     """
+    if odd := odd_ones(said, study):
+        raise ConfigError(next(iter(odd.values())))
+
+
+def odd_ones(said: Mapping[str, Declaration], study: Study) -> dict[str, str]:
+    """Sites that declare something else than most do, each with a sentence; all of them where no two agree."""
+    found: dict[str, str] = {}
     for what, names in (("structures", study.structures), ("channels", study.data.modality), ("space", ("",))):
         for number, name in enumerate(names):
-            said = {site: _part(getattr(found, what), number) for site, found in prints.items()}
-            said = {site: value for site, value in said.items() if value}
-            if len(set(said.values())) > 1:
-                raise ConfigError(_odd_one(what, name, said))
+            here = {site: _part(getattr(declared, what), number) for site, declared in said.items()}
+            here = {site: value for site, value in here.items() if value}
+            counted = Counter(here.values()).most_common()
+            if len(counted) > 1:
+                usual = counted[0][0] if counted[0][1] > counted[1][1] else ""
+                sentence = _odd_one(what, name, here, usual)
+                found |= {site: sentence for site, value in here.items() if value != usual and site not in found}
+    return found
 
 
-def _odd_one(what: str, name: str, said: Mapping[str, str]) -> str:
-    counted = Counter(said.values()).most_common()
-    usual = counted[0][0] if len(counted) == 1 or counted[0][1] > counted[1][1] else None
+def _odd_one(what: str, name: str, said: Mapping[str, str], usual: str) -> str:
     odd = [f"{site} '{value}'" for site, value in said.items() if value != usual]
-    others = f", the others '{usual}'" if usual is not None else ""
+    others = f", the others '{usual}'" if usual else ""
     of = {"structures": f"what the study calls '{name}'", "channels": f"the channel '{name}'"}.get(what, "their space")
     return (
         f"sites' files declare {of} differently: {', '.join(odd)}{others}; compare what their labels and channels are, "

@@ -6,6 +6,8 @@ import torch
 
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
+from fedseg.data.roles import FOLDER as ROLES
+from fedseg.data.roles import going_on
 from fedseg.errors import ConfigError
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
@@ -15,6 +17,7 @@ from fedseg.site.following import Following
 from fedseg.site.options import Options
 from fedseg.study import Study
 from fedseg.update import flatten, opened
+from secagg.encoding import digest
 from secagg.policy import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
@@ -31,7 +34,7 @@ class Party:
     """
 
     def __init__(self, folder: RunFolder, data: SiteData, options: Options) -> None:
-        self.folder, self.data, self.options = folder, data, options
+        self.folder, self.options = folder, options
         self.study: Study = folder.study
         self.me = options.site
         torch.set_num_threads(self.study.run.threads)
@@ -41,8 +44,10 @@ class Party:
             options.state.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"state folder {options.state}: {error.strerror}; give --state a folder") from error
+        record = options.state / ROLES / f"{digest('roles', self.federation.training_run).hex()}.json"
+        self.data, self.changes = going_on(record, data)
         self.store = SqliteStore(options.state / MARKS, self.me)
-        self.ledger = data_set_ledger(options.state, self.store, self.key, data)
+        self.ledger = data_set_ledger(options.state, self.store, self.key, self.data)
         self.model = build_model(self.study)
         self.parameters = len(flatten(self.model))
         self.state = opened(self.model, self.study.kept(self.parameters))
@@ -56,7 +61,7 @@ class Party:
         self.session = session_id(self.policy, self.federation.pinned)
         self.refuse_used_name()
         self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
-        self.figures = Figures(folder, self.me, data, self.ledger, options.audit)
+        self.figures = Figures(folder, self.me, self.data, self.ledger, options.audit)
 
     def refuse_used_name(self) -> None:
         """Refuse a run whose rounds the ledger would take for those of an earlier one, and would not charge.

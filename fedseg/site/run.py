@@ -91,6 +91,8 @@ class Site(Party, Application):
             StoppedError: the operator left the study.
         """
         self.folder.emit(study_event(self.study, self.parameters, secure=True, party=self.me))
+        for change in self.changes:
+            self.folder.emit(Note(text=change))
         write_whole(self.folder.path / POLICY, policy_text(self.policy))
         self.folder.checkpoint(self.model, None)
         async with alone(self.options.state, f"{self.session.hex()}/{self.federation.training_run}"):
@@ -237,6 +239,11 @@ class Site(Party, Application):
     def again(self) -> Iterable[Message]:
         """The last figures, which a coordinator that was restarted may not have."""
         return () if self._metrics is None else (self._metrics,)
+
+    def says(self) -> str:
+        """What this site's index declares of labels and channels, signed; no patient changes it."""
+        run = self.federation.training_run
+        return dialogue.Declares.signed(self.data.declared, run, self.me, self.key).model_dump_json()
 
     def spent(self) -> float | None:
         """What the patients have spent, as epsilon."""

@@ -99,6 +99,10 @@ class Application:
         """What its people have paid so far; see `dialogue.Ready`."""
         return None
 
+    def says(self) -> str:
+        """What it declares before anything is charged; see `dialogue.Ready`."""
+        return ""
+
     def wish(self) -> Wish:
         """What its operator wants by now."""
         return Wish.GO_ON

@@ -118,6 +118,7 @@ class Ready(Control):
         joined: the last (round number, attempt) that its durable marks know of this run; (0, 0) for none. Where the
             coordinator has seen a later one of it, the marks were wiped or restored from a copy.
         spent: what its people have paid so far, such as epsilon; it never falls. None where nothing is paid.
+        says: what its application declares, for the coordinator's to hold against the others'.
     """
 
     kind: ClassVar[str] = "ready"
@@ -131,6 +132,7 @@ class Ready(Control):
     inside: _Attempt | None = None
     joined: _Attempt = (0, 0)
     spent: float | None = Field(default=None, ge=0)
+    says: str = Field(default="", max_length=2**16)
 
 
 class Busy(Said):

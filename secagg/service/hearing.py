@@ -1,7 +1,7 @@
 """What a coordinator hears from its members, and what it answers around the protocol; it opens no round by itself."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from secagg import wire
 from secagg.errors import ProtocolError
@@ -109,6 +109,11 @@ class Hearing(Standing):
         if why := self._unlike(site, ready) or self._yesterday(site, ready):
             await self._refuse(site, why)
             return
+        odd = self.odd(site, ready.says)
+        for other, why in odd.items():
+            await self._refuse(other, why)
+        if site in odd:
+            return
         if ready.spent is not None and ready.spent != self.spent.get(site):
             self.spent[site] = ready.spent
             await self._members()
@@ -148,6 +153,10 @@ class Hearing(Standing):
                 both = f"{site} was started with another {what} ({shown[0]}) than the coordinator ({shown[1]})"
                 return f"{both}: compare the two, and start with the same one"
         return ""
+
+    def odd(self, site: str, says: str) -> Mapping[str, str]:
+        """Members, each with a sentence, that are the odd ones out now that this one declared what it says."""
+        return {}
 
     def _yesterday(self, site: str, ready: dialogue.Ready) -> str:
         """Marks or spending that fell: a store that was wiped, or restored from a copy."""

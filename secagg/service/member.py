@@ -460,6 +460,7 @@ class Member:
                 inside=inside,
                 joined=joined,
                 spent=self._app.spent(),
+                says=self._app.says(),
             )
         )
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from secagg import wire
 from secagg.book import RoundBook
-from secagg.driver import Refused, Save, Send, ServerAction, ServerDriver
+from secagg.driver import Failed, Refused, Save, Send, ServerAction, ServerDriver
 from secagg.files import Federation
 from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
@@ -257,7 +257,8 @@ class Standing(ABC):
         actions = await self._call(work)
         same = self.driver.session is session and session is not None
         closed = same and session is not None and bool(step) and session.step != step
-        taken = same and session is not None and (closed or (self._open and session.heard > before))
+        ended = any(isinstance(action, Failed) for action in actions)
+        taken = same and session is not None and (closed or ended or (self._open and session.heard > before))
         if site and taken and session is not None and not any(isinstance(action, Refused) for action in actions):
             facts.up(site, step, size)
             context = session.context

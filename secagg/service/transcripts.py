@@ -13,6 +13,9 @@ from secagg.transcript_files import Recorder
 from secagg.writing import PRIVATE, PRIVATE_FOLDER
 
 FOLDER = "transcripts"
+RECORDING = "recording"
+"""Beside it: what is recorded of the attempt that runs, sealed under the coordinator's key."""
+
 QUOTA = 20 << 30
 """Bytes of all transcripts of a run, at most."""
 
@@ -60,14 +63,16 @@ class Transcripts:
         if keep != "whole" and replayed:
             raise ConfigError("where an update is not private alone, every site replays whole transcripts: keep them")
         self.folder, self.keep, self._quota = folder, keep, quota
+        self._recording = folder.with_name(RECORDING)
         self._policy, self._pinned, self._key = policy, pinned, key
 
     def recorder(self, context: RoundContext) -> Kept | None:
         """What writes down an attempt; None where nothing is kept."""
         if self.keep == "none":
             return None
-        path = self.folder / f"{context.round_number:04d}-{context.attempt}.transcript"
-        self.folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+        path = self._recording / f"{context.round_number:04d}-{context.attempt}.transcript"
+        for folder in (self.folder, self._recording):
+            folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         return Kept(path, self._policy, self._pinned, context, self.keep == "whole", self._key, durable=True)
 
     def write(self, kept: Kept) -> list[str]:
@@ -79,8 +84,10 @@ class Transcripts:
         Raises:
             OSError: it cannot be written now; what was recorded stays, for a later call.
         """
+        name = f"{kept.stem}.transcript"
         if kept.receipt is not None:  # found by its identifier, by a coordinator of a later run too
-            kept.path = kept.path.with_name(f"{kept.stem}-{_short(kept.receipt.round_id.hex())}.transcript")
+            name = f"{kept.stem}-{_short(kept.receipt.round_id.hex())}.transcript"
+        kept.path = self.folder / name
         path = Recorder.publish(kept)
         if path is None:
             return []
@@ -89,7 +96,7 @@ class Transcripts:
 
     def tidy(self) -> None:
         """Remove what attempts recorded that are over; none runs."""
-        for left in self.folder.glob(".*.recording"):
+        for left in self._recording.glob(".*.recording"):
             left.unlink()
 
     def _rotated(self) -> list[str]:

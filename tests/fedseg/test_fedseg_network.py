@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from fedseg import dialogue
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
+from fedseg.data.declaration import Declaration
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError, LedgerError, RoundFailedError
 from fedseg.events import Listening
@@ -243,6 +245,7 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         for message in sent[Ready.kind]:
             for name in ("task", "policy", "roster"):  # the first names the made patients, the others fresh keys
                 del message[name]
+            message["says"] = {**json.loads(message["says"]), "signature": ""}  # by fresh keys too
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         stays = {"study_hash": "0" * 64, "patients": "", "charged": ""}  # who paid stays at the site
@@ -335,3 +338,26 @@ def test_without_privacy_whole_transcripts_are_kept(tmp_path):
 def _heads(run: Path) -> list[str]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return [event["head"] for event in events if event["kind"] == "end_round"]
+
+
+class Otherwise(Site):
+    """A hospital whose files call the first structure otherwise than those of the others."""
+
+    def says(self) -> str:
+        name = {"site-b": "shell"}.get(self.me, "core")
+        declared = Declaration(structures=(name, *[""] * 6))
+        return dialogue.Declares.signed(declared, self.federation.training_run, self.me, self.key).model_dump_json()
+
+
+def test_the_site_whose_files_declare_another_label_is_refused_by_name_before_round_one(tmp_path, monkeypatch):
+    study = tiny_study(sites=4, rounds=1)
+    monkeypatch.setattr(sys.modules[__name__], "Site", Otherwise)
+    run, sites = asyncio.run(federate(study, tmp_path))
+    said = "sites' files declare what the study calls 'external CSF' differently: site-b 'shell', the others 'core'"
+    assert said in str(sites.pop("site-b"))
+    assert all(isinstance(ended, Path) for ended in (run, *sites.values())), (run, sites)
+    events = (run / "events.jsonl").read_text()
+    assert events.count(said) == 1
+    (end,) = [event for line in events.splitlines() if (event := json.loads(line))["kind"] == "end_round"]
+    assert end["included"] == ["site-a", "site-c", "site-d"]
+    assert not (tmp_path / "site-b-state" / "ledger.jsonl").exists()  # nothing was charged

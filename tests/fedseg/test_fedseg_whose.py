@@ -15,11 +15,13 @@ from fedseg.data.declaration import Declaration, agree
 from fedseg.data.layouts.patients import alike, stem_of
 from fedseg.data.loading import load_cohort, load_site
 from fedseg.data.roles import going_on
-from fedseg.errors import CaseError, ConfigError
+from fedseg.dialogue import Declares
+from fedseg.errors import CaseError, ConfigError, RoundFailedError
 from fedseg.events import Note, RoundEnded
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study, load_study
+from secagg.keys import SigningKey
 from tests.support.folders import brain, write_feta
 
 SITE = "site-a"
@@ -386,3 +388,22 @@ def test_a_simulation_that_goes_on_names_who_came_and_keeps_everybodys_role(tmp_
     assert "sub-003) came" in notes[0]
     assert f"({out}) (by name or image) were trained on" in notes[2]
     assert dict(trained)[SITE] == ["sub-003"]
+
+
+def test_a_site_signs_what_it_declares():
+    declared = Declaration(("core", ""), ("t2w",), None)
+    key, other = SigningKey.generate(), SigningKey.generate()
+    text = Declares.signed(declared, "run", "site-a", key).model_dump_json()
+    assert Declares.heard(text, "run", "site-a", key.verify_key) == declared
+    for run, site, verify_key in (
+        ("another", "site-a", key.verify_key),
+        ("run", "site-b", key.verify_key),
+        ("run", "site-a", other.verify_key),
+    ):
+        with pytest.raises(RoundFailedError, match=f"{site} did not sign its declaration of labels and channels"):
+            Declares.heard(text, run, site, verify_key)
+    with pytest.raises(RoundFailedError, match="did not sign"):
+        Declares.heard(text.replace("core", "shell"), "run", "site-a", key.verify_key)
+    for malformed in ("", "[]", text.replace("core", "co re"), text.replace('"core"', "1"), text[:-1] + ',"n":1}'):
+        with pytest.raises(RoundFailedError, match="site-a sent a malformed declaration"):
+            Declares.heard(malformed, "run", "site-a", key.verify_key)

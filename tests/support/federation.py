@@ -17,6 +17,8 @@ from fedseg.runfolder import RunFolder
 from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
 from fedseg.study import Study
+from secagg.enrolment.office import Office
+from secagg.enrolment.site import accept
 
 COORDINATOR = "coordinator"
 ASKED = "has to run beside this process: "
@@ -54,11 +56,12 @@ class Federation:
         (self.folder / f"{self.run_name}.toml").write_text(self.study.toml(), encoding="utf-8")
         first = self.folder / "credentials"
         if not first.is_dir():
-            make_credentials(first, self.study, "a run")
+            make_credentials(first, self.study, "first")
         if not self.credentials.is_dir():  # the same parties
             shutil.copytree(first, self.credentials)
-            pinned = self.credentials / "federation.toml"
-            pinned.write_text(pinned.read_text().replace("a run", self.run_name))
+            Office(self.credentials).publish(self.run_name)
+            for site in self.study.site_ids:
+                accept(self.credentials / "federation.toml", self.credentials, site)
         options = CoordinatorOptions(
             credentials=self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=0.3
         )
