@@ -47,6 +47,7 @@ from secagg.transcript.record import (
     next_link,
     place,
     records,
+    sender_of,
 )
 from secagg.transcript.verdict import Verdict
 from secagg.transcript.violation import ViolationError
@@ -295,6 +296,25 @@ def context_of(path: str | Path) -> RoundContext:
     """
     with open(path, "rb") as file:
         return _opening(path, records(file.read)).context
+
+
+def signatures(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """Who signed the messages that a transcript file shows: a client's id and a signature each; verified by nobody yet.
+
+    Raises:
+        ConfigError: it is no transcript, or is cut off.
+        OSError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            encoded = records(file.read)
+            _opening(path, encoded)
+            for record in map(decode_record, encoded):
+                signed = record.header if isinstance(record, PublishedShares) else record
+                if (signature := getattr(signed, "signature", b"")) and (sender := sender_of(signed)):
+                    yield sender, signature
+    except (ValueError, MalformedMessageError) as error:
+        raise ConfigError(f"{path}: its records are not those of a round: {error}") from None
 
 
 def published(path: str | Path, policy: Policy) -> Published | None:

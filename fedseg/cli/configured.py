@@ -6,7 +6,8 @@ import typer
 from typer.core import TyperArgument, TyperCommand
 
 STUDY = "study"
-_NOT_KEPT = ("help", "quiet", "json", "check", "accept_exposure", "replay")
+_DECISIONS = ("accept_exposure", "replay", "approve", "pause", "go_on", "leave")
+_NOT_KEPT = ("help", "quiet", "json", "check", *_DECISIONS)
 """Options that do something once: they stand in no file."""
 
 

@@ -1,5 +1,6 @@
 """`fedseg coordinator` and `fedseg site`: a study over the network, one process a party."""
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from secagg.errors import ProtocolError
 from secagg.terminal import say
 
 if TYPE_CHECKING:
+    from fedseg.data.cases import SiteData
     from fedseg.study import Study
 
 
@@ -127,6 +129,17 @@ def site(
         Path | None,
         typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
     ] = None,
+    approve: Annotated[
+        str,
+        typer.Option(metavar="HASH", help="Approve the study with this hash, once; else it is asked.", show_default=""),
+    ] = "",
+    pause: Annotated[
+        bool, typer.Option("--pause", help="The site that runs joins no more rounds until --go-on; and end.")
+    ] = False,
+    go_on: Annotated[bool, typer.Option("--go-on", help="After --pause or --leave: take part again; and end.")] = False,
+    leave: Annotated[
+        bool, typer.Option("--leave", help="The site that runs leaves this run after its round; and end.")
+    ] = False,
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
@@ -148,6 +161,9 @@ def site(
     if name not in loaded.site_ids:
         raise ConfigError(f"site '{name}' is not in the study; use one of {', '.join(loaded.site_ids)}")
     kept = _state_folder(loaded, name, data, state, runs, credentials)
+    if pause or go_on or leave:
+        _want(loaded, credentials, kept, pause, leave)
+        return
     if check:
         from fedseg.preflight import check_site
 
@@ -160,6 +176,7 @@ def site(
     signing_key(credentials, name)
     site_tls(credentials, name, federation)
     found = load_site(data, name, loaded)
+    _approved(loaded, name, found, kept, federation.training_run, approve)
     options = Options(
         site=name,
         address=address,
@@ -231,3 +248,49 @@ def _settle(
         with marks_of(state, site) as store:
             receipt = replay(store, policy, federation.pinned, path)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
+
+
+def _want(study: "Study", credentials: Path, state: Path, pause: bool, leave: bool) -> None:
+    """What an operator wants of the site that runs, or that will run."""
+    from fedseg.credentials import load_federation
+    from fedseg.site.control import Control
+    from secagg.service.application import Wish
+
+    run = load_federation(credentials, study).training_run
+    wish = Wish.LEAVE if leave else Wish.PAUSE if pause else Wish.GO_ON
+    Control(state).want(wish, run)
+    say(
+        {
+            Wish.PAUSE: "paused: this data set joins no round before --go-on; one that runs now is finished",
+            Wish.GO_ON: "this data set takes part again",
+            Wish.LEAVE: f"this data set leaves run {run} after its round; the coordinator is told",
+        }[wish]
+    )
+
+
+def _approved(study: "Study", site: str, data: "SiteData", state: Path, run: str, typed: str) -> None:
+    """Show what is asked, and go on only with a study that this site's operator approved once.
+
+    Made patients are nobody: nobody is asked about them.
+
+    Raises:
+        ConfigError: it was not approved.
+    """
+    from fedseg.data.layouts.table import layout_of
+    from fedseg.site.asking import sentences
+    from fedseg.site.control import LEAST_DIGITS, Control
+
+    control, own = Control(state), study.hash().hex()
+    if not typed and (control.approved(own) or not layout_of(study).needs_folder):
+        return
+    for sentence in sentences(study, site, data, state, run):
+        say(sentence)
+    if not typed and sys.stdin.isatty():
+        typed = typer.prompt(f"To approve this study, type the first {LEAST_DIGITS} digits of its hash")
+    if not typed:
+        raise ConfigError(
+            f"study '{study.study.name}' was not approved at this site; read what is said above, compare the hash with "
+            f"the other parties', then add: --approve {own[:LEAST_DIGITS]}..."
+        )
+    control.approve(own, study.study.name, typed)
+    say(f"approved at this site, once and for all its runs: study {own[:LEAST_DIGITS]}")

@@ -125,6 +125,18 @@ def epsilon(ledger: Book, delta: Delta, as_json: AsJson = False) -> None:
 
 
 @ledger_app.command()
+def budget(
+    state: Annotated[Path, typer.Argument(help="The data set's state folder.", show_default=False)],
+    epsilon: Annotated[float, typer.Option(help="What its patients may spend over all studies.", show_default=False)],
+    delta: Delta,
+) -> None:
+    """Give a data set a budget for life, or another one."""
+    from fedseg.site.control import Control
+
+    say(Control(state).cap(epsilon, delta))
+
+
+@ledger_app.command()
 def moved(
     state: Annotated[Path, typer.Argument(help="The state folder at its new place.", show_default=False)],
 ) -> None:

@@ -41,9 +41,9 @@ def simulate(
     ] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
-    """Train a study with all its sites in this process, or on a Ray cluster.
+    """Train a study with all its sites in one place.
 
-    Updates go through the same protocol code as over the network.
+    That is this process, or a Ray cluster. Updates go through the same protocol code as over the network.
     """
     from fedseg.budget.plan import noise_multiplier
     from fedseg.data.loading import load_cohort

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from rich.text import Text
 from fedseg.errors import FedSegError, UnfinishedError
 from secagg.errors import SecAggError
 from secagg.service.errors import StoppedError
+from secagg.service.stopping import WORK, end_now
 from secagg.terminal import App, any_code_page, errors, plain, say, sentences, versioned
 
 app = App("Federated training of medical image segmentation, differentially private, through secure aggregation.")
@@ -38,8 +40,13 @@ def main() -> None:
     any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
     early = sentences("fedseg", ENDED_EARLY, expected=(UnfinishedError, StoppedError))
-    with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"), early:
-        app()
+    try:
+        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"), early:
+            app()
+    except SystemExit as ended:
+        if any(thread.name == WORK for thread in threading.enumerate()):
+            end_now(ended.code if isinstance(ended.code, int) else 1)
+        raise
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:

@@ -115,9 +115,10 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how a run stands: while it runs, when it is down, and when it is over.
+    """Say how a run stands.
 
-    It reads the run folder alone. Ends with 0 whatever it finds there; see `running` and `over` in the JSON.
+    While it runs, when its process is down, and when it is over: it reads the run folder alone. Ends with 0 whatever it
+    finds there; see `running` and `over` in the JSON.
     """
     from fedseg.status import read_status
     from fedseg.watching.words import headline, privacy, warnings

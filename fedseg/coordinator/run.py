@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ class Coordinator(Engine):
         self.training = training = Training(folder)
         policy = self.study.policy(training.parameters, key.verify_key)
         training.policy, training.running = policy, lambda: self.facts.round if self.driver.running else 0
-        tls = coordinator_tls(options.credentials)
+        self._tls = tls = coordinator_tls(options.credentials)
         running = Running(
             state=folder.path,
             host=options.host,
@@ -151,6 +152,7 @@ class Coordinator(Engine):
         if self.saved is None:
             self.folder.emit(study_event(self.study, self.parameters, secure=True, party=COORDINATOR))
             write_whole(self.folder.path / POLICY, policy_text(self.policy))
+        self._valid(COORDINATOR, self._tls.expires)
         if not self.training.restored:
             if self.study.model.start == "phantom":
                 self.folder.emit(told.Note(text="the public start is read, or trained now if fedseg ships none"))
@@ -183,6 +185,14 @@ class Coordinator(Engine):
         if shown is not None:
             with suppress(OSError):  # a full disk costs lines of the log, not the run
                 self.folder.emit(shown)
+        if isinstance(event, events.Connected):
+            self._valid(event.site, self.mailbox.link(event.site).certificate_ends)
+
+    def _valid(self, party: str, until: datetime | None) -> None:
+        """Say until when a party's certificate is valid."""
+        if until is not None:
+            with suppress(OSError):
+                self.folder.emit(told.Certificate(site=party, until=until.isoformat()))
 
 
 def _event_of(event: events.Event) -> told.AnyEvent | None:

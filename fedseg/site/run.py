@@ -1,6 +1,7 @@
 """A site's process: one site in one run, from its first connection to its report, on `secagg.service.member`."""
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,8 +19,10 @@ from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, RoundFailedError
 from fedseg.events import Burned, Certificate, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
 from fedseg.runfolder import POLICY, RunFolder
+from fedseg.site.control import Control
 from fedseg.site.options import Options
 from fedseg.site.party import Party
+from fedseg.site.record import Record
 from fedseg.site.round import Round
 from fedseg.summary import study_event
 from fedseg.train import train_round
@@ -31,7 +34,7 @@ from secagg.packing import dtype_for
 from secagg.rpc.tls import COORDINATOR
 from secagg.service.account import Account, chained
 from secagg.service.alone import alone
-from secagg.service.application import Application, Given, LeaveError
+from secagg.service.application import Application, Given, LeaveError, Wish
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError, RunFailedError
 from secagg.service.member import Member
@@ -68,6 +71,10 @@ class Site(Party, Application):
         self.receipts: tuple[Receipt, ...] = ()
         self._scoring: tuple[torch.nn.Module, int] | None = None
         self._metrics: dialogue.Metrics | None = None
+        self._place: tuple[int, int] | None = None  # the attempt that was joined last
+        self._control = Control(options.state)
+        self._record = Record(options.state, self.me, self.federation.training_run)
+        self._epsilon = self._spent()
         command = options.command or f"fedseg site STUDY {self.me} ..."
         self.member = Member(
             *(self.policy, self.me, self.key, self.federation.pinned, self.store, self.mailbox, self),
@@ -125,6 +132,7 @@ class Site(Party, Application):
             raise LeaveError(str(error)) from error
         begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
         self.folder.emit(begins)
+        self._place = start.round_number, start.attempt
         self.refuse_used_name()  # only now has no other process a live attempt (C-24)
         self.round = Round(
             *(self.me, start.round_number, start.attempt, self.state, copy.deepcopy(self.model), self.folder.emit)
@@ -152,7 +160,7 @@ class Site(Party, Application):
         if self.ledger.payers is not None and (told := self.ledger.payers.left_out) not in ("", self.told):
             self.told = told
             self.folder.emit(Note(text=told))
-        epsilon = self.figures.epsilon()
+        self._epsilon = epsilon = self._spent()
 
         def on_step(step: int, steps: int) -> None:
             """Ends the training of a round that is over; tells log and coordinator how far it is."""
@@ -247,7 +255,7 @@ class Site(Party, Application):
 
     def spent(self) -> float | None:
         """What the patients have spent, as epsilon."""
-        return self.figures.epsilon()
+        return self._epsilon
 
     def closing(self, start: RoundStart, content: bytes) -> None:
         """The end of the run: the last model, and every receipt."""
@@ -272,6 +280,18 @@ class Site(Party, Application):
             facts = Facts(number, None, self.folder.emit)
             ended = facts.ended(tuple(account.included.by_id), account.dropped, receipt.head)
             self.folder.end_round(self.model, None, ended)
+
+    def _spent(self) -> float | None:
+        epsilon = self.figures.epsilon()
+        return epsilon if epsilon is not None and math.isfinite(epsilon) else None
+
+    def sending(self, kind: str, payload: bytes) -> None:
+        """Write down what is about to leave."""
+        self._record.keep(kind, payload, self._place, self._epsilon)
+
+    def wish(self) -> Wish:
+        """What the operator decided beside this process."""
+        return self._control.wish(self.federation.training_run)
 
     # --- For the operator --------------------------------------------------------------------------------------------
 

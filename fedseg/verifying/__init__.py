@@ -15,6 +15,7 @@ from fedseg.verifying.figures import r06_figures, r07_pages, r08_parties
 from fedseg.verifying.ledgers import r05_marks, t15_noise_floor, t17_ledger
 from fedseg.verifying.material import Material, gather
 from fedseg.verifying.models import t16_next_model
+from fedseg.verifying.records import r09_sent
 from fedseg.verifying.rounds import r01_study, r02_policy, r03_transcripts, r04_log
 from secagg.errors import SecAggError
 
@@ -34,6 +35,7 @@ WHAT = {
     "R-06": "figures are those of study and log",
     "R-07": "the report says what the folder gives",
     "R-08": "parties hold the same run",
+    "R-09": "what transcripts show of a site is what it wrote down before it sent it",
 }
 """What each check says, for people."""
 
@@ -49,6 +51,7 @@ CHECKS: dict[str, Check] = {
     "R-06": r06_figures,
     "R-07": r07_pages,
     "R-08": r08_parties,
+    "R-09": r09_sent,
 }
 """In the order in which they run."""
 

@@ -202,7 +202,7 @@ def renew(
 
 @enrol_app.command()
 def show(folder: Folder, as_json: AsJson = False) -> None:
-    """At the coordinator: who is invited, approved or revoked, and until when."""
+    """At the coordinator: who is in, and until when."""
     office = _office(folder)
     register = office.register
     rows = [(one.site, "invited", one.expires, "") for one in register.invited.values()]

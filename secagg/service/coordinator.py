@@ -83,9 +83,11 @@ class Coordinator(Hearing):
             else:
                 self.emit(Note(f"this run is finished: {self.ended}"))
             await self._farewell()
-        except BaseException as error:
-            if isinstance(error, RunFailedError | ProtocolError):
-                self._dismiss(self.sites, f"the coordinator gave up: {error}", complete=False)
+        except (RunFailedError, ProtocolError) as error:
+            self._dismiss(self.sites, f"the coordinator gave up: {error}", complete=False)
+            await self.mailbox.stop()  # once everybody who is there has it
+            raise
+        except BaseException:
             await self.mailbox.stop(0.5)
             raise
         await self.mailbox.stop()

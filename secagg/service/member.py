@@ -29,7 +29,7 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
+from secagg.service.stopping import FAREWELL_SECONDS, STOPPED, WORK
 from secagg.steps import SHARE_KEYS
 from secagg.store import Store
 
@@ -67,7 +67,7 @@ class _Work:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
                 loop.call_soon_threadsafe(self._end, result, error)
 
-        threading.Thread(target=run, name="secagg-work", daemon=True).start()
+        threading.Thread(target=run, name=WORK, daemon=True).start()
 
     def _end(self, result: object, error: BaseException | None) -> None:
         if self.outcome.done():
@@ -134,6 +134,7 @@ class Member:
         self._left: LeaveError | None = None
         self._joined_in: set[bytes] = set()  # rounds whose sum holds an input that this member's key signed
         self._wish = Wish.GO_ON
+        self._met = self._joined_with = 0  # how many processes of the coordinator it met, and as it joined an attempt
 
     def tell(self, message: dialogue.Message) -> None:
         """Send a message, from any thread, behind all that are sent before."""
@@ -247,6 +248,7 @@ class Member:
 
     async def _take(self, received: Received) -> dialogue.Finished | None:
         if received.kind == frames.HELLO:
+            self._met += 1
             self._introduce()
             return None
         try:
@@ -299,6 +301,9 @@ class Member:
         inside, named = self._inside(), (start.round_number, start.attempt)
         if self._left is not None or (inside is not None and named < inside):
             return
+        if inside == named and self._met == self._joined_with:  # the mailbox delivers the answer to the first one, once
+            return
+        self._joined_with = self._met
         if inside != named:
             if inside is not None:
                 self._burned("the coordinator opened another attempt")

@@ -16,6 +16,9 @@ ENDED_EARLY = 75
 FAREWELL_SECONDS = 3.0
 """How long a process that was told to stop may take to say goodbye."""
 
+WORK = "secagg-work"
+"""Name of the threads that compute."""
+
 STOPPED = "stopped by its operator"
 """What a coroutine is cancelled with that may say goodbye."""
 

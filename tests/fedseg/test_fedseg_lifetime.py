@@ -74,6 +74,7 @@ def site(tmp_path, monkeypatch, capsys):
 
         monkeypatch.setattr(fedseg.site, "take_part", in_place_of_rounds)
         given = ["--coordinator", "127.0.0.1:1", "--credentials", credentials, "--data", data]
+        given += ["--approve", what.hash().hex()]
         options = [part for name, value in more.items() for part in (f"--{name}", value)]
         code, _, error = run(
             capsys, monkeypatch, "site", tmp_path / f"{run_name}.toml", "site-a", *given, *options

@@ -24,6 +24,7 @@ from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
+from fedseg.status import read_status
 from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg import AbortedError
@@ -311,6 +312,10 @@ def test_every_round_leaves_a_transcript_that_holds(tmp_path):
     assert [path.name for path in found] == [f"000{n}-0-{name}.transcript" for n, name in enumerate(ids, 1)]
     assert (verdict.status, [len(report.included) for report in verdict.rounds]) == ("holds", [3, 3])
     assert [report.next_head.hex() for report in verdict.rounds] == _heads(run)
+    status = read_status(run)  # of the same run: what was seen of it while it went on
+    assert (status.over, status.completed, status.burned, status.party) == ("complete", 2, 0, "coordinator")
+    assert status.certificate
+    assert all(peer.certificate and peer.epsilon is not None for peer in status.peers)
 
 
 def test_without_privacy_sites_replay_each_round_before_the_next(tmp_path):

@@ -285,3 +285,26 @@ def test_nothing_leaves_that_the_application_was_not_told_of_before(tmp_path):
                 assert site.records[: len(federation.lines[me].sent)] == federation.lines[me].sent
 
     run(scenario)
+
+
+def test_a_start_that_comes_twice_from_one_coordinator_doubles_no_message(tmp_path):
+    """Each message was sent twice after it, the masked input too: repeated replies were answered again."""
+
+    async def scenario():
+        async with Federation(tmp_path) as federation:
+            await federation.all_ready()
+            send = federation.send
+
+            def twice(me, message):
+                send(me, message)
+                if isinstance(message, dialogue.Opened):
+                    send(me, message)
+
+            federation.send = twice
+            federation.open()
+            await federation.until(lambda: all(site.sums for site in federation.sites.values()))
+            for me in federation.cohort.ids:
+                sent = [type(message) for message in protocol(federation, me)]
+                assert len(sent) == len(set(sent)) == 7
+
+    run(scenario)
