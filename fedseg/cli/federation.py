@@ -237,7 +237,9 @@ def _settle(
     from fedseg.credentials import load_federation
     from fedseg.exposure import accept_round, marks_of
     from fedseg.models import build_model
+    from fedseg.site.following import Following
     from fedseg.update import flatten
+    from secagg.policy import session_id
     from secagg.service.exposed import replay
 
     for round_id in accepted:
@@ -247,6 +249,8 @@ def _settle(
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
             receipt = replay(store, policy, federation.pinned, path)
+        run = f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}"
+        Following(state, run).replayed(path, study, policy)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 

@@ -134,6 +134,8 @@ class Site(Party, Application):
         self.folder.emit(begins)
         self._place = start.round_number, start.attempt
         self.refuse_used_name()  # only now has no other process a live attempt (C-24)
+        if not self.study.trust.each_update_private:
+            self.following.opened(self.state)
         self.round = Round(
             *(self.me, start.round_number, start.attempt, self.state, copy.deepcopy(self.model), self.folder.emit)
         )
@@ -300,7 +302,9 @@ class Site(Party, Application):
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
         kept.mkdir(PRIVATE_FOLDER, exist_ok=True)
-        write_whole(kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript", transcript)
+        path = kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript"
+        write_whole(path, transcript)
+        self.following.replayed(path, self.study, self.policy)
 
     def public(self, error: Exception) -> str:
         """A lie of the coordinator is no secret."""

@@ -149,7 +149,7 @@ class Coordinator(Hearing):
                         f"{len(sites)} of {self.policy.clients} sites are there after {self.options.patience:g} s and "
                         f"a sum needs {self.policy.min_survivors}"
                     )
-                    if not self.book.receipts or not self.presence.left:
+                    if len(set(self.sites) - self.presence.left) >= self.policy.min_survivors or not self.book.receipts:
                         raise RunFailedError(f"{said}; start the missing sites, or raise --patience")
                     return "too few sites have budget left for another round", False
                 await self._begin(sites)

@@ -584,6 +584,40 @@ def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path)
     asyncio.run(scenario())
 
 
+class Late:
+    """Kills every site once all of them have released, before any has the sum."""
+
+    def __init__(self, *sites: str) -> None:
+        self.sites, self.released, self.federation = sites, set[str](), None
+
+    def __call__(self, who: str, event: dict) -> None:
+        if (who, event["kind"], event.get("step"), event.get("round")) == (COORDINATOR, "step", "Unmasking", 1):
+            self.released.add(event["site"])
+            if len(self.released) == len(self.sites):
+                self.federation.kill(*self.sites)
+
+
+def test_sites_that_confirm_a_sum_late_know_which_model_follows(tmp_path):
+    """A confirmation by a new process must keep no less than one in time, or the same updates are summed again."""
+    late = Late(*FIVE[:3])
+
+    async def scenario() -> None:
+        Repeating.again = asyncio.Event()
+        Repeating.again.set()
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Repeating, on=late) as federation:
+            late.federation = federation
+            federation.start()
+            await federation.until(lambda: federation.of(COORDINATOR, "end_round"))
+            await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+            assert all(open_release(tmp_path, site) for site in FIVE[:3])
+            federation.start()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
 class Inventing(Coordinator):
     """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
 

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from secagg.service import dialogue
+from secagg.service.errors import RunFailedError
 from secagg.service.events import Burned, Resumed, Summed, TurnedAway
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
@@ -140,6 +142,32 @@ def test_marks_or_an_epsilon_that_fell_are_found_and_refused_by_name(tmp_path, f
         assert named.site == "site-d"
         assert "wiped, or restored from a copy" in named.reason
         assert hub.of(Summed)[-1].included == ("site-a", "site-b", "site-c")
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_one_that_left_and_one_that_is_away_do_not_end_a_run_that_can_go_on(tmp_path):
+    """Only who left for good counts: the run was written down as finished, and the same command did not go on."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=5, rounds=2, patience=0.3)
+        first = hub.coordinator()
+
+        def after_round_1(event):
+            if isinstance(event, Summed) and event.round == 1:
+                hub.members["site-e"].tell(dialogue.Leaving.because("its operator left the run"))
+                hub.kill("site-d")
+                hub.kill("site-e")
+
+        first.listen(after_round_1)
+        hub.start()
+        with pytest.raises(RunFailedError, match="start the missing sites"):
+            await first.run()
+        hub.line = None
+        hub.start("site-d")
+        assert await hub.coordinator().run() == "the study is complete"
+        assert hub.of(Summed)[-1].included == ("site-a", "site-b", "site-c", "site-d")
         hub.close()
 
     asyncio.run(scenario())
