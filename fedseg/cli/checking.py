@@ -1,22 +1,59 @@
 """How `--check` of `fedseg coordinator` and `fedseg site` is shown, and how it ends."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
+from secagg.errors import SecAggError
 from secagg.terminal import out, plain, say_json
 
 if TYPE_CHECKING:
+    from fedseg.events import AnyEvent
     from fedseg.preflight import Row
 
 Check = Annotated[
     bool, typer.Option("--check", help="Look whether everything is ready, and end; nothing is charged or sent.")
 ]
 CheckJson = Annotated[bool, typer.Option("--json", help="With --check: one JSON object instead of a table.")]
+_FIRST, _DAY = 5.0, 86_400.0
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@contextmanager
+def told_of_expiry(emit: "Callable[[AnyEvent], object]", credentials: Path, name: str) -> Iterator[None]:
+    """While a party runs: says soon and then once a day where its certificate expires within a month.
+
+    Args:
+        emit: of the run.
+        credentials: the party's folder.
+        name: the party.
+    """
+    from fedseg.credentials import expiring
+    from fedseg.events import Note
+
+    over = Event()
+
+    def watch() -> None:
+        pause = _FIRST
+        while not over.wait(pause):
+            pause = _DAY
+            with suppress(SecAggError):  # unreadable just now: whoever connects with it says so
+                if said := expiring(credentials, name):
+                    emit(Note(text=said))
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def tell(rows: Iterable["Row"], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedseg.cli.checking import Check, CheckJson, tell
+from fedseg.cli.checking import Check, CheckJson, tell, told_of_expiry
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
@@ -77,6 +77,7 @@ def coordinator(
     with (
         seen(log_format, log_file, watch, credentials / AUDIT) as view,
         folder_of_run(runs, loaded, federation, *view.listeners) as folder,
+        told_of_expiry(lambda event: None if folder.finished else folder.emit(event), credentials, "coordinator"),
     ):
         view.run = folder
         if folder.finished:
@@ -185,7 +186,11 @@ def site(
         audit=audit,
         command=command_line(),
     )
-    with seen(log_format, log_file, watch) as view, RunFolder.create(runs, loaded, *view.listeners) as folder:
+    with (
+        seen(log_format, log_file, watch) as view,
+        RunFolder.create(runs, loaded, *view.listeners) as folder,
+        told_of_expiry(folder.emit, credentials, name),
+    ):
         view.run = folder
         starting_model(loaded, view.screen.starting)
         run = take_part(folder, found, options)

@@ -228,6 +228,7 @@ class MailboxClient:
         milliseconds = int(self._keepalive * 1000)
         options: list[tuple[str, int | str]] = [
             *_OPTIONS,
+            ("grpc.use_local_subchannel_pool", 1),  # a channel that is opened anew has a connection of its own
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),
             ("grpc.enable_http_proxy", int(self._proxy is not None)),
@@ -241,10 +242,13 @@ class MailboxClient:
         """Go on with what the files say now; a connection that is open stays, so this is for when none is."""
         fresh = self.tls.renewed()
         if fresh is not self.tls:
-            self.tls, old = fresh, self._channel
-            self._channel = self._open_channel()
-            if old is not None:
-                await old.close(None)
+            self.tls = fresh
+            await self._reopen()
+
+    async def _reopen(self) -> None:
+        old, self._channel = self._channel, self._open_channel()
+        if old is not None:
+            await old.close(None)
 
     async def _run(self) -> None:
         try:
@@ -305,7 +309,8 @@ class MailboxClient:
         writing: asyncio.Task[None] | None = None
         done = False
         try:
-            await self._write(call, message.head())
+            async with asyncio.timeout(_SILENCE_SECONDS):
+                await self._write(call, message.head())
             while not done:
                 position = await _answer(call, Position)
                 self._touch()
@@ -348,13 +353,16 @@ class MailboxClient:
         partial = self._partial
         partial.begin_call()
         try:
-            await self._acknowledge(call)
+            async with asyncio.timeout(3 * self._keepalive):
+                await self._acknowledge(call)
             while True:
-                async with asyncio.timeout(_SILENCE_SECONDS):
+                async with asyncio.timeout(3 * self._keepalive):
                     frame = await call.read()
                 if not isinstance(frame, Frame):
                     return
                 self._touch()
+                if not frame.sequence:  # a sign of life
+                    continue
                 self._down += frame.ByteSize()
                 if partial.have == 0:
                     self._pace_down.begin()
@@ -393,6 +401,7 @@ class MailboxClient:
                 await attempt()
             except TimeoutError:
                 reason = "it fell silent"
+                await self._reopen()  # maybe half-open: nobody closed it, and nothing comes any more
             except asyncio.CancelledError:
                 # gRPC also raises it where the connection broke while a request was being written.
                 if _cancelled():
@@ -405,6 +414,8 @@ class MailboxClient:
             else:
                 self._touch()
                 return
+            if not self._silent:  # a long poll may have lain idle before
+                began = loop.time()
             await self._renew_credentials()
             pause = _PAUSES[number] if number < len(_PAUSES) else _LATER_PAUSE
             number += 1

@@ -54,7 +54,7 @@ class _Visitor:
     address: str
     outer: socket.socket
     site: str = ""
-    heard: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
     tls: str = ""
     known: asyncio.Event = field(default_factory=asyncio.Event)
     clock: asyncio.Timeout | None = None
@@ -81,12 +81,13 @@ class Door:
         port: 0 takes a free one; the attribute says which.
         sites: how many sites must always find room.
         named: each connection is one site's, and has TLS 1.3; else load balancers join those of many.
+        silence: seconds without a byte after which a site's connection is dead: gRPC's pings make it answer before.
 
     Raises:
         ConfigError: the address or port cannot be had, or this process may open too few files; says what to do.
     """
 
-    def __init__(self, host: str, port: int, sites: int, named: bool = True) -> None:
+    def __init__(self, host: str, port: int, sites: int, named: bool = True, silence: float = 30.0) -> None:
         self.strangers = _places(sites)
         self._listeners = _listen(host, port)
         self.port: int = self._listeners[0].getsockname()[1]
@@ -96,7 +97,7 @@ class Door:
             raise ConfigError(f"no folder for temporary files ({error.strerror}); set TMPDIR to one") from None
         self._path = f"{self._folder.name}/grpc"
         self.inner = f"unix:{self._path}"
-        self._named = named
+        self._named, self._silence = named, silence
         self._connections = CONNECTIONS if named else CONNECTIONS * sites
         self._visitors: dict[int, _Visitor] = {}
         self._number = 0
@@ -155,11 +156,20 @@ class Door:
 
     async def _serve(self) -> None:
         accepting = [asyncio.create_task(self._accept(listener)) for listener in self._listeners]
+        accepting.append(asyncio.create_task(self._watch()))
         await self._stopping.wait()
         tasks = [*accepting, *(visitor.task for visitor in self._visitors.values() if visitor.task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+    async def _watch(self) -> None:
+        """Close what is half-open: nobody closed it, and nothing comes any more."""
+        while True:
+            await asyncio.sleep(self._silence / 4)
+            for visitor in list(self._visitors.values()):
+                if visitor.site and time.monotonic() - visitor.heard > self._silence:
+                    _send_away(visitor)
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:

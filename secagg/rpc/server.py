@@ -100,7 +100,8 @@ class MailboxServer:
             ConfigError: the port is in use, the address is not this computer's, or this process may open too few
                 files for its sites; says what to do.
         """
-        self._door = Door(host, port, len(self._peers), named=self._pinned is None)
+        named, silence = self._pinned is None, 3 * self._keepalive
+        self._door = Door(host, port, len(self._peers), named, silence)
         server = aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(), server)
@@ -426,7 +427,8 @@ class MailboxServer:
             else:
                 peer.pace_up.progress(peer.partial.have - before)
             await context.write(Position(sequence=peer.arrived, offset=peer.partial.have))
-        raise ValueError("the stream ended inside a message")
+        # Mostly because the connection broke: what has arrived stays for the next call.
+        await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the stream ended inside a message")
 
     async def _turn(self, peer: Peer, context: Context, mine: asyncio.Timeout) -> None:
         """Wait until the upload that was announced may begin, and show meanwhile that it is not forgotten."""
@@ -486,10 +488,7 @@ class MailboxServer:
             message = peer.after(sent) if peer.greeted == peer.session else None
             if message is None:
                 offset = 0
-                try:
-                    async with asyncio.timeout(self._poll_seconds):
-                        await peer.changed.wait()
-                except TimeoutError:
+                if not await self._news(peer, context):
                     return
                 continue
             if message.sequence != sent + 1 or offset > len(message.payload):
@@ -500,6 +499,18 @@ class MailboxServer:
                 peer.down += frame.ByteSize()  # before the reader can have it
                 await context.write(frame)
             sent, offset = message.sequence, 0
+
+    async def _news(self, peer: Peer, context: Context) -> bool:
+        """Wait until there may be something to send; False after the poll's time. Meanwhile signs of life go out."""
+        loop = asyncio.get_running_loop()
+        over = loop.time() + self._poll_seconds
+        while (left := over - loop.time()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, self._keepalive)):
+                    await peer.changed.wait()
+                    return True
+            await context.write(Frame())
+        return False
 
     def _dismiss(self, peer: Peer) -> None:
         """End the session of a client that does not take what it is sent."""

@@ -149,7 +149,16 @@ def case(clients: int, length: int, dropped: int, spread: bool) -> dict[str, flo
         np.save(folder / "vector.npy", np.ones(length))
         said, events = folder / "said", folder / "events"
         command = [sys.executable, __file__, "--measured", str(said), "serve", str(folder / home.SERVER)]
-        command += ["--out", str(folder / "sums"), "--step-seconds", "600", "--events", str(events)]
+        command += [
+            "--out",
+            str(folder / "sums"),
+            "--step-seconds",
+            "600",
+            "--patience",
+            "600",
+            "--events",
+            str(events),
+        ]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
             while not events.is_file() or not (listening := events.read_text()).endswith("\n"):
                 time.sleep(0.05)

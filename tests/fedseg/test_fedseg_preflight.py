@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedseg.cli import checking
 from fedseg.credentials import coordinator_tls, make_credentials
 from secagg.enrolment.office import Office
 from secagg.rpc import probe
@@ -115,3 +116,13 @@ def test_the_table_ends_with_status_1_where_something_fails(folder, capsys, monk
     assert code == 1
     assert "fail" in said
     assert "warn" in said
+
+
+def test_a_party_that_runs_says_that_its_certificate_expires(folder, monkeypatch):
+    monkeypatch.setattr(checking, "_FIRST", 0.0)
+    Office(folder / "keys").renew(days=20)
+    for name, wanted in (("coordinator", ["expires in 20 days"]), ("site-a", [])):
+        said: list[str] = []
+        with checking.told_of_expiry(lambda event, said=said: said.append(event.text), folder / "keys", name):
+            time.sleep(0.3)
+        assert [text.partition(": renew it")[0][-18:] for text in said] == wanted
