@@ -110,11 +110,16 @@ class Federation:
             self.tasks[name].cancel()
 
     def _listener(self, who: str) -> Callable[[dict], None]:
-        found = self.events.setdefault(who, [])
+        found, loop = self.events.setdefault(who, []), asyncio.get_running_loop()
 
         def listen(event) -> None:
             found.append(event.model_dump())
-            self.on(who, event.model_dump())
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:  # told in a thread of the coordinator's
+                loop.call_soon_threadsafe(self.on, who, event.model_dump())
+            else:
+                self.on(who, event.model_dump())
 
         return listen
 
