@@ -518,7 +518,7 @@ def test_a_proxy_is_named_where_it_is_to_blame(folder, monkeypatch):
         return str(caught.value)
 
     async def scenario() -> None:
-        assert f"proxy 127.0.0.1:{dead} (from the option for a proxy) does not let this site out (Connection ref" in (
+        assert f"proxy 127.0.0.1:{dead} (from --proxy) does not let this site out (Connection ref" in (
             await trouble(f"http://u:secret@127.0.0.1:{dead}")
         )
         async with http_proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as (proxy, _):
@@ -539,7 +539,7 @@ def test_which_proxy(monkeypatch):
     assert str(proxy_for("outside.example", None)) == "proxy proxy.example:3128 (from https_proxy)"
     assert proxy_for("coordinator.inside.example", None) is None
     assert proxy_for("localhost", None) is None
-    assert proxy_for("outside.example", "") is None
+    assert proxy_for("outside.example", "") is proxy_for("outside.example", "none") is None
     assert "pass" not in repr(proxy_for("outside.example", "http://user:pass@other.example:80"))
     for malformed in ("https://proxy.example:1", "socks5://proxy.example:1", "http://:3128", "http://h:port"):
         with pytest.raises(ConfigError, match="names no HTTP proxy"):
