@@ -149,7 +149,8 @@ class Hearing(Standing):
         for name, (ours, what) in self._same.items():
             theirs = getattr(ready, name)
             if theirs != ours:
-                shown = [text if name in ("release", "run") else text[:8] for text in (theirs, ours)]
+                whole = name in ("release", "run") or theirs[:8] == ours[:8]
+                shown = [text if whole else text[:8] for text in (theirs, ours)]
                 both = f"{site} was started with another {what} ({shown[0]}) than the coordinator ({shown[1]})"
                 return f"{both}: compare the two, and start with the same one"
         return ""
