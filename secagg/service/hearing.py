@@ -33,6 +33,7 @@ class Hearing(Standing):
             case frames.HELLO:  # a new process, or this one is new: it introduces itself
                 self.presence.began(site)
                 self._asked_again.pop(site, None)
+                self.seen.pop(site, None)
                 self.emit(Connected(site))
             case frames.GONE:
                 self.presence.gone(site)
@@ -73,7 +74,8 @@ class Hearing(Standing):
             await self._driven(lambda: self.driver.receive(site, data, time.monotonic()), (site, len(data)))
         if site in self.owed and self._confirms(site, data):
             self.owed.discard(site)
-            self.seen.setdefault(site, set()).add(self.book.receipts[-1].round_number)
+            if site not in self._repeated:  # a process that confirms from its marks knows nothing else of the round
+                self.seen.setdefault(site, set()).add(self.book.receipts[-1].round_number)
 
     def _confirms(self, site: str, data: bytes) -> bool:
         """Whether this is the member's confirmation of the last sum."""
@@ -125,6 +127,7 @@ class Hearing(Standing):
         self.driver.back(site)
         placed = await self._placed(site, ready)  # a member of the next attempt takes an older sum for a lie (C-20)
         if not placed and site in self.owed and (result := self.journal.get("result")):
+            self._repeated.add(site)
             self._send([site], dialogue.Protocolled(result))
         self._show_transcripts(site, ready.unreplayed, news)
 
