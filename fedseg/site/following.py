@@ -70,7 +70,8 @@ class Following:
 
         Args:
             transcript: of a round of this federation, just replayed.
-            study, policy: own.
+            study: own.
+            policy: own.
         """
         found = published(transcript, policy)
         if found is None or not self._run.endswith(f"/{found.context.training_run}") or not self._opened.is_file():
