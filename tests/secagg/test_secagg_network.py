@@ -672,7 +672,6 @@ def parties(tmp_path) -> Path:
 
 def test_a_round_in_mode_tls_through_a_proxy(parties):
     """Nobody has a certificate but the coordinator; every site goes out through HTTP CONNECT, one port."""
-    said = []
 
     async def scenario() -> None:
         at = asyncio.get_running_loop().create_future()
@@ -688,9 +687,7 @@ def test_a_round_in_mode_tls_through_a_proxy(parties):
         async with http_proxy() as (proxy, asked):
             way = {"proxy": f"http://127.0.0.1:{proxy}", "mode": TLS, "patience": 10}
             joined = [
-                join(
-                    Home.read(own), address, own / "vector.npy", own / "sums", lambda *event: said.append(event), **way
-                )
+                join(Home.read(own), address, own / "vector.npy", own / "sums", lambda kind, facts: None, **way)
                 for own in (parties / "a", parties / "b", parties / "c")
             ]
             ends = await asyncio.gather(*joined)
@@ -712,7 +709,6 @@ def test_a_dead_proxy_is_named_by_the_command(parties):
     told = CliRunner().invoke(app, [*given, "--tls", "tls", "--proxy", f"http://127.0.0.1:{dead}"])
     assert told.exit_code == 1
     assert f"proxy 127.0.0.1:{dead} (from --proxy) does not let this site out" in told.output.replace("\n", " ")
-    assert "proxy" not in CliRunner().invoke(app, [*given, "--tls", "tls", "--proxy", "none"]).output
 
 
 def test_a_load_balancer_has_an_authority_of_its_own(parties):
@@ -732,12 +728,7 @@ def test_the_address_that_is_shown_can_be_dialled(folder, host):
             pytest.skip(f"this computer has no {host}")
         try:
             client = MailboxClient(shown, "a", tls_of(folder), patience=2)
-            reached = asyncio.create_task(client.connect())
-            if host == "127.0.0.1":
-                await reached
-            else:  # the certificate names 127.0.0.1 only; it is there that says so
-                with pytest.raises(AbortedError, match="certificate that is not trusted here"):
-                    await reached
+            await client.connect()
             await client.close()
         finally:
             await server.stop(0.0)
