@@ -41,6 +41,9 @@ def coordinator(
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
     training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+    grace: Annotated[float, typer.Option(help="Seconds until a step closes without a site that is cut off.")] = 3.0,
+    farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
+    quota: Annotated[float, typer.Option(help="Gigabytes of all transcripts; the oldest go first.")] = 20.0,
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
@@ -73,6 +76,9 @@ def coordinator(
         patience=patience,
         rejoin_seconds=rejoin_seconds,
         training_seconds=training_seconds,
+        grace=grace,
+        farewell_seconds=farewell_seconds,
+        quota=int(quota * 1e9),
         transcripts=transcripts.value,
         command=command_line(),
     )
