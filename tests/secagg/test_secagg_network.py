@@ -119,6 +119,7 @@ def test_an_upload_goes_on_at_the_byte_where_it_was_cut(folder):
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_at_the_byte_where_it_was_cut(folder):
     payload = os.urandom(SIZE)
 
@@ -404,6 +405,7 @@ def test_bytes_that_are_no_server_hello_tell_nothing(first):
     assert negotiated(first) == ""
 
 
+@pytest.mark.slow
 def test_certificates_that_expire_while_a_run_goes_on_are_renewed_without_a_restart(tmp_path):
     """Both end while the connection stands; it is cut; the site waits; both are renewed on the disk; it goes on."""
     now = dt.datetime.now(dt.UTC)
