@@ -112,8 +112,8 @@ def alike(names: Sequence[str]) -> dict[str, list[str]]:
     """Names that could be one person's: those that repeat, and those that share a stem, by that stem.
 
     A stem is what is left without endings such as `_ses-02`, `_frame01`, `_baseline`, a date or `-001`. A number or one
-    letter at the end is a time point only where a number is left before it: `hippocampus_001` and `hippocampus_004` are two patients, `P7_1` and `P7_2`
-    could be one.
+    letter at the end is a time point only where a number is left before it: `hippocampus_001` and `hippocampus_004`
+    are two patients, `P7_1` and `P7_2` could be one.
     """
     found = defaultdict(list)
     for name in names:
