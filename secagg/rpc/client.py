@@ -24,7 +24,7 @@ import grpc
 from grpc import aio
 
 from secagg.errors import AbortedError, ConfigError, IllegalTransitionError, SecAggError
-from secagg.printable import printable
+from secagg.printable import dialled, printable
 from secagg.rpc import frames
 from secagg.rpc.frames import HELLO, Assembler, Message, Received, Traffic
 from secagg.rpc.pace import Pace, Transfer
@@ -95,7 +95,7 @@ class MailboxClient:
         self._limit = max_message_bytes
         self._keepalive = keepalive
         self._prover = prover
-        self._on_trouble = on_trouble
+        self.on_trouble = on_trouble
         self._begin_session()
         self._server_limit = 0
         self._outbox: deque[tuple[int, str, bytes]] = deque()
@@ -235,8 +235,7 @@ class MailboxClient:
         ]
         if self._proxy is not None:
             options.append(("grpc.http_proxy", self._proxy.url))
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return aio.secure_channel(f"{host}:{self._port}", credentials, options)
+        return aio.secure_channel(dialled(self._host, self._port), credentials, options)
 
     async def _renew_credentials(self) -> None:
         """Go on with what the files say now; a connection that is open stays, so this is for when none is."""
@@ -442,8 +441,8 @@ class MailboxClient:
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            if self._on_trouble is not None:
-                self._on_trouble(trouble)
+            if self.on_trouble is not None:
+                self.on_trouble(trouble)
 
     def _touch(self) -> None:
         self._silent, self._reason = 0.0, ""

@@ -16,6 +16,7 @@ from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
 from secagg.policy import Policy, session_id
 from secagg.rpc.frames import message_limit
+from secagg.rpc.proof import TLS, Pinned
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
 from secagg.service import dialogue
@@ -84,7 +85,9 @@ class Standing(ABC):
         )
         self.driver = self._driver()
         limit, patience = message_limit(policy) + application.content_bytes, min(1.0, options.grace)
-        self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience)
+        proven = options.tls == TLS
+        pinned = Pinned(federation.server_key, federation.pinned) if proven else None
+        self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience, pinned=pinned)
         self.presence = Presence(self.sites)
         self._dialogue = Dialogue((*FROM_MEMBER, *application.kinds))
         self._same = {
