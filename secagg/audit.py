@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from secagg.encoding import digest
 from secagg.errors import ConfigError
 from secagg.printable import printable
 from secagg.writing import PRIVATE
+
+AUDIT = "audit.jsonl"
+"""A coordinator's audit log, in the folder of its credentials: one for all its runs."""
 
 START = "0" * 64
 LONGEST = 1000
@@ -46,6 +50,14 @@ class Entry:
     what: str
     about: dict[str, str]
     head: str
+
+
+def operator() -> str:
+    """Who runs this process, for an audit log; a uid without a name is told as a number."""
+    try:
+        return f"operator {getuser()}"
+    except (KeyError, OSError):
+        return f"operator uid {os.getuid()}"
 
 
 class AuditLog:

@@ -11,8 +11,9 @@ from fedseg.cli.checking import Check, CheckJson, tell, told_of_expiry
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
-from fedseg.cli.watching import AUDIT, File, Format, LogFormat, Where, seen
+from fedseg.cli.watching import File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
+from secagg.audit import AUDIT
 from secagg.errors import ProtocolError
 from secagg.terminal import Host, Proxy, Tls, TlsMode, say
 
@@ -40,6 +41,9 @@ def coordinator(
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
     training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+    grace: Annotated[float, typer.Option(help="Seconds until a step closes without a site that is cut off.")] = 3.0,
+    farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
+    quota: Annotated[float, typer.Option(help="Gigabytes of all transcripts; the oldest go first.")] = 20.0,
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
@@ -72,6 +76,9 @@ def coordinator(
         patience=patience,
         rejoin_seconds=rejoin_seconds,
         training_seconds=training_seconds,
+        grace=grace,
+        farewell_seconds=farewell_seconds,
+        quota=int(quota * 1e9),
         transcripts=transcripts.value,
         command=command_line(),
     )

@@ -17,7 +17,17 @@ from fedseg.attempt import Facts
 from fedseg.budget.charge import affordable, charge, charge_metrics
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, RoundFailedError
-from fedseg.events import Burned, Certificate, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
+from fedseg.events import (
+    Burned,
+    Certificate,
+    Connected,
+    Disconnected,
+    EpsilonSpent,
+    Note,
+    RoundStarted,
+    Trained,
+    Waiting,
+)
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.site.control import Control
 from fedseg.site.options import Options
@@ -315,6 +325,11 @@ class Site(Party, Application):
         self.folder.emit(Connected(site=COORDINATOR))
         if (end := self.mailbox.tls.expires) is not None:
             self.folder.emit(Certificate(site=self.me, until=end.isoformat()))
+
+    def lost(self, sentence: str) -> None:
+        """Say that it does not, and why."""
+        self.folder.emit(Disconnected(site=COORDINATOR))
+        self.note(sentence)
 
     def note(self, text: str) -> None:
         """Say a sentence."""

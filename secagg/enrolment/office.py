@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from secagg.audit import AUDIT, AuditLog, operator
 from secagg.enrolment.papers import (
     Approval,
     Invitation,
@@ -167,6 +168,7 @@ class Office:
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
+        self._note("approved", site=site, fingerprint=request.fingerprint)
         self.register.write(self._file)  # the token is used up before anybody has what it is good for
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
         approval = Approval(site=site, verify_key=request.verify_key, certificate=pem).signed(signature=self._key)
@@ -217,6 +219,7 @@ class Office:
                 member = self.register.members[site]
                 member.revoked = today()
                 self.register.revoked = sorted({*self.register.revoked, *member.serials})
+            self._note("revoked", site=site)
         self.register.write(self._file)
         return self._authority.revoke(self.folder / REVOKED, (int(serial, 16) for serial in self.register.revoked))
 
@@ -228,10 +231,15 @@ class Office:
             days: how long it is valid.
         """
         self.register.hosts = list(dict.fromkeys([*self.register.hosts, *hosts]))
+        self._note("renewed", site=COORDINATOR, hosts=", ".join(self.register.hosts))
         self.register.write(self._file)
         first, last = valid_for(days)
         valid = first, min(last, self._authority.ends)
         return self._authority.issue(self.folder, COORDINATOR, self.register.hosts, valid)[0]
+
+    def _note(self, what: str, **about: object) -> None:
+        """Into the coordinator's audit log, before it is done: nothing is done that is not there."""
+        AuditLog(self.folder / AUDIT).append(operator(), what, **about)
 
     def _asked(self, path: Path) -> Request:
         """A request that its own key signed, and its token or the key that is pinned for the site."""

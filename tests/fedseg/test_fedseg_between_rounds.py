@@ -403,7 +403,7 @@ def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_site
         async with Federation(slow, tmp_path) as first:
             first.start()
             await first.until(lambda: len(first.of(COORDINATOR, "train")) >= 3)
-            async with Federation(fast, tmp_path, run="another run") as second:
+            async with Federation(fast, tmp_path, run="another-run") as second:
                 second.start()
                 await second.finished()
                 go.set()
@@ -425,12 +425,12 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
         async with Federation(study, tmp_path, kind=Withholding) as old:
             old.start()
             await old.until(lambda: all(old.asked(site) for site in FIVE[:3]))
-        async with Federation(study, tmp_path, run="another run", kind=Withholding) as new:
+        async with Federation(study, tmp_path, run="another-run", kind=Withholding) as new:
             new.start()
             await new.until(lambda: all(new.asked(site) for site in FIVE[:3]))
             assert not new.of(COORDINATOR, "round")  # nobody joined anything
         async with Federation(
-            study, tmp_path, run="another run"
+            study, tmp_path, run="another-run"
         ) as honest:  # it finds the transcript beside its own folder
             honest.start()
             await honest.until(lambda: any(honest.coordinator.presence.shown.values()))
@@ -597,7 +597,7 @@ class Inventing(Coordinator):
 
 def test_a_round_that_nobody_took_part_in_moves_no_site_to_another_model(tmp_path):
     async def scenario() -> None:
-        study = tiny_study(rounds=2, mechanism="none")
+        study = tiny_study(rounds=3, mechanism="none")
         async with Federation(study, tmp_path, kind=Inventing) as federation:
             federation.start()
             await federation.until(lambda: all(federation.asked(site) for site in FIVE[:3]))

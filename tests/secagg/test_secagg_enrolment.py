@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
+from secagg.audit import AUDIT, entries
 from secagg.cli import app
 from secagg.enrolment import site as sites
 from secagg.enrolment.office import FEDERATION, REVOKED, Office
@@ -197,6 +198,21 @@ def test_a_revoked_site_is_in_no_roster_and_its_certificates_stay_revoked_when_i
     assert revoked_in(post.coordinator / REVOKED, authority) == {serial}
     assert "site-c" in post.office.publish("last").pinned
     assert x509.load_pem_x509_certificate(tls(post, "site-c").certificate).serial_number != serial
+
+
+def test_what_was_approved_renewed_and_revoked_is_in_the_audit_log(post):
+    post.enrol("site-a")
+    post.office.revoke("site-a")
+    post.office.renew(["198.51.100.4"])
+    found = [entry for entry in entries(post.coordinator / AUDIT) if entry.who.startswith("operator ")]
+    assert [(entry.what, entry.about["site"]) for entry in found] == [
+        ("renewed", "coordinator"),  # as it was made
+        ("approved", "site-a"),
+        ("revoked", "site-a"),
+        ("renewed", "coordinator"),
+    ]
+    assert found[1].about["fingerprint"] == post.office.register.members["site-a"].fingerprint
+    assert "198.51.100.4" in found[-1].about["hosts"]
 
 
 def test_a_certificate_is_renewed_by_the_pinned_key_and_the_running_pair_stays_until_then(post):
