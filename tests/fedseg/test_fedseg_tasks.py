@@ -96,7 +96,8 @@ class Listed:
 
 class Patient:
     def __init__(self, name: str, side: int) -> None:
-        self.patient, self.name, self.side = name, name, side
+        self.patient = self.subject = self.case = self.name = name
+        self.side, self.images, self.remarks = side, (), ()
 
     def load(self, site: str, study: Study) -> Case:
         return working_case(scan(self.patient, self.side), site, study)
