@@ -66,7 +66,7 @@ def data_fingerprint(
 ) -> None:
     """Tell spacings, sizes, intensities and label volumes.
 
-    They are what nnU-Net's fingerprint holds. It is computed from every patient and is not private: it stays at the site.
+    It is what nnU-Net calls a fingerprint, computed from every patient and not private: it stays at the site.
     """
     from fedseg.data.fingerprint import fingerprint
     from fedseg.data.proposal import proposed

@@ -8,6 +8,7 @@ import torch
 
 from fedseg.averaging import fed_avg
 from fedseg.data.cases import Case, SiteData
+from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.table import LAYOUTS
 from fedseg.data.loading import load_site
 from fedseg.data.scans import Scan, working_case
@@ -88,6 +89,12 @@ class Listed:
     """A layout whose labels are one value a patient."""
 
     needs_folder, index = True, ""
+
+    def declared(self, folder: Path, study: Study) -> Declared:
+        return Declared()
+
+    def remarks(self, folder: Path, study: Study) -> tuple[str, ...]:
+        return ()
 
     def entries(self, folder: Path, site: str, study: Study):
         for number in range(20):
