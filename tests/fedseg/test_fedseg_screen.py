@@ -12,9 +12,10 @@ from rich.console import Console
 from fedseg.cli import terminal as command
 from fedseg.cli.ending import show_metrics
 from fedseg.coordinator import Coordinator, Options
-from fedseg.credentials import make_credentials
+from fedseg.credentials import make_credentials, signing_key
+from fedseg.data.declaration import Declaration
+from fedseg.dialogue import Declares, Progress
 from fedseg.dialogue import Metrics as Shared
-from fedseg.dialogue import Progress
 from fedseg.errors import ConfigError
 from fedseg.events import AnyEvent, Burned, Dropped, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Trained
 from fedseg.records import Metrics
@@ -204,7 +205,8 @@ def test_a_process_is_sent_the_transcript_that_it_asks_for_once(tmp_path, creden
     transcripts.mkdir()
     (transcripts / f"0001-0-{'ab' * 8}.transcript").write_bytes(bytes(1000))
     sent, same = [], {name: ours for name, (ours, _) in coordinator._same.items()}
-    waits = Ready(**same, unreplayed=["ab" * 32])
+    says = Declares.signed(Declaration(), "run", "site-a", signing_key(credentials, "site-a")).model_dump_json()
+    waits = Ready(**same, unreplayed=["ab" * 32], says=says)
     coordinator.mailbox.send = lambda site, kind, payload: sent.append(kind)
 
     async def scenario() -> None:
