@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from secagg.printable import printable
 from secagg.writing import PRIVATE
 
 START = "0" * 64
+AUDIT = "audit.jsonl"
+"""A coordinator's audit log, in the folder of its credentials: one for all its runs."""
 LONGEST = 1000
 """Characters of a text in an entry."""
 
@@ -86,6 +89,14 @@ class AuditLog:
                 os.ftruncate(file, size)
                 raise
         return Entry(now, body["who"], body["what"], said, head)
+
+
+def operator() -> str:
+    """Who runs this process; a uid without a name is told as a number."""
+    try:
+        return f"operator {getuser()}"
+    except (KeyError, OSError):
+        return f"operator uid {os.getuid()}"
 
 
 def entries(path: Path) -> list[Entry]:

@@ -11,8 +11,9 @@ from fedseg.cli.checking import Check, CheckJson, tell, told_of_expiry
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
-from fedseg.cli.watching import AUDIT, File, Format, LogFormat, Where, seen
+from fedseg.cli.watching import File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
+from secagg.audit import AUDIT
 from secagg.errors import ProtocolError
 from secagg.terminal import say
 

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from fedseg.status import Status
 
 
-AUDIT = "audit.jsonl"
-"""A coordinator's audit log, in the folder of its credentials: one for all its studies."""
-
-
 class LogFormat(Enum):
     """For people, or for machines."""
 

@@ -1,8 +1,6 @@
 """What goes into a coordinator's audit log: who came and went, what was opened, closed and refused."""
 
-import os
 from collections import deque
-from getpass import getuser
 from pathlib import Path
 
 from fedseg.events import (
@@ -21,7 +19,7 @@ from fedseg.events import (
     StudyStarted,
 )
 from fedseg.status import COORDINATOR
-from secagg.audit import AuditLog
+from secagg.audit import AuditLog, operator
 
 _WAITING = 10_000
 _Line = tuple[str, str, dict[str, object]]
@@ -50,14 +48,6 @@ class Auditing:
             except OSError:  # the disk is full; it is tried again with the next event
                 return
             self._waiting.popleft()
-
-
-def operator() -> str:
-    """Who runs this process, for an audit log; a uid without a name is told as a number."""
-    try:
-        return f"operator {getuser()}"
-    except (KeyError, OSError):
-        return f"operator uid {os.getuid()}"
 
 
 def _line(event: AnyEvent) -> _Line | None:

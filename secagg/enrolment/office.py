@@ -1,7 +1,7 @@
 """The coordinator's side of enrolment: it invites sites, approves what they ask for, and publishes who takes part.
 
 Its folder is the coordinator's folder of credentials; `office/` in it holds what only enrolment needs: the authority's
-key and the register. Must never: approve what no token, pinned key or compared fingerprint speaks for, use a token
+key and the register. What an operator does here is in the audit log before it is done. Must never: approve what no token, pinned key or compared fingerprint speaks for, use a token
 twice, or write one down.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from secagg.audit import AUDIT, AuditLog, operator
 from secagg.enrolment.papers import (
     Approval,
     Invitation,
@@ -50,6 +51,7 @@ class Office:
         self.register = Register.read(self._file)
         self._authority = Authority.read(folder / f"{AUTHORITY}.pem", folder / OFFICE / f"{AUTHORITY}.key")
         self._key = load_key(folder / f"{COORDINATOR}.signing")[1]
+        self._audit = AuditLog(folder / AUDIT)
 
     @classmethod
     def init(cls, folder: Path, hosts: Collection[str], port: int, *, days: float = CERTIFICATE_DAYS) -> "Office":
@@ -115,6 +117,7 @@ class Office:
             authority=self._authority.pem.decode("ascii"),
             expires=expires,
         ).signed(token_signature=key)
+        self._audit.append(operator(), "invited a site", site=site, until=expires)
         self.register.invited[site] = Invited(site, key.verify_key.hex(), expires)
         self.register.write(self._file)
         return write_whole(folder / f"{site}.invitation", paper.text, PUBLIC), token
@@ -155,7 +158,7 @@ class Office:
         csr = checked_csr(request.csr, site, path)
         first, last = valid_for(days)
         certificate = self._authority.certify(csr.public_key(), site, valid=(first, min(last, self._authority.ends)))
-        known = self.register.members.get(site)
+        known, serial = self.register.members.get(site), f"{certificate.serial_number:x}"
         others = {name: as_bytes(m.verify_key) for name, m in self.register.approved.items() if name != site}
         PinnedRoster({**others, site: as_bytes(request.verify_key)})
         self.register.members[site] = Member(
@@ -163,10 +166,13 @@ class Office:
             request.verify_key,
             today() if known is None else known.since,
             moment(certificate.not_valid_after_utc),
-            [*(known.serials if known is not None else []), f"{certificate.serial_number:x}"],
+            [*(known.serials if known is not None else []), serial],
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
+        about = {"fingerprint": request.fingerprint, "certificate": serial, "until": self.register.members[site].expires}
+        heard_it = "compared here" if heard else "not given"
+        self._audit.append(operator(), "approved a site", site=site, read_aloud=heard_it, **about)
         self.register.write(self._file)  # the token is used up before anybody has what it is good for
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
         approval = Approval(site=site, verify_key=request.verify_key, certificate=pem).signed(signature=self._key)
@@ -196,6 +202,8 @@ class Office:
         if len(taking) < 3:
             raise ConfigError(f"{len(taking)} sites take part and a sum needs at least 3; approve more of them first")
         self.register.number += 1
+        told = {"number": self.register.number, "run": run, "sites": " ".join(taking)}
+        self._audit.append(operator(), "published a roster", **told)
         pinned = PinnedRoster({site: as_bytes(approved[site].verify_key) for site in taking})
         federation = Federation(run, self._key.verify_key, pinned, self.register.number).signed(self._key)
         self.register.write(self._file)
@@ -212,6 +220,7 @@ class Office:
             if site not in self.register.members and site not in self.register.invited:
                 raise ConfigError(f"{site} was never invited or approved here; see enrol show")
         for site in sites:
+            self._audit.append(operator(), "revoked a site", site=site)
             self.register.invited.pop(site, None)
             if site in self.register.approved:
                 member = self.register.members[site]
@@ -231,6 +240,8 @@ class Office:
         self.register.write(self._file)
         first, last = valid_for(days)
         valid = first, min(last, self._authority.ends)
+        names = " ".join(self.register.hosts)
+        self._audit.append(operator(), "renewed the coordinator's certificate", until=moment(valid[1]), hosts=names)
         return self._authority.issue(self.folder, COORDINATOR, self.register.hosts, valid)[0]
 
     def _asked(self, path: Path) -> Request:
