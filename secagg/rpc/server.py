@@ -427,7 +427,8 @@ class MailboxServer:
             else:
                 peer.pace_up.progress(peer.partial.have - before)
             await context.write(Position(sequence=peer.arrived, offset=peer.partial.have))
-        raise ValueError("the stream ended inside a message")
+        # Mostly because the connection broke: what has arrived stays for the next call.
+        await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the stream ended inside a message")
 
     async def _turn(self, peer: Peer, context: Context, mine: asyncio.Timeout) -> None:
         """Wait until the upload that was announced may begin, and show meanwhile that it is not forgotten."""

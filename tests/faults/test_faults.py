@@ -66,7 +66,7 @@ def test_a_fault_at_a_step(fault, point, tmp_path, request):
     with federation(folder, state) as made:
         FAULTS[fault](made, point)
         made.parties[SITES[0]].held()
-        assert made.finished(ROUND)
+        until(lambda: made.finished(ROUND), "the coordinator has the sum as well")
         made.parties[SITES[0]].go_on()
         assert made.coordinator.status() == 0
         for site in SITES[:-1]:
