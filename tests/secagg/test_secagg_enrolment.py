@@ -258,7 +258,7 @@ def test_the_audit_log_says_who_let_whom_in_and_out_and_holds_no_token(post):
     assert own == [("invited a site", "site-a"), ("approved a site", "site-a"), ("published a roster", None)] + [
         ("revoked a site", "site-a")
     ]
-    (approved,) = [one for one in told if one.what == "approved a site" and one.about["site"] == "site-a"]
+    approved = {one.about["site"]: one for one in told if one.what == "approved a site"}["site-a"]
     assert approved.about["fingerprint"] == request.fingerprint
     assert approved.about["read_aloud"] == "compared here"
     assert "192.0.2.8" in told[-1].about["hosts"]
