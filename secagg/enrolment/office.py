@@ -1,8 +1,8 @@
 """The coordinator's side of enrolment: it invites sites, approves what they ask for, and publishes who takes part.
 
 Its folder is the coordinator's folder of credentials; `office/` in it holds what only enrolment needs: the authority's
-key and the register. What an operator does here is in the audit log before it is done. Must never: approve what no token, pinned key or compared fingerprint speaks for, use a token
-twice, or write one down.
+key and the register. What an operator does here is in the audit log before it is done. Must never: approve what no
+token, pinned key or compared fingerprint speaks for, use a token twice, or write one down.
 """
 
 import datetime as dt
@@ -170,9 +170,9 @@ class Office:
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
-        about = {"fingerprint": request.fingerprint, "certificate": serial, "until": self.register.members[site].expires}
-        heard_it = "compared here" if heard else "not given"
-        self._audit.append(operator(), "approved a site", site=site, read_aloud=heard_it, **about)
+        about = {"site": site, "fingerprint": request.fingerprint, "read_aloud": "compared here" if heard else "not given"}
+        until = self.register.members[site].expires
+        self._audit.append(operator(), "approved a site", **about, certificate=serial, until=until)
         self.register.write(self._file)  # the token is used up before anybody has what it is good for
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
         approval = Approval(site=site, verify_key=request.verify_key, certificate=pem).signed(signature=self._key)
