@@ -170,9 +170,9 @@ class Office:
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
-        about = {"site": site, "fingerprint": request.fingerprint, "read_aloud": "compared here" if heard else "not given"}
-        until = self.register.members[site].expires
-        self._audit.append(operator(), "approved a site", **about, certificate=serial, until=until)
+        about = {"fingerprint": request.fingerprint, "read_aloud": "compared here" if heard else "not given"}
+        about |= {"certificate": serial, "until": self.register.members[site].expires}
+        self._audit.append(operator(), "approved a site", site=site, **about)
         self.register.write(self._file)  # the token is used up before anybody has what it is good for
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
         approval = Approval(site=site, verify_key=request.verify_key, certificate=pem).signed(signature=self._key)
