@@ -14,7 +14,8 @@ from secagg.rpc.proxy import Proxy
 from secagg.rpc.tls import ClientTls
 
 CLOCK_KEY = "secagg-time"
-_SECONDS = 5.0
+_SECONDS = 20.0
+"""As long as a connection may take (row 11), and once more for the answer."""
 
 
 class TellingHealth(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
@@ -43,11 +44,12 @@ def clock_ahead(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None
         options.append(("grpc.http_proxy", proxy.url))
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.secure_channel(where, credentials, options) as channel:
-        asked = time.time()
         try:
+            grpc.channel_ready_future(channel).result(_SECONDS)
+            asked = time.time()
             check = health_pb2_grpc.HealthStub(channel).Check
             _, call = check.with_call(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
             told = float(dict(call.initial_metadata())[CLOCK_KEY])
-        except (grpc.RpcError, KeyError, ValueError):
+        except (grpc.RpcError, grpc.FutureTimeoutError, KeyError, ValueError):
             return None
         return told - (asked + time.time()) / 2

@@ -47,29 +47,31 @@ def test_every_command_of_the_page_runs_from_empty_folders_to_a_finished_study(t
     for name, folder in machines.items():
         folder.mkdir()
         for file in ("study.toml", "coordinator.toml" if name == "coordinator" else "site.toml"):
-            (folder / file).write_text(here(FILES[file], name, port))
+            all_the_same = file == "study.toml"
+            (folder / file).write_text(FILES[file] if all_the_same else here(FILES[file], name, port))
     tokens: dict[str, str] = {}
-    running: list[tuple[str, subprocess.Popen[str]]] = []
+    running: dict[str, subprocess.Popen[str]] = {}
     try:
         for where, lines in BLOCKS:
             for name in ("coordinator",) if "coordinator" in where else SITES:
                 for line in lines.splitlines():
                     command = shlex.split(here(line, name, port))
                     if "leave it running" in where:
-                        running.append((name, started(command, machines[name])))
+                        running[name] = started(command, machines[name], "running.log")
                         if name == "coordinator":
-                            listening(int(port))
+                            listening(int(port), running[name], machines[name])
                         continue
                     if "second" in line:  # the next study: the first one is over
-                        ended(running)
+                        ended(running, machines)
                     said = run(command, machines[name], tokens.get(name, ""))
                     if found := re.search(r"token, .*: (\S+)$", said, re.MULTILINE):
                         tokens[command[-1]] = found[1]
                 carry(machines[name], post, machines)
-        ended(running)
+        ended(running, machines)
     finally:
-        for _, process in running:
+        for process in running.values():
             process.kill()
+            process.wait()
     for name in machines:
         assert list((machines[name] / "runs").glob("*/report.html")), name
     assert (machines["site-a"] / "state/ledger.jsonl").is_file()  # where enrolment fixed it
@@ -81,34 +83,42 @@ def here(text: str, name: str, port: str) -> str:
     return text if name == "coordinator" else text.replace("site-a", name)
 
 
-def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
+def started(command: list[str], folder: Path, log: str) -> "subprocess.Popen[str]":
     module = [sys.executable, "-c", "from fedseg.cli import main; main()", *command[1:]]
     home = {"FEDSEG_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    log = (folder / "log").open("w+")
-    return subprocess.Popen(
-        module, cwd=folder, env={**os.environ, **home}, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True
-    )
+    home["PYTHONUNBUFFERED"] = "1"  # a log that is looked at before the end
+    with (folder / log).open("w") as told:
+        return subprocess.Popen(
+            module, cwd=folder, env={**os.environ, **home}, stdin=subprocess.PIPE, stdout=told, stderr=told, text=True
+        )
 
 
 def run(command: list[str], folder: Path, typed: str) -> str:
-    process = started(command, folder)
-    process.communicate(typed + "\n", timeout=120)
+    process = started(command, folder, "log")
+    process.communicate(typed + "\n", timeout=300)
     said = (folder / "log").read_text()
     assert process.returncode == 0, (command, said)
     return said
 
 
-def listening(port: int) -> None:
-    for _ in range(1200):
+def listening(port: int, coordinator: "subprocess.Popen[str]", folder: Path) -> None:
+    for _ in range(3000):
+        assert coordinator.poll() is None, (folder / "running.log").read_text()
         with socket.socket() as dialled:
             if not dialled.connect_ex(("127.0.0.1", port)):
                 return
         time.sleep(0.1)
+    raise AssertionError((folder / "running.log").read_text())
 
 
-def ended(running: list[tuple[str, "subprocess.Popen[str]"]]) -> None:
-    for name, process in running:
-        assert process.wait(timeout=400) == 0, (name, process.args)
+def ended(running: dict[str, "subprocess.Popen[str]"], machines: dict[str, Path]) -> None:
+    for _ in range(6000):
+        codes = {name: process.poll() for name, process in running.items()}
+        if None not in codes.values() or any(codes.values()):  # one that failed ends the wait for all
+            break
+        time.sleep(0.1)
+    logs = "\n".join(f"--- {name}\n{(machines[name] / 'running.log').read_text()}" for name in running)
+    assert set(codes.values()) == {0}, f"{codes}\n{logs}"
 
 
 def carry(folder: Path, post: Path, machines: dict[str, Path]) -> None:
