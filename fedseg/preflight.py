@@ -38,7 +38,7 @@ from secagg.enrolment.office import OFFICE, REVOKED, Office
 from secagg.enrolment.papers import grouped
 from secagg.errors import SecAggError
 from secagg.rpc.pem import certificates_in, days_left
-from secagg.rpc.probe import clock_ahead
+from secagg.rpc.probe import probe
 from secagg.rpc.proxy import dial, proxy_for
 from secagg.rpc.tls import COORDINATOR, diagnose
 
@@ -172,13 +172,15 @@ def _reached(credentials: Path, study: Study, site: str, address: str) -> Found:
     way = f"{address} through {proxy}" if proxy is not None else address
     if said := diagnose(host, port, tls, proxy):
         return FAIL, f"no connection to {way}: {said}"
+    if said := probe(host, port, tls, proxy).refused:
+        return FAIL, f"answers at {way}, and refuses this site: {said}"
     return OK, f"answers at {way} over TLS, and takes this site's certificate"
 
 
 def _clock(credentials: Path, study: Study, site: str, address: str) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    ahead = clock_ahead(host, port, tls, proxy_for(host, None))
+    ahead = probe(host, port, tls, proxy_for(host, None)).ahead
     if ahead is None:
         return WARN, "could not be compared with the coordinator's, which does not answer"
     way = "behind" if ahead > 0 else "ahead of"
