@@ -30,6 +30,7 @@ class _File(BaseModel):
     credentials: PathText
     out: PathText | None = None
     patience: Seconds | None = None
+    tls: Literal["mtls", "tls"] | None = None
     log_format: Literal["text", "json"] | None = None
     log_file: PathText | None = None
     watch: str | None = None
@@ -50,6 +51,7 @@ class SiteFile(_File):
 
     site: str
     coordinator: Address
+    proxy: str | None = None
     data: PathText | None = None
     state: PathText | None = None
     audit: PathText | None = None

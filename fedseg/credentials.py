@@ -18,6 +18,7 @@ from secagg.errors import ConfigError as SecAggConfigError
 from secagg.files import Federation, load_key, read_federation
 from secagg.keys import SigningKey
 from secagg.rpc.pem import certificates_in, days_left
+from secagg.rpc.proof import MTLS, tls_of
 from secagg.rpc.tls import AUTHORITY, COORDINATOR, ClientTls, ServerTls
 
 TRIAL_DAYS = 60.0
@@ -79,10 +80,9 @@ def _read(path: Path, read: Callable[[Path], _Read], remedy: str) -> _Read:
     raise ConfigError(told)
 
 
-def site_tls(folder: Path, site: str, federation: Federation) -> ClientTls:
-    """A site's TLS credentials; raises secagg's ConfigError with the file and the remedy."""
-    paths = (folder / f"{AUTHORITY}.pem", folder / f"{site}.pem", folder / f"{site}.key")
-    return ClientTls.load(*paths, roster=list(federation.pinned))
+def site_tls(folder: Path, site: str, federation: Federation, mode: str = MTLS) -> ClientTls:
+    """A site's TLS credentials, see `secagg.rpc.proof.tls_of`; raises secagg's ConfigError with file and remedy."""
+    return tls_of(folder, site, federation.pinned, mode)
 
 
 def coordinator_tls(folder: Path) -> ServerTls:

@@ -152,7 +152,7 @@ class Demo:
     def _react(self, event: AnyEvent) -> None:
         match event:
             case Listening():
-                self._address = f"{event.host}:{event.port}"
+                self._address = event.where
                 for site in self.study.site_ids:
                     self._start_site(site)
             case StepAccepted() if self._kills.get((event.round, event.site)) == event.step:

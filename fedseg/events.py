@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from secagg.printable import printable
+from secagg.printable import dialled, printable
 
 
 def now() -> str:
@@ -60,6 +60,11 @@ class Listening(Event):
     kind: Literal["listening"] = "listening"
     host: Words
     port: int
+
+    @property
+    def where(self) -> str:
+        """As it is given to others."""
+        return dialled(self.host, self.port)
 
 
 class StudyStarted(Event):

@@ -23,6 +23,7 @@ from fedseg.events import (
     Dropped,
     EpsilonSpent,
     Left,
+    Listening,
     Note,
     Refused,
     Rejoined,
@@ -100,6 +101,8 @@ class Screen:
                 self._study = event
                 self._sites = {name: _Site() for name in event.sites}
                 self._introduce(event)
+            case Listening():
+                self.say(f"listening on {event.where}")
             case Resumed():
                 done = f"round {event.round}" if event.round else "the start"
                 self.say(f"all above was before the interruption; going on after {done}")

@@ -197,7 +197,7 @@ class Folding:
             case StudyStarted():
                 self._begin(event)
             case Listening():
-                self._set(address=f"{event.host}:{event.port}")
+                self._set(address=event.where)
                 self._nobody_is_here(event.at)
             case Resumed():
                 self._nobody_is_here(event.at)

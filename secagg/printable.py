@@ -5,6 +5,11 @@ round, or halves of characters. Whoever prints such text, or puts it into an err
 """
 
 
+def dialled(host: str, port: int) -> str:
+    """HOST:PORT as people and programs read it; an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def printable(text: object, encoding: str = "utf-8") -> str:
     r"""The text in one line: whatever is not a visible character or a plain space is written as ``\\x1b``, ``\\u202e``.
 

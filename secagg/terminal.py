@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import wraps
 from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
@@ -46,6 +47,27 @@ _REMEDIES = {
     errno.EPERM: "you have no right to it: ask its owner, or use another place",
     errno.ENAMETOOLONG: "give a shorter name",
 }
+
+
+class Tls(Enum):
+    """Who says who calls: a site's certificate, or its signing key, where a load balancer ends TLS."""
+
+    MTLS = "mtls"
+    TLS = "tls"
+
+
+TlsMode = Annotated[
+    Tls, typer.Option("--tls", help="mtls: by certificates. tls: a load balancer ends TLS, signing keys prove it.")
+]
+Proxy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL|none", help="HTTP proxy on the way out. [default: https_proxy, no_proxy]", show_default=False
+    ),
+]
+Host = Annotated[
+    str, typer.Option(help="Own address to listen on: 127.0.0.1 for this computer only, 0.0.0.0 or :: for others too.")
+]
 
 
 class App(typer.Typer):

@@ -15,7 +15,7 @@ from fedseg.cli.watching import File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.audit import AUDIT
 from secagg.errors import ProtocolError
-from secagg.terminal import say
+from secagg.terminal import Host, Proxy, Tls, TlsMode, say
 
 if TYPE_CHECKING:
     from fedseg.data.cases import SiteData
@@ -34,8 +34,9 @@ class Transcripts(Enum):
 def coordinator(
     study: StudyOrConfiguration,
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    tls: TlsMode = Tls.MTLS,
     runs: Runs = Path("runs"),
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
@@ -67,6 +68,7 @@ def coordinator(
     options = Options(
         host=host,
         port=port,
+        tls=tls.value,
         credentials=credentials,
         patience=patience,
         rejoin_seconds=rejoin_seconds,
@@ -110,6 +112,8 @@ def site(
         float | None,
         typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
     ] = None,
+    proxy: Proxy = None,
+    tls: TlsMode = Tls.MTLS,
     accept_exposure: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,7 +179,7 @@ def site(
         return
     federation = load_federation(credentials, loaded)  # what is wrong with them is told before images are read
     signing_key(credentials, name)
-    site_tls(credentials, name, federation)
+    site_tls(credentials, name, federation, tls.value)
     found = load_site(data, name, loaded)
     _approved(loaded, name, found, kept, federation.training_run, approve)
     options = Options(
@@ -184,6 +188,8 @@ def site(
         credentials=credentials,
         state=kept,
         patience=patience,
+        proxy=proxy,
+        tls=tls.value,
         audit=audit,
         command=command_line(),
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from secagg.rpc.proof import MTLS
 from secagg.service.transcripts import QUOTA
 
 
@@ -12,6 +13,7 @@ class Options:
 
     Attributes:
         host, port: where to listen; port 0 takes a free one.
+        tls: sites show a certificate ("mtls"), or a load balancer ends TLS and they prove themselves ("tls").
         credentials: folder of `fedseg.credentials`.
         patience: seconds to wait for sites at the start, and later where too few are there for a sum.
         rejoin_seconds: seconds that a later round waits for a site that is missing.
@@ -27,6 +29,7 @@ class Options:
     credentials: Path
     host: str = "127.0.0.1"
     port: int = 0
+    tls: str = MTLS
     patience: float = 60.0
     rejoin_seconds: float = 15.0
     step_seconds: float = 60.0

@@ -65,6 +65,7 @@ class Coordinator(Engine):
             state=folder.path,
             host=options.host,
             port=options.port,
+            tls=options.tls,
             patience=options.patience,
             rejoin_seconds=options.rejoin_seconds,
             step_seconds=options.step_seconds,

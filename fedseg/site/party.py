@@ -1,7 +1,5 @@
 """What a site has before it connects: its keys, its marks and ledger, its model, and its line to the coordinator."""
 
-import math
-
 import torch
 
 from fedseg.credentials import load_federation, signing_key, site_tls
@@ -21,6 +19,7 @@ from secagg.encoding import digest
 from secagg.policy import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
+from secagg.rpc.proof import prover_of
 from secagg.sqlite import SqliteStore
 from secagg.writing import PRIVATE_FOLDER
 
@@ -55,9 +54,16 @@ class Party:
         # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
         vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
         limit = vectors * message_limit(self.policy) + 4 * len(self.state)
-        patience = math.inf if options.patience is None else options.patience
-        tls = site_tls(options.credentials, self.me, self.federation)
-        self.mailbox = MailboxClient(options.address, self.me, tls, patience=patience, max_message_bytes=limit)
+        tls = site_tls(options.credentials, self.me, self.federation, options.tls)
+        self.mailbox = MailboxClient(
+            options.address,
+            self.me,
+            tls,
+            patience=options.patience,
+            max_message_bytes=limit,
+            proxy=options.proxy,
+            prover=prover_of(self.key, self.federation.server_key, options.tls),
+        )
         self.session = session_id(self.policy, self.federation.pinned)
         self.refuse_used_name()
         self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")

@@ -58,7 +58,7 @@ def _line(event: AnyEvent) -> _Line | None:
         case Resumed():
             return operator(), "went on with a run", {"after_round": event.round}
         case Listening():
-            return COORDINATOR, "opened the port", {"address": f"{event.host}:{event.port}"}
+            return COORDINATOR, "opened the port", {"address": event.where}
         case Connected():
             return event.site, "connected", {"version": event.version} if event.version else {}
         case Certificate():

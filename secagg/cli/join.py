@@ -1,6 +1,5 @@
 """`secagg join`: one party of a federation that sums vectors, as a process that may run for months."""
 
-import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +8,8 @@ import typer
 
 from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
+from secagg.terminal import Proxy, Tls, TlsMode, say
 from secagg.terminal import out as screen
-from secagg.terminal import say
 
 Folder = Annotated[
     Path,
@@ -34,9 +33,11 @@ def join(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the sums.", show_default=False)] = None,
     patience: Annotated[
-        float,
-        typer.Option(help="Seconds without an answer after which to give up. [default: for ever]", show_default=False),
-    ] = math.inf,
+        float | None,
+        typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
+    ] = None,
+    proxy: Proxy = None,
+    tls: TlsMode = Tls.MTLS,
     events: Events = None,
 ) -> None:
     """Give one vector a round to a sum.
@@ -64,7 +65,8 @@ def join(
 
         try:
             finished = run_until_stopped(
-                join(home, address, vector, out, patience, tell), "the same command goes on with this run"
+                join(home, address, vector, out, tell, patience=patience, proxy=proxy, mode=tls.value),
+                "the same command goes on with this run",
             )
         except StoppedError as stopped:
             say(str(stopped))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from secagg.cli.terminal import app, sentences
+from secagg.terminal import Host, Tls, TlsMode, say
 from secagg.terminal import out as screen
-from secagg.terminal import say
 
 if TYPE_CHECKING:
     from secagg.service.events import Event
@@ -33,8 +33,9 @@ def serve(
         ),
     ],
     rounds: Annotated[int, typer.Option(min=1, help="How many sums are wanted.")] = 1,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    tls: TlsMode = Tls.MTLS,
     out: Annotated[Path | None, typer.Option(help="Folder for the sums. [default: FOLDER/sums]")] = None,
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough members.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing member, once.")] = 15,
@@ -61,6 +62,7 @@ def serve(
     how = {
         "host": host,
         "port": port,
+        "tls": tls.value,
         "patience": patience,
         "rejoin_seconds": rejoin_seconds,
         "step_seconds": step_seconds,
@@ -107,7 +109,7 @@ def _told(event: "Event", log: TextIO | None) -> None:
         log.write(as_line(event) + "\n")
         log.flush()
     if isinstance(event, Listening):
-        say(f"listening on {event.host}:{event.port}")
+        say(f"listening on {event.where}")
     elif shown := sentence(event):
         say(shown)
     screen.file.flush()

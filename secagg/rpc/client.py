@@ -24,7 +24,7 @@ import grpc
 from grpc import aio
 
 from secagg.errors import AbortedError, ConfigError, IllegalTransitionError, SecAggError
-from secagg.printable import printable
+from secagg.printable import dialled, printable
 from secagg.rpc import frames
 from secagg.rpc.frames import HELLO, Assembler, Message, Received, Traffic
 from secagg.rpc.pace import Pace, Transfer
@@ -235,8 +235,7 @@ class MailboxClient:
         ]
         if self._proxy is not None:
             options.append(("grpc.http_proxy", self._proxy.url))
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return aio.secure_channel(f"{host}:{self._port}", credentials, options)
+        return aio.secure_channel(dialled(self._host, self._port), credentials, options)
 
     async def _renew_credentials(self) -> None:
         """Go on with what the files say now; a connection that is open stays, so this is for when none is."""

@@ -8,13 +8,21 @@ site, and of the coordinator, all that is not signed.
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from secagg.encoding import encode
 from secagg.keys import SigningKey, verify
+from secagg.rpc.tls import AUTHORITY, ClientTls
 
 CHALLENGE_BYTES = 32
+
+MTLS, TLS = "mtls", "tls"
+"""The modes: a certificate says who calls, or the call's proof does."""
+
+BALANCER = "balancer.pem"
+"""Of a site's folder: the authority of whoever ends TLS, where that is not the study's own authority."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,30 @@ class Prover:
         if len(challenge) != CHALLENGE_BYTES:
             raise ValueError(f"a challenge has {CHALLENGE_BYTES} bytes")
         return self.signing_key.sign(_statement(self.coordinator, client_id, session, challenge))
+
+
+def tls_of(folder: Path, site: str, roster: Collection[str], mode: str) -> ClientTls:
+    """What a site shows its coordinator, out of its own folder.
+
+    Args:
+        folder: mtls: `authority.pem`, `SITE.pem` and `SITE.key`; tls: `balancer.pem`, or else `authority.pem`.
+        site: its id.
+        roster: the sites' ids.
+        mode: `MTLS` or `TLS`, as the coordinator has it.
+
+    Raises:
+        ConfigError: a file is missing, unreadable or expired, or is another site's.
+    """
+    authority = folder / f"{AUTHORITY}.pem"
+    if mode == MTLS:
+        return ClientTls.load(authority, folder / f"{site}.pem", folder / f"{site}.key", roster=roster)
+    balancer = folder / BALANCER
+    return ClientTls.without_certificate(balancer if balancer.exists() else authority, site)
+
+
+def prover_of(signing_key: SigningKey, coordinator: bytes, mode: str) -> Prover | None:
+    """What a site proves itself with; arguments as of `Prover`. None in mode mtls."""
+    return Prover(signing_key, coordinator) if mode == TLS else None
 
 
 def fresh_challenge() -> bytes:

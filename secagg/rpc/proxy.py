@@ -13,6 +13,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from secagg.errors import ConfigError
 
+NO_PROXY = "none"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -39,7 +40,7 @@ def proxy_for(host: str, option: str | None) -> Proxy | None:
 
     Args:
         host: of the coordinator.
-        option: ``http://[USER:PASSWORD@]HOST:PORT``; "" for none; None for what the environment says
+        option: ``http://[USER:PASSWORD@]HOST:PORT``; "none" or "" for none; None for what the environment says
             (``https_proxy``, ``no_proxy``), which never holds for this computer itself.
 
     Raises:
@@ -50,7 +51,7 @@ def proxy_for(host: str, option: str | None) -> Proxy | None:
         if host in LOCAL_HOSTS or proxy_bypass(host):
             return None
     else:
-        url, named_by = option, "the option for a proxy"
+        url, named_by = "" if option == NO_PROXY else option, "--proxy"
     if not url:
         return None
     parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -59,7 +60,7 @@ def proxy_for(host: str, option: str | None) -> Proxy | None:
     except ValueError:
         port = 0
     if parts.scheme != "http" or not parts.hostname or not port:
-        raise ConfigError(f"{named_by} names no HTTP proxy; write http://HOST:PORT, or leave it out")
+        raise ConfigError(f"{named_by} names no HTTP proxy; write http://HOST:PORT, or none")
     user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
     authorization = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
     return Proxy(parts.hostname, port, named_by, parts.geturl(), authorization)

@@ -239,6 +239,7 @@ class Coordinator(Hearing):
         await self._call(lambda: self.application.completed(done, summed))
         result = wire.encode(next(iter(session.told.values()))) if session is not None else b""
         self.owed, self.failures = set(done.included), 0
+        self._repeated.clear()
         changes = {
             **self._kept(save),
             **self.facts.kept(),

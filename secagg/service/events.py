@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from secagg.printable import dialled
+
 
 @dataclass(frozen=True)
 class Listening:
@@ -15,6 +17,11 @@ class Listening:
 
     host: str
     port: int
+
+    @property
+    def where(self) -> str:
+        """As it is given to others."""
+        return dialled(self.host, self.port)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Hearing(Standing):
             case frames.HELLO:  # a new process, or this one is new: it introduces itself
                 self.presence.began(site)
                 self._asked_again.pop(site, None)
+                self.seen.pop(site, None)
                 self.emit(Connected(site))
             case frames.GONE:
                 self.presence.gone(site)
@@ -73,7 +74,8 @@ class Hearing(Standing):
             await self._driven(lambda: self.driver.receive(site, data, time.monotonic()), (site, len(data)))
         if site in self.owed and self._confirms(site, data):
             self.owed.discard(site)
-            self.seen.setdefault(site, set()).add(self.book.receipts[-1].round_number)
+            if site not in self._repeated:  # a process that confirms from its marks knows nothing else of the round
+                self.seen.setdefault(site, set()).add(self.book.receipts[-1].round_number)
 
     def _confirms(self, site: str, data: bytes) -> bool:
         """Whether this is the member's confirmation of the last sum."""
@@ -125,6 +127,7 @@ class Hearing(Standing):
         self.driver.back(site)
         placed = await self._placed(site, ready)  # a member of the next attempt takes an older sum for a lie (C-20)
         if not placed and site in self.owed and (result := self.journal.get("result")):
+            self._repeated.add(site)
             self._send([site], dialogue.Protocolled(result))
         self._show_transcripts(site, ready.unreplayed, news)
 
@@ -149,7 +152,8 @@ class Hearing(Standing):
         for name, (ours, what) in self._same.items():
             theirs = getattr(ready, name)
             if theirs != ours:
-                shown = [text if name in ("release", "run") else text[:8] for text in (theirs, ours)]
+                whole = name in ("release", "run") or theirs[:8] == ours[:8]
+                shown = [text if whole else text[:8] for text in (theirs, ours)]
                 both = f"{site} was started with another {what} ({shown[0]}) than the coordinator ({shown[1]})"
                 return f"{both}: compare the two, and start with the same one"
         return ""

@@ -13,7 +13,7 @@ from secagg.home import MARKS, Home
 from secagg.messages import RoundStart
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
-from secagg.rpc.tls import AUTHORITY, ClientTls
+from secagg.rpc.proof import MTLS, prover_of, tls_of
 from secagg.service import sums
 from secagg.service.alone import alone
 from secagg.service.application import Application, Given
@@ -85,7 +85,17 @@ class Joining(Application):
         self._tell("note", {"text": text})
 
 
-async def join(home: Home, address: str, vector: Path, out: Path | None, patience: float, tell: Tell) -> Finished:
+async def join(
+    home: Home,
+    address: str,
+    vector: Path,
+    out: Path | None,
+    tell: Tell,
+    *,
+    patience: float | None = None,
+    proxy: str | None = None,
+    mode: str = MTLS,
+) -> Finished:
     """Take part until the coordinator says that the run is over.
 
     Args:
@@ -93,18 +103,20 @@ async def join(home: Home, address: str, vector: Path, out: Path | None, patienc
         address: host:port of the coordinator.
         vector: a file, or a folder with one a round; see `sums.file_of`.
         out: gets every sum; None for nowhere.
-        patience: seconds without an answer after which to give up.
         tell: takes what happens.
+        patience: seconds without an answer after which to give up; None for never.
+        proxy: see `secagg.rpc.proxy.proxy_for`.
+        mode: as the coordinator has it.
 
     Raises:
         SecAggError: see `Member.run`.
     """
     folder, me = home.folder, home.me
-    tls = ClientTls.load(
-        *(folder / f"{AUTHORITY}.pem", folder / f"{me}.pem", folder / f"{me}.key"), roster=list(home.federation.pinned)
-    )
+    tls = tls_of(folder, me, home.federation.pinned, mode)
+    prover = prover_of(home.signing_key, home.federation.server_key, mode)
     vectors = 1 if home.task.private else 1 + home.policy.clients  # whole transcripts come (C-05)
-    mailbox = MailboxClient(address, me, tls, patience=patience, max_message_bytes=vectors * message_limit(home.policy))
+    limit = vectors * message_limit(home.policy)
+    mailbox = MailboxClient(address, me, tls, patience=patience, max_message_bytes=limit, proxy=proxy, prover=prover)
     async with alone(folder, home.federation.training_run):
         store = home.store()
         member = Member(

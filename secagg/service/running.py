@@ -7,6 +7,7 @@ from typing import Protocol
 
 from secagg.book import RoundBook
 from secagg.driver import Completed
+from secagg.rpc.proof import MTLS
 from secagg.service.dialogue import Message
 from secagg.service.events import Summed
 from secagg.service.transcripts import QUOTA
@@ -19,6 +20,7 @@ class Options:
     Attributes:
         state: folder of the journal and the transcripts of this run, on a local disk.
         host, port: where to listen; port 0 takes a free one.
+        tls: members show a certificate ("mtls"), or a load balancer ends TLS and they prove themselves ("tls").
         patience: seconds to wait for members at the start, and later where too few are there for a sum.
         rejoin_seconds: seconds that a later round waits for a member that is missing, once.
         step_seconds: deadline of a step of the protocol. It moves while somebody who is waited for is sending.
@@ -34,6 +36,7 @@ class Options:
     state: Path
     host: str = "127.0.0.1"
     port: int = 0
+    tls: str = MTLS
     patience: float = 60.0
     rejoin_seconds: float = 15.0
     step_seconds: float = 60.0

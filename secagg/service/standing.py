@@ -16,6 +16,7 @@ from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
 from secagg.policy import Policy, session_id
 from secagg.rpc.frames import message_limit
+from secagg.rpc.proof import TLS, Pinned
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
 from secagg.service import dialogue
@@ -84,7 +85,9 @@ class Standing(ABC):
         )
         self.driver = self._driver()
         limit, patience = message_limit(policy) + application.content_bytes, min(1.0, options.grace)
-        self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience)
+        proven = options.tls == TLS
+        pinned = Pinned(federation.server_key, federation.pinned) if proven else None
+        self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience, pinned=pinned)
         self.presence = Presence(self.sites)
         self._dialogue = Dialogue((*FROM_MEMBER, *application.kinds))
         self._same = {
@@ -121,13 +124,14 @@ class Standing(ABC):
             self.application.restore(state)
         finished = journal.get_json("finished", {"reason": "", "complete": False})
         self.ended, self.complete = str(finished["reason"]), bool(finished["complete"])
-        members = journal.get_json("members", {"spent": {}, "joined": {}, "left": {}, "seen": {}, "done": []})
+        members = journal.get_json("members", {"spent": {}, "joined": {}, "left": {}, "done": []})
         self.spent: dict[str, float] = members["spent"]
         self.joined: dict[str, tuple[int, int]] = {
             site: (found[0], found[1]) for site, found in members["joined"].items()
         }
         self.left_because: dict[str, str] = members["left"]
-        self.seen: dict[str, set[int]] = {site: set(rounds) for site, rounds in members["seen"].items()}
+        self.seen: dict[str, set[int]] = {}  # rounds that each member's present process saw to their end
+        self._repeated: set[str] = set()  # who was sent the last sum again
         self.done: set[str] = set(members["done"])
         self.presence.left |= self.left_because.keys()
         self.owed: set[str] = set(journal.get_json("owed", []))
@@ -215,7 +219,6 @@ class Standing(ABC):
             "spent": self.spent,
             "joined": self.joined,
             "left": self.left_because,
-            "seen": {site: sorted(rounds) for site, rounds in self.seen.items()},
             "done": sorted(self.done),
         }
         return {"members": json.dumps(members).encode(), "owed": json.dumps(sorted(self.owed)).encode()}

@@ -107,7 +107,8 @@ def certificate_expired(made: Federation, point: str) -> None:
 
 
 def revoked(made: Federation, point: str) -> None:
-    """The coordinator takes the site's certificate back."""
+    """The coordinator takes the site's certificate back; it will not be there again."""
+    made.rejoin_seconds = 1.0
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     made.revoke(STRUCK)

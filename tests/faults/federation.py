@@ -40,6 +40,9 @@ class Federation:
         length: of the vectors.
         rounds: how many the coordinator is asked for.
         step_seconds: of the coordinator.
+
+    Attributes:
+        rejoin_seconds: how long the coordinator waits for a site that is missing, once.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Federation:
         step_seconds: float = 8.0,
     ) -> None:
         self.folder, self.sites, self.length, self.rounds = folder, sites, length, rounds
-        self.step_seconds = step_seconds
+        self.step_seconds, self.rejoin_seconds = step_seconds, 15.0
         self.state = (folder if state is None else state) / home.SERVER
         self.authority = Authority()
         if not (folder / sites[0]).is_dir():
@@ -97,11 +100,8 @@ class Federation:
         """Start the coordinator, or start it again: always the same command."""
         seconds = str(self.step_seconds)
         given = ["--port", str(self.port), "--rounds", str(self.rounds), "--out", str(self.state / "sums")]
-        return self._start(
-            COORDINATOR,
-            ["serve", str(self.state), *given, "--step-seconds", seconds, "--input-seconds", seconds],
-            *strikes,
-        )
+        given += ["--step-seconds", seconds, "--input-seconds", seconds, "--rejoin-seconds", str(self.rejoin_seconds)]
+        return self._start(COORDINATOR, ["serve", str(self.state), *given], *strikes)
 
     def join(self, site: str, *strikes: Strike) -> Party:
         """Start a site, or start it again: always the same command."""

@@ -51,7 +51,7 @@ POINTS = (*STEP_OF.values(), BETWEEN)
 KILL, HOLD, TWICE, FLIP = "kill", "hold", "twice", "flip"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__])
+_context.set_forkserver_preload([__name__, "secagg.service.serving", "secagg.service.joining", "numpy.ma"])
 
 
 @dataclass(frozen=True)

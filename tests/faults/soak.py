@@ -95,15 +95,15 @@ class Soak:
         return f"coordinator terminated, status {status}"
 
     def both_killed(self) -> str:
-        """The coordinator at one step and a site at another one."""
-        site, point, other = self.chance.choice(SITES), self.chance.choice(POINTS), self.chance.choice(POINTS)
+        """The coordinator at a step, and a site while it is away."""
+        site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
         self.made.coordinator.strike(Strike(point, KILL))
         self._go_on()
         until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
         self.made.parties[site].kill()
         self.serve()
         self.join(site)
-        return f"coordinator killed at {point}, and {site} ({other})"
+        return f"coordinator killed at {point}, and {site}"
 
     def sent_twice(self) -> str:
         """A message arrives twice."""

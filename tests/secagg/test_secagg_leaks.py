@@ -313,7 +313,7 @@ def play(watch: Watch, cohort: Cohort, **options) -> Play:
 
     record, slots_fail = options.pop("record", None), options.pop("slots_fail", False)
     playing = Play(cohort, up=heard(up), down=heard(down), **options)
-    playing.server._record = record
+    playing.server.record = record
     for step in (*SENDING, "nowhere"):
         watch.look_at(playing.server, *playing.clients.values(), *playing.out.values())
         if playing.failure is None:

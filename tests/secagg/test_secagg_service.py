@@ -116,6 +116,23 @@ def test_the_odd_one_out_is_named_to_both_and_not_waited_for(tmp_path):
     asyncio.run(scenario())
 
 
+def test_two_hashes_that_begin_alike_are_shown_whole(tmp_path):
+    """They were shown as 8 digits each, the same ones, after a bit had flipped further on."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=4)
+        coordinator = hub.coordinator()
+        hub.start()
+        ours = hub.policy.hash().hex()
+        hub.members["site-d"].policy_hash = theirs = ours[:-1] + ("1" if ours[-1] == "0" else "0")
+        await coordinator.run()
+        (named,) = hub.of(TurnedAway)
+        assert f"({theirs}) than the coordinator ({ours})" in named.reason
+        hub.close()
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("fell", ["marks", "spent"])
 def test_marks_or_an_epsilon_that_fell_are_found_and_refused_by_name(tmp_path, fell):
     """Rows 2 and 14 of the trials: also by another process of the coordinator."""

@@ -3,6 +3,7 @@
 import asyncio
 import shlex
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Federation:
         self._answered: set[str] = set()
 
     async def __aenter__(self) -> "Federation":
+        self._loop = asyncio.get_running_loop()
         self.folder.mkdir(exist_ok=True)
         (self.folder / f"{self.run_name}.toml").write_text(self.study.toml(), encoding="utf-8")
         first = self.folder / "credentials"
@@ -114,7 +116,10 @@ class Federation:
 
         def listen(event) -> None:
             found.append(event.model_dump())
-            self.on(who, event.model_dump())
+            if threading.current_thread() is threading.main_thread():
+                self.on(who, event.model_dump())
+            else:  # a record that is written in a thread
+                self._loop.call_soon_threadsafe(self.on, who, event.model_dump())
 
         return listen
 

@@ -85,7 +85,8 @@ class Member:
             task_hash=TASK,
             private=hub.private,
         )
-        self.release, self.spent, self.finished, self.refused = hub.release, None, None, None
+        self.release, self.policy_hash = hub.release, hub.policy.hash().hex()
+        self.spent, self.finished, self.refused = None, None, None
         self._dialogue = Dialogue(FROM_COORDINATOR)
         self.task = asyncio.create_task(self._run())
 
@@ -106,7 +107,7 @@ class Member:
                 release=self.release,
                 run=self.hub.run,
                 task=TASK.hex(),
-                policy=self.hub.policy.hash().hex(),
+                policy=self.policy_hash,
                 roster=self.hub.pinned.hash().hex(),
                 unreplayed=[] if self.hub.private or open_release is None else [open_release.round_id.hex()],
                 inside=None if context is None else (context.round_number, context.attempt),
