@@ -323,7 +323,7 @@ class MailboxServer:
         return peer
 
     def _named_by(self, pem: bytes) -> Peer:
-        """The allowed client of a certificate; ValueError where it is let in no more: goes on from "the certificate"."""
+        """The client that a certificate allows; ValueError if it is let in no more: goes on from "the certificate"."""
         self._renew()
         name = site_named_by(pem, self.tls.revoked)
         if name not in self._peers:
