@@ -62,7 +62,14 @@ Found = tuple[str, str]
 
 
 def check_site(
-    study: Study, site: str, address: str, credentials: Path, data: Path | None, state: Path, out: Path
+    study: Study,
+    site: str,
+    address: str,
+    credentials: Path,
+    data: Path | None,
+    state: Path,
+    out: Path,
+    proxy: str | None = None,
 ) -> Iterator[Row]:
     """What a site needs, as its options say it.
 
@@ -74,14 +81,15 @@ def check_site(
         data: the site's images, None where the layout needs none.
         state: folder of the data set's marks and ledger.
         out: where run folders go.
+        proxy: as of `secagg.rpc.proxy.proxy_for`.
     """
     yield _row("study", lambda: _study(study))
     yield _row("approval", lambda: _approval(study, state))
     yield _row("roster and key", lambda: _roster(credentials, study, site))
     yield _row("certificate", lambda: _certificate(credentials, site))
-    yield _row("proxy", lambda: _proxy(address))
-    yield _row("coordinator", lambda: _reached(credentials, study, site, address))
-    yield _row("clock", lambda: _clock(credentials, study, site, address))
+    yield _row("proxy", lambda: _proxy(address, proxy))
+    yield _row("coordinator", lambda: _reached(credentials, study, site, address, proxy))
+    yield _row("clock", lambda: _clock(credentials, study, site, address, proxy))
     yield _row("data", lambda: _data(data, site, study))
     yield _row("ledger", lambda: _ledger(state))
     yield _row("budget", lambda: _budget(study, site, credentials, state))
@@ -154,21 +162,21 @@ def _certificate(credentials: Path, name: str) -> Found:
     return OK, f"{days:.0f} days left"
 
 
-def _proxy(address: str) -> Found:
-    proxy = proxy_for(_split(address)[0], None)
+def _proxy(address: str, option: str | None) -> Found:
+    proxy = proxy_for(_split(address)[0], option)
     if proxy is None:
-        return OK, "none: the environment names no https_proxy for this address"
+        return OK, "none: no option and no https_proxy names one for this address"
     try:
         dial(proxy.host, proxy.port, None, _DIAL_SECONDS).close()
     except OSError as error:
-        return FAIL, f"{proxy} does not answer ({error.strerror or error}); correct https_proxy, or set no_proxy"
+        return FAIL, f"{proxy} does not answer ({error.strerror or error}); correct what names it, or set no_proxy"
     return OK, f"{proxy} answers"
 
 
-def _reached(credentials: Path, study: Study, site: str, address: str) -> Found:
+def _reached(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    proxy = proxy_for(host, None)
+    proxy = proxy_for(host, option)
     way = f"{address} through {proxy}" if proxy is not None else address
     if said := diagnose(host, port, tls, proxy):
         return FAIL, f"no connection to {way}: {said}"
@@ -177,10 +185,10 @@ def _reached(credentials: Path, study: Study, site: str, address: str) -> Found:
     return OK, f"answers at {way} over TLS, and takes this site's certificate"
 
 
-def _clock(credentials: Path, study: Study, site: str, address: str) -> Found:
+def _clock(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    ahead = probe(host, port, tls, proxy_for(host, None)).ahead
+    ahead = probe(host, port, tls, proxy_for(host, option)).ahead
     if ahead is None:
         return WARN, "could not be compared with the coordinator's, which does not answer"
     way = "behind" if ahead > 0 else "ahead of"

@@ -17,6 +17,7 @@ import pytest
 
 from fedseg.configuration import CoordinatorFile, SiteFile
 from fedseg.study import parse_study
+from secagg.service.stopping import ENDED_EARLY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/howto/operate.md").read_text(encoding="utf-8")
@@ -152,7 +153,10 @@ def test_a_unit_runs_the_command_of_the_page_and_gives_it_nothing_else(unit):
     assert service["ProtectSystem"] == "strict"
     assert service["StateDirectory"] == "fedseg"
     assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"].split() == ["1", "2"]  # 75, ended early, is started again
+    assert service["RestartPreventExitStatus"].split() == ["1", "2"]
+    # Ended early is no failure and still started again: with the first alone, on-failure would leave it down.
+    assert service["SuccessExitStatus"] == service["RestartForceExitStatus"] == str(ENDED_EARLY)
+    assert f"| {ENDED_EARLY} | ended early" in PAGE
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
