@@ -145,7 +145,7 @@ def test_a_proxy_has_a_row_of_its_own(folder, look, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         assert preflight._proxy("coordinator.invalid:50051", None)[0] == "ok"
-        assert "(from the option" in preflight._proxy("coordinator.invalid:50051", "http://127.0.0.1:1")[1]
+        assert "(from --proxy)" in preflight._proxy("coordinator.invalid:50051", "http://127.0.0.1:1")[1]
 
 
 def test_a_coordinator_is_told_what_its_command_would_do_with_the_run(folder, look):
