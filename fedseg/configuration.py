@@ -43,6 +43,9 @@ class CoordinatorFile(_File):
     port: Port | None = None
     rejoin_seconds: Seconds | None = None
     training_seconds: Seconds | None = None
+    grace: Seconds | None = None
+    farewell_seconds: Seconds | None = None
+    quota: Annotated[float, Field(gt=0)] | None = None
     transcripts: Literal["whole", "hashes", "none"] | None = None
 
 

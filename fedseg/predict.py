@@ -75,7 +75,7 @@ def asked_of(source: Path, output: Path, study: Study) -> list[Asked]:
                 raise ConfigError(f"{path}: {why}; give a name that ends in .nii.gz")
     inputs = [image for one in asked for image in one.images]
     for one in asked:
-        _refuse_inputs(one.output, inputs)
+        _refuse_inputs(one.output, inputs, source)
     folder = output if several else output.parent
     there = folder.parent if several and not folder.is_dir() else folder
     if not there.is_dir():
@@ -140,15 +140,26 @@ def _cases(folder: Path, study: Study) -> Iterator[tuple[str, tuple[Path, ...]]]
         else:
             others.append(path)
     for case, paths in grouped.items():
-        yield case, tuple(path for _, path in sorted(paths.items()))
-    for path in others:
-        if not path.name.startswith(tuple(grouped)):  # a case's label map, or a modality that is not the study's
+        if sorted(paths) == list(range(len(study.data.modality))) or not all(map(_numbered, paths.values())):
+            yield case, tuple(path for _, path in sorted(paths.items()))
+        else:  # the numbers are those of images, not of channels
+            yield from ((without_ending(path), (path,)) for _, path in sorted(paths.items()))
+    for path in others:  # but a case's label map, or a modality that is not the study's
+        if not path.name.startswith(tuple(f"{case}{mark}" for case in grouped for mark in "-_.")):
             yield without_ending(path), (path,)
 
 
-def _refuse_inputs(output: Path, inputs: Sequence[Path]) -> None:
+def _numbered(path: Path) -> bool:
+    named = _CHANNEL.fullmatch(without_ending(path))
+    return named is not None and _NUMBER.fullmatch(named["channel"]) is not None
+
+
+def _refuse_inputs(output: Path, inputs: Sequence[Path], source: Path) -> None:
+    """Nothing that is there in a folder of images is replaced: it may be a slice, or a label map drawn by hand."""
     if output.exists() and any(image.exists() and output.samefile(image) for image in inputs):
         raise ConfigError(f"{output}: is an image to be segmented, and would be lost; write elsewhere")
+    if output.is_file() and source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{output}: is there already, in the folder of the images; write elsewhere")
 
 
 def _on_grid(

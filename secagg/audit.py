@@ -21,6 +21,9 @@ from secagg.errors import ConfigError
 from secagg.printable import printable
 from secagg.writing import PRIVATE
 
+AUDIT = "audit.jsonl"
+"""A coordinator's audit log, in the folder of its credentials: one for all its runs."""
+
 START = "0" * 64
 AUDIT = "audit.jsonl"
 """A coordinator's audit log, in the folder of its credentials: one for all its runs."""
@@ -49,6 +52,14 @@ class Entry:
     what: str
     about: dict[str, str]
     head: str
+
+
+def operator() -> str:
+    """Who runs this process, for an audit log; a uid without a name is told as a number."""
+    try:
+        return f"operator {getuser()}"
+    except (KeyError, OSError):
+        return f"operator uid {os.getuid()}"
 
 
 class AuditLog:

@@ -41,6 +41,9 @@ def coordinator(
     patience: Annotated[float, typer.Option(help="Seconds to wait for enough sites.")] = 60.0,
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
     training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
+    grace: Annotated[float, typer.Option(help="Seconds until a step closes without a site that is cut off.")] = 3.0,
+    farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
+    quota: Annotated[float, typer.Option(help="Gigabytes of all transcripts; the oldest go first.")] = 20.0,
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,
@@ -73,6 +76,9 @@ def coordinator(
         patience=patience,
         rejoin_seconds=rejoin_seconds,
         training_seconds=training_seconds,
+        grace=grace,
+        farewell_seconds=farewell_seconds,
+        quota=int(quota * 1e9),
         transcripts=transcripts.value,
         command=command_line(),
     )
@@ -244,7 +250,9 @@ def _settle(
     from fedseg.credentials import load_federation
     from fedseg.exposure import accept_round, marks_of
     from fedseg.models import build_model
+    from fedseg.site.following import Following
     from fedseg.update import flatten
+    from secagg.policy import session_id
     from secagg.service.exposed import replay
 
     for round_id in accepted:
@@ -254,6 +262,8 @@ def _settle(
         policy = study.policy(len(flatten(build_model(study))), federation.server_key)
         with marks_of(state, site) as store:
             receipt = replay(store, policy, federation.pinned, path)
+        run = f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}"
+        Following(state, run).replayed(path, study, policy)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 

@@ -5,12 +5,14 @@ patients, because everybody in the federation reads it.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fedseg.data.layouts.decathlon import IGNORE
 from fedseg.data.layouts.dicom import DicomEntry
 from fedseg.data.layouts.files import FileEntry, listed
 from fedseg.data.layouts.labels import whole_numbers
@@ -20,6 +22,7 @@ from fedseg.data.layouts.table import LAYOUTS
 from fedseg.errors import ConfigError
 from fedseg.study import Study, parse_study
 
+SITE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SITES = 3  # the fewest whose sum shows nobody
 SMALLEST, LARGEST, STEP = 32, 96, 16
 GUESSED = ("bids", "decathlon", "nnunet", "table", "brats", "dicom")
@@ -68,7 +71,12 @@ def proposed(folder: Path, name: str) -> Proposal:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give the folder that holds the images")
     layout, modality, sites = _sites(folder)
-    plain = Study.model_validate_json(json.dumps(_content(name, layout, modality, {"structure-1": [1]}, sites)))
+    if bad := [site for site in sites if not re.fullmatch(SITE, site)]:
+        raise ConfigError(
+            f"{folder}: a site is called as its folder, and '{bad[0]}' cannot be an id; rename the folder to at most "
+            "64 ASCII letters, digits, '.', '_' or '-'"
+        )
+    plain = parse_study(_toml(_content(name, layout, modality, {"structure-1": [1]}, sites), len(sites)), "proposal")
     listed_here = [entry for site, place in sites.items() for entry in LAYOUTS[layout].entries(place, site, plain)]
     cases = [entry for entry in listed_here if isinstance(entry, FileEntry | DicomEntry)]
     structures = _structures(layout, cases, sites, plain)
@@ -107,14 +115,20 @@ def _structures(
     named: dict[str, Sequence[int]] = {}
     for case in cases:
         if case.label.name.endswith(".dcm"):
-            named.update((segment, [number]) for number, segment in enumerate(segments_in(case.label), 1))
+            for segment in segments_in(case.label):  # known by their names: a SEG's numbers are its own
+                named.setdefault(segment, [len(named) + 1])
         elif case.label.exists():
             found = whole_numbers(read_nifti(case.label).values)
             values |= {int(value) for value in np.unique(found[np.isfinite(found)]) if value > 0}
     if layout == "brats" and (known := BRATS.get(tuple(sorted(values)))):
         return dict(zip(("whole tumour", "tumour core", "enhancing tumour"), known, strict=True))
     for site, place in sites.items():
-        declared = LAYOUTS[layout].declared(place, study).labels or {}
+        declared = dict(LAYOUTS[layout].declared(place, study).labels or {})
+        if ignored := declared.pop(IGNORE, None):
+            raise ConfigError(
+                f"{site}: dataset.json declares label {ignored[0]} to be ignored, and every voxel is trained on here; "
+                "draw what it stands for, or write background there"
+            )
         for name, those in declared.items():
             if named.setdefault(name, those) != those:
                 raise ConfigError(f"{site}: '{name}' is {list(those)}, elsewhere {list(named[name])}; correct either")

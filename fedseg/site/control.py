@@ -19,7 +19,8 @@ from secagg.service.application import Wish
 from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_whole
 
 FILE = "control.json"
-LEAST_DIGITS = 8
+LEAST_DIGITS = 16
+"""Of a study's hash: two studies with 8 digits alike are made in a second, one to be read and one to be run."""
 
 
 class Control:

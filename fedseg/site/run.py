@@ -17,7 +17,17 @@ from fedseg.attempt import Facts
 from fedseg.budget.charge import affordable, charge, charge_metrics
 from fedseg.data.cases import SiteData
 from fedseg.errors import BudgetExceededError, RoundFailedError
-from fedseg.events import Burned, Certificate, Connected, EpsilonSpent, Note, RoundStarted, Trained, Waiting
+from fedseg.events import (
+    Burned,
+    Certificate,
+    Connected,
+    Disconnected,
+    EpsilonSpent,
+    Note,
+    RoundStarted,
+    Trained,
+    Waiting,
+)
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.site.control import Control
 from fedseg.site.options import Options
@@ -134,6 +144,8 @@ class Site(Party, Application):
         self.folder.emit(begins)
         self._place = start.round_number, start.attempt
         self.refuse_used_name()  # only now has no other process a live attempt (C-24)
+        if not self.study.trust.each_update_private:
+            self.following.opened(self.state)
         self.round = Round(
             *(self.me, start.round_number, start.attempt, self.state, copy.deepcopy(self.model), self.folder.emit)
         )
@@ -300,7 +312,9 @@ class Site(Party, Application):
         own = receipt.training_run == self.federation.training_run
         kept = (self.folder.path if own else self.options.state) / "transcripts"
         kept.mkdir(PRIVATE_FOLDER, exist_ok=True)
-        write_whole(kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript", transcript)
+        path = kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript"
+        write_whole(path, transcript)
+        self.following.replayed(path, self.study, self.policy)
 
     def public(self, error: Exception) -> str:
         """A lie of the coordinator is no secret."""
@@ -315,6 +329,11 @@ class Site(Party, Application):
         self.folder.emit(Connected(site=COORDINATOR))
         if (end := self.mailbox.tls.expires) is not None:
             self.folder.emit(Certificate(site=self.me, until=end.isoformat()))
+
+    def lost(self, sentence: str) -> None:
+        """Say that it does not, and why."""
+        self.folder.emit(Disconnected(site=COORDINATOR))
+        self.note(sentence)
 
     def note(self, text: str) -> None:
         """Say a sentence."""

@@ -1,8 +1,8 @@
 """The coordinator's side of enrolment: it invites sites, approves what they ask for, and publishes who takes part.
 
 Its folder is the coordinator's folder of credentials; `office/` in it holds what only enrolment needs: the authority's
-key and the register. What an operator does here is in the audit log before it is done. Must never: approve what no
-token, pinned key or compared fingerprint speaks for, use a token twice, or write one down.
+key and the register. Must never: approve what no token, pinned key or compared fingerprint speaks for, use a token
+twice, or write one down.
 """
 
 import datetime as dt
@@ -51,7 +51,6 @@ class Office:
         self.register = Register.read(self._file)
         self._authority = Authority.read(folder / f"{AUTHORITY}.pem", folder / OFFICE / f"{AUTHORITY}.key")
         self._key = load_key(folder / f"{COORDINATOR}.signing")[1]
-        self._audit = AuditLog(folder / AUDIT)
 
     @classmethod
     def init(cls, folder: Path, hosts: Collection[str], port: int, *, days: float = CERTIFICATE_DAYS) -> "Office":
@@ -117,7 +116,6 @@ class Office:
             authority=self._authority.pem.decode("ascii"),
             expires=expires,
         ).signed(token_signature=key)
-        self._audit.append(operator(), "invited a site", site=site, until=expires)
         self.register.invited[site] = Invited(site, key.verify_key.hex(), expires)
         self.register.write(self._file)
         return write_whole(folder / f"{site}.invitation", paper.text, PUBLIC), token
@@ -158,7 +156,7 @@ class Office:
         csr = checked_csr(request.csr, site, path)
         first, last = valid_for(days)
         certificate = self._authority.certify(csr.public_key(), site, valid=(first, min(last, self._authority.ends)))
-        known, serial = self.register.members.get(site), f"{certificate.serial_number:x}"
+        known = self.register.members.get(site)
         others = {name: as_bytes(m.verify_key) for name, m in self.register.approved.items() if name != site}
         PinnedRoster({**others, site: as_bytes(request.verify_key)})
         self.register.members[site] = Member(
@@ -166,13 +164,11 @@ class Office:
             request.verify_key,
             today() if known is None else known.since,
             moment(certificate.not_valid_after_utc),
-            [*(known.serials if known is not None else []), serial],
+            [*(known.serials if known is not None else []), f"{certificate.serial_number:x}"],
             fingerprint=request.fingerprint,
         )
         self.register.invited.pop(site, None)
-        about = {"fingerprint": request.fingerprint, "read_aloud": "compared here" if heard else "not given"}
-        about |= {"certificate": serial, "until": self.register.members[site].expires}
-        self._audit.append(operator(), "approved a site", site=site, **about)
+        self._note("approved", site=site, fingerprint=request.fingerprint)
         self.register.write(self._file)  # the token is used up before anybody has what it is good for
         pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
         approval = Approval(site=site, verify_key=request.verify_key, certificate=pem).signed(signature=self._key)
@@ -202,8 +198,6 @@ class Office:
         if len(taking) < 3:
             raise ConfigError(f"{len(taking)} sites take part and a sum needs at least 3; approve more of them first")
         self.register.number += 1
-        told = {"number": self.register.number, "run": run, "sites": " ".join(taking)}
-        self._audit.append(operator(), "published a roster", **told)
         pinned = PinnedRoster({site: as_bytes(approved[site].verify_key) for site in taking})
         federation = Federation(run, self._key.verify_key, pinned, self.register.number).signed(self._key)
         self.register.write(self._file)
@@ -220,12 +214,12 @@ class Office:
             if site not in self.register.members and site not in self.register.invited:
                 raise ConfigError(f"{site} was never invited or approved here; see enrol show")
         for site in sites:
-            self._audit.append(operator(), "revoked a site", site=site)
             self.register.invited.pop(site, None)
             if site in self.register.approved:
                 member = self.register.members[site]
                 member.revoked = today()
                 self.register.revoked = sorted({*self.register.revoked, *member.serials})
+            self._note("revoked", site=site)
         self.register.write(self._file)
         return self._authority.revoke(self.folder / REVOKED, (int(serial, 16) for serial in self.register.revoked))
 
@@ -237,12 +231,15 @@ class Office:
             days: how long it is valid.
         """
         self.register.hosts = list(dict.fromkeys([*self.register.hosts, *hosts]))
+        self._note("renewed", site=COORDINATOR, hosts=", ".join(self.register.hosts))
         self.register.write(self._file)
         first, last = valid_for(days)
         valid = first, min(last, self._authority.ends)
-        names = " ".join(self.register.hosts)
-        self._audit.append(operator(), "renewed the coordinator's certificate", until=moment(valid[1]), hosts=names)
         return self._authority.issue(self.folder, COORDINATOR, self.register.hosts, valid)[0]
+
+    def _note(self, what: str, **about: object) -> None:
+        """Into the coordinator's audit log, before it is done: nothing is done that is not there."""
+        AuditLog(self.folder / AUDIT).append(operator(), what, **about)
 
     def _asked(self, path: Path) -> Request:
         """A request that its own key signed, and its token or the key that is pinned for the site."""

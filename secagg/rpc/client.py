@@ -95,7 +95,7 @@ class MailboxClient:
         self._limit = max_message_bytes
         self._keepalive = keepalive
         self._prover = prover
-        self._on_trouble = on_trouble
+        self.on_trouble = on_trouble
         self._begin_session()
         self._server_limit = 0
         self._outbox: deque[tuple[int, str, bytes]] = deque()
@@ -441,8 +441,8 @@ class MailboxClient:
     def _say(self, trouble: str) -> None:
         if trouble != self.trouble:
             self.trouble = trouble
-            if self._on_trouble is not None:
-                self._on_trouble(trouble)
+            if self.on_trouble is not None:
+                self.on_trouble(trouble)
 
     def _touch(self) -> None:
         self._silent, self._reason = 0.0, ""

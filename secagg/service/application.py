@@ -127,7 +127,11 @@ class Application:
         """For whom the coordinator waits; for the coordinator itself, where that does not answer."""
 
     def connected(self) -> None:
-        """The coordinator answers."""
+        """The coordinator answers: the first time, and after each `lost`."""
+
+    def lost(self, sentence: str) -> None:
+        """It has not answered for two seconds, and why; it comes again where the reason is another."""
+        self.note(sentence)
 
     def note(self, text: str) -> None:
         """A sentence for the operator."""

@@ -9,6 +9,7 @@ means is the application's. One event loop; whatever takes long happens in a thr
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from functools import partial
 from itertools import zip_longest
 
@@ -38,6 +39,7 @@ from secagg.service.events import (
     Rejoined,
     Resumed,
     StepOpened,
+    Summed,
     Waiting,
 )
 from secagg.service.hearing import Hearing
@@ -136,6 +138,8 @@ class Coordinator(Hearing):
         context = session.context if session is not None else None
         number, attempt = (context.round_number, context.attempt) if context else (self.book.number, self.book.attempt)
         self.emit(Resumed(number, attempt, session.step if session is not None and not session.finished else ""))
+        if (untold := self.journal.get_json("untold", None)) is not None:
+            self.emit(Summed(**{**untold, **{key: tuple(untold[key]) for key in ("included", "dropped")}}))
         if session is not None and not session.finished:
             self.counting(number, attempt)
         await self._do(actions)
@@ -149,7 +153,7 @@ class Coordinator(Hearing):
                         f"{len(sites)} of {self.policy.clients} sites are there after {self.options.patience:g} s and "
                         f"a sum needs {self.policy.min_survivors}"
                     )
-                    if not self.book.receipts or not self.presence.left:
+                    if len(set(self.sites) - self.presence.left) >= self.policy.min_survivors or not self.book.receipts:
                         raise RunFailedError(f"{said}; start the missing sites, or raise --patience")
                     return "too few sites have budget left for another round", False
                 await self._begin(sites)
@@ -247,6 +251,7 @@ class Coordinator(Hearing):
             "application": await self._call(self.application.state),
             f"account-{receipt.round_number:06d}": account.packed(),
             "result": result,
+            "untold": json.dumps(asdict(summed)).encode(),
         }
         await self._durably(changes)
         self.accounts[receipt.round_number] = account

@@ -190,6 +190,7 @@ class Hearing(Standing):
             self._send_transcript(self.book.receipts[-1].round_id.hex(), [site])
         here = [round_id for round_id in unreplayed if self._send_transcript(round_id, [site])]
         if news:
-            whole = len(here) == len(unreplayed)
+            coming = [self.book.receipts[-1].round_id.hex()] if self.driver.unpublished else []
+            whole = set(unreplayed) <= {*here, *coming}
             there = "which it gets" if whole else "which is not here: its operator decides"
             self.emit(Note(f"{site} waits for the transcript of round {', '.join(unreplayed)}, {there}"))

@@ -80,6 +80,10 @@ class Joining(Application):
         """See `Application.connected`."""
         self._tell("connected", {})
 
+    def lost(self, sentence: str) -> None:
+        """See `Application.lost`."""
+        self._tell("lost", {"reason": sentence})
+
     def note(self, text: str) -> None:
         """See `Application.note`."""
         self._tell("note", {"text": text})

@@ -39,6 +39,11 @@ OWN_MARKS = ("C-03", "C-14", "C-24")
 UNANSWERED_SECONDS = 2.0
 """After which it is said that the coordinator does not answer yet."""
 
+LEFT = "this site left the run, as its operator said; the coordinator was told"
+LEFT_UNHEARD = (
+    "this site left the run, as its operator said; the coordinator does not answer: the same command tells it later"
+)
+
 TICK_SECONDS = 0.2
 """How often a member looks at what its operator did beside it."""
 
@@ -124,6 +129,8 @@ class Member:
         self._exposed = exposed.Exposed(store, state, accepting)
         self._dialogue = dialogue.Dialogue((*dialogue.FROM_COORDINATOR, *application.kinds))
         self._outgoing: asyncio.Queue[dialogue.Message] = asyncio.Queue()
+        mailbox.on_trouble = self._troubled
+        self._reached = False  # whether the coordinator ever answered
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receiving: asyncio.Task[Received | None] | None = None
         self._opened: dialogue.Opened | None = None
@@ -220,12 +227,33 @@ class Member:
         return finished
 
     async def _connect(self) -> None:
-        late = asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self._app.awaiting, (COORDINATOR,), math.inf)
+        """Wait for the coordinator's first answer, or until the operator leaves.
+
+        Raises:
+            StoppedError: the operator left.
+        """
+        connecting = asyncio.create_task(self._mailbox.connect())
         try:
-            await self._mailbox.connect()
+            await asyncio.wait({connecting}, timeout=UNANSWERED_SECONDS)
+            if not connecting.done():
+                self._app.awaiting((COORDINATOR,), math.inf)
+            while not connecting.done():
+                if self._app.wish() is Wish.LEAVE:
+                    raise StoppedError(LEFT_UNHEARD)
+                await asyncio.wait({connecting}, timeout=TICK_SECONDS)
+            await connecting
         finally:
-            late.cancel()
+            connecting.cancel()
+        self._reached = True
         self._app.connected()
+        self._wish = self._app.wish()  # who was paused before it came, or left, joins nothing
+
+    def _troubled(self, sentence: str) -> None:
+        """The coordinator does not answer, and why; "" where it does again."""
+        if sentence:
+            self._app.lost(sentence)
+        elif self._reached:
+            self._app.connected()
 
     def _begin(self) -> None:
         before = None if self._private else self._exposed.since_before()
@@ -479,7 +507,7 @@ class Member:
         if wish is Wish.LEAVE and self._inside() is None:
             if self._left is None:
                 self._leave(LeaveError("its operator left the run"))
-            raise StoppedError("this site left the run, as its operator said; the coordinator was told")
+            raise StoppedError(LEFT_UNHEARD if self._mailbox.trouble else LEFT)
         if self._exposed.settled():
             self._app.note("what kept this site out is settled; it takes part in the next round")
             self._free()

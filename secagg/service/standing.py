@@ -284,7 +284,7 @@ class Standing(ABC):
 
         def write() -> None:
             self.driver.sync()
-            self.journal.commit(changes)
+            self.journal.commit({"untold": None, **changes})  # what was written before was told by now
 
         await self._until_written(write, "what happened")
 

@@ -19,12 +19,15 @@ from tests.faults.parties import BETWEEN, FLIP, HOLD, KILL, TWICE, Strike, until
 ROUND = 2
 """The round that is struck: there is one before it and one after it."""
 EXPIRES_SECONDS = 12.0
+SHORT = 4.0
+"""Seconds of a step that is waited out for a site that says nothing more in it."""
 
 Fault = Callable[[Federation, str], None]
 
 
 def site_killed(made: Federation, point: str) -> None:
     """A site gets SIGKILL, and is started again once the round is over."""
+    made.step_seconds = SHORT
     start(made, site=Strike(point, KILL, ROUND))
     until(lambda: not made.parties[STRUCK].alive, "the site is dead")
     over(made)
@@ -51,7 +54,7 @@ def cut_while_sending(made: Federation, point: str) -> None:
 
 def too_late(made: Federation, point: str) -> None:
     """The site's message is sent after everybody has stopped waiting for it."""
-    made.step_seconds = 3.0
+    made.step_seconds = SHORT
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     over(made)
@@ -108,7 +111,7 @@ def certificate_expired(made: Federation, point: str) -> None:
 
 def revoked(made: Federation, point: str) -> None:
     """The coordinator takes the site's certificate back; it will not be there again."""
-    made.rejoin_seconds = 1.0
+    made.step_seconds, made.rejoin_seconds = SHORT, 1.0
     start(made, site=Strike(point, HOLD, ROUND))
     made.parties[STRUCK].held()
     made.revoke(STRUCK)
@@ -118,6 +121,7 @@ def revoked(made: Federation, point: str) -> None:
 
 def wrong_code(made: Federation, point: str) -> None:
     """The site is killed and comes back with other constants, as after an update that the others lack."""
+    made.step_seconds = SHORT
     start(made, site=Strike(point, KILL, ROUND))
     until(lambda: not made.parties[STRUCK].alive, "the site is dead")
     _other_constants(made.folder / STRUCK / home.POLICY)

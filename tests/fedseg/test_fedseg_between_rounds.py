@@ -403,7 +403,7 @@ def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_site
         async with Federation(slow, tmp_path) as first:
             first.start()
             await first.until(lambda: len(first.of(COORDINATOR, "train")) >= 3)
-            async with Federation(fast, tmp_path, run="another run") as second:
+            async with Federation(fast, tmp_path, run="another-run") as second:
                 second.start()
                 await second.finished()
                 go.set()
@@ -425,12 +425,12 @@ def test_a_new_training_run_asks_for_the_round_that_the_old_one_left_open(tmp_pa
         async with Federation(study, tmp_path, kind=Withholding) as old:
             old.start()
             await old.until(lambda: all(old.asked(site) for site in FIVE[:3]))
-        async with Federation(study, tmp_path, run="another run", kind=Withholding) as new:
+        async with Federation(study, tmp_path, run="another-run", kind=Withholding) as new:
             new.start()
             await new.until(lambda: all(new.asked(site) for site in FIVE[:3]))
             assert not new.of(COORDINATOR, "round")  # nobody joined anything
         async with Federation(
-            study, tmp_path, run="another run"
+            study, tmp_path, run="another-run"
         ) as honest:  # it finds the transcript beside its own folder
             honest.start()
             await honest.until(lambda: any(honest.coordinator.presence.shown.values()))
@@ -584,6 +584,40 @@ def test_a_site_that_was_started_again_still_knows_which_model_follows(tmp_path)
     asyncio.run(scenario())
 
 
+class Late:
+    """Kills every site once all of them have released, before any has the sum."""
+
+    def __init__(self, *sites: str) -> None:
+        self.sites, self.released, self.federation = sites, set[str](), None
+
+    def __call__(self, who: str, event: dict) -> None:
+        if (who, event["kind"], event.get("step"), event.get("round")) == (COORDINATOR, "step", "Unmasking", 1):
+            self.released.add(event["site"])
+            if len(self.released) == len(self.sites):
+                self.federation.kill(*self.sites)
+
+
+def test_sites_that_confirm_a_sum_late_know_which_model_follows(tmp_path):
+    """A confirmation by a new process must keep no less than one in time, or the same updates are summed again."""
+    late = Late(*FIVE[:3])
+
+    async def scenario() -> None:
+        Repeating.again = asyncio.Event()
+        Repeating.again.set()
+        study = tiny_study(rounds=2, mechanism="none")
+        async with Federation(study, tmp_path, kind=Repeating, on=late) as federation:
+            late.federation = federation
+            federation.start()
+            await federation.until(lambda: federation.of(COORDINATOR, "end_round"))
+            await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+            assert all(open_release(tmp_path, site) for site in FIVE[:3])
+            federation.start()
+            sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+        assert all("the last one plus the last sum" in str(error) for error in sites), sites
+
+    asyncio.run(scenario())
+
+
 class Inventing(Coordinator):
     """After round 1 it says that everybody missed a round 2, and opens round 3 on the model of round 1."""
 
@@ -597,7 +631,7 @@ class Inventing(Coordinator):
 
 def test_a_round_that_nobody_took_part_in_moves_no_site_to_another_model(tmp_path):
     async def scenario() -> None:
-        study = tiny_study(rounds=2, mechanism="none")
+        study = tiny_study(rounds=3, mechanism="none")
         async with Federation(study, tmp_path, kind=Inventing) as federation:
             federation.start()
             await federation.until(lambda: all(federation.asked(site) for site in FIVE[:3]))

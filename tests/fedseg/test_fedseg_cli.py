@@ -220,7 +220,8 @@ def test_a_wrong_certificate_is_named_and_leaves_nothing(tmp_path, capsys, monke
     thread.start()
     assert started.wait(10)
     try:
-        given = ["--credentials", theirs, "--coordinator", f"127.0.0.1:{port[0]}", "--out", tmp_path / "runs"]
+        where = ["--credentials", theirs, "--coordinator", f"127.0.0.1:{port[0]}"]
+        given = [*where, "--out", tmp_path / "runs", "--patience", "2"]  # for ever where not given: it may be renewed
         code, _, error = run(capsys, monkeypatch, "site", tmp_path / "study.toml", "site-a", *given)
     finally:
         loops[0].call_soon_threadsafe(done.set)

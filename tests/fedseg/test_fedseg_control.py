@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -12,20 +13,22 @@ from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED
 from fedseg.site.asking import sentences
 from fedseg.site.control import Control
 from fedseg.site.record import FILE, Record, read
+from fedseg.study import load_study
 from fedseg.verifying import verify_run
 from secagg.service.application import Wish
 from tests.fedseg.test_fedseg_network import federate
-from tests.support.command import run
+from tests.support.command import feta_study, is_one_sentence, run
+from tests.support.folders import write_hospitals
 from tests.support.tiny import tiny_study
 
 
 def test_a_study_is_approved_by_the_hash_that_was_read_aloud_and_once(tmp_path):
     control, own = Control(tmp_path / "state"), "0123456789abcdef" * 4
-    for typed in ("", "0123456", "f123456789"):
+    for typed in ("", own[:8], own[:15], "f" + own[:20]):
         with pytest.raises(ConfigError, match="not how it begins"):
             control.approve(own, "a study", typed)
     assert not control.approved(own)
-    control.approve(own, "a study", "01234567")
+    control.approve(own, "a study", own[:16])
     assert Control(tmp_path / "state").approved(own)
     assert not Control(tmp_path / "state").approved("f" * 64)
 
@@ -58,6 +61,33 @@ def test_the_commands_of_an_operator_beside_a_running_site(tmp_path, capsys, mon
     assert "epsilon 4 at delta 1e-05; it was 3" in said
     code, _, error = run(capsys, monkeypatch, "ledger", "budget", tmp_path / "state", "--epsilon", -1, "--delta", 0.5)
     assert (code, "epsilon above 0" in error) == (1, True)
+
+
+def test_on_images_the_command_shows_what_is_asked_and_begins_nothing_before_it_is_approved(
+    tmp_path, capsys, monkeypatch
+):
+    """Through the command: refused with what to type, approved once by its first digits, then never asked again."""
+    (tmp_path / "study.toml").write_text(feta_study(), encoding="utf-8")
+    study = load_study(tmp_path / "study.toml")
+    make_credentials(tmp_path / "keys", study, "run")
+    own, began = study.hash().hex(), []
+    monkeypatch.setenv("FEDSEG_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("fedseg.site.take_part", lambda *_: began.append(1) or sys.exit(0))
+    data = write_hospitals(tmp_path / "hospitals") / "site-a"
+    given = ["site", tmp_path / "study.toml", "site-a", "--coordinator", "127.0.0.1:1"]
+    given += ["--credentials", tmp_path / "keys", "--data", data, "--out", tmp_path / "runs"]
+    code, said, error = run(capsys, monkeypatch, *given)
+    assert (code, began, is_one_sentence(error)) == (1, [], True)
+    assert "was not approved at this site; read what is said above, compare the hash" in error
+    assert f"add: --approve {own[:8]}" in error
+    assert (f"hash {own}" in said, "patients in training here" in said) == (True, True)
+    assert not (tmp_path / "runs").exists()
+    code, _, error = run(capsys, monkeypatch, *given, "--approve", "0" * 8)
+    assert (code, began, "is not how it begins" in error) == (1, [], True)
+    code, said, error = run(capsys, monkeypatch, *given, "--approve", own[:8])
+    assert (code, began, "approved at this site, once" in said) == (0, [1], True), error
+    code, said, _ = run(capsys, monkeypatch, *given)
+    assert (code, began, "hash" in said) == (0, [1, 1], False)
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,29 @@ def test_bids_has_sessions_runs_and_derivatives(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert {entry.load(SITE, study).patient for entry in cases} == {"sub-01", "sub-02"}
     image(tmp_path / "sub-02/anat/sub-02_dseg.nii.gz")
-    with pytest.raises(ConfigError, match=r"sub-02_dseg.nii.gz: sub-02_dseg.nii is there too; remove the one"):
-        found(tmp_path, study)
+    entry = found(tmp_path, study)[-1]  # only this case, or a site that stays away would tell of one patient
+    with pytest.raises(CaseError, match=r"sub-02_dseg.nii.gz: sub-02_dseg.nii is there too; remove the one"):
+        entry.load(SITE, study)
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-01 \t30\n")
+    assert {entry.patient for entry in found(tmp_path, study)} == {"sub-01"}
+
+
+def test_two_modalities_of_one_plain_name_are_never_one_file_twice(tmp_path: Path) -> None:
+    image(tmp_path / "a.nii.gz"), image(tmp_path / "b.nii.gz", 2), label(tmp_path / "l.nii.gz")
+    (tmp_path / "cases.csv").write_text("patient,T1,T1+,label\nP1,a.nii.gz,b.nii.gz,l.nii.gz\n")
+    for study in (study_of("table", ["T1", "T1+"]), study_of("table", ["T1"])):
+        with pytest.raises(ConfigError, match=r"'T1' and 'T1\+' are one modality to this package"):
+            found(tmp_path, study)
+    with pytest.raises(ConfigError, match=r"dataset.json: 'T1' and 'T1\+' are one modality"):
+        chosen(["T1"], ["T1", "T1+"], "dataset.json")
+    assert chosen(["FLAIR"], ["T1", "T1+", "FLAIR"], "dataset.json") == [2]
+
+
+def test_brats_2019_says_whose_a_case_is(tmp_path: Path) -> None:
+    for case in ("BraTS19_2013_10_1", "BraTS19_2013_11_1", "BraTS19_CBICA_AAB_1"):
+        image(tmp_path / f"HGG/{case}/{case}_flair.nii.gz")
+    people = {entry.patient for entry in found(tmp_path, study_of("brats", ["flair"]))}
+    assert people == {"BraTS19_2013_10", "BraTS19_2013_11", "BraTS19_CBICA_AAB"}
 
 
 def test_bids_has_a_file_for_each_modality(tmp_path: Path) -> None:

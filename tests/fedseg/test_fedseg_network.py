@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import sys
 import time
@@ -35,6 +36,7 @@ from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
 from secagg.transcript_files import verify as verify_transcripts
 from tests.support.federation import COORDINATOR, Federation
 from tests.support.folders import wider_than_its_owner
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.tiny import tiny_study
 
 
@@ -169,6 +171,50 @@ def test_the_coordinator_and_a_waiting_site_name_whom_they_wait_for(tmp_path):
             await federation.until(lambda: ("site-c",) in named(COORDINATOR) and ("site-c",) in named("site-a"))
             federation.start("site-c")
             await federation.finished()
+
+    asyncio.run(scenario())
+
+
+def test_a_site_tells_its_operator_of_a_cut_and_why_and_when_it_is_over(tmp_path):
+    """Its status said that the coordinator was there, whatever happened to the network."""
+    study = tiny_study(rounds=1)
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            with TcpProxy("127.0.0.1", federation.port) as proxy:
+                federation.port = proxy.port
+                federation.start("site-a")
+                (own,) = (tmp_path / "site-a").iterdir()
+                coordinator = lambda: [peer.state for peer in read_status(own).peers][:1]  # noqa: E731
+                await federation.until(lambda: federation.of("site-a", "connected"))
+                assert coordinator() == ["connected"]
+                proxy.refuse()
+                await federation.until(lambda: coordinator() == ["gone"])
+                await federation.until(lambda: "refused" in federation.said("site-a"))
+                assert "does not answer" in federation.said("site-a")
+                proxy.clear()
+                await federation.until(lambda: coordinator() == ["connected"])
+
+    asyncio.run(scenario())
+
+
+def test_a_site_whose_state_was_wiped_is_refused_by_name_and_told_what_to_do(tmp_path):
+    """Row 14 of the trials: it was accepted, and the epsilon that was claimed fell."""
+    study = tiny_study(rounds=20)
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            federation.start()
+            await federation.finished_round(1)
+            federation.kill("site-c")
+            await asyncio.gather(federation.tasks.pop("site-c"), return_exceptions=True)
+            shutil.rmtree(tmp_path / "site-c-state")
+            federation.start("site-c")
+            with pytest.raises(RoundFailedError) as refused:
+                await federation.tasks.pop("site-c")
+            assert "site-c took part in round" in str(refused.value)
+            assert "bring back the newest state folder" in str(refused.value)
+            assert [event["site"] for event in federation.of(COORDINATOR, "refused")] == ["site-c"]
 
     asyncio.run(scenario())
 

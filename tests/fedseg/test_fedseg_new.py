@@ -143,3 +143,32 @@ def test_a_study_from_real_folders(tmp_path, capsys, monkeypatch):
         [f"site-{site}" for site in ("CS", "DU", "EZ", "FG", "HT")],
     )
     assert len(study.data.modality) == 3
+
+
+def test_a_folder_that_cannot_be_an_id_is_one_sentence(tmp_path, capsys, monkeypatch):
+    bids(tmp_path / "Köln Klinik")
+    code, _, error = run(capsys, monkeypatch, "new", tmp_path / "s.toml", "--from", tmp_path / "Köln Klinik")
+    assert code == 1
+    assert is_one_sentence(error)
+    assert "'Köln Klinik' cannot be an id; rename the folder" in error
+    assert not (tmp_path / "s.toml").exists()
+
+
+def test_a_label_to_be_ignored_becomes_no_structure(tmp_path, capsys, monkeypatch):
+    nnunet(tmp_path / "site")
+    index = json.loads((tmp_path / "site/dataset.json").read_text())
+    index["labels"] = {"background": 0, "organ": 1, "ignore": 2}
+    (tmp_path / "site/dataset.json").write_text(json.dumps(index))
+    code, _, error = run(capsys, monkeypatch, "new", tmp_path / "s.toml", "--from", tmp_path / "site")
+    assert code == 1
+    assert "declares label 2 to be ignored" in error
+    index["labels"] = {"background": 0, "organ": 1}
+    (tmp_path / "site/dataset.json").write_text(json.dumps(index))
+    code, _, error = run(capsys, monkeypatch, "new", tmp_path / "s.toml", "--from", tmp_path / "site")
+    assert code == 0, error
+    index["labels"]["ignore"] = 2
+    (tmp_path / "site/dataset.json").write_text(json.dumps(index))
+    check = ("data", "check", tmp_path / "s.toml", "--site", "site", "--data", tmp_path / "site")
+    code, said, _ = run(capsys, monkeypatch, *check)
+    assert code == 1
+    assert "the files declare label 2 to be ignored, and in the study it is a structure" in said

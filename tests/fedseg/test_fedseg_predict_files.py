@@ -77,6 +77,29 @@ def test_no_image_is_overwritten_by_whatever_name(model, tmp_path, capsys, monke
     assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["a.nii.gz", "b.nii.gz"]
 
 
+def test_a_label_map_beside_its_images_is_not_replaced(model, tmp_path, capsys, monkeypatch):
+    image(tmp_path / "in/P1_0000.nii.gz")
+    before = image(tmp_path / "in/P1.nii.gz").read_bytes()  # drawn by hand
+    words = "P1.nii.gz: is there already, in the folder of the images"
+    refused(capsys, monkeypatch, words, model, tmp_path / "in", tmp_path / "in")
+    assert (tmp_path / "in/P1.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize("modality", [["T2w"], ["T1w", "T2w"]])
+def test_numbers_of_images_are_no_channels_of_one_case(modality, study, tmp_path):
+    for name in ("scan_0001", "scan_0002", "P1_0000", "P10"):
+        image(tmp_path / f"in/{name}.nii.gz")
+    if len(modality) == 2:
+        image(tmp_path / "in/P1_0001.nii.gz")
+    found = asked_of(tmp_path / "in", tmp_path / "out", study.replace(data={"modality": modality}))
+    assert {one.output.name: len(one.images) for one in found} == {
+        "P1.nii.gz": len(modality),
+        "P10.nii.gz": 1,
+        "scan_0001.nii.gz": 1,
+        "scan_0002.nii.gz": 1,
+    }
+
+
 def test_a_model_of_another_study_is_refused(model, study, tmp_path, capsys, monkeypatch):
     scan, other = image(tmp_path / "a.nii.gz"), tmp_path / "other.toml"
     other.write_text(study.replace(study={"structures": ["right", "left"]}).toml())

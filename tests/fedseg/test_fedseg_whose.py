@@ -95,6 +95,9 @@ def test_names_that_only_count_patients_are_nobodys_riddle():
             [f"A1_{n}.nii.gz" for n in range(5)] + ["C_pre.nii.gz", "C_post.nii.gz"],
             "7 names in 2 groups share the stem",
         ),
+        (["patient001_frame01.nii.gz", "patient001_frame12.nii.gz"], "2 names share the stem 'patient001'"),
+        (["anna_20190101.nii.gz", "anna_2020-02-01.nii.gz"], "2 names share the stem 'anna'"),
+        (["P7_left.nii.gz", "P7_right.nii.gz", "P8_A.nii.gz", "P8_B.nii.gz"], "4 names in 2 groups share the stem"),
     ],
 )
 def test_names_that_could_be_one_persons_are_refused_until_somebody_says(names, said, study, tmp_path):

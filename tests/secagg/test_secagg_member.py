@@ -10,6 +10,7 @@ from secagg.driver import Completed
 from secagg.messages import AdvertiseKeys, Confirmation, EncryptedShares, MaskedInput
 from secagg.quantize import dequantize
 from secagg.service import dialogue
+from secagg.service import member as engine
 from secagg.service.application import Wish
 from secagg.service.errors import RunFailedError, StoppedError
 from tests.support.members import Federation
@@ -197,6 +198,53 @@ def test_an_operator_pauses_goes_on_and_leaves(tmp_path):
             with pytest.raises(StoppedError, match="left the run"):
                 await federation.tasks.pop("site-d")
             assert "operator" in federation.said("site-d", dialogue.Leaving)[0].reason
+
+    run(scenario)
+
+
+def test_what_an_operator_decides_before_the_coordinator_answers_holds_from_its_first_word(tmp_path):
+    async def scenario():
+        async with Federation(tmp_path) as federation:
+            for me, wish in (("site-a", Wish.PAUSE), ("site-b", Wish.LEAVE)):
+                await federation.kill(me)
+                federation.heard[me].clear()
+                federation.sites[me].wanted = wish
+                federation.start(me)
+            with pytest.raises(StoppedError, match="the coordinator was told"):
+                await federation.tasks.pop("site-b")
+            await federation.until(lambda: federation.said("site-a", dialogue.Busy))
+            assert not federation.said("site-a", dialogue.Ready)
+            assert not federation.said("site-b", dialogue.Ready)
+            assert federation.said("site-b", dialogue.Leaving)
+
+    run(scenario)
+
+
+def test_who_leaves_while_no_coordinator_answers_ends_and_does_not_say_that_it_was_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "UNANSWERED_SECONDS", 0.01)
+    monkeypatch.setattr(engine, "FAREWELL_SECONDS", 0.01)
+
+    async def scenario():
+        async with Federation(tmp_path) as federation:
+            federation.lines["site-a"].down.clear()
+            await federation.until(lambda: federation.sites["site-a"].awaited)
+            federation.sites["site-a"].wanted = Wish.LEAVE
+            with pytest.raises(StoppedError, match="does not answer: the same command tells it later"):
+                await federation.tasks.pop("site-a")
+
+    run(scenario)
+
+
+def test_a_cut_is_told_with_its_reason_and_so_is_its_end(tmp_path):
+    async def scenario():
+        async with Federation(tmp_path) as federation:
+            await federation.all_ready()
+            own, told = federation.sites["site-a"], federation.lines["site-a"].on_trouble
+            assert own.met == 1
+            told("nothing listens there")
+            assert own.notes == ["nothing listens there"]
+            told("")
+            assert own.met == 2
 
     run(scenario)
 

@@ -13,23 +13,35 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from cryptography import x509
+from typer.testing import CliRunner
 
+from secagg import home
+from secagg.cli import app
 from secagg.errors import AbortedError, ConfigError
+from secagg.field import Field
+from secagg.home import Home
 from secagg.keys import SigningKey
+from secagg.layout import Layout
 from secagg.rpc import frames
 from secagg.rpc.authority import Authority
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import Received
 from secagg.rpc.pace import CHUNK_BYTES
-from secagg.rpc.proof import CHALLENGE_BYTES, Pinned, Prover
+from secagg.rpc.proof import BALANCER, CHALLENGE_BYTES, TLS, Pinned, Prover
+from secagg.rpc.proof import tls_of as tls_of_folder
 from secagg.rpc.proxy import proxy_for
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.server_hello import negotiated
 from secagg.rpc.tls import ClientTls, ServerTls
 from secagg.rpc.transport_pb2 import Greeting, Welcome
+from secagg.service.events import Listening
+from secagg.service.joining import join
+from secagg.service.running import Options
+from secagg.service.serving import serving as serving_of
 from tests.support.tcp_proxy import DOWN, UP, TcpProxy
 
 LIMIT = 16 << 20
@@ -639,5 +651,86 @@ def test_a_proof_that_was_overheard_proves_nothing(folder):
                     await greet(channel, b"1" * 16, lambda challenge: prover().prove("a", bytes(16), challenge))
                 assert [received.kind for received in (await server.receive(5),)] == ["hello"]
                 assert await server.receive(0.1) is None
+
+    run(scenario)
+
+
+# --- What an operator says at the commands ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parties(tmp_path) -> Path:
+    """Folders of a coordinator and three sites, of which no site has a certificate."""
+    home.trial(tmp_path, ["a", "b", "c"], Layout({"update": Field.floats(5, clip_range=1.0)}), max_corrupt=1)
+    authority = Authority()
+    for name in (home.SERVER, "a", "b", "c"):
+        authority.write(tmp_path / name)
+        np.save(tmp_path / name / "vector.npy", np.full(5, 0.25))
+    authority.issue(tmp_path / home.SERVER, "coordinator", ["127.0.0.1"])
+    return tmp_path
+
+
+def test_a_round_in_mode_tls_through_a_proxy(parties):
+    """Nobody has a certificate but the coordinator; every site goes out through HTTP CONNECT, one port."""
+
+    async def scenario() -> None:
+        at = asyncio.get_running_loop().create_future()
+
+        def told(event) -> None:
+            if isinstance(event, Listening):
+                at.set_result(event.where)
+
+        folder = parties / home.SERVER
+        options = Options(state=folder, tls=TLS)
+        running = asyncio.create_task(serving_of(Home.read(folder), 1, folder / "sums", options, told).run())
+        address = await at
+        async with http_proxy() as (proxy, asked):
+            way = {"proxy": f"http://127.0.0.1:{proxy}", "mode": TLS, "patience": 10}
+            joined = [
+                join(Home.read(own), address, own / "vector.npy", own / "sums", lambda kind, facts: None, **way)
+                for own in (parties / "a", parties / "b", parties / "c")
+            ]
+            ends = await asyncio.gather(*joined)
+        assert await running == "the study is complete"
+        assert [end.complete for end in ends] == [True] * 3
+        assert all(line.startswith(f"CONNECT {address} ") for line in asked)
+        assert len(asked) >= 3
+
+    run(scenario, 30)
+    sums = [np.load(parties / name / "sums" / "0001.npy") for name in (home.SERVER, "a", "b", "c")]
+    assert all(np.allclose(each, 0.75, atol=1e-3) for each in sums)
+
+
+def test_a_dead_proxy_is_named_by_the_command(parties):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        dead = free.getsockname()[1]
+    own = parties / "a"
+    given = ["join", str(own), "--coordinator", "127.0.0.1:9", "--vector", str(own / "vector.npy"), "--patience", "0.2"]
+    told = CliRunner().invoke(app, [*given, "--tls", "tls", "--proxy", f"http://127.0.0.1:{dead}"])
+    assert told.exit_code == 1
+    assert f"proxy 127.0.0.1:{dead} (from --proxy) does not let this site out" in told.output.replace("\n", " ")
+
+
+def test_a_load_balancer_has_an_authority_of_its_own(parties):
+    own, balancer = parties / "a", Authority()
+    assert tls_of_folder(own, "a", ["a"], TLS).authority == (own / "authority.pem").read_bytes()
+    (own / BALANCER).write_bytes(balancer.pem)
+    assert tls_of_folder(own, "a", ["a"], TLS).authority == balancer.pem
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_address_that_is_shown_can_be_dialled(folder, host):
+    async def scenario() -> None:
+        server = MailboxServer(["a", "b"], server_tls(folder))
+        try:
+            shown = Listening(host, await server.start(host, 0)).where
+        except ConfigError:
+            pytest.skip(f"this computer has no {host}")
+        try:
+            client = MailboxClient(shown, "a", tls_of(folder), patience=2)
+            await client.connect()
+            await client.close()
+        finally:
+            await server.stop(0.0)
 
     run(scenario)

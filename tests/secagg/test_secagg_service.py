@@ -1,10 +1,13 @@
 """The coordinator of the service: killed around every write, and exact all the same; who is waited for, and who not."""
 
 import asyncio
+import errno
 
 import pytest
 
-from secagg.service.events import Burned, Resumed, Summed, TurnedAway
+from secagg.service import dialogue
+from secagg.service.errors import RunFailedError
+from secagg.service.events import Burned, Note, Resumed, Summed, TurnedAway
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
 
@@ -59,8 +62,8 @@ async def killed_again_and_again(hub, dies):
 def check(hub):
     assert all(hub.exact(number) for number in range(1, hub.rounds + 1))
     assert not hub.of(Burned), "nothing that could finish is lost"
-    told = [event.round for event in hub.of(Summed)]  # one that died right after the write told nobody
-    assert len(set(told)) == len(told)
+    told = {event.round for event in hub.of(Summed)}  # one that died right after the write told nobody: the next did
+    assert told == set(range(1, hub.rounds + 1))
     assert all(member.finished.complete for member in hub.members.values())
     if not hub.private:
         verdict = verify(sorted((hub.folder / "transcripts").glob("*.transcript")), hub.policy, hub.pinned)
@@ -157,6 +160,132 @@ def test_marks_or_an_epsilon_that_fell_are_found_and_refused_by_name(tmp_path, f
         assert named.site == "site-d"
         assert "wiped, or restored from a copy" in named.reason
         assert hub.of(Summed)[-1].included == ("site-a", "site-b", "site-c")
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("where", ["journal", "recording", "transcript"])
+def test_a_full_disk_is_waited_out_and_costs_nothing(tmp_path, private, where):
+    """Row 4 of the trials: the coordinator ended with a traceback."""
+
+    async def scenario():
+        hub = Hub(tmp_path, private=private, rounds=1)
+        coordinator = hub.coordinator()
+        owner, name = {
+            "journal": (coordinator.journal, "commit"),
+            "recording": (coordinator.driver, "sync"),
+            "transcript": (coordinator.transcripts, "write"),
+        }[where]
+        write, refused = getattr(owner, name), []
+
+        def full(*given):
+            if len(refused) < 2:
+                refused.append(given)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(*given)
+
+        setattr(owner, name, full)
+        hub.start()
+        assert await coordinator.run() == "the study is complete"
+        assert len(refused) == 2
+        (said,) = [event.text for event in hub.of(Note) if "No space left on device" in event.text]
+        assert "this coordinator waits, and goes on by itself" in said
+        check(hub)
+
+    asyncio.run(scenario())
+
+
+def test_transcripts_keep_to_their_quota_the_oldest_go_first_and_two_stay(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, rounds=4, quota=1)
+        coordinator = hub.coordinator()
+        hub.start()
+        await coordinator.run()
+        assert [path.name[:4] for path in sorted((tmp_path / "transcripts").glob("*.transcript"))] == ["0003", "0004"]
+        said = [event.text for event in hub.of(Note) if "transcripts keep to their quota" in event.text]
+        assert [text.split(": ")[1][:4] for text in said] == ["0001", "0002"]
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_coordinator_that_gave_up_goes_on_with_the_same_command(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, rounds=2, patience=0.5)
+        first = hub.coordinator()
+        hub.start()
+        finished = first._completed
+
+        async def alone(save, done):
+            await finished(save, done)
+            hub.kill("site-b")
+            hub.kill("site-c")
+
+        first._completed = alone
+        with pytest.raises(RunFailedError, match="1 of 3 sites are there"):
+            await first.run()
+        await asyncio.sleep(0.1)
+        assert not hub.members["site-a"].finished.complete
+        hub.options["patience"] = 5.0
+        again = hub.coordinator()
+        hub.start()
+        assert await again.run() == "the study is complete"
+        assert [event.round for event in hub.of(Summed)] == [1, 2]
+        assert all(hub.exact(number) for number in (1, 2))
+        assert all(member.finished.complete for member in hub.members.values())
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_sum_that_nobody_was_told_of_is_told_by_the_next_process(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, rounds=1)
+        first = hub.coordinator()
+        hub.start()
+        commit = first.journal.commit
+
+        def dies(changes):
+            commit(changes)
+            if "result" in changes:
+                raise Killed
+
+        first.journal.commit = dies
+        with pytest.raises(Killed):
+            await first.run()
+        hub.line = None
+        assert not hub.of(Summed)
+        assert await hub.coordinator().run() == "the study is complete"
+        (told,) = hub.of(Summed)
+        assert (told.round, told.included) == (1, ("site-a", "site-b", "site-c"))
+        check(hub)
+
+    asyncio.run(scenario())
+
+
+def test_one_that_left_and_one_that_is_away_do_not_end_a_run_that_can_go_on(tmp_path):
+    """Only who left for good counts: the run was written down as finished, and the same command did not go on."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=5, rounds=2, patience=0.3)
+        first = hub.coordinator()
+
+        def after_round_1(event):
+            if isinstance(event, Summed) and event.round == 1:
+                hub.members["site-e"].tell(dialogue.Leaving.because("its operator left the run"))
+                hub.kill("site-d")
+                hub.kill("site-e")
+
+        first.listen(after_round_1)
+        hub.start()
+        with pytest.raises(RunFailedError, match="start the missing sites"):
+            await first.run()
+        hub.line = None
+        hub.start("site-d")
+        assert await hub.coordinator().run() == "the study is complete"
+        assert hub.of(Summed)[-1].included == ("site-a", "site-b", "site-c", "site-d")
         hub.close()
 
     asyncio.run(scenario())

@@ -25,7 +25,7 @@ class Line:
 
     def __init__(self, to: Callable[[str, bytes], None]) -> None:
         self._to, self.box, self.sent = to, asyncio.Queue(), []
-        self.down = asyncio.Event()
+        self.down, self.trouble, self.on_trouble = asyncio.Event(), "", None
         self.down.set()
 
     async def connect(self) -> None:
@@ -58,6 +58,7 @@ class Site(Application):
         self.may_evaluate.set()
         self.trained, self.evaluated, self.sums, self.burnt, self.notes, self.wanted = [], [], [], [], [], Wish.GO_ON
         self.records, self.poor, self.evaluates = [], False, False
+        self.met, self.awaited = 0, []
 
     def about(self, start, content) -> bytes:
         return MODEL
@@ -85,6 +86,12 @@ class Site(Application):
 
     def burned(self, number, attempt, reason) -> None:
         self.burnt.append((number, attempt, reason))
+
+    def connected(self) -> None:
+        self.met += 1
+
+    def awaiting(self, sites, seconds) -> None:
+        self.awaited.extend(sites)
 
     def note(self, text) -> None:
         self.notes.append(text)

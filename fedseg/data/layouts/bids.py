@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fedseg.data.layouts.files import NIFTI, FileEntry, find_nifti, listed, without_ending
 from fedseg.data.layouts.layout import Declared
-from fedseg.errors import ConfigError
+from fedseg.errors import CaseError, ConfigError
 from fedseg.files import read_text
 from fedseg.study import Study
 
@@ -36,14 +36,15 @@ class Bids:
                 if path.name.endswith(NIFTI)
             ]
             for stem in dict.fromkeys(stems) or [folder / person / "anat" / person]:
-                images = [find_nifti(stem.with_name(f"{stem.name}_{modality}")) for modality in modalities]
-                together = len(images) > 1 and not any(image.exists() for image in images[1:])
-                yield FileEntry(
-                    str(stem.relative_to(folder).with_name(f"{stem.name}_{modalities[0]}")),
-                    tuple(images[:1] if together else images),
-                    _label(folder, stem),
-                    subject=person,
-                )
+                case = str(stem.relative_to(folder).with_name(f"{stem.name}_{modalities[0]}"))
+                try:
+                    images = [find_nifti(stem.with_name(f"{stem.name}_{modality}")) for modality in modalities]
+                    together = len(images) > 1 and not any(image.exists() for image in images[1:])
+                    label = _label(folder, stem)
+                    yield FileEntry(case, tuple(images[:1] if together else images), label, subject=person)
+                except CaseError as error:
+                    nowhere = stem.with_name(f"{stem.name}_{modalities[0]}{NIFTI[0]}")
+                    yield FileEntry(case, (nowhere,), nowhere, subject=person, wrong=error)
 
     def modalities(self, folder: Path) -> tuple[str, ...]:
         """Endings that every person's images have."""
@@ -87,7 +88,7 @@ class Bids:
         rows = [line.split("\t") for line in lines if line.strip()]
         if not rows or rows[0][0] != "participant_id":
             raise ConfigError(f"{index}: its first column must be participant_id; correct the header line")
-        return [row[0] for row in rows[1:]]
+        return [row[0].strip() for row in rows[1:]]
 
 
 def _folders(folder: Path) -> list[str]:
@@ -98,7 +99,7 @@ def _label(folder: Path, stem: Path) -> Path:
     """Beside the image, or under the same path in a derivative; where it should be, if it is nowhere.
 
     Raises:
-        ConfigError: there are several, and nobody knows which one counts.
+        CaseError: there are several, and nobody knows which one counts.
     """
     name = f"{stem.name}_{LABEL}"
     beside = find_nifti(stem.with_name(name))
@@ -106,5 +107,5 @@ def _label(folder: Path, stem: Path) -> Path:
     derived = [path for path in listed(folder, f"derivatives/*/{inside}/{name}.nii*") if path.name.endswith(NIFTI)]
     there = [path for path in (beside, *derived) if path.exists()]
     if len(there) > 1:
-        raise ConfigError(f"{there[0]}: {there[1]} is there too; remove the one that does not count")
+        raise CaseError(str(there[0]), f"{there[1]} is there too; remove the one that does not count")
     return there[0] if there else beside

@@ -13,7 +13,7 @@ LABEL = "seg"
 GRADES = ("HGG", "LGG")  # folders between, in 2018 and 2019
 PLACES = ("*/*", "*/*/*")
 _PERSON = re.compile(
-    r"(?P<person>BraTS-[A-Z]+-\d{5})-\d{3}|(?P<older>Brats1[789]_.+)_\d|(?P<one>BraTS20_[A-Za-z]+_\d{3}|BraTS2021_\d{5})"
+    r"(?P<person>BraTS-[A-Z]+-\d{5})-\d{3}|(?P<older>B[Rr]a[Tt][Ss]1[789]_.+)_\d|(?P<one>BraTS20_[A-Za-z]+_\d{3}|BraTS2021_\d{5})"
 )
 """The last number is a time point of one person since 2023 and up to 2019; in 2020 and 2021 each case is a person."""
 

@@ -19,6 +19,22 @@ def plain(name: str) -> str:
     return next((names[0] for names in ALIASES if letters in names), letters)
 
 
+def told_apart(names: Sequence[str], where: str) -> None:
+    """Refuse two modalities of one plain name, such as 'T1' and 'T1+': one of them would be taken for both.
+
+    Raises:
+        ConfigError: there are two; names them.
+    """
+    known: dict[str, str] = {}
+    for name in names:
+        if other := known.get(plain(name)):
+            raise ConfigError(
+                f"{where}: '{other}' and '{name}' are one modality to this package, which goes by letters and digits; "
+                "call one of them otherwise, such as 'T1' and 'T1ce'"
+            )
+        known[plain(name)] = name
+
+
 def chosen(wanted: Sequence[str], there: Sequence[str] | None, where: str) -> list[int]:
     """Positions of the study's modalities among a site's channels: by name, a subset in any order.
 
@@ -30,6 +46,7 @@ def chosen(wanted: Sequence[str], there: Sequence[str] | None, where: str) -> li
     if there is None:
         return list(range(len(wanted)))
     names = [plain(name) for name in there]
+    told_apart([name for name in there if plain(name) in map(plain, wanted)], where)
     missing = [name for name in wanted if plain(name) not in names]
     if not missing:
         return [names.index(plain(name)) for name in wanted]

@@ -14,6 +14,7 @@ from fedseg.files import read_text
 from fedseg.study import Study
 
 INDEX = "dataset.json"
+IGNORE = "ignore"  # nnU-Net's: voxels of which nobody knows what they are
 OTHER = "this is a folder of nnU-Net: set [data] layout = 'nnunet'"
 
 
@@ -110,7 +111,7 @@ def _labels(labels: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
         name, values = (str(value), key) if str(key).isdecimal() and not str(value).isdecimal() else (str(key), value)
         numbers = values if isinstance(values, list) else [values]
         pairs.append((name, tuple(int(number) for number in numbers if str(number).isdecimal())))
-    return {name: values for name, values in pairs if values and values != (0,) and name != "ignore"}
+    return {name: values for name, values in pairs if values and values != (0,)}
 
 
 def _number(key: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedseg.data.declaration import Declaration
 from fedseg.data.layouts.channels import plain
+from fedseg.data.layouts.decathlon import IGNORE
 from fedseg.data.layouts.layout import Declared
 from fedseg.study import Study
 
@@ -24,6 +25,8 @@ def contradictions(declared: Declared, site: str, study: Study) -> list[str]:
     said = []
     ours = {plain(name): (name, values) for name, values in zip(study.structures, _values(site, study), strict=True)}
     for name, values in (declared.labels or {}).items():
+        if name == IGNORE and values in _values(site, study):
+            said.append(f"the files declare label {_listed(values)} to be ignored, and in the study it is a structure")
         structure, expected = ours.get(plain(name), ("", values))
         if values != expected:
             said.append(

@@ -9,10 +9,10 @@ from fedseg.data.cases import Case
 from fedseg.data.layouts.channels import plain
 from fedseg.data.layouts.files import find_nifti, joined, labelled, listed
 from fedseg.data.layouts.layout import Declared
-from fedseg.data.layouts.series import read_segments, read_series, series_in
+from fedseg.data.layouts.series import numbered, read_segments, read_series, series_in
 from fedseg.data.layouts.volume import Volume
 from fedseg.data.scans import Scan, working_case
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError
 from fedseg.study import Study
 
 LABEL = "label"
@@ -27,12 +27,14 @@ class DicomEntry:
         folder: holds the series, in any subfolders, and the label map.
         subject: PatientID of the images.
         patient: the unit of privacy; the subject, or else the case, until somebody decides otherwise.
+        wrong: why it cannot be used, found while it was listed: this case only is left out for it, not the site.
     """
 
     case: str
     folder: Path
     subject: str | None
     patient: str = field(default="", kw_only=True)
+    wrong: CaseError | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Fill in the patient."""
@@ -50,8 +52,15 @@ class DicomEntry:
         return (self.folder,)
 
     def remarks(self) -> Sequence[str]:
-        """Nothing: what contradicts itself is refused."""
-        return ()
+        """Series whose slices are not numbered from 1: those before may be lost, and their places do not tell."""
+        said = []
+        for header, files in series_in(self.folder).values():
+            if (numbers := numbered(files)) and numbers[0] > 1:
+                said.append(
+                    f"the slices of series '{header.get('SeriesDescription', '')}' are numbered {numbers[0]} to "
+                    f"{numbers[1]}: are those before lost?"
+                )
+        return said
 
     @property
     def label(self) -> Path:
@@ -61,6 +70,8 @@ class DicomEntry:
 
     def scan(self, site: str, study: Study) -> Scan:
         """Read the series and the label map; raises as `load`."""
+        if self.wrong:
+            raise self.wrong
         image, path = read_folder(self.folder, study), self.label
         seg = path.name.endswith(".dcm")
         label = read_segments(path, image, study.structures) if seg else labelled(path, image, site, study)
@@ -89,9 +100,9 @@ class Dicom:
         for home in (path for path in listed(folder, "*") if path.is_dir()):
             if found := series_in(home):
                 people = {str(header.get("PatientID") or "") for header, _ in found.values()}
-                if len(people) > 1:
-                    raise ConfigError(f"{home}: has images of {len(people)} patients; give each a folder of its own")
-                yield DicomEntry(home.name, home, people.pop() or None)
+                mixed = f"has images of {len(people)} patients; give each a folder of its own"
+                wrong = CaseError(str(home), mixed) if len(people) > 1 else None
+                yield DicomEntry(home.name, home, None if wrong else people.pop() or None, wrong=wrong)
 
     def modalities(self, folder: Path) -> tuple[str, ...]:
         """Descriptions that every case's series have; of one series a case, its kind, such as CT."""

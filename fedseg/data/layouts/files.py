@@ -12,7 +12,7 @@ from fedseg.data.layouts.labels import translated, whole_numbers
 from fedseg.data.layouts.nifti import nifti_remarks, read_nifti
 from fedseg.data.layouts.volume import Volume
 from fedseg.data.scans import Scan, working_case
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError
 from fedseg.study import Study
 
 NIFTI = (".nii.gz", ".nii")
@@ -29,6 +29,7 @@ class FileEntry:
         label: its label map.
         subject: whose it is, where the layout says so.
         patient: the unit of privacy; the subject, or else the case, until somebody decides otherwise.
+        wrong: why it cannot be used, found while it was listed: this case only is left out for it, not the site.
     """
 
     case: str
@@ -36,6 +37,7 @@ class FileEntry:
     label: Path
     subject: str | None = None
     patient: str = field(default="", kw_only=True)
+    wrong: CaseError | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Fill in the patient."""
@@ -53,6 +55,8 @@ class FileEntry:
 
     def scan(self, site: str, study: Study) -> Scan:
         """Read the files, on their own grid; raises as `load`."""
+        if self.wrong:
+            raise self.wrong
         image = read_image(self.images, study)
         label = labelled(self.label, image, site, study)
         return Scan(self.patient, self.name, image.values, image.affine, label, str(self.label), image.oriented)
@@ -101,12 +105,12 @@ def find_nifti(path: Path) -> Path:
         path: without the ending, or with one.
 
     Raises:
-        ConfigError: there are both, and nobody knows which one counts.
+        CaseError: there are both, and nobody knows which one counts.
     """
     stem = without_ending(path)
     there = [found for ending in NIFTI if (found := path.with_name(stem + ending)).exists()]
     if len(there) > 1 and path not in there:
-        raise ConfigError(f"{there[0]}: {there[1].name} is there too; remove the one that does not count")
+        raise CaseError(str(there[0]), f"{there[1].name} is there too; remove the one that does not count")
     if path in there or not there:
         return path if path.name.endswith(NIFTI) else path.with_name(stem + NIFTI[0])
     return there[0]

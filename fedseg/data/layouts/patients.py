@@ -25,11 +25,13 @@ PATIENT_COLUMNS = ("patient", "patient_id", "participant_id")
 SHOWN = 3
 
 _SESSION = re.compile(
-    r"[-_. ]+(?:(?:ses|session|tp|timepoint|time|visit|scan|run|acq|day|week|month|year|[tvdwm])[-_]?\d+"
-    r"|pre|post|pre-?op|post-?op|baseline|bl|follow-?up|fu)[-_]?\d*$",
+    r"[-_. ]+(?:(?:ses|session|tp|timepoint|time|visit|scan|run|acq|frame|phase|echo|stack)[-_]?\d+"
+    r"|(?:day|week|month|year|[tvdwm])[-_]?\d+"
+    r"|pre|post|pre-?op|post-?op|baseline|bl|follow-?up|fu"
+    r"|left|right|ed|es|(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)[-_]?\d*$",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"[-_. ]\d+$")
+_NUMBER = re.compile(r"[-_. ](?:\d+|[A-Za-z])$")
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,9 @@ def patient_table(folder: Path, study: Study) -> Path | None:
 def alike(names: Sequence[str]) -> dict[str, list[str]]:
     """Names that could be one person's: those that repeat, and those that share a stem, by that stem.
 
-    A stem is what is left without endings such as `_ses-02`, `_baseline` or `-001`. A number at the end is a time point
-    only where a number is left before it: `hippocampus_001` and `hippocampus_004` are two patients, `P7_1` and `P7_2`
-    could be one.
+    A stem is what is left without endings such as `_ses-02`, `_frame01`, `_baseline`, a date or `-001`. A number or one
+    letter at the end is a time point only where a number is left before it: `hippocampus_001` and `hippocampus_004`
+    are two patients, `P7_1` and `P7_2` could be one.
     """
     found = defaultdict(list)
     for name in names:

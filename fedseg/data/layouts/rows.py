@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fedseg.data.layouts.channels import plain
+from fedseg.data.layouts.channels import plain, told_apart
 from fedseg.data.layouts.files import FileEntry, without_ending
 from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.nifti import nifti_shape
@@ -67,4 +67,5 @@ class Rows:
         header = lines[0] if lines else ""
         separator = max(SEPARATORS, key=header.count)
         rows = csv.DictReader(lines, delimiter=separator, restval="")
+        told_apart([name for name in rows.fieldnames or () if name], str(folder / INDEX))
         return [{plain(name): (value or "").strip() for name, value in row.items() if name} for row in rows]

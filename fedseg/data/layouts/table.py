@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fedseg.data.layouts.bids import Bids
 from fedseg.data.layouts.brats import Brats
+from fedseg.data.layouts.channels import told_apart
 from fedseg.data.layouts.decathlon import Decathlon
 from fedseg.data.layouts.dicom import Dicom
 from fedseg.data.layouts.layout import Entry, Layout
@@ -51,6 +52,7 @@ def entries(folder: Path | None, site: str, study: Study) -> list[Entry]:
         raise ConfigError(f"[data] layout = '{name}' needs images: give their folder with --data")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such folder; give --data the folder that holds the site's images")
+    told_apart(study.data.modality, "[data] modality")
     listed = sorted(layout.entries(folder, site, study), key=lambda entry: entry.name)
     if not listed and not (study.trust.claims_epsilon and layout.index and (folder / layout.index).exists()):
         raise ConfigError(f"{folder}: no patients in layout '{name}'; correct the folder or the layout")
