@@ -102,14 +102,6 @@ class AuditLog:
         return Entry(now, body["who"], body["what"], said, head)
 
 
-def operator() -> str:
-    """Who runs this process; a uid without a name is told as a number."""
-    try:
-        return f"operator {getuser()}"
-    except (KeyError, OSError):
-        return f"operator uid {os.getuid()}"
-
-
 def entries(path: Path) -> list[Entry]:
     """Every entry of a file, in order, its chain verified.
 
