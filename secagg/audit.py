@@ -25,8 +25,6 @@ AUDIT = "audit.jsonl"
 """A coordinator's audit log, in the folder of its credentials: one for all its runs."""
 
 START = "0" * 64
-AUDIT = "audit.jsonl"
-"""A coordinator's audit log, in the folder of its credentials: one for all its runs."""
 LONGEST = 1000
 """Characters of a text in an entry."""
 
