@@ -16,6 +16,8 @@ from secagg.writing import write_whole
 STYLE = Path(__file__).parent / "report"
 """Folder with the style that all pages share."""
 
+_NO_BREAK = "\u00a0"
+
 
 def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja2.Template:
     """A page's template. Every value is escaped, an unknown one is an error, and style.css of the report is at hand.
@@ -38,10 +40,13 @@ def template(folder: Path, name: str, **filters: Callable[..., object]) -> jinja
 
 
 def visible(value: object) -> object:
-    """A value as a page shows it: of text of others, each line as `printable` has it; markup of ours as it is."""
+    """A value as a page shows it: of text of others, each line as `printable` has it; markup of ours as it is.
+
+    A space that does not break a line is a space, and keeps an epsilon beside its number.
+    """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return "\n".join(printable(line) for line in value.split("\n"))
+    return "\n".join(_NO_BREAK.join(map(printable, line.split(_NO_BREAK))) for line in value.split("\n"))
 
 
 def save(target: Path, text: str) -> None:

@@ -6,6 +6,7 @@ and `reopen` goes on from there. Nothing here holds an update or a secret.
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -131,6 +132,7 @@ class RunFolder:
             with open(path / "study.toml", "w", encoding="utf-8", opener=private) as file:
                 file.write(study.toml())
         except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)  # its name was free
             raise ConfigError(f"{runs}: no run folder can be made there ({error.strerror}); give --out") from error
         return cls(path, study, *listeners)
 

@@ -138,11 +138,14 @@ class _Simulation:
     def run(self) -> Simulated:
         """Go on until nobody has anything to say."""
         self._do(ROUND_START, self.server.begin(_NOTHING))
-        while self.mail:
-            send = self.mail.popleft()
-            self._answer(send.to, send.data)
-        if self.done is None:
-            raise ConfigError("the round has no sum")
+        while self.mail or self.done is None:
+            if self.mail:
+                send = self.mail.popleft()
+                self._answer(send.to, send.data)
+            elif self.server.deadline is None or self.server.session is None:
+                raise ConfigError("the round has no sum")
+            else:  # who is silent stays silent: nobody waits for the deadline
+                self._do(self.server.session.step, self.server.tick(self.server.deadline))
         done, policy = self.done, self.policy
         verdict = judge([("the simulation's transcript", self.written.records)], policy, self.pinned)
         if verdict.violation is not None:

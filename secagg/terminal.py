@@ -9,7 +9,7 @@ import errno
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from functools import wraps
@@ -166,7 +166,11 @@ def say_json(content: object) -> None:
 
 @contextmanager
 def sentences(
-    command: str, status: int = 1, expected: tuple[type[Exception], ...] = (SecAggError,), extra: str = ""
+    command: str,
+    status: int = 1,
+    expected: tuple[type[Exception], ...] = (SecAggError,),
+    extra: str = "",
+    statuses: Mapping[type[Exception], int] | None = None,
 ) -> Iterator[None]:
     """Ends the process with one sentence and this status where something expected went wrong.
 
@@ -175,11 +179,13 @@ def sentences(
         status: of the exit.
         expected: errors whose text is for people; those of files and of packages that are not there are in any case.
         extra: what `pip install 'secagg[...]'` is to bring where a package is missing.
+        statuses: of expected errors that have one of their own.
     """
     try:
         yield
     except expected as error:
         told = str(error)
+        status = next((own for kind, own in (statuses or {}).items() if isinstance(error, kind)), status)
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").partition(".")[0] in ("secagg", "fedseg"):
             raise

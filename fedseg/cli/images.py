@@ -64,9 +64,9 @@ def data_fingerprint(
     only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Spacings, sizes, intensities and label volumes of a site's images, as nnU-Net's fingerprint tells them.
+    """Tell spacings, sizes, intensities and label volumes.
 
-    It is computed from every patient and is not private: it stays at the site.
+    It is what nnU-Net calls a fingerprint, computed from every patient and not private: it stays at the site.
     """
     from fedseg.data.fingerprint import fingerprint
     from fedseg.data.proposal import proposed

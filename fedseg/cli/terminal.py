@@ -39,9 +39,9 @@ def main() -> None:
     """Run the command and turn every error that is meant for a person into one sentence."""
     any_code_page()
     warnings.showwarning = _warn  # type: ignore[assignment]
-    early = sentences("fedseg", ENDED_EARLY, expected=(UnfinishedError, StoppedError))
+    early = dict.fromkeys((UnfinishedError, StoppedError), ENDED_EARLY)
     try:
-        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg"), early:
+        with sentences("fedseg", expected=(FedSegError, SecAggError), extra="fedseg", statuses=early):
             app()
     except SystemExit as ended:
         if any(thread.name == WORK for thread in threading.enumerate()):

@@ -613,6 +613,7 @@ def test_sites_that_confirm_a_sum_late_know_which_model_follows(tmp_path):
             assert all(open_release(tmp_path, site) for site in FIVE[:3])
             federation.start()
             sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
+            assert len(federation.of(COORDINATOR, "end_round")) == 1, "the same updates were summed twice"
         assert all("the last one plus the last sum" in str(error) for error in sites), sites
 
     asyncio.run(scenario())

@@ -8,6 +8,7 @@ import torch
 
 from fedseg.averaging import fed_avg
 from fedseg.data.cases import Case, SiteData
+from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.table import LAYOUTS
 from fedseg.data.loading import load_site
 from fedseg.data.scans import Scan, working_case
@@ -89,6 +90,12 @@ class Listed:
 
     needs_folder, index = True, ""
 
+    def declared(self, folder: Path, study: Study) -> Declared:
+        return Declared()
+
+    def remarks(self, folder: Path, study: Study) -> tuple[str, ...]:
+        return ()
+
     def entries(self, folder: Path, site: str, study: Study):
         for number in range(20):
             yield Patient(f"p{number:02}", number % 2)
@@ -96,7 +103,8 @@ class Listed:
 
 class Patient:
     def __init__(self, name: str, side: int) -> None:
-        self.patient, self.name, self.side = name, name, side
+        self.patient = self.subject = self.case = self.name = name
+        self.side, self.images, self.remarks = side, (), ()
 
     def load(self, site: str, study: Study) -> Case:
         return working_case(scan(self.patient, self.side), site, study)

@@ -97,12 +97,7 @@ def test_a_site_that_sent_shares_comes_back_only_after_a_replay(study, tmp_path,
 
     async def begin() -> None:
         site = Site(folder, load_cohort(None, study)["site-a"], options)
-
-        async def sent(kind: str, payload: bytes) -> None:
-            """Nobody is there."""
-
-        site.mailbox.send = sent
-        await site._begin()
+        site.member._begin()
         site.store.close()
 
     with RunFolder.create(tmp_path / "runs", study, notes.append) as folder:
