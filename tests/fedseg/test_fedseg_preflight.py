@@ -16,7 +16,7 @@ from fedseg.cli import checking
 from fedseg.coordinator.finding import write_identity
 from fedseg.credentials import coordinator_tls, load_federation, make_credentials
 from fedseg.runfolder import RunFolder
-from fedseg.site.control import Control
+from fedseg.site.control import LEAST_DIGITS, Control
 from fedseg.study import load_study
 from secagg.enrolment.office import Office
 from secagg.rpc import probe
@@ -127,8 +127,8 @@ def test_a_study_that_nobody_approved_here_is_told_with_what_approves_it(folder,
     own = load_study(folder / "study.toml").hash().hex()
     _, rows = look(*site(1), "--state", "state")
     assert rows["approval"]["state"] == "warn"
-    assert f"start once with fedseg site ... --approve {own[:8]}" in rows["approval"]["said"]
-    Control(folder / "state").approve(own, "tiny", own[:8])
+    assert f"start once with fedseg site ... --approve {own[:LEAST_DIGITS]}" in rows["approval"]["said"]
+    Control(folder / "state").approve(own, "tiny", own[:LEAST_DIGITS])
     _, rows = look(*site(1), "--state", "state")
     assert rows["approval"]["state"] == "ok"
 
