@@ -17,6 +17,7 @@ import torch
 
 from fedseg.budget.charge import Cap, lifetime
 from fedseg.budget.plan import plan_of, round_entry
+from fedseg.coordinator.finding import earlier_folder, run_is_over
 from fedseg.credentials import (
     WARN_DAYS,
     coordinator_tls,
@@ -25,22 +26,26 @@ from fedseg.credentials import (
     signing_key,
     site_tls,
 )
+from fedseg.data.layouts.table import layout_of
 from fedseg.data.loading import load_site
 from fedseg.errors import FedSegError
 from fedseg.exposure import held
 from fedseg.ledger import FILE, distinct
+from fedseg.site.control import LEAST_DIGITS, Control
+from fedseg.status import read_status
 from fedseg.study import Study
 from secagg.enrolment.office import OFFICE, REVOKED, Office
 from secagg.enrolment.papers import grouped
 from secagg.errors import SecAggError
 from secagg.rpc.pem import certificates_in, days_left
-from secagg.rpc.probe import clock_ahead
-from secagg.rpc.proxy import proxy_for
+from secagg.rpc.probe import probe
+from secagg.rpc.proxy import dial, proxy_for
 from secagg.rpc.tls import COORDINATOR, diagnose
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _CLOCK_WARN, _CLOCK_FAIL = 30.0, 300.0
 _DISK = 1 << 30
+_DIAL_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,14 @@ Found = tuple[str, str]
 
 
 def check_site(
-    study: Study, site: str, address: str, credentials: Path, data: Path | None, state: Path, out: Path
+    study: Study,
+    site: str,
+    address: str,
+    credentials: Path,
+    data: Path | None,
+    state: Path,
+    out: Path,
+    proxy: str | None = None,
 ) -> Iterator[Row]:
     """What a site needs, as its options say it.
 
@@ -69,12 +81,15 @@ def check_site(
         data: the site's images, None where the layout needs none.
         state: folder of the data set's marks and ledger.
         out: where run folders go.
+        proxy: as of `secagg.rpc.proxy.proxy_for`.
     """
     yield _row("study", lambda: _study(study))
+    yield _row("approval", lambda: _approval(study, state))
     yield _row("roster and key", lambda: _roster(credentials, study, site))
     yield _row("certificate", lambda: _certificate(credentials, site))
-    yield _row("coordinator", lambda: _reached(credentials, study, site, address))
-    yield _row("clock", lambda: _clock(credentials, study, site, address))
+    yield _row("proxy", lambda: _proxy(address, proxy))
+    yield _row("coordinator", lambda: _reached(credentials, study, site, address, proxy))
+    yield _row("clock", lambda: _clock(credentials, study, site, address, proxy))
     yield _row("data", lambda: _data(data, site, study))
     yield _row("ledger", lambda: _ledger(state))
     yield _row("budget", lambda: _budget(study, site, credentials, state))
@@ -88,6 +103,7 @@ def check_coordinator(study: Study, host: str, port: int, credentials: Path, out
     yield _row("roster and key", lambda: _roster(credentials, study, COORDINATOR))
     yield _row("certificate", lambda: _certificate(credentials, COORDINATOR))
     yield _row("sites' certificates", lambda: _members(credentials, study))
+    yield _row("run", lambda: _run(credentials, study, out))
     yield _row("port", lambda: _port(host, port))
     yield _row("disk", lambda: _disk(out))
 
@@ -103,6 +119,31 @@ def _row(name: str, look: Callable[[], Found]) -> Row:
 
 def _study(study: Study) -> Found:
     return OK, f"{study.study.name}; its hash, to be compared aloud: {grouped(study.hash().hex()[:24], ' ')}"
+
+
+def _approval(study: Study, state: Path) -> Found:
+    if not layout_of(study).needs_folder:
+        return OK, "not needed: made patients are nobody"
+    own = study.hash().hex()
+    if Control(state).approved(own):
+        return OK, "this site's operator approved the study"
+    how = f"fedseg site ... --approve {own[:LEAST_DIGITS]}"
+    return WARN, f"nobody here approved this study yet; compare its hash aloud, then start once with {how}"
+
+
+def _run(credentials: Path, study: Study, out: Path) -> Found:
+    federation = load_federation(credentials, study)
+    name = federation.training_run
+    folder = earlier_folder(out, study, federation)
+    if folder is None:
+        return OK, f"{name} has not begun; its folder will be in {out}"
+    status = read_status(folder)
+    done = f"{name} has {status.completed} of {study.study.rounds} rounds in {folder}"
+    if status.running:
+        return FAIL, f"{done}, and a coordinator works on it now; see fedseg status {folder}"
+    if run_is_over(folder):
+        return WARN, f"{done}, and is over; publish the next roster with the name of a new run"
+    return OK, f"{done}; the same command goes on with it"
 
 
 def _roster(credentials: Path, study: Study, name: str) -> Found:
@@ -121,20 +162,33 @@ def _certificate(credentials: Path, name: str) -> Found:
     return OK, f"{days:.0f} days left"
 
 
-def _reached(credentials: Path, study: Study, site: str, address: str) -> Found:
+def _proxy(address: str, option: str | None) -> Found:
+    proxy = proxy_for(_split(address)[0], option)
+    if proxy is None:
+        return OK, "none: no option and no https_proxy names one for this address"
+    try:
+        dial(proxy.host, proxy.port, None, _DIAL_SECONDS).close()
+    except OSError as error:
+        return FAIL, f"{proxy} does not answer ({error.strerror or error}); correct what names it, or set no_proxy"
+    return OK, f"{proxy} answers"
+
+
+def _reached(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    proxy = proxy_for(host, None)
+    proxy = proxy_for(host, option)
     way = f"{address} through {proxy}" if proxy is not None else address
     if said := diagnose(host, port, tls, proxy):
         return FAIL, f"no connection to {way}: {said}"
+    if said := probe(host, port, tls, proxy).refused:
+        return FAIL, f"answers at {way}, and refuses this site: {said}"
     return OK, f"answers at {way} over TLS, and takes this site's certificate"
 
 
-def _clock(credentials: Path, study: Study, site: str, address: str) -> Found:
+def _clock(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
     tls = site_tls(credentials, site, load_federation(credentials, study))
     host, port = _split(address)
-    ahead = clock_ahead(host, port, tls, proxy_for(host, None))
+    ahead = probe(host, port, tls, proxy_for(host, option)).ahead
     if ahead is None:
         return WARN, "could not be compared with the coordinator's, which does not answer"
     way = "behind" if ahead > 0 else "ahead of"

@@ -178,7 +178,7 @@ def site(
     if check:
         from fedseg.preflight import check_site
 
-        tell(check_site(loaded, name, address, credentials, data, kept, runs), as_json)
+        tell(check_site(loaded, name, address, credentials, data, kept, runs, proxy), as_json)
         return
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])

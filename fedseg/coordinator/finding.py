@@ -25,6 +25,18 @@ def folder_of_run(runs: Path, study: Study, federation: Federation, *listeners: 
     Raises:
         ConfigError: `runs` cannot be written, a run of this name there is another study's, or a process runs it now.
     """
+    found = earlier_folder(runs, study, federation)
+    if found is None:
+        return RunFolder.create(runs, study, *listeners)
+    return RunFolder.again(found, *listeners, over=run_is_over(found))
+
+
+def earlier_folder(runs: Path, study: Study, federation: Federation) -> Path | None:
+    """The folder that this run has under `runs`; None where it never began.
+
+    Raises:
+        ConfigError: a run of this name there is another study's.
+    """
     ours = _identity(study, federation)
     for named in sorted(runs.glob(f"*/{IDENTITY}")):
         found = json.loads(named.read_text(encoding="utf-8"))
@@ -35,8 +47,8 @@ def folder_of_run(runs: Path, study: Study, federation: Federation, *listeners: 
                 f"{named.parent}: holds training run '{found['run']}' of another study; start with that study file, or "
                 "give all parties new credentials with another --training-run"
             )
-        return RunFolder.again(named.parent, *listeners, over=_over(named.parent / JOURNAL))
-    return RunFolder.create(runs, study, *listeners)
+        return named.parent
+    return None
 
 
 def _identity(study: Study, federation: Federation) -> dict[str, str]:
@@ -44,8 +56,13 @@ def _identity(study: Study, federation: Federation) -> dict[str, str]:
     return {"run": federation.training_run, "study": study.hash().hex(), "roster": roster}
 
 
-def _over(journal: Path) -> bool:
-    """Whether the run came to its end."""
+def run_is_over(folder: Path) -> bool:
+    """Whether the run in a coordinator's folder came to its end, as its journal says.
+
+    Raises:
+        ConfigError: the journal cannot be read.
+    """
+    journal = folder / JOURNAL
     if not journal.is_file():
         return False
     try:

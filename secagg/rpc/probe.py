@@ -1,10 +1,12 @@
-"""Asks a coordinator what time it is there, without a word of a session: a site that runs meanwhile is not disturbed.
+"""Asks a coordinator what time it is there, and whether it would take this site, without a word of a session.
 
-The coordinator's clock is in the metadata of its health service. Must never: greet, for a greeting ends the site's
-process that is connected.
+Both are in the metadata of its health service, so that a site that runs meanwhile is not disturbed. Must never: greet,
+for a greeting ends the site's process that is connected.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -13,23 +15,46 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from secagg.rpc.proxy import Proxy
 from secagg.rpc.tls import ClientTls
 
-CLOCK_KEY = "secagg-time"
-_SECONDS = 5.0
+CLOCK_KEY, REFUSED_KEY = "secagg-time", "secagg-refused"
+_SECONDS = 20.0
+"""As long as a connection may take (row 11), and once more for the answer."""
 
 
 class TellingHealth(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
-    """The health service, with the time in the metadata of each answer."""
+    """The health service, with the time, and why this caller would be refused, in the metadata of each answer.
+
+    Args:
+        refusal: says why, from a call's context; "" where it would not be.
+    """
 
     clock = staticmethod(time.time)
 
+    def __init__(self, refusal: Callable[[Any], str]) -> None:
+        super().__init__()
+        self._refusal = refusal
+
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """See `grpc.health.v1`."""
-        await context.send_initial_metadata(((CLOCK_KEY, f"{self.clock():.3f}"),))
+        why = self._refusal(context).encode("ascii", "backslashreplace").decode("ascii")
+        await context.send_initial_metadata(((CLOCK_KEY, f"{self.clock():.3f}"), (REFUSED_KEY, why)))
         return await super().Check(request, context)
 
 
-def clock_ahead(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> float | None:
-    """By how many seconds the coordinator's clock is ahead of this one; None where it does not answer or say.
+@dataclass(frozen=True)
+class Probed:
+    """What a coordinator says of itself.
+
+    Attributes:
+        ahead: seconds by which its clock is ahead of this one; None where it does not answer or say.
+        refused: why it would refuse a greeting of this site; "" where it would not, or does not answer.
+    """
+
+    ahead: float | None = None
+    refused: str = ""
+
+
+def probe(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> Probed:
+    """Ask a coordinator; blocks for seconds.
 
     Args:
         host: of the coordinator.
@@ -43,11 +68,13 @@ def clock_ahead(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None
         options.append(("grpc.http_proxy", proxy.url))
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     with grpc.secure_channel(where, credentials, options) as channel:
-        asked = time.time()
+        check = health_pb2_grpc.HealthStub(channel).Check
         try:
-            check = health_pb2_grpc.HealthStub(channel).Check
+            check(health_pb2.HealthCheckRequest(), timeout=_SECONDS)  # connecting takes its time: it is not measured
+            asked = time.time()
             _, call = check.with_call(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
-            told = float(dict(call.initial_metadata())[CLOCK_KEY])
+            metadata = dict(call.initial_metadata())
+            told = float(metadata[CLOCK_KEY])
         except (grpc.RpcError, KeyError, ValueError):
-            return None
-        return told - (asked + time.time()) / 2
+            return Probed()
+        return Probed(told - (asked + time.time()) / 2, str(metadata.get(REFUSED_KEY, "")))

@@ -104,7 +104,7 @@ class MailboxServer:
         self._door = Door(host, port, len(self._peers), named, silence)
         server = aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers()])
-        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(), server)
+        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(self._refusal), server)
         server.add_secure_port(self._door.inner, self._credentials())
         await server.start()
         self._server = server
@@ -313,22 +313,31 @@ class MailboxServer:
 
     async def _certified(self, context: Context) -> Peer:
         """The allowed client that the certificate names; its connection is a stranger's no longer."""
-        pem = b"".join(map(bytes, context.auth_context().get("x509_pem_cert", ())))
+        pem = _shown_by(context)
         try:
-            self._renew()
-            name = site_named_by(pem, self.tls.revoked)
+            peer = self._named_by(pem)
         except ValueError as error:
             await _refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"the certificate {error}")
-        peer = self._peers.get(name)
-        if peer is None:
-            await _refuse(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"the certificate is for {name!r}, which is not one of the sites of this study",
-            )
         peer.certificate_ends = last_moment(pem)
         self._admit(peer, context)
         return peer
+
+    def _named_by(self, pem: bytes) -> Peer:
+        """The client that a certificate allows; ValueError if it is let in no more: goes on from "the certificate"."""
+        self._renew()
+        name = site_named_by(pem, self.tls.revoked)
+        if name not in self._peers:
+            raise ValueError(f"is for {name!r}, which is not one of the sites of this study")
+        return self._peers[name]
+
+    def _refusal(self, context: Context) -> str:
+        """What a greeting would be refused with, for the certificate that was shown; "" for nothing."""
+        try:
+            if self._pinned is None:
+                self._named_by(_shown_by(context))
+        except ValueError as error:
+            return f"the certificate {error}"
+        return ""
 
     async def _proven(
         self, pinned: Pinned, greeting: Greeting, greetings: AsyncIterator[Greeting], context: Context
@@ -543,6 +552,10 @@ def _go_on(peer: Peer, mine: asyncio.Timeout) -> None:
     if peer.upload is not mine or mine.expired():
         raise TimeoutError
     mine.reschedule(asyncio.get_running_loop().time() + frames.STALL_SECONDS)
+
+
+def _shown_by(context: Context) -> bytes:
+    return b"".join(map(bytes, context.auth_context().get("x509_pem_cert", ())))
 
 
 async def _refuse(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """The page that walks from empty machines to a finished study: every command runs, and what is packaged fits it."""
 
 import configparser
+import importlib
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import pytest
 
 from fedseg.configuration import CoordinatorFile, SiteFile
 from fedseg.study import parse_study
+from secagg.service.stopping import ENDED_EARLY
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/howto/operate.md").read_text(encoding="utf-8")
@@ -47,29 +49,31 @@ def test_every_command_of_the_page_runs_from_empty_folders_to_a_finished_study(t
     for name, folder in machines.items():
         folder.mkdir()
         for file in ("study.toml", "coordinator.toml" if name == "coordinator" else "site.toml"):
-            (folder / file).write_text(here(FILES[file], name, port))
+            all_the_same = file == "study.toml"
+            (folder / file).write_text(FILES[file] if all_the_same else here(FILES[file], name, port))
     tokens: dict[str, str] = {}
-    running: list[tuple[str, subprocess.Popen[str]]] = []
+    running: dict[str, subprocess.Popen[str]] = {}
     try:
         for where, lines in BLOCKS:
             for name in ("coordinator",) if "coordinator" in where else SITES:
                 for line in lines.splitlines():
                     command = shlex.split(here(line, name, port))
                     if "leave it running" in where:
-                        running.append((name, started(command, machines[name])))
+                        running[name] = started(command, machines[name], "running.log")
                         if name == "coordinator":
-                            listening(int(port))
+                            listening(int(port), running[name], machines[name])
                         continue
                     if "second" in line:  # the next study: the first one is over
-                        ended(running)
+                        ended(running, machines)
                     said = run(command, machines[name], tokens.get(name, ""))
                     if found := re.search(r"token, .*: (\S+)$", said, re.MULTILINE):
                         tokens[command[-1]] = found[1]
                 carry(machines[name], post, machines)
-        ended(running)
+        ended(running, machines)
     finally:
-        for _, process in running:
+        for process in running.values():
             process.kill()
+            process.wait()
     for name in machines:
         assert list((machines[name] / "runs").glob("*/report.html")), name
     assert (machines["site-a"] / "state/ledger.jsonl").is_file()  # where enrolment fixed it
@@ -81,34 +85,42 @@ def here(text: str, name: str, port: str) -> str:
     return text if name == "coordinator" else text.replace("site-a", name)
 
 
-def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
+def started(command: list[str], folder: Path, log: str) -> "subprocess.Popen[str]":
     module = [sys.executable, "-c", "from fedseg.cli import main; main()", *command[1:]]
     home = {"FEDSEG_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    log = (folder / "log").open("w+")
-    return subprocess.Popen(
-        module, cwd=folder, env={**os.environ, **home}, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True
-    )
+    home["PYTHONUNBUFFERED"] = "1"  # a log that is looked at before the end
+    with (folder / log).open("w") as told:
+        return subprocess.Popen(
+            module, cwd=folder, env={**os.environ, **home}, stdin=subprocess.PIPE, stdout=told, stderr=told, text=True
+        )
 
 
 def run(command: list[str], folder: Path, typed: str) -> str:
-    process = started(command, folder)
-    process.communicate(typed + "\n", timeout=120)
+    process = started(command, folder, "log")
+    process.communicate(typed + "\n", timeout=300)
     said = (folder / "log").read_text()
     assert process.returncode == 0, (command, said)
     return said
 
 
-def listening(port: int) -> None:
-    for _ in range(1200):
+def listening(port: int, coordinator: "subprocess.Popen[str]", folder: Path) -> None:
+    for _ in range(3000):
+        assert coordinator.poll() is None, (folder / "running.log").read_text()
         with socket.socket() as dialled:
             if not dialled.connect_ex(("127.0.0.1", port)):
                 return
         time.sleep(0.1)
+    raise AssertionError((folder / "running.log").read_text())
 
 
-def ended(running: list[tuple[str, "subprocess.Popen[str]"]]) -> None:
-    for name, process in running:
-        assert process.wait(timeout=400) == 0, (name, process.args)
+def ended(running: dict[str, "subprocess.Popen[str]"], machines: dict[str, Path]) -> None:
+    for _ in range(6000):
+        codes = {name: process.poll() for name, process in running.items()}
+        if None not in codes.values() or any(codes.values()):  # one that failed ends the wait for all
+            break
+        time.sleep(0.1)
+    logs = "\n".join(f"--- {name}\n{(machines[name] / 'running.log').read_text()}" for name in running)
+    assert set(codes.values()) == {0}, f"{codes}\n{logs}"
 
 
 def carry(folder: Path, post: Path, machines: dict[str, Path]) -> None:
@@ -141,7 +153,10 @@ def test_a_unit_runs_the_command_of_the_page_and_gives_it_nothing_else(unit):
     assert service["ProtectSystem"] == "strict"
     assert service["StateDirectory"] == "fedseg"
     assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"].split() == ["1", "2"]  # 75, ended early, is started again
+    assert service["RestartPreventExitStatus"].split() == ["1", "2"]
+    # Ended early is no failure and still started again: with the first alone, on-failure would leave it down.
+    assert service["SuccessExitStatus"] == service["RestartForceExitStatus"] == str(ENDED_EARLY)
+    assert f"| {ENDED_EARLY} | ended early" in PAGE
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
@@ -164,7 +179,7 @@ def test_the_container_runs_as_nobody_that_a_passwd_file_knows():
 
 
 def test_the_compose_file_has_a_coordinator_and_three_sites_with_nothing_to_write_but_their_own():
-    yaml = pytest.importorskip("yaml")
+    yaml = importlib.import_module("yaml")  # it has no types of its own
     services = yaml.safe_load((PACKAGING / "container/compose.yaml").read_text())["services"]
     assert list(services) == ["coordinator", *SITES]
     for name, service in services.items():
@@ -172,4 +187,6 @@ def test_the_compose_file_has_a_coordinator_and_three_sites_with_nothing_to_writ
         assert service["user"] == "65532:65532"
         assert service["cap_drop"] == ["ALL"]
         assert service["command"][:2] == [name[:4] if name in SITES else name, f"/config/{service['command'][0]}.toml"]
-        assert f"{name}:/state" in service["volumes"]
+        assert {f"./{name}:/config", f"{name}:/state"} <= set(service["volumes"])
+        assert "/etc/machine-id:/etc/machine-id:ro" in service["volumes"]
+        assert re.fullmatch(r"on-failure(:\d+)?", service["restart"])

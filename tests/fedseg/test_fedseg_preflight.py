@@ -2,17 +2,27 @@
 
 import asyncio
 import json
+import re
+import socket
+import ssl
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fedseg import preflight
 from fedseg.cli import checking
-from fedseg.credentials import coordinator_tls, make_credentials
+from fedseg.coordinator.finding import write_identity
+from fedseg.credentials import coordinator_tls, load_federation, make_credentials
+from fedseg.runfolder import RunFolder
+from fedseg.site.control import LEAST_DIGITS, Control
+from fedseg.study import load_study
 from secagg.enrolment.office import Office
 from secagg.rpc import probe
 from secagg.rpc.server import MailboxServer
+from secagg.service.journal import Journal
+from secagg.service.standing import JOURNAL
 from tests.support.command import run
 from tests.support.tiny import tiny_study
 
@@ -109,6 +119,75 @@ def test_a_coordinator_with_a_revoked_site_in_its_roster_or_a_port_in_use_is_not
     assert code == 1
     assert "site-b is in the roster and was revoked" in rows["sites' certificates"]["said"]
     assert "is a coordinator running already?" in rows["port"]["said"]
+
+
+def test_a_study_that_nobody_approved_here_is_told_with_what_approves_it(folder, look):
+    text = (folder / "study.toml").read_text().replace("phantom", "bids")
+    (folder / "study.toml").write_text(re.sub(r"\n(patients|slices_per_patient) = \d+", "", text))
+    own = load_study(folder / "study.toml").hash().hex()
+    _, rows = look(*site(1), "--state", "state")
+    assert rows["approval"]["state"] == "warn"
+    assert f"start once with fedseg site ... --approve {own[:LEAST_DIGITS]}" in rows["approval"]["said"]
+    Control(folder / "state").approve(own, "tiny", own[:LEAST_DIGITS])
+    _, rows = look(*site(1), "--state", "state")
+    assert rows["approval"]["state"] == "ok"
+
+
+def test_a_proxy_has_a_row_of_its_own(folder, look, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://operator:secret@127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    words = ("site", "study.toml", "site-a", "--coordinator", "coordinator.invalid:50051")
+    code, rows = look(*words)
+    assert code == 1
+    assert rows["proxy"]["state"] == "fail"
+    assert "proxy 127.0.0.1:1 (from https_proxy) does not answer (Connection refused)" in rows["proxy"]["said"]
+    assert "secret" not in str(rows)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert preflight._proxy("coordinator.invalid:50051", None)[0] == "ok"
+        assert "(from --proxy)" in preflight._proxy("coordinator.invalid:50051", "http://127.0.0.1:1")[1]
+
+
+def test_a_coordinator_is_told_what_its_command_would_do_with_the_run(folder, look):
+    words = ("coordinator", "study.toml", "--port", "50999")
+    assert "run has not begun" in look(*words)[1]["run"]["said"]
+    study = tiny_study(seed=None)
+    made = RunFolder.create(folder / "runs", study)
+    write_identity(made.path, study, load_federation(folder / "keys", study))
+    with made:
+        _, rows = look(*words)
+        assert rows["run"]["state"] == "fail"
+        assert "a coordinator works on it now" in rows["run"]["said"]
+    _, rows = look(*words)
+    assert rows["run"]["state"] == "ok"
+    assert "0 of 2 rounds" in rows["run"]["said"]
+    assert "the same command goes on with it" in rows["run"]["said"]
+    Journal(made.path / JOURNAL, {"run": "run"}).commit({"finished": b"1"})
+    _, rows = look(*words)
+    assert rows["run"]["state"] == "warn"
+    assert "is over; publish the next roster with the name of a new run" in rows["run"]["said"]
+
+
+def test_a_coordinator_that_runs_takes_up_what_the_office_revoked_and_renewed(folder, look):
+    office = Office(folder / "keys")
+    with Listening(folder / "keys", ["site-a", "site-b", "site-c"]) as coordinator:
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", coordinator.port))
+
+        before = shown()
+        assert look(*site(coordinator.port))[1]["coordinator"]["state"] == "ok"
+        office.revoke("site-a")
+        office.renew(["192.0.2.7"])
+        for _ in range(100):
+            if shown() != before:
+                break
+            time.sleep(0.1)
+        assert shown().strip() == (folder / "keys/coordinator.pem").read_text().strip()
+        code, rows = look(*site(coordinator.port))
+    assert code == 1
+    assert rows["coordinator"]["state"] == "fail"
+    assert "refuses this site: the certificate was revoked by the coordinator" in rows["coordinator"]["said"]
 
 
 def test_the_table_ends_with_status_1_where_something_fails(folder, capsys, monkeypatch):
