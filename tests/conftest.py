@@ -13,6 +13,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in proce
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _grpc_stays() -> None:
+    """Where a test kills a server in this process, gRPC's last object would wait for its poller's thread for ever."""
+    try:
+        from grpc.aio import init_grpc_aio
+    except ImportError:  # the core is tested where the extra [rpc] is not installed
+        return
+    init_grpc_aio()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """A study sets the number of threads of its whole process, and results depend on it."""

@@ -102,13 +102,17 @@ class MailboxServer:
         """
         named, silence = self._pinned is None, 3 * self._keepalive
         self._door = Door(host, port, len(self._peers), named, silence)
-        server = aio.server(options=self._options())
+        credentials = self._credentials()
+        self._server = server = aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(self._refusal), server)
-        server.add_secure_port(self._door.inner, self._credentials())
-        await server.start()
-        self._server = server
-        self._door.open()
+        try:
+            server.add_secure_port(self._door.inner, credentials)
+            await server.start()
+            self._door.open()
+        except BaseException:
+            await self._end()  # one that was not stopped may hang the interpreter
+            raise
         return self._door.port
 
     async def stop(self, flush_seconds: float = _FLUSH_SECONDS) -> None:

@@ -75,8 +75,8 @@ class Coordinator(Hearing):
 
     async def _serve(self) -> str:
         port = await self.mailbox.start(self.options.host, self.options.port)
-        self.emit(Listening(self.options.host, port))
         try:
+            self.emit(Listening(self.options.host, port))
             if not self.ended:
                 await self.application.prepare()
                 await self._resume()
