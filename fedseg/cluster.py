@@ -31,7 +31,7 @@ try:
     import ray
     from ray.exceptions import RayActorError, RayError
 except ImportError:
-    raise ImportError("--ray needs Ray: pip install 'secagg[ray]'") from None
+    raise ConfigError("--ray needs Ray, which is not installed; run: pip install 'secagg[ray]'") from None
 
 LOCAL = "local"
 """In place of an address: a cluster of this machine's cores, which ends with the run."""

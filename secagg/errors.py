@@ -6,10 +6,21 @@ message, repr or attribute ever holds a key, a share, a vector or a patient id. 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class SecAggError(Exception):
-    """Root of everything that secagg raises on purpose."""
+    """Root of everything that secagg raises on purpose; it travels between processes, as those of a pool raise it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[Exception], args: tuple[object, ...]) -> Exception:
+    """An error from its text and attributes: what made both was given something else."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(SecAggError, ValueError):

@@ -35,7 +35,7 @@ class Figures:
         self.epsilon: dict[str, float | None] = {}
 
     def take(self, site: str, metrics: Metrics) -> None:
-        """Keep what a site shared.
+        """Keep what a site shared, once a round.
 
         Raises:
             RoundFailedError: of another study, or of a round that is not there: nothing was kept.
@@ -45,6 +45,8 @@ class Figures:
             raise RoundFailedError(f"{site} sent metrics of another study; they were ignored")
         if metrics.round > self._folder.tally.completed:
             raise RoundFailedError(f"{site} sent metrics of a model that is not there yet; they were ignored")
+        if site in self._shared.get(metrics.round, {}):
+            return  # what was said first stands: nobody fills the log
         rows = [[np.nan if value is None else value for value in row] for row in metrics.rows]
         values = np.array(rows, dtype=np.float64).reshape(-1, width)
         self._shared.setdefault(metrics.round, {})[site] = values

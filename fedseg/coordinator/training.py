@@ -57,6 +57,7 @@ class Training:
         self.restored = False
         self.running: Callable[[], int] = lambda: 0
         self._ended: RoundEnded | None = None
+        self._trained: dict[str, tuple[int, int]] = {}  # round and step that a site told last, in this attempt
 
     async def prepare(self) -> None:
         """The start is read by the coordinator, which says so."""
@@ -66,7 +67,8 @@ class Training:
         return len(book.receipts) < self.rounds
 
     def about(self, book: RoundBook) -> bytes:
-        """Hash of the model."""
+        """Hash of the model that the next attempt is about."""
+        self._trained.clear()
         return model_hash(self.vector)
 
     def content(self) -> bytes:
@@ -138,7 +140,10 @@ class Training:
             case Progress():
                 self.figures.epsilon[site] = message.epsilon
                 steps = self._study.study.local_steps
-                if message.round == self.running() and message.step <= message.steps == steps:  # else late, or not true
+                step = (message.round, message.step)
+                true = message.round == self.running() and message.step <= message.steps == steps
+                if true and step > self._trained.get(site, (0, 0)):  # else late, not true, or told before
+                    self._trained[site] = step
                     self._folder.emit(Trained(round=message.round, site=site, step=message.step, steps=steps))
             case Metrics() if self._study.report.share_metrics:
                 try:

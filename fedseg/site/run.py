@@ -3,6 +3,7 @@
 import copy
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
@@ -162,7 +163,7 @@ class Site(Party, Application):
     def work(self, number: int, over: threading.Event) -> Given:
         """Charge the round, then train it."""
         current = self.round
-        if current is None:
+        if current is None or over.is_set():  # not charged
             raise RoundFailedError("the round is over")
         run = self.federation.training_run
         try:
@@ -184,17 +185,20 @@ class Site(Party, Application):
             self.member.tell(dialogue.Progress(round=number, step=step, steps=steps, epsilon=epsilon))
 
         on_step(0, self.study.study.local_steps)
-        update = train_round(
-            *(current.model, self.data, self.study),
-            site=self.me,
-            training_run=run,
-            round_number=number,
-            ledger=self.ledger,
-            on_step=on_step,
-        )
-        # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the update.
-        if self.study.trust.claims_epsilon and (left := self.study.run.hold_seconds - current.facts.seconds) > 0:
-            over.wait(left)
+        try:
+            update = train_round(
+                *(current.model, self.data, self.study),
+                site=self.me,
+                training_run=run,
+                round_number=number,
+                ledger=self.ledger,
+                on_step=on_step,
+            )
+        finally:
+            # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
+            # update: also where the coordinator ended the round meanwhile, and sees when this site is free again.
+            if self.study.trust.claims_epsilon and (left := self.study.run.hold_seconds - current.facts.seconds) > 0:
+                time.sleep(left)
         return Given(update.vector, update.event_id, current.rounding(self.study), current.quantised)
 
     def spoke(self, step: str, size: int) -> None:

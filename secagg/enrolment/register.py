@@ -4,6 +4,8 @@ Must never: hold a token, or a private key.
 """
 
 import datetime as dt
+import fcntl
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -67,6 +69,7 @@ class Register:
     revoked: list[str] = field(default_factory=list)
     invited: dict[str, Invited] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
+    _text: str = field(default="", init=False, repr=False)  # as it is in the file
 
     @classmethod
     def read(cls, path: Path) -> "Register":
@@ -76,23 +79,39 @@ class Register:
             ConfigError: it is missing or damaged.
         """
         try:
-            table = from_toml(read_text(path))
+            text = read_text(path)
+            table = from_toml(text)
             invited = [_entry(Invited, each) for each in table.pop("invited", [])]
             members = [_entry(Member, each) for each in table.pop("members", [])]
-            return cls(
+            register = cls(
                 **table, invited={each.site: each for each in invited}, members={each.site: each for each in members}
             )
         except FileNotFoundError:
             raise ConfigError(f"{path} is missing; give the coordinator's folder, or begin with enrol init") from None
         except (ValueError, TypeError, KeyError):
             raise ConfigError(f"{path} is not a register of sites; bring it back from a backup") from None
+        register._text = text
+        return register
 
     def write(self, path: Path) -> None:
-        """Write it in one piece."""
-        table = asdict(self)
-        table["invited"] = list(table["invited"].values())
-        table["members"] = list(table["members"].values())
-        write_whole(path, to_toml(table), PRIVATE)
+        """Write it in one piece, over what was read and nothing else.
+
+        Raises:
+            ConfigError: another command changed it meanwhile, such as a revocation beside an approval.
+        """
+        table = {each.name: getattr(self, each.name) for each in fields(self) if each.init}
+        table["invited"] = [asdict(each) for each in self.invited.values()]
+        table["members"] = [asdict(each) for each in self.members.values()]
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if (read_text(path) if path.exists() else "") != self._text:
+                raise ConfigError(f"{path}: another command changed it meanwhile; nothing was done, run this one again")
+            text = to_toml(table)
+            write_whole(path, text, PRIVATE)
+            self._text = text
+        finally:
+            os.close(descriptor)
 
     @property
     def approved(self) -> dict[str, Member]:

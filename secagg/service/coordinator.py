@@ -43,7 +43,7 @@ from secagg.service.events import (
     Waiting,
 )
 from secagg.service.hearing import Hearing
-from secagg.service.standing import STALLED_SECONDS
+from secagg.service.standing import SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, ROUND_START
 
@@ -193,7 +193,13 @@ class Coordinator(Hearing):
         longest = max(filter(None, map(self.seconds_left, awaited)), default=None)
         if longest is None:
             return False
-        self.driver.wait_until(now + min(longest, STALLED_SECONDS))
+        step = (self.facts.round, self.facts.attempt, self.driver.session.step if self.driver.session else "")
+        if self._longer[0] != step:
+            self._longer = step, now + self.limit / SLOWEST_BYTES_PER_SECOND
+        end = self._longer[1]
+        if now >= end:
+            return False
+        self.driver.wait_until(min(now + min(longest, STALLED_SECONDS), end))
         return True
 
     # --- What the driver says -----------------------------------------------------------------------------------------
@@ -213,9 +219,8 @@ class Coordinator(Hearing):
                 case Silent():
                     self._silent(action)
                 case Refused(grave=True):
-                    self.emit(
-                        Note(f"round {self.facts.round}: a message of {action.sender} was refused: {action.reason}")
-                    )
+                    said = f"round {self.facts.round}: a message of {action.sender} was refused: {action.reason}"
+                    self.note_of(action.sender, said)
                 case Published():
                     await self._publish(action.transcript)
                 case Failed():
@@ -311,7 +316,6 @@ class Coordinator(Hearing):
         """
         began, later, need = time.monotonic(), bool(self.book.receipts), self.policy.min_survivors
         telling = _Telling()
-        self.since = began
         while missing := self._wanted() - self.presence.ready:
             enough = len(self._wanted() - missing) >= need
             if enough:
@@ -328,9 +332,7 @@ class Coordinator(Hearing):
             if telling.due(missing, soon=True):
                 self.emit(Waiting(tuple(sorted(missing)), left))
                 self._send(self.presence.ready, dialogue.Awaiting(sites=sorted(missing), seconds=left))
-            self.awaited = missing
             await self._hear(min(left, 0.5))
-        self.awaited = set()
         await self._room_on_the_disk()
         return sorted(self.presence.ready & self._wanted())
 

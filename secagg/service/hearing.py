@@ -11,7 +11,7 @@ from secagg.rpc.frames import Received
 from secagg.service import dialogue
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError
-from secagg.service.events import Connected, Disconnected, Left, Note, TurnedAway
+from secagg.service.events import Connected, Disconnected, Left, TurnedAway
 from secagg.service.standing import Standing
 from secagg.steps import ADVERTISE_KEYS
 
@@ -25,7 +25,7 @@ class Hearing(Standing):
             try:
                 await self._take(received)
             except DialogueError as error:
-                self.emit(Note(str(error)))
+                self.note_of(received.sender, str(error))
 
     async def _take(self, received: Received) -> None:
         site = received.sender
@@ -58,7 +58,7 @@ class Hearing(Standing):
                 self.presence.failed(site)
                 await self._over(site)
                 if site not in self.presence.refused:  # of whom it was said why
-                    self.emit(Note(f"{site} stopped: {message.reason}"))
+                    self.note_of(site, f"{site} stopped: {message.reason}")
             case dialogue.Done() if self.ended and site not in self.done:
                 self.done.add(site)
                 await self._members()
@@ -193,4 +193,4 @@ class Hearing(Standing):
             coming = [self.book.receipts[-1].round_id.hex()] if self.driver.unpublished else []
             whole = set(unreplayed) <= {*here, *coming}
             there = "which it gets" if whole else "which is not here: its operator decides"
-            self.emit(Note(f"{site} waits for the transcript of round {', '.join(unreplayed)}, {there}"))
+            self.note_of(site, f"{site} waits for the transcript of round {', '.join(unreplayed)}, {there}")

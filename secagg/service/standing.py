@@ -3,8 +3,8 @@
 import asyncio
 import json
 import shutil
-import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -27,8 +27,13 @@ from secagg.service.events import Event, Listener, Note
 from secagg.service.journal import Journal
 from secagg.service.presence import Presence
 from secagg.service.running import Application, Options
-from secagg.service.status import SiteStatus, Status
 from secagg.service.transcripts import FOLDER, Transcripts
+
+NOTES = 32
+"""Of one member that are told between the beginnings of two attempts."""
+
+SLOWEST_BYTES_PER_SECOND = 8 << 10
+"""At which the largest message still comes in time; a member that drips more slowly holds a step no longer."""
 
 STALLED_SECONDS = 30.0
 """A message of which nothing has arrived for so long is not on its way any more."""
@@ -87,6 +92,9 @@ class Standing(ABC):
         limit, patience = message_limit(policy) + application.content_bytes, min(1.0, options.grace)
         proven = options.tls == TLS
         pinned = Pinned(federation.server_key, federation.pinned) if proven else None
+        self.limit = limit  # bytes of a message
+        self._longer: tuple[tuple[int, int, str], float] = ((0, 0, ""), 0.0)  # a step, and until when it may go on
+        self._noted = Counter[str]()
         self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience, pinned=pinned)
         self.presence = Presence(self.sites)
         self._dialogue = Dialogue((*FROM_MEMBER, *application.kinds))
@@ -140,8 +148,6 @@ class Standing(ABC):
         self.facts = Counting.of(journal.get("counted"), self.emit)
         self.failures, self.why = 0, ""
         self.convicted = self.book.convicted
-        self.awaited: set[str] = set()
-        self.since = time.monotonic()
         self._asked_again: dict[str, tuple[int, int]] = {}
         self._last: tuple[bytes, FromServer] | None = None
         if self.ended and self.saved is not None:
@@ -149,8 +155,17 @@ class Standing(ABC):
 
     def counting(self, number: int, attempt: int) -> None:
         """An attempt begins, or goes on."""
+        self._noted.clear()
         if (self.facts.round, self.facts.attempt) != (number, attempt):
             self.facts = Counting(number, attempt, self.emit)
+
+    def note_of(self, site: str, text: str) -> None:
+        """Tell what a member did: so often in an attempt that nobody can fill this computer's disk with it."""
+        self._noted[site] += 1
+        if self._noted[site] < NOTES:
+            self.emit(Note(text))
+        elif self._noted[site] == NOTES:
+            self.emit(Note(f"what else {site} does before the next round is not told"))
 
     def listen(self, listener: Listener) -> None:
         """Tell somebody else of every event from here on."""
@@ -164,46 +179,6 @@ class Standing(ABC):
             except Exception as error:
                 self._listeners.remove(listener)
                 self.emit(Note(f"a listener failed and hears no more ({type(error).__name__}: {error})"))
-
-    def status(self) -> Status:
-        """How the run stands now."""
-        session, now = self.driver.session, time.monotonic()
-        step = session.step if session is not None and (self.driver.running or self.driver.unpublished) else ""
-        deadline = self.driver.deadline if step else None
-        awaited = set(self.driver.awaited) if step else self.awaited
-        return Status(
-            run=self.federation.training_run,
-            task=self.book.task_hash.hex(),
-            completed=len(self.book.receipts),
-            rounds=self.application.rounds,
-            round=self.facts.round if step else self.book.number,
-            attempt=self.facts.attempt if step else self.book.attempt,
-            step=step,
-            since=now - (self.facts.since if step else self.since),
-            deadline=None if deadline is None else max(0.0, deadline - now),
-            ended=self.ended,
-            complete=self.complete,
-            sites=tuple(self._status_of(site, awaited) for site in self.sites),
-        )
-
-    def _status_of(self, site: str, awaited: set[str]) -> SiteStatus:
-        presence, session = self.presence, self.driver.session
-        connected, traffic = site in self.mailbox.connected(), self.mailbox.traffic(site)
-        inside = self.driver.running and session is not None and site in session.expected and connected
-        why = presence.refused.get(site) or self.left_because.get(site) or presence.busy.get(site) or ""
-        states = {
-            "done": site in self.done,
-            "left": site in presence.left,
-            "left out": site in self.book.leave_out,
-            "refused": site in presence.refused,
-            "busy": site in presence.busy,
-            "waiting": site in presence.waiting,
-            "in the round": inside,
-            "ready": site in presence.ready,
-        }
-        state = next((name for name, holds in states.items() if holds), "away")
-        spent = self.spent.get(site)
-        return SiteStatus(site, state, why, connected, site in awaited, spent, traffic.up, traffic.down)
 
     def _send(self, sites: Iterable[str], message: Message) -> None:
         payload = message.packed()

@@ -1,6 +1,7 @@
 """Every mistake of a person ends in one sentence that names what and where, exit code 1, and nothing half-written."""
 
 import asyncio
+import importlib.util
 import json
 import re
 import shutil
@@ -320,6 +321,23 @@ def test_changes_of_a_study_are_what_is_trained(tmp_path, capsys, monkeypatch):
         3,
     )
     assert "no differential privacy" in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed here")
+def test_a_cluster_without_ray_is_one_sentence_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    study = tmp_path / "study.toml"
+    study.write_text(tiny_study(rounds=1).toml())
+    given = ["simulate", study, "--ray", "local", "--out", tmp_path / "runs"]
+    code, _, error = run(capsys, monkeypatch, *given)
+    assert code == 1
+    assert is_one_sentence(error), error
+    assert "pip install 'secagg[ray]'" in error
+    assert not list((tmp_path / "runs").iterdir())
+    code, _, error = run(
+        capsys, monkeypatch, "simulate", study, "--ray", "local", "--plain", "--out", tmp_path / "runs"
+    )
+    assert code == 1
+    assert "leave one of them away" in error
 
 
 class Killed(BaseException):

@@ -5,14 +5,17 @@ import json
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fedseg import dialogue
+from fedseg.attempt import Facts
 from fedseg.coordinator import Coordinator
 from fedseg.coordinator import Options as CoordinatorOptions
 from fedseg.credentials import load_federation, make_credentials
@@ -313,6 +316,30 @@ def test_an_update_may_be_held_so_that_the_time_of_training_does_not_show(tmp_pa
     _, times = sent_by("site-b", study, tmp_path, monkeypatch)
     masked = STEPS.index(MASKED_INPUT_COLLECTION)
     assert times[masked] - times[0] > 1.9
+
+
+def test_a_round_that_the_coordinator_ends_is_held_as_long(tmp_path, monkeypatch):
+    """Else a coordinator that ends every round measures when a site is free again: how many patients were drawn."""
+    study = tiny_study(rounds=1, steps=2).replace(run={"hold_seconds": 2.0})
+    make_credentials(tmp_path / "credentials", study, "run")
+    options = SiteOptions(
+        site="site-a", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
+
+    async def scenario() -> float:
+        with RunFolder.create(tmp_path / "out", study) as folder:
+            site = Site(folder, load_site(None, "site-a", study), options)
+            facts = Facts(1, 0, folder.emit)
+            site.round = SimpleNamespace(model=site.model, facts=facts, number=1)
+            over = threading.Event()
+            monkeypatch.setattr("fedseg.site.run.train_round", lambda *_, on_step, **__: (over.set(), on_step(1, 2)))
+            monkeypatch.setattr(site.member, "tell", lambda message: None)
+            with pytest.raises(RoundFailedError, match="the round is over"):
+                await asyncio.to_thread(site.work, 1, over)
+            site.store.close()
+            return facts.seconds
+
+    assert asyncio.run(scenario()) >= 2.0
 
 
 def test_a_site_does_not_go_on_from_a_ledger_of_the_first_versions(tmp_path):

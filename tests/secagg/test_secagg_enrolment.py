@@ -200,6 +200,20 @@ def test_a_revoked_site_is_in_no_roster_and_its_certificates_stay_revoked_when_i
     assert x509.load_pem_x509_certificate(tls(post, "site-c").certificate).serial_number != serial
 
 
+def test_a_revocation_beside_an_approval_is_not_written_over(post):
+    """Two operators, two commands: each read the register before the other one wrote it."""
+    post.enrol(*NAMES)
+    asked = post.asked("site-d")
+    other = Office(post.coordinator)
+    other.revoke("site-c")
+    with pytest.raises(ConfigError, match="another command changed it meanwhile; nothing was done"):
+        post.office.approve(asked, post.carried)
+    assert not (post.carried / "site-d.approval").exists()
+    assert set(Office(post.coordinator).register.approved) == {"site-a", "site-b"}
+    Office(post.coordinator).approve(asked, post.carried)
+    assert set(Office(post.coordinator).register.approved) == {"site-a", "site-b", "site-d"}
+
+
 def test_what_was_approved_renewed_and_revoked_is_in_the_audit_log(post):
     post.enrol("site-a")
     post.office.revoke("site-a")

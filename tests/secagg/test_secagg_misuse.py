@@ -1,6 +1,7 @@
 """What an importer gets wrong is told in one sentence: what it is, where it stands, and what is wanted."""
 
 import multiprocessing.pool
+import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
 
@@ -139,3 +140,13 @@ def test_an_executor_of_any_make_passes_where_its_map_takes_many():
     with ThreadPoolExecutor(1) as threads:
         for executor in (None, threads, Cluster()):
             client(executor=executor)
+
+
+def test_an_error_travels_between_processes_as_it_is():
+    """A pool or a cluster hands an error on in its pickled form."""
+    with pytest.raises(secagg.ProtocolError) as raised:
+        secagg.open_round(
+            POLICY, PINNED, "another", START, secagg.MemoryStore(), model_hash=bytes(32), task_hash=bytes(32)
+        )
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (type(error), str(error), error.check) == (type(raised.value), str(raised.value), raised.value.check)

@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
+import math
+from types import SimpleNamespace
 
 import pytest
 
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
 from secagg.service.events import Burned, Note, Resumed, Summed, TurnedAway
+from secagg.service.standing import NOTES, SLOWEST_BYTES_PER_SECOND
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
 
@@ -286,6 +289,45 @@ def test_one_that_left_and_one_that_is_away_do_not_end_a_run_that_can_go_on(tmp_
         hub.start("site-d")
         assert await hub.coordinator().run() == "the study is complete"
         assert hub.of(Summed)[-1].included == ("site-a", "site-b", "site-c", "site-d")
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_says_the_same_for_ever_fills_no_log(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, n=4, rounds=1, patience=2.0)
+        coordinator = hub.coordinator()
+        hub.start()
+        running = asyncio.create_task(coordinator.run())
+        while hub.line is None:
+            await asyncio.sleep(0)
+        for number in range(500):
+            hub.members["site-d"].tell(dialogue.Failed(reason=f"again {number}"))
+        assert await running == "the study is complete"
+        told = [event.text for event in hub.of(Note) if "site-d" in event.text]
+        assert len(told) <= 2 * NOTES  # before the round, and in it
+        assert "what else site-d does before the next round is not told" in told
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_drips_holds_a_step_no_longer_than_its_largest_message_may_take(tmp_path, monkeypatch):
+    """It sends a byte in time for each look, for ever; here the largest message may take a second."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=4, rounds=1, step_seconds=0.5, training_seconds=0.5)
+        coordinator = hub.coordinator()
+        coordinator.limit = SLOWEST_BYTES_PER_SECOND
+        dripping = SimpleNamespace(still=0.0, seconds_left=lambda: math.inf)
+        coordinator.mailbox.link = lambda site: SimpleNamespace(
+            uploading=dripping if site == "site-d" else None, downloading=None
+        )
+        hub.start()
+        monkeypatch.setattr(hub.members["site-d"], "_do", lambda actions: None)  # it says nothing whole
+        assert await asyncio.wait_for(coordinator.run(), 20) == "the study is complete"
+        assert [event.included for event in hub.of(Summed)] == [("site-a", "site-b", "site-c")]
         hub.close()
 
     asyncio.run(scenario())
