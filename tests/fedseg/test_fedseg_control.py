@@ -79,12 +79,12 @@ def test_on_images_the_command_shows_what_is_asked_and_begins_nothing_before_it_
     code, said, error = run(capsys, monkeypatch, *given)
     assert (code, began, is_one_sentence(error)) == (1, [], True)
     assert "was not approved at this site; read what is said above, compare the hash" in error
-    assert f"add: --approve {own[:8]}" in error
+    assert f"add: --approve {own[:16]}" in error
     assert (f"hash {own}" in said, "patients in training here" in said) == (True, True)
     assert not (tmp_path / "runs").exists()
-    code, _, error = run(capsys, monkeypatch, *given, "--approve", "0" * 8)
+    code, _, error = run(capsys, monkeypatch, *given, "--approve", "0" * 16)
     assert (code, began, "is not how it begins" in error) == (1, [], True)
-    code, said, error = run(capsys, monkeypatch, *given, "--approve", own[:8])
+    code, said, error = run(capsys, monkeypatch, *given, "--approve", own[:16])
     assert (code, began, "approved at this site, once" in said) == (0, [1], True), error
     code, said, _ = run(capsys, monkeypatch, *given)
     assert (code, began, "hash" in said) == (0, [1, 1], False)
