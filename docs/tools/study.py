@@ -1,7 +1,7 @@
 """Writes the tables of docs/study.md: every field of a study file, from the models that check it.
 
-A field's type, limits, default and meaning stand in `fedseg/study.py` and nowhere else. `make walks` runs this; a test
-fails where the page is behind. Needs fedseg's own environment, unlike lines.py.
+A field's type, limits, default and meaning stand in `fedseg/study/sections.py` and nowhere else. `make walks` runs
+this; a test fails where the page is behind. Needs fedseg's own environment, unlike lines.py.
 """
 
 import json

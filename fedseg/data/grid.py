@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from fedseg.data.background import box_of
-from fedseg.study import DataSection
+from fedseg.study.sections import DataSection
 
 ANISOTROPIC = 1.5  # an axis this much coarser than the others is where slices are stacked
 

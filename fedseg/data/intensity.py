@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedseg.data.background import Background
 from fedseg.errors import CaseError
-from fedseg.study import DataSection
+from fedseg.study.sections import DataSection
 
 BRIGHTEST = 1.5
 FARTHEST = 5.0

@@ -25,7 +25,7 @@ _spec.loader.exec_module(tables)
 
 
 def test_the_tables_are_those_of_the_code():
-    assert tables.refreshed(TEXT) == TEXT, "docs/study.md is behind fedseg/study.py: run make walks"
+    assert tables.refreshed(TEXT) == TEXT, "docs/study.md is behind fedseg/study/: run make walks"
     assert tables.tables() in TEXT
 
 

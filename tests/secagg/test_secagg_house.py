@@ -47,7 +47,7 @@ PLANTS = {
     "fedseg/data/__init__.py": "import secagg.server",
     "fedseg/train.py": "import secagg.sqlite",
     "fedseg/coordinator/__init__.py": "import matplotlib.pyplot",
-    "fedseg/study.py": "import secagg.book",
+    "fedseg/study/__init__.py": "import secagg.book",
     "secagg/quantize.py": "import socket",
     "secagg/policy.py": "import http.client",
     "secagg/client.py": "import fedseg.study",

@@ -1,0 +1,245 @@
+"""The study file: what a federation agreed to, in TOML; unknown fields are errors.
+
+Everything except `[run]` and `[report]` is hashed into every round. Nothing here touches data, and a study
+whose secure aggregation would be unsafe cannot be constructed.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError, model_validator
+
+from fedseg.errors import ConfigError
+from fedseg.files import read_text
+from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
+from fedseg.mechanisms.table import MECHANISMS
+from fedseg.privacy.delta import too_large
+from fedseg.privacy.trust import Trust
+from fedseg.study.sections import (
+    DataSection,
+    Labels,
+    ModelSection,
+    PrivacySection,
+    ReportSection,
+    RunSection,
+    SecAggSection,
+    Section,
+    Site,
+    StudySection,
+    regions,
+)
+from fedseg.study.words import sentence
+from secagg.encoding import digest
+from secagg.errors import ConfigError as PolicyError
+from secagg.policy import Policy
+
+UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
+SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
+
+
+class Study(Section):
+    """A whole study. Raises `ConfigError` through `load_study`, `parse_study` and `replace`."""
+
+    study: StudySection
+    data: DataSection
+    model: ModelSection = ModelSection()
+    privacy: PrivacySection
+    secagg: SecAggSection
+    report: ReportSection = ReportSection()
+    run: RunSection = RunSection()
+    sites: tuple[Site, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = [site.id for site in self.sites]
+        for site_id in ids:
+            if ids.count(site_id) > 1:
+                raise ValueError(f"[[sites]] id = '{site_id}' is there {ids.count(site_id)} times; rename all but one")
+        for site in self.sites:
+            labels = self.labels_of(site.id)
+            if len(labels) not in (0, len(self.structures)):
+                said = f"labels lists {len(labels)} structures and [study] structures {len(self.structures)}"
+                raise ValueError(f"[data] {said}; give each its label values, in the same order")
+            if (regions(labels) or self.regions) != self.regions:
+                raise ValueError(f"[[sites]] {site.id}: labels nests the structures otherwise than [data] labels does")
+            if (site.patients is None) == (self.data.layout == "phantom"):
+                wish = "add it" if site.patients is None else "remove it"
+                raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
+        if made and set(self.data.normalisation) != {"percentiles"}:
+            said = f"{made} = 'phantom': made images are normalised by percentiles"
+            raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
+        if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
+            raise ValueError(f"[privacy] {said}")
+        if said := self.mechanism.refusal(self.terms):
+            raise ValueError(said)
+        self.policy(1)
+        return self
+
+    @property
+    def site_ids(self) -> list[str]:
+        """Ids in the order of the file."""
+        return [site.id for site in self.sites]
+
+    @property
+    def structures(self) -> list[str]:
+        """Names of label values 1, 2, ...; 0 is background."""
+        return list(self.study.structures)
+
+    def labels_of(self, site: str) -> Labels:
+        """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""
+        return next((member.labels for member in self.sites if member.id == site and member.labels), self.data.labels)
+
+    @property
+    def regions(self) -> tuple[tuple[int, ...], ...]:
+        """Of each structure the label values of a prediction that make it up: its own and those of what it contains."""
+        return regions(self.data.labels) or tuple((number,) for number in range(1, len(self.structures) + 1))
+
+    @property
+    def in_channels(self) -> int:
+        """Image channels: one per modality."""
+        return len(self.data.modality)
+
+    @property
+    def expected_patients(self) -> int:
+        """How many patients train at all sites together, as far as the study itself knows: of its public constants."""
+        made = sum(site.patients or 0 for site in self.sites)
+        return made or len(self.sites) * max(1, round(self.privacy.denominator / self.privacy.sample_rate))
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """How patients are protected."""
+        return MECHANISMS[self.privacy.mechanism]
+
+    @property
+    def trust(self) -> Trust:
+        """What the mechanism claims, and who has to be trusted for it."""
+        return self.mechanism.trust.with_corrupt(self.secagg.max_corrupt)
+
+    @property
+    def terms(self) -> Terms:
+        """The numbers that the mechanism works with."""
+        policy = self._policy(Encoding(1, 1.0, 2))  # the sites' numbers do not depend on how values are encoded
+        return Terms(
+            epsilon=self.privacy.epsilon,
+            delta=self.privacy.delta,
+            sample_rate=self.privacy.sample_rate,
+            clip_norm=self.privacy.clip_norm,
+            denominator=self.privacy.denominator,
+            noise=self.privacy.noise,
+            rounds=self.study.rounds,
+            spare_rounds=self.study.spare_rounds,
+            local_steps=self.study.local_steps,
+            lr=self.study.lr,
+            optimizer=self.study.optimizer,
+            seeded=self.study.seed is not None,
+            weights=tuple(site.weight for site in self.sites),
+            min_survivors=policy.min_survivors,
+            max_corrupt=policy.max_corrupt,
+            clip_range=self.secagg.clip_range,
+            bits=self.secagg.bits,
+        )
+
+    def scored_after(self, completed: int) -> bool:
+        """Whether the model of so many completed rounds is scored."""
+        return completed % self.run.evaluate_every == 0 or completed == self.study.rounds
+
+    def kept(self, parameters: int) -> int:
+        """How many values a state has behind the weights of such a model; see `Mechanism.kept`."""
+        return self.mechanism.kept(parameters, self.terms)
+
+    def following(
+        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+    ) -> NDArray[np.float32]:
+        """The next state; see `Mechanism.following`."""
+        return self.mechanism.following(state, total, included, policy, self.terms)
+
+    def hash(self) -> bytes:
+        """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""
+        content = self.model_dump(mode="json", exclude=set(UNHASHED))
+        return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
+
+    def policy(self, parameters: int, server_key: bytes = b"") -> Policy:
+        """The pinned aggregation policy for updates of a model with so many parameters.
+
+        Raises:
+            ConfigError: the parameters are unsafe; names the study's field.
+        """
+        return self._policy(self.mechanism.encoding(parameters, self.terms), server_key)
+
+    def _policy(self, encoding: Encoding, server_key: bytes = b"") -> Policy:
+        try:
+            return Policy(
+                **encoding._asdict(),
+                project=self.study.name,
+                clients=len(self.sites),
+                max_corrupt=self.secagg.max_corrupt,
+                min_survivors=self.secagg.min_survivors,
+                suite=self.secagg.suite,
+                bits=self.secagg.bits,
+                weights={site.id: site.weight for site in self.sites},
+                server_key=server_key,
+            )
+        except PolicyError as error:
+            text = str(error)
+            section = SECTIONS.get(text.split()[0], "[secagg]")
+            raise ConfigError(f"{section} {text}") from error
+
+    def replace(self, **sections: Mapping[str, object]) -> "Study":
+        """A copy with some fields changed, checked again: `study.replace(privacy={"mechanism": "none"})`.
+
+        Raises:
+            ConfigError: as `load_study`.
+        """
+        content = self.model_dump(mode="json")
+        for section, changes in sections.items():
+            if not isinstance(content.get(section), dict):
+                known = ", ".join(name for name, fields in content.items() if isinstance(fields, dict))
+                raise ConfigError(
+                    f"study: [{section}] is not a section whose fields can be changed; use one of {known}"
+                )
+            content[section] = {**content[section], **changes}
+        return _checked(content, "study")
+
+    def toml(self) -> str:
+        """This study as TOML text that `parse_study` reads back to an equal study."""
+        lines = []
+        for section, content in self.model_dump(mode="json", exclude_none=True).items():
+            for table in content if isinstance(content, list) else [content]:
+                lines.append(f"[[{section}]]" if isinstance(content, list) else f"[{section}]")
+                lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in table.items()]
+                lines.append("")
+        return "\n".join(lines)
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        ConfigError: missing or malformed file, unknown or missing field, unsafe policy: one sentence with the
+            file, the field and the remedy.
+    """
+    return parse_study(read_text(path, "give the path of a study file"), str(path))
+
+
+def parse_study(text: str, where: str) -> Study:
+    """Check the text of a study; `where` begins every error. Raises as `load_study`."""
+    try:
+        return _checked(tomllib.loads(text), where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML ({error}); correct that line") from error
+
+
+def _checked(content: Mapping[str, Any], where: str) -> Study:
+    try:
+        # Through JSON, because pydantic's strict mode takes arrays and names of enums only from there.
+        return Study.model_validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        # An unknown field goes first: it is usually the misspelt one that another error calls missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        raise ConfigError(f"{where}: {sentence(first, Study)}") from error

@@ -1,0 +1,277 @@
+"""The sections of a study file: every field with its type, its limits, its default and what it means.
+
+One class a section. A check that needs two sections is `Study`'s.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from fedseg.mechanisms.table import MECHANISMS
+from fedseg.privacy.delta import SMALLEST_DELTA
+from secagg.policy import Suite
+from secagg.printable import printable
+
+LARGEST_EPSILON = 100.0
+"""From here on even one patient's presence is as good as shown, whatever delta."""
+
+
+def _shown(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"name '{printable(text)}': use letters that can be seen, in one line")
+    return text
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A table of the file: unknown fields are errors, and nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def regions(labels: Labels) -> tuple[tuple[int, ...], ...]:
+    """Of each structure the numbers, from 1, of those whose label values it contains: BraTS' tumour contains its core.
+
+    Structures are disjoint or one within the other, the outer first: of a voxel the last one counts.
+    """
+    found = []
+    for number, values in enumerate(map(set, labels), 1):
+        inner = [other for other, those in enumerate(map(set, labels), 1) if those <= values]
+        parts = [set(labels[other - 1]) for other in range(1, len(labels) + 1) if values & set(labels[other - 1])]
+        if min(inner) != number or any(not (part <= values or part >= values) for part in parts):
+            raise ValueError(
+                "labels: two structures share a label value and neither holds the other's after it; "
+                "list the outer one first, such as [[1, 2, 4], [1, 4], [4]]"
+            )
+        found.append(tuple(inner))
+    return tuple(found)
+
+
+class StudySection(Section):
+    """`[study]`: what is trained, and for how long."""
+
+    name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
+    task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
+    structures: tuple[Label, ...] = Field(
+        min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
+    )
+    rounds: Count = Field(description="how many sums; after each, every site has the next model")
+    spare_rounds: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="rounds more that the noise is planned for: a burned one stays charged and does not end the study",
+    )
+    local_steps: Count = Field(description="gradient steps of a site in one round; 1 with 'distributed'")
+    lr: Positive = Field(description="learning rate of the gradient steps")
+    optimizer: Literal["sgd", "adam"] = Field(
+        default="sgd", description="what steps by the sums of 'distributed': SGD with momentum, or Adam"
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.structures)) != len(self.structures):
+            raise ValueError("structures: two have the same name; give every label value its own")
+        return self
+
+
+class DataSection(Section):
+    """`[data]`: what a site's folder holds, and how images become batches."""
+
+    layout: Literal["feta", "bids", "decathlon", "nnunet", "brats", "table", "dicom", "phantom"] = Field(
+        description="how a site's folder is organised: see Layouts"
+    )
+    modality: tuple[Label, ...] = Field(
+        min_length=1, description="names of the image's channels in order, such as ['T2w']"
+    )
+    labels: Labels = Field(
+        default=(),
+        description="each structure's label values in the files, such as [[1, 2, 4], [1, 4], [4]]; [] for 1, 2, ...",
+    )
+    dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")
+    size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
+    slices_per_patient: Count = Field(
+        default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
+    )
+    normalisation: tuple[Literal["percentiles", "z-score", "ct"], ...] = Field(
+        min_length=1,
+        default=("percentiles",),
+        description="how intensities are made alike: one for all modalities, or one for each",
+    )
+    window: tuple[float, float] | None = Field(
+        default=None, description="lowest and highest Hounsfield unit that 'ct' tells apart, such as [-160, 240]"
+    )
+    holdout: float = Field(
+        default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
+    )
+    patient: str = Field(
+        default="",
+        description="regular expression whose group 'patient' is found in an image's path: who it is: see Patients",
+    )
+    patients: str = Field(
+        default="", description="table in each site's folder with the columns file and patient: see Patients"
+    )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """How each modality is normalised."""
+        return self.normalisation * len(self.modality) if len(self.normalisation) == 1 else self.normalisation
+
+    @model_validator(mode="after")
+    def _intensities(self) -> Self:
+        if len(self.methods) != len(self.modality):
+            said = f"normalisation lists {len(self.normalisation)} methods and modality {len(self.modality)} channels"
+            raise ValueError(f"{said}; give one for all, or one for each")
+        if ("ct" in self.normalisation) == (self.window is None):
+            wish = "add window = [lowest, highest] in Hounsfield units" if self.window is None else "remove window"
+            raise ValueError(f"window goes with normalisation = 'ct' and nothing else; {wish}")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"window = {list(self.window)}: the lowest Hounsfield unit comes first")
+        return self
+
+    @model_validator(mode="after")
+    def _whose(self) -> Self:
+        if self.patient:
+            try:
+                groups = re.compile(self.patient).groupindex
+            except re.error as error:
+                raise ValueError(
+                    f"patient = {self.patient!r}: not a regular expression ({error}); correct it"
+                ) from None
+            if "patient" not in groups:
+                raise ValueError(f"patient = {self.patient!r}: must have a group (?P<patient>...), which is who it is")
+        if self.patient and self.patients:
+            raise ValueError("patient and patients both say who is a patient; remove one")
+        if self.patients and Path(self.patients).name != self.patients:
+            raise ValueError(f"patients = {self.patients!r}: must be the name of a file in the site's folder")
+        return self
+
+    @model_validator(mode="after")
+    def _grid(self) -> Self:
+        if self.size % 16:
+            raise ValueError(f"size = {self.size}: must be a multiple of 16, such as {self.size // 16 * 16 + 16}")
+        if self.dims == 3 and self.slices_per_patient != 1:
+            raise ValueError("slices_per_patient: with dims = 3 a patient contributes the whole volume; set it to 1")
+        return self
+
+
+class ModelSection(Section):
+    """`[model]`: the network and where it starts."""
+
+    name: Literal["unet-small", "unet", "segresnet"] = Field(
+        default="unet-small", description="the network; small ones bear noise better"
+    )
+    channels: tuple[Count, ...] = Field(
+        default=(), max_length=5, description="features per level; [] for the network's own"
+    )
+    start: str = Field(
+        default="scratch",
+        min_length=1,
+        description="weights before round 1: 'scratch', 'phantom' (trained on made images) or a .safetensors file",
+    )
+
+
+def _known(mechanism: str) -> str:
+    if mechanism not in MECHANISMS:
+        raise ValueError(f"mechanism = {mechanism!r}: use {' or '.join(map(repr, MECHANISMS))}")
+    return mechanism
+
+
+class PrivacySection(Section):
+    """`[privacy]`: the promise to every patient; where no epsilon is claimed the rest only shapes the batches."""
+
+    mechanism: Annotated[str, AfterValidator(_known)] = Field(
+        description=" or ".join(f"{name!r} ({one.trust.short})" for name, one in MECHANISMS.items()),
+        json_schema_extra={"enum": list(MECHANISMS)},
+    )
+    unit: Literal["patient"] = Field(default="patient", description="whom the promise speaks for")
+    epsilon: Positive | None = Field(
+        default=None, description="budget of a site's patients over the whole study; smaller is safer"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="it has no default: choose it below 1/patients, for example 1/(10 patients)"
+    )
+    sample_rate: float = Field(gt=0, le=1, description="probability that a patient is drawn in a local step")
+    clip_norm: Positive | None = Field(default=None, description="L2 length to which one patient's gradient is cut")
+    denominator: Count = Field(
+        description="public constant that divides a step's sum: about the patients that a site draws in a step"
+    )
+    noise: Literal["discrete-gaussian", "skellam"] = Field(
+        default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        for name in MECHANISMS[self.mechanism].needs:
+            if getattr(self, name) is None:
+                needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
+                raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
+        if MECHANISMS[self.mechanism].trust.claims_epsilon:
+            if self.epsilon is not None and self.epsilon > LARGEST_EPSILON:
+                raise ValueError(
+                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {LARGEST_EPSILON:g}, and at most 10 "
+                    "for a promise that means something"
+                )
+            if self.delta is not None and self.delta < SMALLEST_DELTA:
+                least = f"choose at least {SMALLEST_DELTA:g}"
+                raise ValueError(f"delta = {self.delta:g} is smaller than the accountants resolve; {least}")
+        return self
+
+
+class SecAggSection(Section):
+    """`[secagg]`: how updates are added; parameters of `secagg.Policy`."""
+
+    suite: Suite = Field(
+        default=Suite.MLKEM768_X25519, description="key agreement; the default outlasts quantum computers"
+    )
+    max_corrupt: int = Field(default=1, description="how many sites may collude with the coordinator")
+    min_survivors: int = Field(
+        default=0, ge=0, description="sites that a sum must have; 0 for the smallest safe number"
+    )
+    bits: int = Field(default=32, description="bits of a masked value; as many as the sum of all sites needs")
+    clip_range: Positive | None = Field(
+        default=None,
+        description="bound of every value of an update, fixed and never taken from data; 'distributed' needs none",
+    )
+
+
+class ReportSection(Section):
+    """`[report]`: what leaves a site beside its updates."""
+
+    share_metrics: bool = Field(
+        default=False, description="sites send the Dice of their held-out patients; not covered by epsilon"
+    )
+
+
+class RunSection(Section):
+    """`[run]`: how fast, never what."""
+
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
+    threads: Count = Field(default=1, description="threads of torch in one process")
+    workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
+    evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")
+    hold_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="seconds before which a site hands over no update: how long it trained tells of patients",
+    )
+
+
+class Site(Section):
+    """`[[sites]]`: who takes part; one table a site."""
+
+    id: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
+    weight: Positive = Field(default=1.0, description="what its update counts in the mean, a public constant")
+    patients: Count | None = Field(default=None, description="layout 'phantom' only: patients to make")
+    labels: Labels = Field(default=(), description="its own label values, where they are not those of [data] labels")
