@@ -22,6 +22,7 @@ from secagg.home import Task, trial
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0  # what a running app would have set
 SITES = 5
 SERVER = Context(1, 0, {}, RecordDict(), {"local-epochs": 2})
+NEXT = {"FedAvgM": "server"}
 MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
 
 
@@ -187,7 +188,7 @@ def secure(folder: str) -> Loopback:
 def main() -> None:
     told: dict[str, object] = {}
     for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
-        folder = home(private=name != "FedAvg", evaluate="clear")
+        folder = home(private=name not in ("FedAvg", "FedAvgM"), evaluate="clear", next=NEXT.get(name, "mean"))
         grid = SecAggGrid(secure(folder), SERVER, Path(folder, "server"))
         with_it, plain = started(name, grid), started(name, Loopback(client([])))
         apart = {each: float(np.abs(with_it.arrays[each].numpy() - plain.arrays[each].numpy()).max()) for each in MODEL}
