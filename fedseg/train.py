@@ -16,6 +16,7 @@ import torch
 
 from fedseg.budget.charge import charge
 from fedseg.data.cases import Case, SiteData
+from fedseg.device import asked, on_device
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.mechanisms.mechanism import Keys, Steps
@@ -98,11 +99,12 @@ def local_steps(
     start = flatten(model)
     model.train()
     try:
-        taken = study.mechanism.begin(model, study.terms)
-        for step in range(1, study.study.local_steps + 1):
-            _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
-            if on_step is not None:
-                on_step(step, study.study.local_steps)
+        with on_device(model, study):
+            taken = study.mechanism.begin(model, study.terms)
+            for step in range(1, study.study.local_steps + 1):
+                _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
+                if on_step is not None:
+                    on_step(step, study.study.local_steps)
     finally:
         assign(model, start)
     if taken.diverged:
@@ -121,8 +123,8 @@ def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Cas
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
     """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
     images, targets = batch_of(cases[int(stream.integers(1, len(cases))[0])], study, stream)
-    device = next(model.parameters()).device
-    return task_of(study).loss(model(images.to(device)), targets.to(device))
+    outputs = asked(model, images, study)
+    return task_of(study).loss(outputs, targets.to(outputs.device))
 
 
 def _key(study: Study, site: str, round_number: int, step: int, purpose: str) -> bytes:

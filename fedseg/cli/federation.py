@@ -163,6 +163,7 @@ def site(
     """
     from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data.loading import load_site
+    from fedseg.device import device_of
     from fedseg.runfolder import RunFolder
     from fedseg.site import Options, take_part
     from fedseg.start import starting_model
@@ -186,6 +187,7 @@ def site(
     federation = load_federation(credentials, loaded)  # what is wrong with them is told before images are read
     signing_key(credentials, name)
     site_tls(credentials, name, federation, tls.value)
+    device_of(loaded)
     found = load_site(data, name, loaded)
     _approved(loaded, name, found, kept, federation.training_run, approve)
     options = Options(

@@ -298,7 +298,16 @@ class ReportSection(Section):
 class RunSection(Section):
     """`[run]`: how fast, never what."""
 
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="where a site trains and scores; 'cuda' where there is none is refused before anything begins",
+    )
+    mixed_precision: bool = Field(
+        default=False, description="networks compute in bfloat16 where they can; gradients are clipped as ever"
+    )
+    channels_last: bool = Field(
+        default=False, description="images lie in memory with their channels last, which some GPUs are faster with"
+    )
     threads: Count = Field(default=1, description="threads of torch in one process")
     workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
     evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")
