@@ -97,7 +97,7 @@ class StudySection(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """What an image is scored on: its structures or its classes."""
-        return self.structures if self.task == "segmentation" else self.classes
+        return self.structures or self.classes
 
     @model_validator(mode="after")
     def _named(self) -> Self:
