@@ -12,6 +12,7 @@ from torch.nn import functional
 from fedseg.data.cases import Case, Kept, View, whole
 from fedseg.data.grid import WorkingGrid
 from fedseg.errors import CaseError, ConfigError
+from fedseg.metrics import Measure
 from fedseg.study import Study
 
 PICTURES_AT_ONCE = 64
@@ -24,6 +25,7 @@ class Classification:
     """
 
     measure = "accuracy"
+    measures = (Measure(measure),)
 
     def __init__(self, study: Study) -> None:
         self.names = study.names
@@ -95,6 +97,11 @@ class Classification:
         scores = np.full(self.outputs, np.nan)
         scores[int(case.label)] = float(prediction == case.label)
         return scores
+
+    def measured(self, model: torch.nn.Module, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """See `Task.measured`: a class is on no grid."""
+        prediction = self.predict(model, case)
+        return prediction, self.score(prediction, case)[None]
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """The picture with what was said of it, as PNG."""
