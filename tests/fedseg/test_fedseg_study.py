@@ -123,7 +123,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "6d9bbf22f73ffd8687ed025c62dea6c747bc4a6e8d97e88bd30a48c7d84cb3de"
+    assert parse_study(text, "s").hash().hex() == "50a3341a41af1ca731e40c45d8b5abeb57894d229497bd3124d919f83827671e"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
