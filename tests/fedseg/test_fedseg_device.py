@@ -44,7 +44,7 @@ def test_the_sentence_says_whether_torch_or_the_machine_lacks_it(monkeypatch, bu
 @pytest.mark.parametrize("quick", [False, True])
 def test_every_tensor_of_a_patients_gradient_follows_the_model(monkeypatch, dims, quick) -> None:
     flat = {"dims": dims, "slices_per_patient": 1}
-    study = STUDY.replace(data=flat, run={"mixed_precision": quick, "channels_last": quick})
+    study = STUDY.replace(data=flat, run={"channels_last": quick})
     model, case = build_model(study), load_site(None, "site-a", study).train[0]
     model.to("meta")
     loss = patient_loss(model, [case], study, Stream.seeded(1, "slices"))
