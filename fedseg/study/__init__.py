@@ -20,6 +20,7 @@ from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
     DataSection,
     Labels,
@@ -29,6 +30,7 @@ from fedseg.study.sections import (
     RunSection,
     SecAggSection,
     Section,
+    SharingSection,
     Site,
     StudySection,
     regions,
@@ -49,6 +51,7 @@ class Study(Section):
     data: DataSection
     model: ModelSection = ModelSection()
     privacy: PrivacySection
+    sharing: SharingSection = SharingSection()
     secagg: SecAggSection
     report: ReportSection = ReportSection()
     run: RunSection = RunSection()
@@ -143,6 +146,7 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            sharing=Sharing(**self.sharing.model_dump()),
         )
 
     def scored_after(self, completed: int) -> bool:
