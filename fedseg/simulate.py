@@ -105,6 +105,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
             "--ray: on a cluster a site sends masked updates only and has the ledger of this run, so it goes with none "
             "of --plain, --alone and --charge; leave one of them away"
         )
+    if options.ray and folder.study.sharing.error_feedback:
+        raise ConfigError("--ray with [sharing] error_feedback: actors keep nothing between rounds; leave either away")
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
 

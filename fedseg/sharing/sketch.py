@@ -24,8 +24,8 @@ class Sketch(Method):
     uses = ("share", "rotation", "bits", "error_feedback")
 
     def length(self, parameters: int, sharing: Sharing) -> int:
-        """See `Method.length`."""
-        return part_of(_spread(parameters, sharing), sharing.share)
+        """See `Method.length`: a share of the update's values; all of them with what fills up the rotated blocks."""
+        return _spread(parameters, sharing) if sharing.share == 1 else part_of(parameters, sharing.share)
 
     def reduced(self, update: NDArray[Any], sharing: Sharing, place: Place) -> NDArray[Any]:
         """The sample of the rotated update, its values as they are."""
