@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -10,7 +10,10 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
-from fedseg.averaging import fed_avg
+from fedseg.averaging import mean_of
+from fedseg.federation.algorithm import Rules
+from fedseg.federation.draw import rounds_of_a_site
+from fedseg.federation.table import ALGORITHMS
 from fedseg.ledger import Entry
 from fedseg.privacy.trust import Trust
 from fedseg.sharing.levels import Levels
@@ -51,7 +54,11 @@ class Terms:
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
         clip_range, bits: of `[secagg]`.
+<<<<<<< HEAD
         sharing: of `[sharing]`.
+=======
+        federation: of `[federation]`.
+>>>>>>> main
     """
 
     epsilon: float | None
@@ -71,6 +78,7 @@ class Terms:
     max_corrupt: int
     clip_range: float | None
     bits: int
+<<<<<<< HEAD
     sharing: Sharing
 
     @property
@@ -79,11 +87,20 @@ class Terms:
         if not self.sharing.bits:
             return None
         return Levels(self.sharing.bits, len(self.weights), self.bits, self.clip_range or 0.0)
+=======
+    federation: Rules = field(default_factory=Rules)
+>>>>>>> main
 
     @property
     def steps(self) -> int:
-        """That the noise is planned for, those of spare rounds included."""
-        return (self.rounds + self.spare_rounds) * self.local_steps
+        """Of one site at most, that the noise is planned for; those of spare rounds included."""
+        rounds = self.rounds + self.spare_rounds
+        return rounds_of_a_site(rounds, len(self.weights), self.federation.participation) * self.local_steps
+
+    @property
+    def pull(self) -> float:
+        """See `Algorithm.pull`."""
+        return ALGORITHMS[self.federation.algorithm].pull(self.federation)
 
 
 class Encoding(NamedTuple):
@@ -233,7 +250,11 @@ class Mechanism(ABC):
 
     def kept(self, parameters: int, terms: Terms) -> int:
         """How many values are kept from round to round behind the weights of such a model, all 0 at the start."""
-        return 0
+        return ALGORITHMS[terms.federation.algorithm].kept(parameters)
+
+    def noise_in_mean(self, parameters: int, included: Sequence[str], policy: Policy, terms: Terms) -> float:
+        """Variance of the noise in each value of the mean of these sites' updates, as far as it is public."""
+        return 0.0
 
     def following(
         self,
@@ -243,7 +264,7 @@ class Mechanism(ABC):
         policy: Policy,
         terms: Terms,
     ) -> NDArray[np.float32]:
-        """The next state, which every party computes bit for bit: here the mean of the updates is added.
+        """The next state, which every party computes bit for bit: here the study's algorithm moves by the mean.
 
         Args:
             state: of the round: d weights, and behind them what is kept.
@@ -252,6 +273,7 @@ class Mechanism(ABC):
             policy: gives the weights.
             terms: of the study.
         """
+<<<<<<< HEAD
         return fed_avg(state, self._whole(state, total, len(included), terms), included, policy)
 
     def _whole(
@@ -270,3 +292,10 @@ class Mechanism(ABC):
         if (levels := terms.levels) is not None:
             total = levels.values(levels.unpacked(total.astype(np.int64), space.length), sites)
         return space.restored(total)
+=======
+        algorithm, d = ALGORITHMS[terms.federation.algorithm], len(total)
+        noise = self.noise_in_mean(d, included, policy, terms)
+        weights, memory = state[:d].astype(np.float64), state[d:].astype(np.float64)
+        moved = algorithm.following(weights, memory, mean_of(total, included, policy), terms.federation, noise)
+        return np.concatenate(moved).astype(np.float32)
+>>>>>>> main

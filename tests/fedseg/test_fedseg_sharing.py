@@ -204,7 +204,10 @@ SENT = {
 }
 
 
-@pytest.mark.parametrize("name", SENT)
+LONG = ("mask", "percentile", "exclude")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in SENT])
 def test_a_run_sums_exactly_sends_fewer_bytes_and_can_be_made_again(name, tmp_path):
     mechanism, sharing = SENT[name]
     study = tiny_study(mechanism=mechanism, rounds=2).replace(sharing=sharing)
