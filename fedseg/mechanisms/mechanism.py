@@ -54,11 +54,8 @@ class Terms:
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
         clip_range, bits: of `[secagg]`.
-<<<<<<< HEAD
-        sharing: of `[sharing]`.
-=======
         federation: of `[federation]`.
->>>>>>> main
+
     """
 
     epsilon: float | None
@@ -78,8 +75,8 @@ class Terms:
     max_corrupt: int
     clip_range: float | None
     bits: int
-<<<<<<< HEAD
-    sharing: Sharing
+    sharing: Sharing = field(default_factory=Sharing)
+    federation: Rules = field(default_factory=Rules)
 
     @property
     def levels(self) -> Levels | None:
@@ -87,9 +84,6 @@ class Terms:
         if not self.sharing.bits:
             return None
         return Levels(self.sharing.bits, len(self.weights), self.bits, self.clip_range or 0.0)
-=======
-    federation: Rules = field(default_factory=Rules)
->>>>>>> main
 
     @property
     def steps(self) -> int:
@@ -187,6 +181,11 @@ class Mechanism(ABC):
             return f"{needs}; add clip_range: bound of every value of an update"
         if terms.optimizer != "sgd":
             return f"[study] optimizer = '{terms.optimizer}' goes with mechanism = 'distributed' only; remove it"
+        if terms.federation.corrected and terms.sharing.method != "full":
+            return (
+                f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "
+                "another one in each round; leave either out"
+            )
         return self._few_bits(terms)
 
     def _few_bits(self, terms: Terms) -> str:
@@ -273,8 +272,12 @@ class Mechanism(ABC):
             policy: gives the weights.
             terms: of the study.
         """
-<<<<<<< HEAD
-        return fed_avg(state, self._whole(state, total, len(included), terms), included, policy)
+        total = self._whole(state, total, len(included), terms)
+        algorithm, d = ALGORITHMS[terms.federation.algorithm], len(total)
+        noise = self.noise_in_mean(d, included, policy, terms)
+        weights, memory = state[:d].astype(np.float64), state[d:].astype(np.float64)
+        moved = algorithm.following(weights, memory, mean_of(total, included, policy), terms.federation, noise)
+        return np.concatenate(moved).astype(np.float32)
 
     def _whole(
         self, state: NDArray[np.float32], total: NDArray[np.float64], sites: int, terms: Terms
@@ -292,10 +295,3 @@ class Mechanism(ABC):
         if (levels := terms.levels) is not None:
             total = levels.values(levels.unpacked(total.astype(np.int64), space.length), sites)
         return space.restored(total)
-=======
-        algorithm, d = ALGORITHMS[terms.federation.algorithm], len(total)
-        noise = self.noise_in_mean(d, included, policy, terms)
-        weights, memory = state[:d].astype(np.float64), state[d:].astype(np.float64)
-        moved = algorithm.following(weights, memory, mean_of(total, included, policy), terms.federation, noise)
-        return np.concatenate(moved).astype(np.float32)
->>>>>>> main

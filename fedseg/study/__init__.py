@@ -151,11 +151,8 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
-<<<<<<< HEAD
             sharing=Sharing(**self.sharing.model_dump()),
-=======
             federation=self._rules,
->>>>>>> main
         )
 
     @property
