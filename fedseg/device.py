@@ -20,7 +20,7 @@ def device_of(study: Study) -> torch.device:
         ConfigError: it is not here.
     """
     if study.run.device == "cuda" and not torch.cuda.is_available():
-        why = "finds no GPU here" if torch.backends.cuda.is_built() else "was built without CUDA"
+        why = "was built without CUDA" if torch.version.cuda is None else "finds no GPU here"
         raise ConfigError(f"[run] device = 'cuda': torch {torch.__version__} {why}; set device = 'cpu' in [run]")
     return torch.device(study.run.device)
 

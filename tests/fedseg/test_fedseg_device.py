@@ -35,7 +35,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_an_image_is_read(tmp_path, ca
 
 @pytest.mark.parametrize("built", [True, False])
 def test_the_sentence_says_whether_torch_or_the_machine_lacks_it(monkeypatch, built) -> None:
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.version, "cuda", "12.1" if built else None)
     with pytest.raises(ConfigError, match="finds no GPU here" if built else "was built without CUDA"):
         device_of(CUDA)
 
