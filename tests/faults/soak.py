@@ -5,16 +5,19 @@ python tests/faults/soak.py --rounds 1000 --seed 1 [--folder FOLDER] [--for SECO
 Five sites, d = 10,000. A fault strikes the coordinator or a site at a random point of a round; the coordinator is
 held before each round until the next fault is prepared. After each round its sum is compared with the plain one, bit
 for bit, and memory, descriptors, threads and files of every process are written down: FOLDER/soak.jsonl, a line a
-round. It goes on where it was ended, with the coordinator's journal and the sites' marks. At the end: how many rounds,
-how many with a sum in their first attempt, and what a process took at first and at last, of those that lived for 20
-rounds or more.
+round. It goes on where it was ended, with the coordinator's journal and the sites' marks. Where a round stands still
+because sites wait for their operators (C-05: two were lost after others had released shares), the operators accept by
+name, with the command that the site printed; that is counted. At the end: how many rounds, how many with a sum in their
+first attempt, and what a process took at first and at last, of those that lived for 20 rounds or more.
 """
 
 import argparse
 import json
 import os
 import random
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -31,6 +34,10 @@ LENGTH = 10_000
 AHEAD = 8
 """Numbers that may be burned between two sums; the sites hold a vector for each."""
 LONG_LIFE = 20
+STANDS_SECONDS = 40.0
+"""After which operators look why there is no sum; every deadline of a round is shorter."""
+ASKS = "has to run beside this process: "
+"""Before the commands with which a site's operator accepts rounds."""
 AT_LEAST = 3
 """Rounds of a life that are passed over before its growth is measured: buffers and caches fill first."""
 
@@ -43,6 +50,8 @@ class Soak:
     chance: random.Random
     lives: Counter[str] = field(default_factory=Counter)
     rests: bool = False
+    accepted: set[str] = field(default_factory=set)
+    looked: float = 0.0
 
     def start(self) -> None:
         """Start everybody; the coordinator waits before each round."""
@@ -169,7 +178,8 @@ class Soak:
             self.made.write_vectors(number)
         for site in SITES:
             (self.made.folder / site / "vectors" / f"{last:04d}.npy").unlink(missing_ok=True)
-        began = time.monotonic()
+        began = self.looked = time.monotonic()
+        before = len(self.accepted)
         said = fault(self)
         number = until(lambda: self._finished_after(last), f"a round after {last} has a sum; {said}", 300)
         self.made.check_sum(number)
@@ -179,6 +189,7 @@ class Soak:
             "seconds": round(time.monotonic() - began, 2),
             "attempts": self.made.attempts(number) + number - last - 1,
             "included": len(self.made.included(number)),
+            "accepted": len(self.accepted) - before,
             "processes": {
                 name: {"life": self.lives[name], **_resources(party.process.pid)}
                 for name, party in self.made.parties.items()
@@ -194,7 +205,19 @@ class Soak:
                 return number
         if self.made.coordinator.is_held():
             self._go_on()
+        if time.monotonic() - self.looked > STANDS_SECONDS:
+            self.looked = time.monotonic()
+            self._accept()
         return 0
+
+    def _accept(self) -> None:
+        """What the operators of the sites that wait for them do: run the commands that their sites printed."""
+        said = [event["text"] for site in SITES for event in self.made.parties[site].events("note")]
+        asked = {command for text in said if ASKS in text for command in text.partition(ASKS)[2].split("; ")}
+        for command in sorted(asked - self.accepted):
+            run = [sys.executable, "-c", "from secagg.cli import main; main()", *shlex.split(command)[1:], "--yes"]
+            subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        self.accepted |= asked
 
 
 FAULTS: list[Callable[[Soak], str]] = [
@@ -238,7 +261,8 @@ def told(lines: list[dict[str, Any]]) -> str:
             lives[name, found["life"]].append(found)
     said = [
         f"{len(lines)} rounds, all exact; {sum(line['attempts'] == 1 for line in lines)} in the first attempt, "
-        f"{sum(line['included'] == len(SITES) for line in lines)} of all five sites"
+        f"{sum(line['included'] == len(SITES) for line in lines)} of all five sites; in "
+        f"{sum(line.get('accepted', 0) > 0 for line in lines)} operators had to accept a round by name"
     ]
     for (name, life), found in sorted(lives.items()):
         if len(found) >= LONG_LIFE:
@@ -272,7 +296,7 @@ def main() -> None:
             lines.append(soak.round(lines[-1]["round"] if lines else 0))
             with journal.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-            shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included")}
+            shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included", "accepted")}
             sys.stdout.write(json.dumps(shown) + "\n")
             sys.stdout.flush()
         made.check_logs()
