@@ -12,7 +12,6 @@ over the same bytes (`bench_round.py`); the event loop is looked at every 20 ms.
 import argparse
 import asyncio
 import json
-import math
 import os
 import subprocess
 import sys
@@ -111,10 +110,12 @@ async def sites(folder: Path, address: str, names: list[str], dropped: set[str],
     MailboxClient.send, MailboxClient.receive = send, receive  # type: ignore[method-assign]
     vector = folder / "vector.npy"
     tasks = {
-        name: asyncio.create_task(join(home.Home.read(folder / name), address, vector, None, math.inf, _not_said))
+        name: asyncio.create_task(join(home.Home.read(folder / name), address, vector, None, _not_said))
         for name in names
     }
-    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    for ended in await asyncio.gather(*tasks.values(), return_exceptions=True):
+        if isinstance(ended, Exception):  # those that were dropped were cancelled
+            raise ended
 
 
 def _not_said(kind: str, facts: dict[str, Any]) -> None:
