@@ -45,7 +45,7 @@ from secagg.service.events import (
 from secagg.service.hearing import Hearing
 from secagg.service.standing import SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
-from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, ROUND_START
+from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, RESULT, ROUND_START
 
 FAILURES = 5
 """Attempts that end without a sum, one after the other, after which a coordinator gives up."""
@@ -282,8 +282,11 @@ class Coordinator(Hearing):
         self._send([send.to], dialogue.Protocolled(send.data))
 
     def _silent(self, silent: Silent) -> None:
+        """Who owed a message of a step dropped; who owes a confirmation only has given all that a sum needs."""
+        if silent.step == RESULT:
+            return
         for site in silent.clients:
-            if site not in self.presence.dropped and self.driver.running:
+            if site not in self.presence.dropped:
                 self.emit(Dropped(self.facts.round, site, self.facts.last.get(site, "")))
                 self.presence.dropped.add(site)
 

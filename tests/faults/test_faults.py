@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from secagg.service.stopping import ENDED_EARLY
-from secagg.steps import MASKED_INPUT_COLLECTION
+from secagg.steps import MASKED_INPUT_COLLECTION, UNMASKING
 from tests.faults.faults import FAULTS, ROUND
 from tests.faults.federation import ROUNDS, SITES, STRUCK, Federation, federation
 from tests.faults.parties import HOLD, POINTS, Strike, until
@@ -123,6 +123,20 @@ def test_a_terminated_coordinator_says_goodbye_and_goes_on(tmp_path):
         made.check_logs()
         assert [made.included(number) for number in range(1, ROUNDS + 1)] == [list(SITES)] * ROUNDS
         assert made.attempts(2) == 1
+
+
+def test_who_is_killed_in_the_last_step_is_in_the_sum_and_told_as_gone_and_as_back(tmp_path):
+    """The step that it owed a message of is closed by the call that ends the attempt."""
+    with federation(tmp_path / "federation") as made:
+        FAULTS["site killed"](made, UNMASKING)
+        made.parties[SITES[0]].held()
+        until(lambda: made.parties[STRUCK].events("connected"), "the site is back")
+        made.parties[SITES[0]].go_on()
+        assert made.coordinator.status() == 0
+        assert STRUCK in made.included(ROUND)
+        told = [event for kind in ("dropped", "rejoined") for event in made.coordinator.events(kind)]
+        told = [(event["event"], event["site"], event["round"]) for event in told]
+        assert told == [("dropped", STRUCK, ROUND), ("rejoined", STRUCK, ROUND + 1)]
 
 
 def test_rubbish_at_the_door_ends_nothing(tmp_path):
