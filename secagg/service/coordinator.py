@@ -165,6 +165,7 @@ class Coordinator(Hearing):
     async def _begin(self, sites: list[str]) -> None:
         about = await self._call(lambda: self.application.about(self.book))
         self.counting(self.book.number, self.book.attempt)
+        self.transcripts.begin()
         for site in self.presence.rejoining(sites):
             self.emit(Rejoined(self.book.number, site))
         self.emit(Began(self.book.number, self.book.attempt, about.hex(), tuple(sites)))
@@ -233,6 +234,7 @@ class Coordinator(Hearing):
             "book": json.dumps(save.book).encode(),
             "sealed": save.sealed,
             "recorded": str(save.recorded).encode(),
+            "transcripts": self.transcripts.begun.encode(),
         }
         if step in (MASKED_INPUT_COLLECTION, CONSISTENCY_CHECK):
             changes["reports" if step == MASKED_INPUT_COLLECTION else "included"] = wire.encode(

@@ -9,7 +9,7 @@ import pytest
 
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
-from secagg.service.events import Burned, Note, Resumed, Summed, TurnedAway
+from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, Summed, TurnedAway
 from secagg.service.standing import NOTES, SLOWEST_BYTES_PER_SECOND
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
@@ -309,6 +309,58 @@ def test_a_member_that_says_the_same_for_ever_fills_no_log(tmp_path):
         assert len(told) <= 2 * NOTES  # before the round, and in it
         assert "what else site-d does before the next round is not told" in told
         hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_comes_and_goes_for_ever_fills_no_log(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, n=4, rounds=1, patience=2.0)
+        coordinator = hub.coordinator()
+        hub.start()
+        running = asyncio.create_task(coordinator.run())
+        while hub.line is None:
+            await asyncio.sleep(0)
+        for _ in range(500):
+            hub.line.goes("site-d")
+            hub.line.comes("site-d")
+        hub.line.goes("site-d")
+        assert await running == "the study is complete"
+        told = [event for event in hub.events if isinstance(event, Connected | Disconnected) and event.site == "site-d"]
+        assert NOTES <= len(told) <= 2 * NOTES  # before the round, and in it
+        assert isinstance(told[-1], Disconnected)
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("first", "then"), [("none", "whole"), ("hashes", "whole"), ("whole", "none")])
+def test_a_round_is_kept_as_it_was_begun_and_the_next_one_as_the_command_says_now(tmp_path, first, then):
+    """Half a transcript was published of a round that began without one."""
+
+    async def scenario():
+        hub = Hub(tmp_path, rounds=2, transcripts=first)
+        hub.start()
+        coordinator = hub.coordinator()
+        commit = coordinator.journal.commit
+
+        def killed(changes):
+            commit(changes)
+            if "reports" in changes:  # the masked inputs come next
+                raise Killed
+
+        coordinator.journal.commit = killed
+        with pytest.raises(Killed):
+            await coordinator.run()
+        hub.line = None
+        hub.options["transcripts"] = then
+        assert await hub.coordinator().run() == "the study is complete"
+        check(hub)
+        kept = sorted((tmp_path / "transcripts").glob("*.transcript"))
+        assert [path.name[:4] for path in kept] == [
+            number for number, how in (("0001", first), ("0002", then)) if how != "none"
+        ]
+        assert verify(kept, hub.policy, hub.pinned).violation is None
 
     asyncio.run(scenario())
 
