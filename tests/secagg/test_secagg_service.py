@@ -30,6 +30,10 @@ def test_rounds_end_in_exact_sums_and_everybody_is_told_that_the_run_is_complete
     asyncio.run(scenario())
 
 
+UNHURRIED = {"step_seconds": 60.0, "training_seconds": 60.0}
+"""Where nobody is missing no step waits for its deadline, and a busy machine may take longer than the hub's."""
+
+
 async def killed_again_and_again(hub, dies):
     """Run to the end with one coordinator after the other, each killed at a write where `dies(life, write)` says so.
 
@@ -77,7 +81,7 @@ def check(hub):
 @pytest.mark.parametrize("private", [True, False])
 def test_a_coordinator_that_dies_after_every_second_write_goes_on_and_every_sum_is_exact(tmp_path, private):
     async def scenario():
-        hub = Hub(tmp_path, private=private, rounds=2)
+        hub = Hub(tmp_path, private=private, rounds=2, **UNHURRIED)
         _, lives = await killed_again_and_again(hub, lambda life, own: "after" if own == 2 else "")
         assert lives > 5
         assert len(hub.of(Resumed)) > 5
@@ -91,7 +95,7 @@ def test_a_coordinator_that_dies_after_every_second_write_goes_on_and_every_sum_
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_coordinator_killed_around_any_write_goes_on_and_every_sum_is_exact(tmp_path, private, when):
     async def scenario(folder, number):
-        hub = Hub(folder, private=private, rounds=2)
+        hub = Hub(folder, private=private, rounds=2, **UNHURRIED)
         written, _ = await killed_again_and_again(hub, lambda life, own: when if (life, own) == (1, number) else "")
         check(hub)
         return written
