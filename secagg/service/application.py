@@ -1,11 +1,10 @@
 """What a member does beside the protocol: the hooks of `secagg.service.member`."""
 
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from secagg.driver import Completed
 from secagg.errors import SecAggError
@@ -40,7 +39,7 @@ class Given:
     copy: Vector | None = None
 
 
-class Application(Protocol):
+class Application(ABC):
     """What a member does beside the protocol. All is called in the member's own thread, and is quick.
 
     Attributes:
