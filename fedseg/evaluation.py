@@ -119,7 +119,7 @@ def _grid(scores: Scores, study: Study) -> Grid:
     inside = [mm for case in cases for axis, mm in enumerate(case.spacing) if not stacked or axis != case.slice_axis]
     apart = [case.spacing[case.slice_axis] for case in cases] if stacked else []
     return Grid(
-        size=study.data.size,
+        size=max(study.data.sides),
         dims=study.data.dims,
         spacing=(min(inside), max(inside)) if inside else None,
         apart=(min(apart), max(apart)) if apart else None,

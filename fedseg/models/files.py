@@ -1,112 +1,20 @@
-"""MONAI's networks with GroupNorm, and models as safetensors files.
-
-A layer that mixes patients would break per-patient clipping, so it is refused by name. Nothing is ever
-unpickled.
-"""
+"""Models as safetensors files. Nothing is ever unpickled."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from monai.networks.nets import SegResNet, UNet
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.errors import ConfigError
+from fedseg.models.building import build_model
 from fedseg.study import Study, parse_study
 from fedseg.tasks.table import task_of
-from secagg.prg import Stream
 from secagg.writing import PUBLIC, write_whole
 
-GROUPS = 4
 METADATA = "fedseg"
-
-
-def build_model(study: Study) -> torch.nn.Module:
-    """The study's network: (k, C, *size) float32 to the task's outputs, with segmentation (k, structures + 1, *size).
-
-    Every party builds the same initial weights: they depend on the study's name, network and `seed` only.
-
-    Raises:
-        ConfigError: the channels do not fit the network.
-        UnsupportedModelError: a layer mixes patients.
-    """
-    network = NETWORKS[study.model.name]
-    widths = study.model.channels or network.channels
-    if any(width % GROUPS for width in widths):
-        raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
-    start = Stream.seeded(study.study.seed or 0, "weights", study.study.name, study.model.name)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
-        model = network.make(study, task_of(study).outputs, widths)
-    check_model(model)
-    return model
-
-
-def check_model(model: torch.nn.Module) -> None:
-    """Accept only networks in which one patient's output does not depend on another patient.
-
-    Raises:
-        UnsupportedModelError: any BatchNorm, or an InstanceNorm with running statistics; names the layer.
-    """
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
-            raise UnsupportedModelError(
-                f"layer '{name}' is a {type(layer).__name__}, which mixes patients, so no clipping bounds "
-                "one patient's influence; use GroupNorm instead"
-            )
-
-
-def _unet(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
-    if len(widths) < 2:
-        raise ConfigError(f"[model] channels = {list(widths)}: a U-Net needs at least two levels")
-    network: torch.nn.Module = UNet(
-        **_ends(study, outputs),
-        channels=widths,
-        strides=(1, *(2,) * (len(widths) - 2)),
-        num_res_units=0,
-        act="RELU",
-    )
-    return network
-
-
-def _segresnet(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
-    if len(widths) != 1:
-        raise ConfigError(f"[model] channels = {list(widths)}: segresnet takes one number, its first width")
-    network: torch.nn.Module = SegResNet(
-        **_ends(study, outputs), init_filters=widths[0], blocks_down=(1, 1, 2), blocks_up=(1, 1)
-    )
-    return network
-
-
-def _ends(study: Study, outputs: int) -> dict[str, Any]:
-    """What every network of MONAI is told: its two ends, and the norm."""
-    return {
-        "spatial_dims": study.data.dims,
-        "in_channels": study.in_channels,
-        "out_channels": outputs,
-        "norm": ("GROUP", {"num_groups": GROUPS}),
-    }
-
-
-@dataclass(frozen=True)
-class Network:
-    """A kind of network: how it is made from study, outputs and features per level, and its own features."""
-
-    make: Callable[[Study, int, tuple[int, ...]], torch.nn.Module]
-    channels: tuple[int, ...]
-
-
-NETWORKS: Mapping[str, Network] = {
-    "unet-small": Network(_unet, (8, 16, 32)),
-    "unet": Network(_unet, (16, 32, 64, 128)),
-    "segresnet": Network(_segresnet, (8,)),
-}
 
 
 def metadata_of(study: Study) -> dict[str, str]:

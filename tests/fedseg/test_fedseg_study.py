@@ -67,6 +67,16 @@ BAD = {
     "no patients to make": (r'(?s)(id = "site-e".*?)patients = \d+', r"\1", "[[sites]] site-e: patients"),
     "unknown layout": ('layout = "phantom"', 'layout = "mgz"', "[data] layout = 'mgz': use 'feta'"),
     "odd size": (r"size = \d+", "size = 65", "[data] size = 65: must be a multiple of 16"),
+    "odd side": (r"size = \d+", "size = [64, 60]", "[data] size = 60: must be a multiple of 8, such as 64"),
+    "three sides of a slice": (r"size = \d+", "size = [64, 64, 64]", "[data] size lists 3 numbers with dims = 2"),
+    "patch beyond the grid": ("dims = 2", "dims = 2\npatch = [64, 72]", "[data] patch = [64, 72]: is larger than size"),
+    "spacing of made images": ("dims = 2", "dims = 2\nspacing = [1.0]", "[data] layout = 'phantom': made images"),
+    "private AdamW": ("[privacy]", '[training]\noptimizer = "adamw"\n[privacy]', "[training] optimizer = 'adamw' with"),
+    "private batch": ("[privacy]", "[training]\nbatch = 8\n[privacy]", "[training] batch = 8 with mechanism = 'local'"),
+    "flips of no axis": ("[privacy]", "[training]\ntest_flips = true\n[privacy]", "[training] test_flips: mirror names"),
+    "axis twice": ("[privacy]", '[training]\nmirror = ["x", "x"]\n[privacy]', "[training] mirror = ['x', 'x']: an axis"),
+    "deep unet": ("[privacy]", "[training]\ndeep_supervision = true\n[privacy]", "[training] deep_supervision with"),
+    "blocks of a unet": ("[model]", "[model]\nblocks = [1, 2]", "[model] blocks goes with name = 'segresnet'"),
     "slices of a volume": ("dims = 2", "dims = 3", "[data] slices_per_patient: with dims = 3"),
     "text for a number": (r"rounds = \d+", 'rounds = "many"', "[study] rounds = 'many': must be a valid integer"),
     "not a number": (r"lr = [\d.]+", "lr = nan", "[study] lr = nan: must be a finite number"),
@@ -123,7 +133,28 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "84ddb2c3ded217491dcdc7057464ff3b17ae90e191687b9db64bdcfa69f47f1f"
+    assert parse_study(text, "s").hash().hex() == "8355860ecf00aab76eb27afc5ce8f3eee1201c32cc46f3755cb3c8ac5beb4276"
+
+
+@pytest.mark.parametrize(
+    "field", [{"optimizer": "adamw"}, {"weight_decay": 0.1}, {"schedule": "cosine"}, {"warm_up": 3}, {"batch": 4}]
+)
+def test_fields_of_local_steps_are_refused_where_no_site_steps_by_itself(field: dict[str, object]) -> None:
+    distributed = load_study(STUDIES / "lgg-distributed.toml")
+    with pytest.raises(ConfigError, match=rf"\[training\] {next(iter(field))} = .* no site steps by itself"):
+        distributed.replace(training=field)
+
+
+def test_the_rate_grows_and_falls_by_its_place_among_all_local_steps(study: Study) -> None:
+    plain = study.replace(study={"rounds": 4, "local_steps": 5, "lr": 2.0})
+    assert [plain.terms.rate(number, 1) for number in (1, 4, 9)] == [2.0] * 3
+    terms = plain.replace(training={"schedule": "cosine", "warm_up": 3}).terms
+    rates = [terms.rate(number, step) for number in range(1, 5) for step in range(1, 6)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.5])
+    assert rates[3] == max(rates) <= 2.0
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert terms.rate(9, 2) == rates[-1] > 0  # after burned rounds
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -15,7 +15,9 @@ from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError
 from fedseg.evaluation import evaluate, overall_mean, structure_means
 from fedseg.ledger import Ledger
-from fedseg.models import NETWORKS, Network, build_model
+from fedseg.models import build_model
+from fedseg.models.network import Network
+from fedseg.models.table import NETWORKS
 from fedseg.study import Study
 from fedseg.tasks import table
 from fedseg.tasks.segmentation import Segmentation
