@@ -9,7 +9,7 @@ from monai.networks.nets import AttentionUnet
 from safetensors.torch import save_file
 
 from fedseg.errors import ConfigError, UnsupportedModelError
-from fedseg.models import building, build_model, check_model, load_model, metadata_of, save_model, study_of
+from fedseg.models import build_model, building, check_model, load_model, metadata_of, save_model, study_of
 from fedseg.models.network import Network
 from fedseg.models.table import NETWORKS
 from fedseg.privacy.dpsgd import summed
@@ -63,7 +63,7 @@ def test_a_network_goes_through_a_file_and_gives_a_gradient_of_each_patient(
 
 
 def test_a_grid_that_the_network_cannot_halve_is_refused(study: Study) -> None:
-    with pytest.raises(ConfigError, match=r"\[data\] size or patch = 40: network 'dynunet' .* multiples of 16; choose 48"):
+    with pytest.raises(ConfigError, match=r"\[data\] size or patch = 40: network 'dynunet' .* of 16; choose 48"):
         build_model(study.replace(model={"name": "dynunet", "channels": [4] * 5}, data={"size": [40, 48]}))
 
 
