@@ -18,9 +18,12 @@ def _segresnet(study: Study, outputs: int, widths: Widths) -> torch.nn.Module:
     blocks = study.model.blocks or BLOCKS
     given = {**ends(study, outputs), "init_filters": widths[0], "norm": ("GROUP", {"num_groups": GROUPS})}
     given |= {"blocks_down": blocks, "blocks_up": (1,) * (len(blocks) - 1)}
+    network: torch.nn.Module
     if study.training.deep_supervision:
-        return SegResNetDS(**given, dsdepth=min(SUPERVISED, len(blocks) - 1))
-    return SegResNet(**given)
+        network = SegResNetDS(**given, dsdepth=min(SUPERVISED, len(blocks) - 1))
+    else:
+        network = SegResNet(**given)
+    return network
 
 
 def _factor(study: Study, widths: Widths) -> int:
