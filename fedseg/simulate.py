@@ -25,7 +25,16 @@ from fedseg.data.layouts.table import layout_of
 from fedseg.data.roles import FOLDER as ROLES
 from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
-from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
+from fedseg.evaluation import (
+    assess,
+    dice_table,
+    evaluate,
+    mean_interval,
+    measure_tables,
+    overall_mean,
+    ranked,
+    structure_means,
+)
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.ledger import Ledger
@@ -247,7 +256,7 @@ class _Simulation:
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
         self.folder.emit(study_event(self.study, self.parameters, secure=secure))
-        scores = evaluate(self.model, self.cohort, self.study)
+        scores = assess(self.model, self.cohort, self.study)
         self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
         self._checkpoint()
 
@@ -375,12 +384,12 @@ class _Simulation:
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
-        scores = evaluate(self.model, self.cohort, self.study)
+        scores = assess(self.model, self.cohort, self.study)
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
-        table = dice_table(scores, trained, self.study)
+        table, others = dice_table(scores, trained, self.study), measure_tables(scores, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason)
+        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason, others)
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
         return self.folder.complete(metrics, ranked(scores))

@@ -352,6 +352,9 @@ class ReportSection(Section):
     share_metrics: bool = Field(
         default=False, description="sites send the Dice of their held-out patients; not covered by epsilon"
     )
+    tolerance: Positive = Field(
+        default=2.0, description="millimetres that a surface may be off in normalised surface Dice (NSD)"
+    )
 
 
 class RunSection(Section):
