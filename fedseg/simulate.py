@@ -128,6 +128,11 @@ def trainable_alone(study: Study) -> None:
             f"--alone with mechanism = '{study.privacy.mechanism}': one site has its share of the noise only, which "
             "protects too little; compare with --set privacy.mechanism=local"
         )
+    if study.federation.participation:
+        raise ConfigError(
+            f"--alone with participation = {study.federation.participation}: a site that is alone is in every round, "
+            "and its noise is planned for fewer; compare with --set federation.participation=0"
+        )
 
 
 def chargeable(study: Study) -> None:
@@ -283,10 +288,15 @@ class _Simulation:
                     raise
         return self._finish(reason)
 
+    def _drawn(self) -> list[str]:
+        """Who is in the next round."""
+        chosen = self.study.in_round(self.aggregator.number)
+        return [site for site in self.sites if site in chosen]
+
     def _charged(self) -> list[str]:
         """Charge the next whole round at every site; a site whose budget it would pass has left."""
         staying = []
-        for site in self.sites:
+        for site in self._drawn():
             try:
                 charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:

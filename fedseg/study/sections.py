@@ -27,6 +27,7 @@ def _shown(text: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
 Side = Annotated[int, Field(ge=16, le=512)]
@@ -279,6 +280,42 @@ class TrainingSection(Section):
             raise ValueError(
                 "test_flips: mirror names no axis along which images may be flipped; name some, such as ['x']"
             )
+
+
+class FederationSection(Section):
+    """`[federation]`: what every party makes of the mean of the updates, and which sites are in a round."""
+
+    algorithm: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = Field(
+        default="fedavg", description="how sites learn together: see the page Algorithms"
+    )
+    server_lr: Positive | None = Field(
+        default=None, description="what the step of all is multiplied by; none is 1, with 'fedadam' and 'fedyogi' 0.01"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="'fedavgm': share of the last round's step that stays")
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.99), description="'fedadam' and 'fedyogi': share of either moment that stays in a round"
+    )
+    adaptivity: Positive = Field(
+        default=1e-3,
+        description="'fedadam' and 'fedyogi': added to each value's usual size, so that small ones stay so",
+    )
+    corrected: bool = Field(
+        default=False, description="'fedadam': the noise's own variance, which is public, is not taken for usual size"
+    )
+    proximal: float = Field(
+        default=0.0, ge=0, description="'fedprox': how strongly a site's steps are pulled back to the round's weights"
+    )
+    participation: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="sites of a round, by a public draw that is the same at every party; 0 for all"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if (self.algorithm == "fedprox") != (self.proximal > 0):
+            wish = "add it, such as 0.1" if self.algorithm == "fedprox" else "remove it"
+            raise ValueError(f"proximal above 0 goes with algorithm = 'fedprox' and nothing else; {wish}")
+        if self.corrected and self.algorithm != "fedadam":
+            raise ValueError("corrected goes with algorithm = 'fedadam' and nothing else; remove it")
         return self
 
 
