@@ -280,6 +280,7 @@ class TrainingSection(Section):
             raise ValueError(
                 "test_flips: mirror names no axis along which images may be flipped; name some, such as ['x']"
             )
+        return self
 
 
 class FederationSection(Section):

@@ -163,7 +163,6 @@ def test_the_rate_grows_and_falls_by_its_place_among_all_local_steps(study: Stud
     assert rates[10] == pytest.approx(1.0)
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert terms.rate(9, 2) == rates[-1] > 0  # after burned rounds
-    assert parse_study(text, "s").hash().hex() == "d156ff7c546ef95274a9af78fd4e344628ad697f1c6bcefffaab7ae554a23634"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
