@@ -16,16 +16,23 @@ from secagg.prg import Stream
 
 
 def build_model(study: Study) -> torch.nn.Module:
-    """The study's network: (k, C, *size) float32 to the task's outputs, with segmentation (k, structures + 1, *size).
+    """The study's network: (k, C, *size) float32 to the task's outputs.
 
+    With segmentation these are (k, structures + 1, *size), with classification (k, classes).
     Every party builds the same initial weights: they depend on the study's name, network and `seed` only. With deep
     supervision a network in training gives a list: the same at full size, and at half, quarter, ... of it.
 
     Raises:
-        ConfigError: the channels or the grid do not fit the network.
+        ConfigError: the channels or the grid do not fit the network, or the network does not do the study's task.
         UnsupportedModelError: a layer mixes patients.
     """
     network = NETWORKS[study.model.name]
+    if network.task != study.study.task:
+        fit = " or ".join(repr(name) for name, other in NETWORKS.items() if other.task == study.study.task)
+        raise ConfigError(
+            f"[model] name = '{study.model.name}' does {network.task}, and this study asks for "
+            f"{study.study.task}; use {fit}"
+        )
     widths = study.model.channels or network.channels
     if any(width % GROUPS for width in widths):
         raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")

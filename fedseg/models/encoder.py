@@ -2,24 +2,12 @@
 
 import torch
 from monai.networks.nets import FlexibleUNet
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg.errors import ConfigError
-from fedseg.models.network import GROUPS, NORM, Network, Widths, ends
+from fedseg.models.network import NORM, Network, Widths, ends, with_group_norm
 from fedseg.study import Study
 
 LEVELS = 5
-
-
-def with_group_norm(model: nn.Module) -> nn.Module:
-    """The same network, changed: each BatchNorm becomes a fresh GroupNorm."""
-    for name, layer in model.named_children():
-        if isinstance(layer, _BatchNorm):
-            setattr(model, name, nn.GroupNorm(GROUPS, layer.num_features))
-        else:
-            with_group_norm(layer)
-    return model
 
 
 def _unet_resnet18(study: Study, outputs: int, widths: Widths) -> torch.nn.Module:

@@ -19,7 +19,7 @@ METADATA = "fedseg"
 
 def metadata_of(study: Study) -> dict[str, str]:
     """What a model file says about itself: the study's hash, structures and TOML text."""
-    return {"study_hash": study.hash().hex(), "structures": ",".join(study.structures), "study": study.toml()}
+    return {"study_hash": study.hash().hex(), "structures": ",".join(study.names), "study": study.toml()}
 
 
 def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -72,6 +72,6 @@ def study_of(path: Path, given: Study | None = None) -> Study:
         return given
     own = parse_study(metadata["study"], str(path))
     if given is not None and given.hash() != own.hash():
-        said = f"'{own.study.name}' with {', '.join(own.structures)}"
+        said = f"'{own.study.name}' with {', '.join(own.names)}"
         raise ConfigError(f"{path}: was trained with another study than the one given: {said}; leave --study away")
     return own

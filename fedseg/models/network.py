@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedseg.study import Study
 
@@ -24,13 +25,25 @@ class Network:
             features do not fit.
         channels: its own features.
         factor: of which every side of what it sees is a multiple.
+        task: that it does.
     """
 
     make: Callable[[Study, int, Widths], torch.nn.Module]
     channels: Widths
     factor: Callable[[Study, Widths], int] = lambda study, widths: 1
+    task: str = "segmentation"
 
 
 def ends(study: Study, outputs: int) -> dict[str, Any]:
     """What every network of MONAI is told: dimensions, and its two ends."""
     return {"spatial_dims": study.data.dims, "in_channels": study.in_channels, "out_channels": outputs}
+
+
+def with_group_norm(model: torch.nn.Module) -> torch.nn.Module:
+    """The same network, changed: each BatchNorm becomes a fresh GroupNorm."""
+    for name, layer in model.named_children():
+        if isinstance(layer, _BatchNorm):
+            setattr(model, name, torch.nn.GroupNorm(GROUPS, layer.num_features))
+        else:
+            with_group_norm(layer)
+    return model

@@ -1,5 +1,6 @@
 """Every network by `[model] name`; a new one is one more file and one more line here."""
 
+from fedseg.models.classifiers import CNN_SMALL, RESNET18
 from fedseg.models.dynunet import DYNUNET
 from fedseg.models.encoder import UNET_RESNET18
 from fedseg.models.monet import MONET
@@ -14,4 +15,6 @@ NETWORKS: dict[str, Network] = {
     "dynunet": DYNUNET,
     "monet": MONET,
     "unet-resnet18": UNET_RESNET18,
+    "cnn-small": CNN_SMALL,
+    "resnet18": RESNET18,
 }

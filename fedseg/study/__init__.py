@@ -78,6 +78,8 @@ class Study(Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        if self.study.task == "classification" and self.data.dims == 3:
+            raise ValueError("[data] dims = 3 with [study] task = 'classification': pictures are classified; set 2")
         made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
         if made and set(self.data.normalisation) != {"percentiles"}:
             said = f"{made} = 'phantom': made images are normalised by percentiles"
@@ -106,8 +108,13 @@ class Study(Section):
 
     @property
     def structures(self) -> list[str]:
-        """Names of label values 1, 2, ...; 0 is background."""
+        """Names of label values 1, 2, ...; 0 is background. Of label maps only: see `names`."""
         return list(self.study.structures)
+
+    @property
+    def names(self) -> list[str]:
+        """What a patient is scored on, in the study's order: structures, or classes."""
+        return list(self.study.names)
 
     def labels_of(self, site: str) -> Labels:
         """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""

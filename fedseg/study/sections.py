@@ -62,9 +62,24 @@ class StudySection(Section):
     """`[study]`: what is trained, and for how long."""
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
-    task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
+    task: Literal["segmentation", "classification"] = Field(
+        default="segmentation",
+        description="what is asked of an image: an outline of each structure, or which class it is of",
+    )
     structures: tuple[Label, ...] = Field(
-        min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
+        default=(),
+        max_length=254,
+        description="names of the label values 1, 2, ... in this order; 0 is background; only with 'segmentation'",
+    )
+    classes: tuple[Label, ...] = Field(
+        default=(),
+        max_length=254,
+        description="names of the classes, in this order; an image is of one; only with 'classification'",
+    )
+    class_weights: tuple[Positive, ...] = Field(
+        default=(),
+        description="what an image of each class counts in the loss, public constants and not counted from data; "
+        "[] for 1 each",
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
     spare_rounds: Annotated[int, Field(ge=0)] = Field(
@@ -81,10 +96,28 @@ class StudySection(Section):
         description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
     )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an image is scored on: its structures or its classes."""
+        return self.structures or self.classes
+
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.structures)) != len(self.structures):
-            raise ValueError("structures: two have the same name; give every label value its own")
+    def _named(self) -> Self:
+        mine, other = ("structures", "classes") if self.task == "segmentation" else ("classes", "structures")
+        fields = type(self).model_fields
+        if getattr(self, other):
+            raise ValueError(f"{other} goes with another task than '{self.task}'; remove it, or correct task")
+        if not self.names:
+            raise ValueError(f"{mine} is missing; add {mine}: {fields[mine].description}")
+        if len(set(self.names)) != len(self.names):
+            each = "label value" if mine == "structures" else "class"
+            raise ValueError(f"{mine}: two have the same name; give every {each} its own")
+        if self.task == "classification" and len(self.classes) < 2:
+            raise ValueError("classes lists one: there is nothing to tell apart; add the other, such as 'normal'")
+        if len(self.class_weights) not in (0, len(self.classes)):
+            raise ValueError(
+                f"class_weights lists {len(self.class_weights)} numbers and classes {len(self.classes)}; give one each"
+            )
         return self
 
 
@@ -211,8 +244,8 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and where it starts."""
 
-    name: Literal["unet-small", "unet", "segresnet", "dynunet", "monet", "unet-resnet18"] = Field(
-        default="unet-small", description="the network; small ones bear noise better: see Networks"
+    name: Literal["unet-small", "unet", "segresnet", "dynunet", "monet", "unet-resnet18", "cnn-small", "resnet18"] = (
+        Field(default="unet-small", description="the network; small ones bear noise better; the last two classify")
     )
     channels: tuple[Count, ...] = Field(
         default=(), max_length=6, description="features per level; [] for the network's own"

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.models import build_model, building, check_model, load_model, metadata_of, save_model, study_of
 from fedseg.models.network import Network
-from fedseg.models.table import NETWORKS
+from fedseg.models.table import NETWORKS as ALL
 from fedseg.privacy.dpsgd import summed
 from fedseg.study import Study, load_study
 from fedseg.update import assign, flatten, model_hash
 
+NETWORKS = [name for name, network in ALL.items() if network.task == "segmentation"]
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
