@@ -156,7 +156,7 @@ def _with_payers(ledger: Ledger, entry: Entry, caps: Sequence[Cap]) -> Entry:
         return all(cap.spent(events) <= cap.epsilon for cap in caps)
 
     payers.staying = frozenset(patient for patient in payers.training if may(patient))
-    return entry.model_copy(update={"patients": payers.keep(payers.staying)})
+    return entry.model_copy(update={"patients": payers.keep(payers.staying | payers.unsaid)})
 
 
 def charge_metrics(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
