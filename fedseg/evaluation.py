@@ -1,34 +1,48 @@
-"""How good a model is: Dice on held-out patients, their means and intervals, each with its n.
+"""How good a model is: measures on held-out patients, their means and intervals, each with its n.
 
+While a model is trained its Dice is computed on the working grid, which is cheap (`evaluate`). What is said of it in
+the end is computed on the grid of each patient's own label map (`assess`).
 Shared by the simulation, the coordinator and a site. Figures of several sites are sums over patients, never means of
 site means; a figure of nobody is None.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, SiteData
-from fedseg.metrics import bootstrap, by_patient
+from fedseg.data.layouts.table import layout_of
+from fedseg.metrics import Measure, bootstrap, by_patient
 from fedseg.predict import predict
-from fedseg.records import Dice, Grid, Interval, SiteDice
+from fedseg.records import Dice, Grid, Interval, Measured, SiteDice, SiteMeasure
 from fedseg.runfolder import Picture
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
+from fedseg.tasks.task import Task
 
 BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Dice of one model: by site, held-out patients and their (patients, structures) scores, NaN where undefined."""
+    """Scores of one model: by site, held-out patients and their (patients, structures) values, NaN where undefined.
+
+    Attributes:
+        patients: sorted.
+        values: Dice, or what the task calls `measure`.
+        examples: that of a case over its structures, the case, and what the model says of it on the working grid.
+        others: the task's other measures by name, as `values`.
+        final: whether they are of each case's own file, where it has one.
+    """
 
     patients: Mapping[str, Sequence[str]]
     values: Mapping[str, NDArray[np.float64]]
     examples: tuple[tuple[float, Case, NDArray[np.uint8]], ...] = ()
+    others: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    final: bool = False
 
     def pooled(self) -> NDArray[np.float64]:
         """All patients of all sites: sums over sites, never means of site means."""
@@ -36,20 +50,46 @@ class Scores:
 
 
 def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Study) -> Scores:
-    """Dice on every held-out patient, on the study's working grid."""
+    """Dice on every held-out patient, on the study's working grid: cheap enough for every round."""
     task = task_of(study)
-    patients, values, examples = {}, {}, []
+
+    def one(case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        prediction = predict(model, case, study)
+        return prediction, task.score(prediction, case)[None]
+
+    return _scores(one, cohort, task, task.measures[:1])
+
+
+def assess(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Study) -> Scores:
+    """Every measure of the task on every held-out patient, on the grid of the patient's own file."""
+    task = task_of(study)
+    return replace(_scores(lambda case: task.measured(model, case), cohort, task, task.measures), final=True)
+
+
+def _scores(
+    judged: Callable[[Case], tuple[NDArray[np.uint8], NDArray[np.float64]]],
+    cohort: Mapping[str, SiteData],
+    task: Task,
+    measures: Sequence[Measure],
+) -> Scores:
+    """Of every held-out patient, what `judged` gives of a case: a prediction, and (measures, names) values."""
+    patients: dict[str, list[str]] = {}
+    values: list[dict[str, NDArray[np.float64]]] = [{} for _ in measures]
+    examples = []
     for site, data in cohort.items():
-        scores = []
+        scores: list[NDArray[np.float64]] = []
         for case in data.test:
-            prediction = predict(model, case, study)
-            scores.append(task.score(prediction, case))
-            if not np.isnan(scores[-1]).all():
-                examples.append((float(np.nanmean(scores[-1])), case, prediction))
+            prediction, found = judged(case)
+            scores.append(found)
+            if not np.isnan(found[0]).all():
+                examples.append((float(np.nanmean(found[0])), case, prediction))
         names = [case.patient for case in data.test]
         patients[site] = sorted(set(names))
-        values[site] = by_patient(names, scores) if scores else np.empty((0, len(task.names)))
-    return Scores(patients, values, tuple(sorted(examples, key=lambda example: example[0])))
+        for place, of_measure in enumerate(values):
+            rows = [found[place] for found in scores]
+            of_measure[site] = by_patient(names, rows) if rows else np.empty((0, len(task.names)))
+    others = {measure.name: found for measure, found in zip(measures[1:], values[1:], strict=True)}
+    return Scores(patients, values[0], tuple(sorted(examples, key=lambda example: example[0])), others)
 
 
 def interval(values: NDArray[np.float64]) -> Interval | None:
@@ -91,36 +131,63 @@ def ranked(scores: Scores) -> list[Picture]:
 
 def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> Dice:
     """Dice overall and by site, each with interval and n; a site without held-out patients has none."""
-
-    def by_structure(values: NDArray[np.float64]) -> dict[str, Interval | None]:
-        return {name: interval(column) for name, column in zip(task_of(study).names, values.T, strict=True)}
-
     pooled = scores.pooled()
     return Dice(
         grid=_grid(scores, study),
-        overall=by_structure(pooled),
+        overall=_by_structure(pooled, study),
         mean=mean_interval(pooled),
         sites={
             site: SiteDice(
                 n_train=trained.get(site),
                 n_test=len(scores.patients[site]),
                 mean=mean_interval(values),
-                structures=by_structure(values),
+                structures=_by_structure(values, study),
             )
             for site, values in scores.values.items()
         },
     )
 
 
+def measure_tables(scores: Scores, study: Study) -> dict[str, Measured]:
+    """The task's other measures, as `dice_table`."""
+    dice, found = scores.pooled(), {}
+    for measure in task_of(study).measures[1:]:
+        if (values := scores.others.get(measure.name)) is None:
+            continue
+        pooled = np.concatenate(list(values.values()))
+        lacking = (~np.isnan(dice) & np.isnan(pooled)).sum(axis=0)
+        found[measure.name] = Measured(
+            unit=measure.unit,
+            tolerance=measure.tolerance,
+            overall=_by_structure(pooled, study),
+            mean=mean_interval(pooled),
+            sites={
+                site: SiteMeasure(mean=mean_interval(rows), structures=_by_structure(rows, study))
+                for site, rows in values.items()
+            },
+            undefined={name: int(n) for name, n in zip(task_of(study).names, lacking, strict=True) if n},
+        )
+    return found
+
+
+def _by_structure(values: NDArray[np.float64], study: Study) -> dict[str, Interval | None]:
+    return {name: interval(column) for name, column in zip(task_of(study).names, values.T, strict=True)}
+
+
 def _grid(scores: Scores, study: Study) -> Grid:
     """Where Dice was computed, and how wide its voxels are over the cases that have one."""
     cases = [case for _, case, _ in scores.examples]
     stacked = study.data.dims == 2
+    files = [case.original.spacing for case in cases if case.original is not None] if scores.final else []
+    if files:
+        widths = [mm for spacing in files for mm in spacing]
+        return Grid(size=study.data.size, dims=study.data.dims, where="file", spacing=(min(widths), max(widths)))
     inside = [mm for case in cases for axis, mm in enumerate(case.spacing) if not stacked or axis != case.slice_axis]
     apart = [case.spacing[case.slice_axis] for case in cases] if stacked else []
     return Grid(
         size=study.data.size,
         dims=study.data.dims,
+        where="working" if layout_of(study).needs_folder else "made",
         spacing=(min(inside), max(inside)) if inside else None,
         apart=(min(apart), max(apart)) if apart else None,
     )

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case
+from fedseg.data.grid import likeliest_on
 from fedseg.data.layouts.channels import plain
 from fedseg.data.layouts.dicom import chosen_series
 from fedseg.data.layouts.files import NIFTI, joined, listed, read_image, without_ending
@@ -113,7 +112,7 @@ def predict_asked(model: torch.nn.Module, asked: Asked, study: Study) -> tuple[C
     scores = Segmentation(study).probabilities(model, case)
     if not np.isfinite(scores).all():
         raise CaseError(name, "the model's answer is no number; it was trained on other intensities or is damaged")
-    labels = _on_grid(scores, case, image.shape, image.affine)
+    labels = likeliest_on(scores, case.affine, image.shape, image.affine)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(asked.output) as beside:
         if asked.output.name.endswith(DICOM):
@@ -160,20 +159,3 @@ def _refuse_inputs(output: Path, inputs: Sequence[Path], source: Path) -> None:
         raise ConfigError(f"{output}: is an image to be segmented, and would be lost; write elsewhere")
     if output.is_file() and source.is_dir() and output.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{output}: is there already, in the folder of the images; write elsewhere")
-
-
-def _on_grid(
-    scores: NDArray[np.float32], case: Case, shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> NDArray[np.uint8]:
-    """Label values on the file's grid; outside the working grid's field of view there is only background.
-
-    One label after the other: all of them on a large scan would not fit into memory.
-    """
-    back = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
-    labels, best = np.zeros(shape, np.uint8), np.full(shape, -np.inf, np.float32)
-    for value, one in enumerate(scores):
-        source = MetaTensor(torch.from_numpy(one[None]), affine=torch.from_numpy(case.affine))
-        likely = back(source, dst_affine=torch.from_numpy(affine), spatial_size=shape).numpy()[0]
-        better = likely > best
-        labels[better], best[better] = value, likely[better]
-    return labels

@@ -25,7 +25,7 @@ class Record(BaseModel):
 
 
 class Interval(Record):
-    """Mean Dice over `n` patients with its 95 % bootstrap interval."""
+    """Mean of a measure over `n` patients with its 95 % bootstrap interval."""
 
     mean: float
     low: Number = None
@@ -81,15 +81,19 @@ class SiteDice(Record):
 
 
 class Grid(Record):
-    """Where Dice was computed: `size` pixels (2D) or voxels (3D) a side.
+    """Where Dice was computed.
 
     Attributes:
+        size: of the working grid, pixels (2D) or voxels (3D) a side.
+        dims: of the study.
+        where: "file", on which each label map was drawn; "working", or "made" where patients are made on that.
         spacing: smallest and largest width in millimetres over the cases, in the slice (2D) or on any axis (3D).
         apart: the same between slices (2D).
     """
 
     size: int
     dims: int
+    where: Words = "working"
     spacing: tuple[float, float] | None = None
     apart: tuple[float, float] | None = None
 
@@ -103,8 +107,32 @@ class Dice(Record):
     sites: dict[Words, SiteDice] = {}
 
 
+class SiteMeasure(Record):
+    """One measure at one site."""
+
+    mean: MaybeInterval = None
+    structures: dict[Words, MaybeInterval] = {}
+
+
+class Measured(Record):
+    """One measure over all test patients and site by site, on the grid of `Metrics.dice`.
+
+    Attributes:
+        unit: of its values, "mm" or none.
+        tolerance: millimetres that a surface may be off.
+        undefined: patients by structure who have a Dice and not this: truth or prediction lacks the structure.
+    """
+
+    unit: Words = ""
+    tolerance: Number = None
+    overall: dict[Words, MaybeInterval] = {}
+    mean: MaybeInterval = None
+    sites: dict[Words, SiteMeasure] = {}
+    undefined: dict[Words, int] = {}
+
+
 class Validated(Record):
-    """Mean Dice per structure after a round, and what the site that has spent most has spent."""
+    """Mean Dice per structure on the working grid after a round, and what the site that has spent most has spent."""
 
     round: int
     dice: dict[Words, Number] = {}
@@ -160,6 +188,7 @@ class Metrics(Record):
     privacy: Privacy | None = None
     charged_for_life: bool | None = None
     dice: Dice = Dice()
+    measures: dict[Words, Measured] = {}
     baselines: dict[Words, MaybeInterval] = {}
     history: list[SerializeAsAny[Validated]] = []
     protocol: Protocol

@@ -25,7 +25,16 @@ from fedseg.data.layouts.table import layout_of
 from fedseg.data.roles import FOLDER as ROLES
 from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
-from fedseg.evaluation import dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
+from fedseg.evaluation import (
+    assess,
+    dice_table,
+    evaluate,
+    mean_interval,
+    measure_tables,
+    overall_mean,
+    ranked,
+    structure_means,
+)
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.ledger import Ledger
@@ -118,6 +127,11 @@ def trainable_alone(study: Study) -> None:
         raise ConfigError(
             f"--alone with mechanism = '{study.privacy.mechanism}': one site has its share of the noise only, which "
             "protects too little; compare with --set privacy.mechanism=local"
+        )
+    if study.federation.participation:
+        raise ConfigError(
+            f"--alone with participation = {study.federation.participation}: a site that is alone is in every round, "
+            "and its noise is planned for fewer; compare with --set federation.participation=0"
         )
 
 
@@ -247,7 +261,7 @@ class _Simulation:
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
         self.folder.emit(study_event(self.study, self.parameters, secure=secure))
-        scores = evaluate(self.model, self.cohort, self.study)
+        scores = assess(self.model, self.cohort, self.study)
         self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
         self._checkpoint()
 
@@ -274,10 +288,15 @@ class _Simulation:
                     raise
         return self._finish(reason)
 
+    def _drawn(self) -> list[str]:
+        """Who is in the next round."""
+        chosen = self.study.in_round(self.aggregator.number)
+        return [site for site in self.sites if site in chosen]
+
     def _charged(self) -> list[str]:
         """Charge the next whole round at every site; a site whose budget it would pass has left."""
         staying = []
-        for site in self.sites:
+        for site in self._drawn():
             try:
                 charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:
@@ -375,12 +394,12 @@ class _Simulation:
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
-        scores = evaluate(self.model, self.cohort, self.study)
+        scores = assess(self.model, self.cohort, self.study)
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
-        table = dice_table(scores, trained, self.study)
+        table, others = dice_table(scores, trained, self.study), measure_tables(scores, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason)
+        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason, others)
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
         return self.folder.complete(metrics, ranked(scores))

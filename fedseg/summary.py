@@ -11,11 +11,15 @@ from fedseg.budget.achieved import achieved
 from fedseg.budget.explain import guarantee_of
 from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
-from fedseg.records import Dice, Metrics, Privacy, Protocol
+from fedseg.records import Dice, Measured, Metrics, Privacy, Protocol
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
 
 PACKAGES = ("secagg", "torch", "monai", "numpy", "cryptography", "dp-accounting")
+
+
+STARTS = ("untrained", "zero-shot, before any training here")
+"""What the model is called before the first round: of fresh weights, and of any other start."""
 
 
 def versions() -> dict[str, str]:
@@ -24,8 +28,8 @@ def versions() -> dict[str, str]:
 
 
 def before_training(study: Study) -> str:
-    """What the model is called before the first round."""
-    return "untrained" if study.model.start == "scratch" else "zero-shot, before any training here"
+    """What this study's model is called before the first round: one of `STARTS`."""
+    return STARTS[study.model.start != "scratch"]
 
 
 def study_event(study: Study, parameters: int, *, secure: bool, party: str = "") -> StudyStarted:
@@ -93,7 +97,13 @@ def privacy_claim(
 
 
 def metrics_of(
-    folder: RunFolder, parameters: int, command: str, table: Dice, per_site: Mapping[str, float], reason: str
+    folder: RunFolder,
+    parameters: int,
+    command: str,
+    table: Dice,
+    per_site: Mapping[str, float],
+    reason: str,
+    measures: Mapping[str, Measured] | None = None,
 ) -> Metrics:
     """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
@@ -114,6 +124,7 @@ def metrics_of(
         mechanism=study.privacy.mechanism,
         privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values())),
         dice=table,
+        measures=dict(measures or {}),
         baselines=tally.baselines,
         history=tally.history,
         protocol=Protocol(

@@ -65,14 +65,18 @@ class _Steps(Unsent):
         model: where the steps begin; its trained parameters are set anew after each step, so that gradients follow.
         lr: learning rate.
         momentum: share of the last step's velocity that is kept.
+        pull: factor of the way back to the start, which is added to each gradient; see `Algorithm.pull`.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, momentum: float) -> None:
+    def __init__(self, model: torch.nn.Module, lr: float, momentum: float, pull: float = 0.0) -> None:
         self._parameters = list(model.parameters())
         self._start = [parameter.detach().clone() for parameter in self._parameters]
         self._now = [start.clone() for start in self._start]
         pairs = zip(self._parameters, self._now, strict=True)
         self._trained = [now for parameter, now in pairs if parameter.requires_grad]
+        starts = zip(self._parameters, self._start, strict=True)
+        self._begun = [start for parameter, start in starts if parameter.requires_grad]
+        self._pull = pull
         self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
 
     @property
@@ -83,8 +87,10 @@ class _Steps(Unsent):
 
     def _move(self, gradient: torch.Tensor) -> None:
         sizes = [values.numel() for values in self._trained]
-        for values, piece in zip(self._trained, torch.split(gradient, sizes), strict=True):
+        for values, begun, piece in zip(self._trained, self._begun, torch.split(gradient, sizes), strict=True):
             values.grad = piece.view_as(values)
+            if self._pull:
+                values.grad = values.grad + self._pull * (values - begun)
         self._optimiser.step()
         with torch.no_grad():
             for parameter, now in zip(self._parameters, self._now, strict=True):

@@ -67,6 +67,15 @@ def model_hash(arrays: Arrays, *about: str) -> bytes:
     return digest("federated-model", list(about), described)
 
 
+def values_hash(arrays: Arrays) -> bytes:
+    """H over a model's names, shapes and values as float64, 32 bytes: frameworks turn whole numbers into floats."""
+    described = [
+        [name, list(array.shape), hashlib.sha256(np.ascontiguousarray(array, np.float64).data).digest()]
+        for name, array in sorted(arrays.items())
+    ]
+    return digest("federated-values", described)
+
+
 def values_for(
     layout: Layout, arrays: Arrays, weight: float, metrics: Mapping[str, float], base: Arrays | None = None
 ) -> dict[str, Any]:

@@ -7,25 +7,30 @@ Adapters read everything from here:
     NAME.signing      this party's own key, as `secagg keygen` wrote it
     marks.sqlite      of a site: the marks of its data set
     live.snapshot     of a site between two messages: its secrets of one attempt, sealed (`secagg.snapshot`)
+    model.npz         of a site, where updates are not private on their own: the global model that it trained last
+    next.json         the same: what the model after that is, computed by the site
     book.json         of the server: which round is next
     transcripts/      of the server, where updates are not private on their own
+    evaluation/       the last five, of sums of evaluations
 
 Must never: take any of it from a server, or from code that a server ships.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from secagg import wire
 from secagg.book import RoundBook
 from secagg.context import RoundContext
-from secagg.driver import ClientAction, ClientDriver, Failed, ServerDriver
+from secagg.driver import ClientAction, ClientDriver, Completed, Failed, ServerDriver
 from secagg.encoding import digest
 from secagg.errors import ConfigError, InconsistentViewError, ProtocolError
+from secagg.federated import METRICS, WEIGHT, Arrays
+from secagg.field import Field
 from secagg.files import (
     Federation,
     federation_text,
@@ -35,6 +40,7 @@ from secagg.files import (
     read_federation,
     secret_text,
 )
+from secagg.following import Following
 from secagg.keys import SigningKey
 from secagg.layout import Layout
 from secagg.messages import Receipt, RoundStart
@@ -43,7 +49,7 @@ from secagg.prg import Executor
 from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
 from secagg.text import read_text
-from secagg.toml import from_toml
+from secagg.toml import from_toml, to_toml
 from secagg.transcript_files import Recorder
 from secagg.writing import PRIVATE, write_new, write_whole
 
@@ -54,12 +60,13 @@ FEDERATION, POLICY, MARKS, BOOK, TRANSCRIPTS = (
     "book.json",
     "transcripts",
 )
-LIVE = "live.snapshot"
+LIVE, EVALUATION = "live.snapshot", "evaluation"
 SERVER = "server"
 """Name of the server's key, and of its folder in a trial."""
 
 
 _TWICE = "the server wants a second sum on a model that this site has trained and seen added up; agree on a new run"
+_OTHER = "the server sent another model or config than the one that it opened the round for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,24 +78,38 @@ class Task:
             transcript of a round before it joins the next (C-05).
         changes: whether sites send what training changed; otherwise whole weights.
         weighted_by: name of the metric that is a site's weight.
-        evaluate: what a site answers where the server asks it to evaluate: "refuse", nothing, or "clear", its metrics.
+        next: what the next model is: "mean", the last one and the mean of the sum, which each site computes and demands
+            where updates are not private; or "server", whatever the server makes of it, which no site can check.
+        evaluate: what a site answers where the server asks it to evaluate: "refuse", nothing; "sum", its metrics, in a
+            sum of their own; "clear", its metrics for the server to read.
+        evaluation: name and clip range of each metric of an evaluation, for "sum".
     """
 
     private: bool = False
     changes: bool = True
     weighted_by: str = "num-examples"
+    next: str = "mean"
     evaluate: str = "refuse"
+    evaluation: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if not isinstance(getattr(self, field.name), type(field.default)):
-                raise ConfigError(f"[task] {field.name}: must be a {type(field.default).__name__}")
-        if self.evaluate not in ("refuse", "clear"):
-            raise ConfigError(f'[task] evaluate = "{self.evaluate}": must be "refuse" or "clear"')
+        for each in fields(self):
+            if each.name != EVALUATION and not isinstance(getattr(self, each.name), type(each.default)):
+                raise ConfigError(f"[task] {each.name}: must be a {type(each.default).__name__}")
+        if not isinstance(self.evaluation, Mapping):
+            raise ConfigError("[task.evaluation]: must be a table of a clip range for each metric")
+        if self.next not in ("mean", "server"):
+            raise ConfigError(f'[task] next = "{self.next}": must be "mean" or "server"')
+        if self.evaluate not in ("refuse", "sum", "clear"):
+            raise ConfigError(f'[task] evaluate = "{self.evaluate}": must be "refuse", "sum" or "clear"')
+        if (self.evaluate == "sum") != bool(self.evaluation):
+            raise ConfigError('[task] evaluate = "sum" and [task.evaluation] belong together: name a clip range each')
+        ranges = {name: float(bound) for name, bound in sorted(self.evaluation.items())}
+        object.__setattr__(self, "evaluation", ranges)
 
     def hash(self) -> bytes:
         """H(task), 32 bytes."""
-        return digest("federated-task", [[field.name, str(getattr(self, field.name))] for field in fields(self)])
+        return digest("federated-task", [[each.name, ascii(getattr(self, each.name))] for each in fields(self)])
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +121,8 @@ class Home:
         me: the name in the file of the own key.
         signing_key: the own key.
         federation, policy, task: what all parties pinned.
+        following: what the site knows of the next model; None where it takes any.
+        evaluates: whether these are the sums of evaluations.
     """
 
     folder: Path
@@ -108,6 +131,8 @@ class Home:
     federation: Federation
     policy: Policy
     task: Task
+    following: Following | None
+    evaluates: bool = False
 
     @classmethod
     def read(cls, folder: str | Path) -> "Home":
@@ -127,7 +152,10 @@ class Home:
         federation, policy = read_federation(folder / FEDERATION), load_policy(folder / POLICY)
         if federation.server_key != policy.server_key:
             raise ConfigError(f"{folder}: {FEDERATION} and {POLICY} name different server keys")
-        return cls(folder, me, signing_key, federation, policy, _task(folder / POLICY))
+        task = _task(folder / POLICY)
+        computes = task.next == "mean" and not task.private
+        following = Following(folder, policy, task.changes) if computes else None
+        return cls(folder, me, signing_key, federation, policy, task, following)
 
     def client(self, store: SqliteStore, executor: Executor | None = None) -> ClientDriver:
         """This site's driver.
@@ -165,7 +193,55 @@ class Home:
                     summed = marks.summed(session, self.federation.training_run, start.model_hash)
                 if summed and not self.task.private:
                     return [Failed(_TWICE, InconsistentViewError("C-23", _TWICE))]
-        return driver.receive(part)
+        actions = driver.receive(part)
+        for action in actions:
+            if isinstance(action, Completed) and self.following and not self.evaluates and driver.session:
+                self.following.concluded(action, driver.session.opened.context.model_hash)
+        return actions
+
+    def takes(self, driver: ClientDriver, model: Arrays, told: bytes) -> None:
+        """Hold the model that came with a message against this attempt and, without privacy, against the last sum.
+
+        Args:
+            driver: this site's, in the attempt that wants an update.
+            model: that came.
+            told: 32 bytes, of all that came with it, as every site computes it.
+
+        Raises:
+            InconsistentViewError: C-23, it is another one.
+        """
+        session = driver.session
+        if session is None or session.opened.context.model_hash != told:
+            raise InconsistentViewError("C-23", _OTHER)
+        if self.following is None:
+            return
+        if self.evaluates:
+            self.following.demand(model)
+        else:
+            self.following.demand(model, session.opened.context.previous_head)
+            self.following.trains(model, told)
+
+    @property
+    def evaluation(self) -> "Home":
+        """The same party in sums of evaluations: a session, a run and a book of their own, the same key and marks.
+
+        Raises:
+            ConfigError: the policy's layout has no private weight.
+        """
+        if not isinstance(weight := self.policy.fields.get(WEIGHT), Field):
+            raise ConfigError("the policy's layout has no private weight; make it with secagg.federated.layout_for")
+        metrics = {
+            f"{METRICS}/{name}": Field.floats((), clip_range=bound, value_bits=20)
+            for name, bound in self.task.evaluation.items()
+        }
+        (self.folder / EVALUATION).mkdir(mode=0o700, exist_ok=True)
+        return replace(
+            self,
+            evaluates=True,
+            folder=self.folder / EVALUATION,
+            policy=replace(self.policy, layout=Layout({WEIGHT: weight, **metrics}), length=0, bits=0),
+            federation=replace(self.federation, training_run=f"{self.federation.training_run} {EVALUATION}"),
+        )
 
     def store(self) -> SqliteStore:
         """The marks of this site's data set."""
@@ -218,7 +294,7 @@ class Home:
 
 def _task(path: Path) -> Task:
     table = from_toml(read_text(path)).get("task", {})
-    known = [field.name for field in fields(Task)]
+    known = [each.name for each in fields(Task)]
     for name in table:
         if name not in known:
             raise ConfigError(f"{path}: [task] has the unknown field {name!r}; it may have {', '.join(known)}")
@@ -227,8 +303,8 @@ def _task(path: Path) -> Task:
 
 def task_text(task: Task) -> str:
     """The table [task] of a policy file, to go behind `secagg.files.policy_text`."""
-    lines = [f"{field.name} = {json.dumps(getattr(task, field.name))}" for field in fields(task)]
-    return "\n".join(["[task]", *lines, ""])
+    table = {each.name: getattr(task, each.name) for each in fields(task)}
+    return to_toml({"task": {name: value for name, value in table.items() if value != {}}})
 
 
 def trial(folder: str | Path, sites: Sequence[str], layout: Layout, task: Task | None = None, **policy: Any) -> Path:

@@ -11,6 +11,7 @@ can do.
 import os
 import queue
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -55,7 +56,7 @@ FOLDER = "SECAGG_FOLDER"
 _log = getLogger("secagg.nvflare")
 
 
-class SecAggSite:
+class SecAggSite(ABC):
     """A site's side: inherit from it, and write `train`.
 
     Args:
@@ -69,9 +70,9 @@ class SecAggSite:
         self._home: Home | None = None
         self._driver: ClientDriver | None = None
 
+    @abstractmethod
     def train(self, model: Arrays) -> tuple[Arrays, float, Mapping[str, float]]:
         """Train the model here: the arrays afterwards, the number of examples, and metrics by name."""
-        raise NotImplementedError("write train(model) in the class that inherits from SecAggSite")
 
     @collab.publish  # type: ignore[untyped-decorator]
     def secagg(self, parts: list[bytes], model: dict[str, Any] | None) -> dict[str, Any]:
@@ -107,9 +108,9 @@ class SecAggSite:
     ) -> list[ClientAction]:
         actions = home.receive(driver, self._store, part)
         if any(isinstance(action, NeedInput) for action in actions):
-            session = driver.session  # not `model_hash`: a start that came since, and was refused, may have set that
-            if model is None or session is None or model_hash(model) != session.opened.context.model_hash:
-                raise InconsistentViewError("C-23", "the server sent another model than the one of this round")
+            if model is None:
+                raise InconsistentViewError("C-23", "the server sent no model with the reports of this round")
+            home.takes(driver, model, model_hash(model))
             arrays, weight, metrics = self.train(dict(model))
             base = model if home.task.changes else None
             actions += driver.provide(values_for(home.policy.fields, arrays, weight, metrics, base))

@@ -10,7 +10,7 @@ def to_toml(table: Mapping[str, Any]) -> str:
     """TOML of nested mappings, lists of mappings and plain values; `from_toml` gives back each number to its last bit.
 
     Args:
-        table: texts in ASCII, ints, floats, lists of them, mappings, and lists of mappings.
+        table: texts in ASCII, bools, ints, floats, lists of them, mappings, and lists of mappings.
     """
     return "\n".join(_lines(table, "")).strip("\n") + "\n"
 
@@ -40,8 +40,8 @@ def _key(name: str) -> str:
 
 
 def _written(value: object) -> str:
-    if isinstance(value, str):
-        return json.dumps(value)  # of ASCII, which TOML spells alike
+    if isinstance(value, (str, bool)):
+        return json.dumps(value)  # of ASCII and of true and false, which TOML spells alike
     if isinstance(value, list):
         return f"[{', '.join(map(_written, value))}]"
     return repr(value)

@@ -10,7 +10,7 @@ from fedseg.errors import UnfinishedError
 from secagg.terminal import out, plain, say
 
 if TYPE_CHECKING:
-    from fedseg.records import Dice, Interval, Metrics
+    from fedseg.records import Dice, Interval, Measured, Metrics
 
 
 def conclude(run: Path, credentials: Path | None = None) -> None:
@@ -47,11 +47,15 @@ def say_report(report: Path) -> None:
 
 def show_metrics(metrics: "Metrics") -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
-    from fedseg.report.claims import life_sentence, privacy_sentence
+    from fedseg.report.claims import below_start, life_sentence, privacy_sentence
 
     _show_dice(metrics.dice)
+    for name, of in metrics.measures.items():
+        _show_measure(name, of)
     for name, found in metrics.baselines.items():
         say(f"{name}: mean Dice {_cell(found, ' ')}")
+    if told := below_start(metrics):
+        say(plain("warning: ", "bold red"), told)
     say(stressed(*privacy_sentence(metrics)))
     if told := life_sentence(metrics):
         say(told)
@@ -81,6 +85,19 @@ def _show_dice(dice: "Dice") -> None:
     table.add_row("mean", *(_cell(mean) for mean, _ in columns.values()), style="bold")
     if columns:
         out.print(table)
+
+
+def _show_measure(name: str, of: "Measured") -> None:
+    """One line: the mean over all structures, then each of them."""
+    unit = f" {of.unit}" if of.unit else ""
+    what = f"{name} at {of.tolerance:g} mm" if of.tolerance is not None else f"{name}{unit}"
+    parts = [
+        f"{structure} {found.mean:.2f}" if found else f"{structure} n/a" for structure, found in of.overall.items()
+    ]
+    missing = sum(of.undefined.values())
+    lacking = f"; {missing} undefined, where truth or prediction lacks the structure" if missing else ""
+    each = f": {', '.join(parts)}" if len(parts) > 1 else ""
+    say(f"{what}: mean {_cell(of.mean, ' ')}{each}{lacking}")
 
 
 def _cell(found: "Interval | None", separator: str = "\n") -> str:

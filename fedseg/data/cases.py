@@ -5,8 +5,9 @@ here is ever sent, and no repr shows voxels.
 """
 
 import hashlib
+import zlib
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ class Case:
         slice_axis: the spatial axis along which slices are stacked.
         oriented: whether the affine says where the patient's sides are; where not, no picture may name them.
         kept: of each structure in the label, what the working grid keeps of it; for people at the site.
+        original: the label map as its file has it; None at prediction, of made patients and where a label is no map.
     """
 
     site: str
@@ -48,6 +50,37 @@ class Case:
     slice_axis: int
     oriented: bool = field(default=True, kw_only=True)
     kept: tuple["Kept", ...] = field(default=(), kw_only=True)
+    original: "Original | None" = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """A label map on its file's own grid, which is where a model is judged in the end; packed, because it is large.
+
+    Attributes:
+        shape: voxels per axis.
+        affine: (4, 4) float64, voxel to millimetres.
+        packed: its label values, uint8, compressed.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64] = field(repr=False)
+    packed: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, label: NDArray[Any], affine: NDArray[np.float64]) -> Self:
+        """Of a label map (X, Y, Z) whose values are 0 to 255."""
+        return cls(label.shape, affine, zlib.compress(np.ascontiguousarray(label, np.uint8).tobytes(), 1))
+
+    @property
+    def label(self) -> NDArray[np.uint8]:
+        """Label values (X, Y, Z)."""
+        return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.shape)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres per axis."""
+        return tuple(float(width) for width in np.linalg.norm(self.affine[:3, :3], axis=0))
 
 
 class Kept(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.networks.layers import gaussian_1d
-from monai.transforms import Orientation
+from monai.transforms import Orientation, SpatialResample
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -104,6 +104,29 @@ def turned(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[A
     turn = Orientation(axcodes="RAS", labels=None)
     result = turn(MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine)))
     return result.numpy(), np.asarray(result.affine, dtype=np.float64)
+
+
+def likeliest_on(
+    scores: NDArray[np.float32], affine: NDArray[np.float64], shape: tuple[int, ...], file_affine: NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """The likeliest label value of each voxel of a file's grid; outside the working grid there is only background.
+
+    One label after the other: all of them on a large scan would not fit into memory.
+
+    Args:
+        scores: (labels, *spatial) on the working grid, how likely each label value is.
+        affine: (4, 4) of the working grid.
+        shape: voxels per axis of the file's grid.
+        file_affine: (4, 4) of it.
+    """
+    back = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
+    labels, best = np.zeros(shape, np.uint8), np.full(shape, -np.inf, np.float32)
+    for value, one in enumerate(scores):
+        source = MetaTensor(torch.from_numpy(one[None]), affine=torch.from_numpy(affine))
+        likely = back(source, dst_affine=torch.from_numpy(file_affine), spatial_size=shape).numpy()[0]
+        better = likely > best
+        labels[better], best[better] = value, likely[better]
+    return labels
 
 
 def _field_of_view(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.data.background import background_of, foreground
-from fedseg.data.cases import Case, Kept
+from fedseg.data.cases import Case, Kept, Original
 from fedseg.data.grid import grid_around, slices_along, turned
 from fedseg.data.intensity import normalised
 from fedseg.study import Study
@@ -52,9 +52,14 @@ def working_case(scan: Scan, site: str, study: Study) -> Case:
     grid = grid_around(seen, affine, scan.affine, study.data)
     task, label = task_of(study), None
     kept: tuple[Kept, ...] = ()
+    original = None
     if scan.label is not None:
         label = task.read(scan.label, grid, scan.label_name)
         kept = task.kept(scan.label, label, grid)
+        if scan.label.shape == scan.image.shape[1:]:
+            original = Original.of(scan.label, scan.affine)
     resampled = grid.resampled(grid.window(values))
     where = grid.affine, grid.spacing, study.data.dims, grid.slice_axis
-    return Case(site, scan.patient, scan.name, resampled, label, *where, oriented=scan.oriented, kept=kept)
+    return Case(
+        site, scan.patient, scan.name, resampled, label, *where, oriented=scan.oriented, kept=kept, original=original
+    )

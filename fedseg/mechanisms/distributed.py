@@ -114,6 +114,11 @@ class Distributed(Mechanism):
 
     def refusal(self, terms: Terms) -> str:
         """See `Mechanism.refusal`."""
+        if (algorithm := terms.federation.algorithm) != "fedavg" or terms.federation.server_lr != 1:
+            return (
+                f"[federation] algorithm = '{algorithm}' with mechanism = 'distributed': each sum is a gradient, by "
+                "which [study] optimizer steps with [study] lr; leave algorithm and server_lr out"
+            )
         if terms.local_steps != 1:
             return (
                 f"[study] local_steps = {terms.local_steps}: with mechanism = 'distributed' every step is a sum of its "

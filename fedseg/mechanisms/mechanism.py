@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
@@ -10,7 +10,10 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
-from fedseg.averaging import fed_avg
+from fedseg.averaging import mean_of
+from fedseg.federation.algorithm import Rules
+from fedseg.federation.draw import rounds_of_a_site
+from fedseg.federation.table import ALGORITHMS
 from fedseg.ledger import Entry
 from fedseg.privacy.trust import Trust
 from fedseg.update import Update
@@ -42,6 +45,7 @@ class Terms:
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
         clip_range, bits: of `[secagg]`.
+        federation: of `[federation]`.
     """
 
     epsilon: float | None
@@ -61,11 +65,18 @@ class Terms:
     max_corrupt: int
     clip_range: float | None
     bits: int
+    federation: Rules = field(default_factory=Rules)
 
     @property
     def steps(self) -> int:
-        """That the noise is planned for, those of spare rounds included."""
-        return (self.rounds + self.spare_rounds) * self.local_steps
+        """Of one site at most, that the noise is planned for; those of spare rounds included."""
+        rounds = self.rounds + self.spare_rounds
+        return rounds_of_a_site(rounds, len(self.weights), self.federation.participation) * self.local_steps
+
+    @property
+    def pull(self) -> float:
+        """See `Algorithm.pull`."""
+        return ALGORITHMS[self.federation.algorithm].pull(self.federation)
 
 
 class Encoding(NamedTuple):
@@ -180,7 +191,11 @@ class Mechanism(ABC):
 
     def kept(self, parameters: int, terms: Terms) -> int:
         """How many values are kept from round to round behind the weights of such a model, all 0 at the start."""
-        return 0
+        return ALGORITHMS[terms.federation.algorithm].kept(parameters)
+
+    def noise_in_mean(self, parameters: int, included: Sequence[str], policy: Policy, terms: Terms) -> float:
+        """Variance of the noise in each value of the mean of these sites' updates, as far as it is public."""
+        return 0.0
 
     def following(
         self,
@@ -190,7 +205,7 @@ class Mechanism(ABC):
         policy: Policy,
         terms: Terms,
     ) -> NDArray[np.float32]:
-        """The next state, which every party computes bit for bit: here the mean of the updates is added.
+        """The next state, which every party computes bit for bit: here the study's algorithm moves by the mean.
 
         Args:
             state: of the round: d weights, and behind them what is kept.
@@ -199,4 +214,8 @@ class Mechanism(ABC):
             policy: gives the weights.
             terms: of the study.
         """
-        return fed_avg(state, total, included, policy)
+        algorithm, d = ALGORITHMS[terms.federation.algorithm], len(total)
+        noise = self.noise_in_mean(d, included, policy, terms)
+        weights, memory = state[:d].astype(np.float64), state[d:].astype(np.float64)
+        moved = algorithm.following(weights, memory, mean_of(total, included, policy), terms.federation, noise)
+        return np.concatenate(moved).astype(np.float32)

@@ -16,7 +16,7 @@ class UnprotectedSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, trust: Trust) -> None:
         super().__init__(model, terms)
-        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM), trust
+        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM, terms.pull), trust
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""

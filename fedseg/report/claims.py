@@ -14,6 +14,7 @@ from fedseg.privacy.delta import delta_text, too_large
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED
 from fedseg.records import Dice, Metrics, Privacy
 from fedseg.report.folder import Run, burned, dropouts, ended, of_kind
+from fedseg.summary import STARTS
 
 HARMLESS = frozenset(
     f"--{option}"
@@ -26,6 +27,12 @@ HARMLESS = frozenset(
 )
 """Options of commands that run a study whose values are no paths."""
 LEFT_OUT = "..."
+MEASURES_SAID = (
+    "HD95 is the 95th percentile of the distances between the two surfaces, NSD the share of both surfaces that is "
+    "within the millimetres named of the other, volume similarity 1 less the difference of the volumes over their sum. "
+    "Where only one of truth and prediction has a structure, Dice, NSD and volume similarity are 0 and HD95 is "
+    "undefined; where both lack it, nothing is counted."
+)
 
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
@@ -60,16 +67,38 @@ def pictures_of_patients(run: Run) -> bool:
     return run.layout != "phantom" and any(example.site in run.study.sites for example in run.examples)
 
 
-def grid_sentence(dice: Dice) -> str:
-    """On which grid Dice was computed; empty where the run did not record it."""
+def grid_sentence(dice: Dice, curve: bool = False) -> str:
+    """On which grid Dice was computed; empty where the run did not record it.
+
+    Args:
+        dice: of the run.
+        curve: whether Dice after each round, which is of the working grid, is shown with it.
+    """
     grid = dice.grid
     if grid is None:
         return ""
     sides = " x ".join([str(grid.size)] * grid.dims)
     wide = f", {_millimetres(grid.spacing)} wide" if grid.spacing else ""
     apart = f", with the files' own slices {_millimetres(grid.apart)} apart" if grid.apart else ""
-    what = "pixels a slice" if grid.dims == 2 else "voxels"
-    return f"Dice is computed on the study's working grid of {sides} {what}{wide}{apart}; not on the files' own grids."
+    working = f"study's working grid of {sides} {'pixels a slice' if grid.dims == 2 else 'voxels'}"
+    if grid.where == "file":
+        after = f" Dice after each round is of the {working}." if curve else ""
+        return f"Computed on the grid of each label map's own file, voxels{wide.removeprefix(',')}.{after}"
+    reason = "on which its patients are made" if grid.where == "made" else "not on the files' own grids"
+    return f"Dice is computed on the {working}{wide}{apart}; {reason}."
+
+
+def below_start(metrics: Metrics) -> str:
+    """That training has made a model worse, or taught it nothing; empty where it is better, or nobody can say."""
+    final = metrics.dice.mean
+    for name in STARTS:
+        start = metrics.baselines.get(name)
+        if final is not None and start is not None and start.n == final.n and final.mean <= start.mean:
+            return (
+                f"this model is no better than its start: mean Dice {final.mean:.2f} after training, and "
+                f"{start.mean:.2f} {name}; do not use it"
+            )
+    return ""
 
 
 def _millimetres(found: tuple[float, float]) -> str:
@@ -152,6 +181,8 @@ def warnings(run: Run, *, with_patients: bool = False) -> Iterator[str]:
     if run.metrics.unfinished:
         done = f"{run.metrics.protocol.rounds_completed} of {study.rounds} rounds have a sum"
         yield f"the study did not finish: {done}; {run.metrics.unfinished}"
+    if said := below_start(run.metrics):
+        yield said
     if not trust_in(study.mechanism, study.max_corrupt).claims_epsilon:
         yield no_claim(study.mechanism)
     if seeded(run):

@@ -34,7 +34,7 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
         return
     delta, at = plan.delta, f"at delta {delta_text(plan.delta)}, {plan.unit}"
     spent = distinct(line.entry for line in read(state / FILE))
-    planned = [round_entry(study, site, run, number) for number in range(1, plan.rounds + plan.spare_rounds + 1)]
+    planned = [round_entry(study, site, run, number) for number in range(1, plan.most_rounds + 1)]
     yield f"asked: epsilon {study.privacy.epsilon:g} {at}; {study.trust.sentence}"
     yield f"spent by these patients so far, over all studies: epsilon {_figure(epsilon(released(spent), delta))}"
     after = epsilon(released(distinct([*spent, *planned])), delta)

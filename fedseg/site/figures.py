@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedseg.budget.charge import spent
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import Metrics
-from fedseg.evaluation import dice_table, evaluate, overall_mean, ranked, structure_means
+from fedseg.evaluation import assess, dice_table, evaluate, measure_tables, overall_mean, ranked, structure_means
 from fedseg.events import Ended, Scored
 from fedseg.ledger import Ledger
 from fedseg.records import Validated
@@ -64,11 +64,12 @@ class Figures:
 
     def finish(self, model: torch.nn.Module, parameters: int, command: str, reason: str) -> Path:
         """Write down everything and give the run folder its final name."""
-        scores = evaluate(model, {self._me: self._data}, self._study)
+        scores = assess(model, {self._me: self._data}, self._study)
         table = dice_table(scores, {self._me: len(self._data.patients)}, self._study)
+        others = measure_tables(scores, self._study)
         self._folder.emit(Ended(seconds=self._folder.seconds))
         self._folder.checkpoint(model, None)
         per_site = {self._me: spent(self._ledger, self._study)}
         return self._folder.complete(
-            metrics_of(self._folder, parameters, command, table, per_site, reason), ranked(scores)
+            metrics_of(self._folder, parameters, command, table, per_site, reason, others), ranked(scores)
         )

@@ -135,7 +135,16 @@ class Site(Party, Application):
         return state
 
     def joined(self, start: RoundStart, content: bytes) -> None:
-        """Take over the model; leave where the patients of this data set could not pay for the round."""
+        """Take over the model; leave where the patients of this data set could not pay for the round.
+
+        Raises:
+            RoundFailedError: this site is not drawn into this round.
+        """
+        if self.me not in self.study.in_round(start.round_number):
+            raise RoundFailedError(
+                f"the coordinator asks for an update in round {start.round_number}, in which this site is not by "
+                "[federation] participation; ask the coordinator's operator for the study that it runs"
+            )
         self._adopt(start, content)
         try:
             affordable(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)

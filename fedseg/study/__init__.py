@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from fedseg.errors import ConfigError
+from fedseg.federation.algorithm import Rules
+from fedseg.federation.draw import drawn
+from fedseg.federation.table import ALGORITHMS
 from fedseg.files import read_text
 from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
@@ -22,6 +25,7 @@ from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
 from fedseg.study.sections import (
     DataSection,
+    FederationSection,
     Labels,
     ModelSection,
     PrivacySection,
@@ -48,6 +52,7 @@ class Study(Section):
     study: StudySection
     data: DataSection
     model: ModelSection = ModelSection()
+    federation: FederationSection = FederationSection()
     privacy: PrivacySection
     secagg: SecAggSection
     report: ReportSection = ReportSection()
@@ -76,7 +81,7 @@ class Study(Section):
             raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
-        if said := self.mechanism.refusal(self.terms):
+        if said := self.mechanism.refusal(self.terms) or self._too_few():
             raise ValueError(said)
         self.policy(1)
         return self
@@ -143,7 +148,41 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            federation=self._rules,
         )
+
+    @property
+    def _rules(self) -> Rules:
+        federation = self.federation
+        return Rules(
+            algorithm=federation.algorithm,
+            server_lr=federation.server_lr or ALGORITHMS[federation.algorithm].server_lr,
+            momentum=federation.momentum,
+            betas=federation.betas,
+            adaptivity=federation.adaptivity,
+            corrected=federation.corrected,
+            proximal=federation.proximal,
+            participation=federation.participation,
+        )
+
+    def _too_few(self) -> str:
+        """Why so few sites cannot be in a round, or a site cannot stray in it; empty where they can."""
+        terms, part = self.terms, self.federation.participation
+        if part and not terms.min_survivors <= part <= len(self.sites):
+            return (
+                f"[federation] participation = {part}: a sum of {len(self.sites)} sites is safe from "
+                f"{terms.min_survivors} on; give {terms.min_survivors} to {len(self.sites)}, or 0 for all"
+            )
+        if self.federation.algorithm == "fedprox" and self.study.local_steps == 1:
+            return (
+                "[federation] algorithm = 'fedprox' with [study] local_steps = 1: a site that makes one step has not "
+                "left the round's weights yet; raise local_steps or leave algorithm out"
+            )
+        return ""
+
+    def in_round(self, number: int) -> frozenset[str]:
+        """The sites of a round, which every party draws again; see `[federation] participation`."""
+        return drawn(self.hash(), self.site_ids, number, self.federation.participation)
 
     def scored_after(self, completed: int) -> bool:
         """Whether the model of so many completed rounds is scored."""

@@ -27,6 +27,7 @@ def _shown(text: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -182,6 +183,43 @@ class ModelSection(Section):
     )
 
 
+class FederationSection(Section):
+    """`[federation]`: what every party makes of the mean of the updates, and which sites are in a round."""
+
+    algorithm: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = Field(
+        default="fedavg", description="how sites learn together: see the page Algorithms"
+    )
+    server_lr: Positive | None = Field(
+        default=None, description="what the step of all is multiplied by; none is 1, with 'fedadam' and 'fedyogi' 0.01"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="'fedavgm': share of the last round's step that stays")
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.99), description="'fedadam' and 'fedyogi': share of either moment that stays in a round"
+    )
+    adaptivity: Positive = Field(
+        default=1e-3,
+        description="'fedadam' and 'fedyogi': added to each value's usual size, so that small ones stay so",
+    )
+    corrected: bool = Field(
+        default=False, description="'fedadam': the noise's own variance, which is public, is not taken for usual size"
+    )
+    proximal: float = Field(
+        default=0.0, ge=0, description="'fedprox': how strongly a site's steps are pulled back to the round's weights"
+    )
+    participation: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="sites of a round, by a public draw that is the same at every party; 0 for all"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if (self.algorithm == "fedprox") != (self.proximal > 0):
+            wish = "add it, such as 0.1" if self.algorithm == "fedprox" else "remove it"
+            raise ValueError(f"proximal above 0 goes with algorithm = 'fedprox' and nothing else; {wish}")
+        if self.corrected and self.algorithm != "fedadam":
+            raise ValueError("corrected goes with algorithm = 'fedadam' and nothing else; remove it")
+        return self
+
+
 def _known(mechanism: str) -> str:
     if mechanism not in MECHANISMS:
         raise ValueError(f"mechanism = {mechanism!r}: use {' or '.join(map(repr, MECHANISMS))}")
@@ -251,6 +289,9 @@ class ReportSection(Section):
 
     share_metrics: bool = Field(
         default=False, description="sites send the Dice of their held-out patients; not covered by epsilon"
+    )
+    tolerance: Positive = Field(
+        default=2.0, description="millimetres that a surface may be off in normalised surface Dice (NSD)"
     )
 
 

@@ -12,9 +12,9 @@ from monai.transforms import AsDiscrete
 from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, Kept, View, whole
-from fedseg.data.grid import WorkingGrid
+from fedseg.data.grid import WorkingGrid, likeliest_on
 from fedseg.errors import CaseError, ConfigError
-from fedseg.metrics import dice
+from fedseg.metrics import Measure, dice, overlaps
 from fedseg.study import Study
 
 SLICES_AT_ONCE = 16
@@ -32,6 +32,9 @@ class Segmentation:
 
     def __init__(self, study: Study) -> None:
         self.names, self._size, self._regions = study.structures, study.data.size, study.regions
+        self._tolerance = study.report.tolerance
+        nsd = Measure("NSD", tolerance=self._tolerance)
+        self.measures = (Measure(self.measure), Measure("HD95", "mm"), nsd, Measure("volume similarity"))
 
     @property
     def outputs(self) -> int:
@@ -145,6 +148,22 @@ class Segmentation:
             for region in self._regions
         ]
         return np.concatenate(scores)
+
+    def measured(self, model: torch.nn.Module, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """See `Task.measured`: on the label map's own grid, where the prediction is brought as `fedseg predict` does.
+
+        A made patient's own grid is the working grid.
+        """
+        scores, truth, spacing = self.probabilities(model, case), _truth(case), case.spacing
+        prediction = labels = np.asarray(scores.argmax(axis=0), dtype=np.uint8)
+        if case.original is not None:
+            truth, spacing = case.original.label, case.original.spacing
+            labels = likeliest_on(scores, case.affine, case.original.shape, case.original.affine)
+        found = [
+            overlaps(np.isin(labels, region), np.isin(truth, region), spacing, self._tolerance)
+            for region in self._regions
+        ]
+        return prediction, np.stack(found, axis=1)
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """Slices with the structures outlined, as PNG."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, Kept, View
 from fedseg.data.grid import WorkingGrid
+from fedseg.metrics import Measure
 
 
 class Task(Protocol):
@@ -22,6 +23,10 @@ class Task(Protocol):
     @property
     def measure(self) -> str:
         """What the score is called, such as "Dice"."""
+
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """What a model is judged by in the end; the first is `measure`."""
 
     @property
     def outputs(self) -> int:
@@ -74,6 +79,16 @@ class Task(Protocol):
 
     def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
         """(names,) float64 of one case, larger is better; NaN where it is undefined.
+
+        Raises:
+            ConfigError: the case has no label.
+        """
+
+    def measured(self, model: torch.nn.Module, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """What the model says of a case, and how good that is by every measure, where the case's own file has it.
+
+        Returns:
+            What `predict` gives, and (measures, names) float64; NaN where a measure is undefined.
 
         Raises:
             ConfigError: the case has no label.

@@ -1,6 +1,6 @@
 """secagg inside Flower: one line at the clients, one at the server, and the strategies stay as they are.
 
-A client's line is ``ClientApp(mods=[secagg_mod()])``, the server's ``strategy.start(grid=SecAggGrid(grid, "server"))``.
+A client's line is ``ClientApp(mods=[secagg_mod()])``, the server's ``SecAggGrid(grid, context, "server")``.
 Each node's keys, roster, policy and marks come from its own folder (`secagg.home`), never from the app that the server
 ships. docs/howto/flower.md says what that stops, and what a server that ships code can still do.
 """

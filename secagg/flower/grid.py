@@ -10,15 +10,15 @@ from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from secagg import wire
 from secagg.driver import Completed, Failed, Published, Refused, Retrying, Save, Send, ServerAction, Silent
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
-from secagg.federated import Arrays, mean_of, model_hash
-from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
+from secagg.federated import Arrays, mean_of
+from secagg.flower.records import EXPOSED, arrays_in, parts_of, told_hash, with_parts, without_parts
 from secagg.home import Home
 from secagg.messages import AdvertiseKeys
 from secagg.policy import session_id
@@ -37,6 +37,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     Args:
         grid: Flower's.
+        context: of the ServerApp: what its run config says is part of what every node agrees to.
         folder: of the server (`secagg.home`); never in the app that is shipped to clients.
         step_seconds: how long an exchange waits for a node, training apart.
         input_seconds: how long training may take.
@@ -53,6 +54,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
     def __init__(
         self,
         grid: Grid,
+        context: Context,
         folder: str | Path,
         *,
         step_seconds: float = 60.0,
@@ -61,7 +63,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         executor: Executor | None = None,
     ) -> None:
         self._grid, self._home, self.exchanges = grid, Home.read(folder), 0
-        self._step_seconds = step_seconds
+        self._run_config, self._step_seconds = context.run_config, step_seconds
         self._driver = self._home.server(
             executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
         )
@@ -110,8 +112,8 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     def _summed(self, messages: list[Message], timeout: float | None) -> list[Message]:
         self._asked = {message.metadata.dst_node_id: message for message in messages}
-        model, began = arrays_in(messages[0].content), time.monotonic()
-        self._begin(model)
+        told, began = self._told(messages), time.monotonic()
+        self._begin(told)
         while self._ended is None:
             if not self._listen():
                 time.sleep(PULL_SECONDS)
@@ -121,7 +123,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         if not isinstance(self._ended, Completed):
             return []
         try:
-            return [Message(self._mean(model), reply_to=messages[0])]
+            return [Message(self._mean(arrays_in(messages[0].content)), reply_to=messages[0])]
         except ConfigError as error:  # all sites together have no example
             log(WARNING, "secagg: a sum without a mean: %s", error)
             return []
@@ -139,7 +141,15 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         }
         return RecordDict(content)
 
-    def _begin(self, model: Arrays) -> None:
+    def _told(self, messages: list[Message]) -> bytes:
+        """What all nodes are told, in 32 bytes: a sum is of updates of one model, under one config."""
+        contents = {id(message.content): message.content for message in messages}.values()
+        hashes = {told_hash(content, MessageType.TRAIN, self._run_config) for content in contents}
+        if len(hashes) != 1:
+            raise ConfigError("this strategy sends nodes different models or configs, and a sum is of one for all")
+        return hashes.pop()
+
+    def _begin(self, told: bytes) -> None:
         """Open a round; first, where no other message has brought the last result, that: T-02 wants confirmations."""
         self._ended = None
         if self._driver.deadline is not None:
@@ -148,7 +158,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
             while self._waiting and self._driver.deadline is not None and time.monotonic() < until:
                 if not self._listen():
                     time.sleep(PULL_SECONDS)
-        self._do(self._driver.begin(model_hash(model), now=time.monotonic()))
+        self._do(self._driver.begin(told, now=time.monotonic()))
 
     def _listen(self) -> bool:
         """Hear who has answered, and give up on clients at whose nodes no message is any more."""

@@ -13,9 +13,9 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore import log
 
 from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
-from secagg.errors import ConfigError, InconsistentViewError, SecAggError
-from secagg.federated import model_hash, values_for
-from secagg.flower.records import EXPOSED, arrays_in, parts_of, with_parts, without_parts
+from secagg.errors import ConfigError, SecAggError
+from secagg.federated import values_for
+from secagg.flower.records import EXPOSED, arrays_in, parts_of, told_hash, with_parts, without_parts
 from secagg.home import Home
 from secagg.sqlite import SqliteStore
 
@@ -98,11 +98,7 @@ class _Node:
     def _train(self, message: Message, context: Context, call_next: App) -> list[ClientAction]:
         content = without_parts(message.content)
         model = arrays_in(content)
-        session = self.driver.session
-        if session is None or model_hash(model) != session.opened.context.model_hash:
-            raise InconsistentViewError(
-                "C-23", "the server sent another model than the one that it opened the round for"
-            )
+        self.home.takes(self.driver, model, told_hash(content, MessageType.TRAIN, context.run_config))
         reply = call_next(Message(content, metadata=message.metadata), context)
         if reply.has_error():
             raise ConfigError(f"the app did not train: {reply.error.reason}")

@@ -1,12 +1,13 @@
 """Flower's records and ours: protocol messages as one record beside the app's, and a model's arrays by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from secagg.errors import ConfigError
+from secagg.federated import model_hash
 
 PARTS = "secagg"
 """The record of a message that holds protocol messages, in their order. Arrays, because Flower cuts those in pieces."""
@@ -44,3 +45,22 @@ def arrays_in(content: RecordDict) -> dict[str, NDArray[Any]]:
     if len(records) != 1:
         raise ConfigError(f"a sum is of one ArrayRecord, and this message has {len(records)}; put all arrays into one")
     return {name: array.numpy() for name, array in records[0].items()}
+
+
+def told_hash(content: RecordDict, kind: str, run_config: Mapping[str, Any]) -> bytes:
+    """The hash of all that a node is told for one training: the arrays, every other record, and the run's config.
+
+    A server that lies could send most nodes a learning rate of 0: the sum would be the update of the others.
+
+    Args:
+        content: the app's own records.
+        kind: of the message, such as "train".
+        run_config: of the app's context.
+
+    Raises:
+        ConfigError: no ArrayRecord, or more than one.
+    """
+    records = {**content.config_records, **content.metric_records}
+    told = [f"{name}.{key} = {value!a}" for name in sorted(records) for key, value in sorted(records[name].items())]
+    config = [f"{key} = {value!a}" for key, value in sorted(run_config.items())]
+    return model_hash(arrays_in(content), kind, *map(ascii, told), "", *map(ascii, config))

@@ -4,6 +4,7 @@ Prints a line of JSON: by strategy, the largest difference between the two model
 gets to see, and what a node says to one that asks in clear.
 """
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -20,6 +21,8 @@ from secagg.home import Task, trial
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0  # what a running app would have set
 SITES = 5
+SERVER = Context(1, 0, {}, RecordDict(), {"local-epochs": 2})
+NEXT = {"FedAvgM": "server"}
 MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
 
 
@@ -31,6 +34,7 @@ class Loopback(Grid):
     def __init__(self, app: ClientApp) -> None:
         self.app, self.replies, self.seen, self.silent = app, {}, [], set()
 
+    def lie(self, message, context): ...
     def set_run(self, run): ...
     def create_message(self, *_, **__): ...
     def get_node_ids(self):
@@ -42,7 +46,8 @@ class Loopback(Grid):
             node = message.metadata.dst_node_id
             ids.append(f"{len(self.seen)}-{node}")
             message.metadata.__dict__["_message_id"] = ids[-1]
-            context = Context(1, node, {"partition-id": node - 100}, RecordDict(), {})
+            context = Context(1, node, {"partition-id": node - 100}, RecordDict(), dict(SERVER.run_config))
+            self.lie(message, context)
             try:
                 reply = self.app(message, context)
             except Exception as error:
@@ -117,10 +122,10 @@ def lied(told: dict[str, object]) -> None:
         folder = home(private=True)
         network = Lying(secure(folder).app)
         network.says = lambda content, record=record: RecordDict({**content, "secagg-exposed": record})
-        told["odd"].append(len(started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1).arrays))
+        told["odd"].append(len(started("FedAvg", SecAggGrid(network, SERVER, Path(folder, "server")), rounds=1).arrays))
     folder = home(private=True)
     network = Lying(secure(folder).app)
-    grid = SecAggGrid(network, Path(folder, "server"), step_seconds=20)
+    grid = SecAggGrid(network, SERVER, Path(folder, "server"), step_seconds=20)
     started("FedAvg", grid, rounds=1)
     old = advertised(network, 100)
     del grid._client_at[104]  # as after its SuperNode was started again
@@ -129,6 +134,27 @@ def lied(told: dict[str, object]) -> None:
     )
     started("FedAvg", grid, rounds=1)
     told["with an old name"] = list(grid._driver.session.included)
+
+    # A server that lies trains one node under another learning rate, model or run config than the others.
+    told["told otherwise"] = []
+    for lie in (
+        lambda message, context: message.content["config"].update({"lr": 0.0}),
+        lambda message, context: message.content["arrays"].update({"weight": Array(np.full((3, 4), 1e-7, np.float32))}),
+        lambda message, context: context.run_config.update({"local-epochs": 0}),
+    ):
+        folder = home(private=True)
+        network = secure(folder)
+
+        def one_lie(message, context, lie=lie):
+            if context.node_id == 104 and "arrays" in message.content:
+                message.content = RecordDict({name: copy.deepcopy(record) for name, record in message.content.items()})
+                lie(message, context)
+
+        network.lie = one_lie
+        grid = SecAggGrid(network, SERVER, Path(folder, "server"), step_seconds=20)
+        started("FedAvg", grid, rounds=1)
+        said = {reply.error.reason for reply in network.seen if reply.has_error()}
+        told["told otherwise"].append([list(grid._driver.session.included), sorted(said)])
 
     # What an app says of an evaluation beside its metrics stays at the node.
     app = ClientApp(mods=[secagg_mod(home(private=True, evaluate="clear") + "/site-{partition-id}")])
@@ -147,7 +173,7 @@ def started(name: str, grid: Grid, rounds: int = 3) -> object:
     options = {"FedProx": {"proximal_mu": 0.1}, "FedAvgM": {"server_momentum": 0.9}}.get(name, {})
     chosen = getattr(strategy, name)(min_train_nodes=SITES, min_available_nodes=SITES, **options)
     initial = ArrayRecord({each: Array(array) for each, array in MODEL.items()})
-    return chosen.start(grid, initial, num_rounds=rounds)
+    return chosen.start(grid, initial, num_rounds=rounds, train_config=ConfigRecord({"lr": 0.1}))
 
 
 def home(**task) -> str:
@@ -162,8 +188,8 @@ def secure(folder: str) -> Loopback:
 def main() -> None:
     told: dict[str, object] = {}
     for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
-        folder = home(private=name != "FedAvg", evaluate="clear")
-        grid = SecAggGrid(secure(folder), Path(folder, "server"))
+        folder = home(private=name not in ("FedAvg", "FedAvgM"), evaluate="clear", next=NEXT.get(name, "mean"))
+        grid = SecAggGrid(secure(folder), SERVER, Path(folder, "server"))
         with_it, plain = started(name, grid), started(name, Loopback(client([])))
         apart = {each: float(np.abs(with_it.arrays[each].numpy() - plain.arrays[each].numpy()).max()) for each in MODEL}
         metrics = [dict(result.train_metrics_clientapp[3]) for result in (with_it, plain)]
@@ -172,7 +198,7 @@ def main() -> None:
     # Whole weights instead of changes; nothing of one site is in what the server gets.
     folder = home(private=True, changes=False)
     network = secure(folder)
-    result = started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1)
+    result = started("FedAvg", SecAggGrid(network, SERVER, Path(folder, "server")), rounds=1)
     told["weights"] = result.arrays["weight"].numpy().tolist()
     told["plain"] = started("FedAvg", Loopback(client([])), rounds=1).arrays["weight"].numpy().tolist()
     told["records"] = sorted({name for reply in network.seen if reply.has_content() for name in reply.content})
@@ -187,10 +213,10 @@ def main() -> None:
     folder = home(private=True)
     network = secure(folder)
     network.silent = {100, 101}
-    grid = SecAggGrid(network, Path(folder, "server"), step_seconds=0.3, attempts=1)
+    grid = SecAggGrid(network, SERVER, Path(folder, "server"), step_seconds=0.3, attempts=1)
     told["too few"] = sorted(started("FedAvg", grid, rounds=1).arrays)
     network.silent = set()
-    told["then"] = sorted(started("FedAvg", SecAggGrid(network, Path(folder, "server")), rounds=1).arrays)
+    told["then"] = sorted(started("FedAvg", SecAggGrid(network, SERVER, Path(folder, "server")), rounds=1).arrays)
     lied(told)
     print(json.dumps(told), flush=True)
 

@@ -75,7 +75,7 @@ def main() -> None:
 
     @server.main()
     def run(grid: Grid, context: Context) -> None:
-        secure = SecAggGrid(grid, Path(folder, "server"), step_seconds=120)
+        secure = SecAggGrid(grid, context, Path(folder, "server"), step_seconds=120)
         fractions = {} if options.evaluate == "clear" else {"fraction_evaluate": 0.0}
         chosen = getattr(strategy, options.strategy)(
             min_train_nodes=SITES,

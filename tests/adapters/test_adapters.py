@@ -53,6 +53,12 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
     assert told["then"] == ["batches", "weight"]
     assert told["odd"] == [2, 2, 2], "one node's odd record costs nobody the round"
     assert told["with an old name"] == ["site-0", "site-1", "site-2", "site-3"], "nobody speaks in another's name"
+    for included, said in told["told otherwise"]:
+        assert included == ["site-0", "site-1", "site-2", "site-3"], (
+            "a node trains on what all were told, or not at all"
+        )
+        assert [reason for reason in said if "another model or config" in reason] == said
+        assert said
     assert told["evaluated in clear"] == ["metrics", "secagg"], "an app's arrays leave in no evaluation"
 
 

@@ -123,7 +123,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "84ddb2c3ded217491dcdc7057464ff3b17ae90e191687b9db64bdcfa69f47f1f"
+    assert parse_study(text, "s").hash().hex() == "2ad62b4fa39486e5f2ec1c6baa1174bcf2e595817c962ebcd4022f60bf066850"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

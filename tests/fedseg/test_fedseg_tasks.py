@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.averaging import fed_avg
+from fedseg.averaging import mean_of
 from fedseg.data.cases import Case, SiteData
 from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.table import LAYOUTS
 from fedseg.data.loading import load_site
 from fedseg.data.scans import Scan, working_case
 from fedseg.errors import CaseError
-from fedseg.evaluation import evaluate, overall_mean, structure_means
+from fedseg.evaluation import assess, evaluate, measure_tables, overall_mean, structure_means
 from fedseg.ledger import Ledger
+from fedseg.metrics import Measure
 from fedseg.models import NETWORKS, Network, build_model
 from fedseg.study import Study
 from fedseg.tasks import table
@@ -29,6 +30,7 @@ class Sides:
     """Classification: on which side of a patient's image it is bright."""
 
     names, measure, outputs = ("left", "right"), "accuracy", 2
+    measures = (Measure("accuracy"),)
 
     def __init__(self, study: Study) -> None:
         pass
@@ -61,6 +63,10 @@ class Sides:
 
     def score(self, prediction, case):
         return np.array([float(prediction == side) if case.label == side else np.nan for side in (0, 1)])
+
+    def measured(self, model, case):
+        prediction = self.predict(model, case)
+        return prediction, self.score(prediction, case)[None]
 
 
 def linear(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
@@ -124,8 +130,10 @@ def test_a_task_of_ones_own_trains_and_is_scored_and_averaged(study, tmp_path, m
         for site, data in cohort.items()
     ]
     total = sum(update.vector.astype(np.float64) for update in updates)
-    assign(model, fed_avg(flatten(model), total, study.site_ids, study.policy(len(total))))
-    after = evaluate(model, cohort, study)
+    assign(model, flatten(model) + mean_of(total, study.site_ids, study.policy(len(total))).astype(np.float32))
+    after = assess(model, cohort, study)
+    np.testing.assert_array_equal(after.pooled(), evaluate(model, cohort, study).pooled())
+    assert measure_tables(after, study) == {}
     assert [values.shape[1] for values in after.values.values()] == [2, 2, 2]
     assert sum(len(patients) for patients in after.patients.values()) == len(after.pooled()) > 10
     assert overall_mean(before.pooled()) < 0.7

@@ -27,8 +27,11 @@ def agreed(folder, **task):
     return trial(folder, SITES, layout, Task(**task))
 
 
-def play(folder, model, dead=()):
-    """A round in which every message goes through a fresh driver of the site, as where each has its own process."""
+def play(folder, model, dead=(), other=None):
+    """A round in which every message goes through a fresh driver of the site, as where each has its own process.
+
+    Sites are sent `model`, but those in `other`, which get that one.
+    """
     server, told = Home.read(folder / "server"), {"exposed": 0, "refused": set()}
     driver = server.server(step_seconds=1.0)
     queue = [(action, None) for action in driver.begin(model_hash(model))]
@@ -50,8 +53,13 @@ def play(folder, model, dead=()):
                     with site.live(client):
                         said = site.receive(client, store, action.data)
                         if any(isinstance(one, NeedInput) for one in said) and action.to not in dead:
-                            arrays, weight, metrics = update(SITES.index(action.to))
-                            said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, MODEL))
+                            came = (other or {}).get(action.to, model)
+                            try:
+                                site.takes(client, came, model_hash(came))
+                                arrays, weight, metrics = update(SITES.index(action.to))
+                                said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, MODEL))
+                            except secagg.InconsistentViewError as error:
+                                said.append(Failed(str(error), error))
                 told["refused"] |= {one.reason for one in said if isinstance(one, Failed)}
                 told["exposed"] += sum(isinstance(one, Exposed) for one in said)
                 for sent in said:
@@ -106,6 +114,58 @@ def test_a_model_whose_sum_was_seen_is_not_trained_again_unless_updates_are_priv
     assert private or ["second sum" in reason for reason in told["refused"]] == [True]
 
 
+def replays(folder, transcript, sites=SITES):
+    for name in sites:
+        site = Home.read(folder / name)
+        with site.store() as store:
+            assert site.receive(site.client(store), store, transcript.read_bytes()) == []
+
+
+def nearly(model):
+    return {**model, "conv.weight": model["conv.weight"] + np.float32(1e-6)}
+
+
+def test_a_site_that_is_sent_another_model_than_the_others_does_not_train_it(tmp_path):
+    result, told = play(agreed(tmp_path, private=True), MODEL, other={"site-2": nearly(MODEL)})
+    assert told["included"] == ("site-0", "site-1", "site-3", "site-4")
+    assert result is not None
+    assert ["another model or config" in reason for reason in told["refused"]] == [True]
+
+
+def test_nearly_the_same_model_is_not_summed_again_without_one_site(tmp_path):
+    folder = agreed(tmp_path)
+    first, told = play(folder, MODEL)
+    replays(folder, told["transcript"])
+    second, told = play(folder, nearly(MODEL), dead=("site-4",))  # its update would nearly be the difference
+    assert second is None
+    assert any("the mean of the last sum, as this site computed it" in reason for reason in told["refused"])
+    third, told = play(folder, {**first.arrays, "batches": first.arrays["batches"].astype(float)})  # as Flower has it
+    assert told["refused"] == set()
+    assert third.weight == first.weight
+
+
+def test_a_site_that_was_away_takes_the_model_that_the_others_computed_and_computes_the_next(tmp_path):
+    folder = agreed(tmp_path)
+    first, told = play(folder, MODEL, dead=("site-4",))
+    replays(folder, told["transcript"])
+    second, told = play(folder, first.arrays)
+    assert told["included"] == tuple(SITES)
+    replays(folder, told["transcript"])
+    _, told = play(folder, second.arrays, other={"site-4": nearly(second.arrays)})
+    assert told["included"] == tuple(SITES[:4])
+    with pytest.raises(secagg.InconsistentViewError, match="as this site computed it"):
+        Home.read(folder / "site-4").following.demand(nearly(second.arrays))
+
+
+def test_a_server_with_a_step_of_its_own_is_followed_where_all_agreed(tmp_path):
+    folder = agreed(tmp_path, next="server")
+    _, told = play(folder, MODEL)
+    replays(folder, told["transcript"])
+    second, _ = play(folder, nearly(MODEL))
+    assert second is not None
+    assert not (folder / "site-0/model.npz").exists()
+
+
 def test_the_server_goes_on_with_its_book(tmp_path):
     folder = agreed(tmp_path, private=True)
     play(folder, MODEL)
@@ -138,8 +198,10 @@ def test_a_model_hash_is_of_everything_in_it(what):
 
 
 def test_every_field_of_a_task_is_in_its_hash():
-    hashes = {Task().hash(), Task(private=True).hash(), Task(changes=False).hash(), Task(weighted_by="n").hash()}
-    assert len({*hashes, Task(evaluate="clear").hash()}) == 5
+    tasks = [Task(), Task(private=True), Task(changes=False), Task(weighted_by="n"), Task(next="server")]
+    tasks += [Task(evaluate="clear"), *(Task(evaluate="sum", evaluation={"loss": bound}) for bound in (1, 2.0))]
+    assert len({task.hash() for task in tasks}) == len(tasks)
+    assert Task(evaluate="sum", evaluation={"loss": 1}).hash() == Task(evaluate="sum", evaluation={"loss": 1.0}).hash()
 
 
 def test_what_a_folder_lacks_is_said_in_a_sentence(tmp_path):
@@ -153,7 +215,14 @@ def test_what_a_folder_lacks_is_said_in_a_sentence(tmp_path):
         (site / name).write_bytes(kept)
         (site / name).chmod(0o600)
     text = (site / "policy.toml").read_text()
-    for wrong, told in (("privat = true", "unknown field 'privat'"), ("private = 1", "must be a bool")):
+    for wrong, told in (
+        ("privat = true", "unknown field 'privat'"),
+        ("private = 1", "must be a bool"),
+        ('next = "adam"', 'must be "mean" or "server"'),
+        ('evaluate = "yes"', 'must be "refuse", "sum" or "clear"'),
+        ('evaluate = "sum"', "belong together"),
+        ("evaluation = 5", "must be a"),
+    ):
         (site / "policy.toml").write_text(text.partition("[task]")[0] + f"[task]\n{wrong}\n")
         with pytest.raises(secagg.ConfigError, match=told):
             Home.read(site)

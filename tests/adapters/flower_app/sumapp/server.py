@@ -15,7 +15,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
-    secure = SecAggGrid(grid, config["secagg"])
+    secure = SecAggGrid(grid, context, config["secagg"])
     began = time.perf_counter()
     result = getattr(strategy, config["strategy"])(
         min_train_nodes=config["sites"], min_available_nodes=config["sites"], fraction_evaluate=config["evaluate"]
