@@ -149,6 +149,7 @@ def _with_payers(ledger: Ledger, entry: Entry, caps: Sequence[Cap]) -> Entry:
     before = [old for old in own if not old.same_use(entry)]
 
     def may(patient: str) -> bool:
+        """Whether one round more keeps this patient, over all data sets here, within every budget."""
         there = paid(patient)
         if not there:
             return True  # the budgets were held against all of this ledger

@@ -98,6 +98,7 @@ class Payers:
         own = self.sets.digest_of
 
         def paid(patient: str) -> list[Entry]:
+            """Each use of each other data set once."""
             return [
                 entry
                 for sets, everybody, entries in others

@@ -296,6 +296,7 @@ def records_in(data: Buffer) -> Iterator[bytes]:
     view, at = memoryview(data), 0
 
     def read(size: int) -> bytes:
+        """The next so many bytes."""
         nonlocal at
         at += size
         return bytes(view[at - size : at])
