@@ -26,7 +26,7 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
     plan, own = plan_of(study), study.hash().hex()
     yield f"study '{study.study.name}', hash {own}: read it aloud to the other parties"
     sites = ", ".join(study.site_ids)
-    yield f"trained: {', '.join(study.structures)} in {plan.rounds} rounds of {plan.local_steps} steps, by {sites}"
+    yield f"trained: {', '.join(study.names)} in {plan.rounds} rounds of {plan.local_steps} steps, by {sites}"
     tested = len({case.patient for case in data.test})
     yield f"on {len(data.patients)} patients in training here and {tested} held out; images stay on this machine"
     if not study.trust.claims_epsilon or plan.delta is None or study.privacy.epsilon is None:

@@ -23,6 +23,7 @@ from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
     DataSection,
     FederationSection,
@@ -33,6 +34,7 @@ from fedseg.study.sections import (
     RunSection,
     SecAggSection,
     Section,
+    SharingSection,
     Site,
     StudySection,
     regions,
@@ -54,6 +56,7 @@ class Study(Section):
     model: ModelSection = ModelSection()
     federation: FederationSection = FederationSection()
     privacy: PrivacySection
+    sharing: SharingSection = SharingSection()
     secagg: SecAggSection
     report: ReportSection = ReportSection()
     run: RunSection = RunSection()
@@ -75,6 +78,8 @@ class Study(Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        if self.study.task == "classification" and self.data.dims == 3:
+            raise ValueError("[data] dims = 3 with [study] task = 'classification': pictures are classified; set 2")
         made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
         if made and set(self.data.normalisation) != {"percentiles"}:
             said = f"{made} = 'phantom': made images are normalised by percentiles"
@@ -93,8 +98,13 @@ class Study(Section):
 
     @property
     def structures(self) -> list[str]:
-        """Names of label values 1, 2, ...; 0 is background."""
+        """Names of label values 1, 2, ...; 0 is background. Of label maps only: see `names`."""
         return list(self.study.structures)
+
+    @property
+    def names(self) -> list[str]:
+        """What a patient is scored on, in the study's order: structures, or classes."""
+        return list(self.study.names)
 
     def labels_of(self, site: str) -> Labels:
         """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""
@@ -148,6 +158,7 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            sharing=Sharing(**self.sharing.model_dump()),
             federation=self._rules,
         )
 
