@@ -103,7 +103,7 @@ def _space(folder: Path, modality: str) -> str | None:
     Raises:
         ConfigError: it is no table in JSON.
     """
-    found = set()
+    found: set[str] = set()
     for path in [*listed(folder, f"{modality}.json"), *listed(folder, f"*_{modality}.json")]:
         if path.name.startswith("sub-"):
             continue
