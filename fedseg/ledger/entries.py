@@ -117,6 +117,7 @@ class NoisySum(_Entry):
     """
 
     series = "training"
+    steps: ClassVar[int] = 1
 
     kind: Literal["distributed"] = "distributed"
     neighbouring: Literal["add or remove one"] = "add or remove one"
