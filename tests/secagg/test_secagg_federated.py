@@ -35,6 +35,10 @@ def evaluating(folder):
     return Home.read(folder).evaluation
 
 
+def asked(home, model):
+    return model_hash(model, "evaluate") if home.evaluates else model_hash(model)
+
+
 def play(folder, model, dead=(), other=None, of=training):
     """A round in which every message goes through a fresh driver of the site, as where each has its own process.
 
@@ -42,7 +46,7 @@ def play(folder, model, dead=(), other=None, of=training):
     """
     server, told = of(folder / "server"), {"exposed": 0, "refused": set()}
     driver = server.server(step_seconds=1.0)
-    queue = [(action, None) for action in driver.begin(model_hash(model))]
+    queue = [(action, None) for action in driver.begin(asked(server, model))]
     result = None
     while queue:
         action, _ = queue.pop(0)
@@ -64,7 +68,7 @@ def play(folder, model, dead=(), other=None, of=training):
                         if any(isinstance(one, NeedInput) for one in said) and action.to not in dead:
                             came = (other or {}).get(action.to, model)
                             try:
-                                site.takes(client, came, model_hash(came))
+                                site.takes(client, came, asked(site, came))
                                 arrays, weight, metrics = update(SITES.index(action.to))
                                 arrays, base = ({}, None) if site.evaluates else (arrays, MODEL)
                                 said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, base))
