@@ -121,8 +121,8 @@ def overall_mean(scores: NDArray[np.float64]) -> float | None:
 
 
 def ranked(scores: Scores) -> list[Picture]:
-    """Best, median and worst held-out case."""
-    cases = scores.examples
+    """Best, median and worst held-out case; none where a prediction is a class and no label map."""
+    cases = [example for example in scores.examples if example[2].ndim]
     if not cases:
         return []
     picks = {"best": len(cases) - 1, "median": (len(cases) - 1) // 2, "worst": 0}

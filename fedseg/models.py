@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets import ResNet, SegResNet, UNet
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,19 +24,29 @@ from secagg.prg import Stream
 from secagg.writing import PUBLIC, write_whole
 
 GROUPS = 4
+SMALL_PICTURE = 64
+"""Pixels a side up to which a ResNet does not shrink the picture in its first layer."""
 METADATA = "fedseg"
 
 
 def build_model(study: Study) -> torch.nn.Module:
-    """The study's network: (k, C, *size) float32 to the task's outputs, with segmentation (k, structures + 1, *size).
+    """The study's network: (k, C, *size) float32 to the task's outputs.
+
+    With segmentation these are (k, structures + 1, *size), with classification (k, classes).
 
     Every party builds the same initial weights: they depend on the study's name, network and `seed` only.
 
     Raises:
-        ConfigError: the channels do not fit the network.
+        ConfigError: the channels do not fit the network, or the network does not do the study's task.
         UnsupportedModelError: a layer mixes patients.
     """
     network = NETWORKS[study.model.name]
+    if network.task != study.study.task:
+        fit = " or ".join(repr(name) for name, other in NETWORKS.items() if other.task == study.study.task)
+        raise ConfigError(
+            f"[model] name = '{study.model.name}' does {network.task}, and this study asks for "
+            f"{study.study.task}; use {fit}"
+        )
     widths = study.model.channels or network.channels
     if any(width % GROUPS for width in widths):
         raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
@@ -84,6 +94,39 @@ def _segresnet(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.
     return network
 
 
+def _cnn_small(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
+    """A convolution, GroupNorm and half the size for each width; then the mean of each feature, and one layer."""
+    layers: list[torch.nn.Module] = []
+    for before, width in zip((study.in_channels, *widths), widths, strict=False):
+        layers += [torch.nn.Conv2d(before, width, 3, padding=1, bias=False), torch.nn.GroupNorm(GROUPS, width)]
+        layers += [torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(widths[-1], outputs)]
+    return torch.nn.Sequential(*layers, *head)
+
+
+def _resnet18(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Module:
+    """ResNet-18 (He et al. 2016); small pictures keep their size at first, as is usual with those of CIFAR."""
+    if len(widths) != 4:
+        raise ConfigError(f"[model] channels = {list(widths)}: resnet18 takes four, one for each of its stages")
+    large = study.data.size > SMALL_PICTURE
+    network: torch.nn.Module = ResNet(
+        "basic",
+        [2, 2, 2, 2],
+        list(widths),
+        spatial_dims=2,
+        n_input_channels=study.in_channels,
+        num_classes=outputs,
+        conv1_t_size=7 if large else 3,
+        conv1_t_stride=2 if large else 1,
+        no_max_pool=not large,
+    )
+    for parent in list(network.modules()):  # MONAI's has a norm of one's choice in its first layer only
+        for name, layer in parent.named_children():
+            if isinstance(layer, _BatchNorm):
+                setattr(parent, name, torch.nn.GroupNorm(GROUPS, layer.num_features))
+    return network
+
+
 def _ends(study: Study, outputs: int) -> dict[str, Any]:
     """What every network of MONAI is told: its two ends, and the norm."""
     return {
@@ -96,22 +139,25 @@ def _ends(study: Study, outputs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Network:
-    """A kind of network: how it is made from study, outputs and features per level, and its own features."""
+    """A kind of network: how it is made from study, outputs and features per level, its own features, and its task."""
 
     make: Callable[[Study, int, tuple[int, ...]], torch.nn.Module]
     channels: tuple[int, ...]
+    task: str = "segmentation"
 
 
 NETWORKS: Mapping[str, Network] = {
     "unet-small": Network(_unet, (8, 16, 32)),
     "unet": Network(_unet, (16, 32, 64, 128)),
     "segresnet": Network(_segresnet, (8,)),
+    "cnn-small": Network(_cnn_small, (16, 32, 64), "classification"),
+    "resnet18": Network(_resnet18, (64, 128, 256, 512), "classification"),
 }
 
 
 def metadata_of(study: Study) -> dict[str, str]:
     """What a model file says about itself: the study's hash, structures and TOML text."""
-    return {"study_hash": study.hash().hex(), "structures": ",".join(study.structures), "study": study.toml()}
+    return {"study_hash": study.hash().hex(), "structures": ",".join(study.names), "study": study.toml()}
 
 
 def save_model(model: torch.nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
@@ -164,6 +210,6 @@ def study_of(path: Path, given: Study | None = None) -> Study:
         return given
     own = parse_study(metadata["study"], str(path))
     if given is not None and given.hash() != own.hash():
-        said = f"'{own.study.name}' with {', '.join(own.structures)}"
+        said = f"'{own.study.name}' with {', '.join(own.names)}"
         raise ConfigError(f"{path}: was trained with another study than the one given: {said}; leave --study away")
     return own

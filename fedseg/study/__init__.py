@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from fedseg.errors import ConfigError
+from fedseg.federation.algorithm import Rules
+from fedseg.federation.draw import drawn
+from fedseg.federation.table import ALGORITHMS
 from fedseg.files import read_text
 from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
     DataSection,
+    FederationSection,
     Labels,
     ModelSection,
     PrivacySection,
@@ -29,6 +34,7 @@ from fedseg.study.sections import (
     RunSection,
     SecAggSection,
     Section,
+    SharingSection,
     Site,
     StudySection,
     regions,
@@ -48,7 +54,9 @@ class Study(Section):
     study: StudySection
     data: DataSection
     model: ModelSection = ModelSection()
+    federation: FederationSection = FederationSection()
     privacy: PrivacySection
+    sharing: SharingSection = SharingSection()
     secagg: SecAggSection
     report: ReportSection = ReportSection()
     run: RunSection = RunSection()
@@ -70,13 +78,15 @@ class Study(Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        if self.study.task == "classification" and self.data.dims == 3:
+            raise ValueError("[data] dims = 3 with [study] task = 'classification': pictures are classified; set 2")
         made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
         if made and set(self.data.normalisation) != {"percentiles"}:
             said = f"{made} = 'phantom': made images are normalised by percentiles"
             raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
-        if said := self.mechanism.refusal(self.terms):
+        if said := self.mechanism.refusal(self.terms) or self._too_few():
             raise ValueError(said)
         self.policy(1)
         return self
@@ -88,8 +98,13 @@ class Study(Section):
 
     @property
     def structures(self) -> list[str]:
-        """Names of label values 1, 2, ...; 0 is background."""
+        """Names of label values 1, 2, ...; 0 is background. Of label maps only: see `names`."""
         return list(self.study.structures)
+
+    @property
+    def names(self) -> list[str]:
+        """What a patient is scored on, in the study's order: structures, or classes."""
+        return list(self.study.names)
 
     def labels_of(self, site: str) -> Labels:
         """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""
@@ -143,7 +158,42 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            sharing=Sharing(**self.sharing.model_dump()),
+            federation=self._rules,
         )
+
+    @property
+    def _rules(self) -> Rules:
+        federation = self.federation
+        return Rules(
+            algorithm=federation.algorithm,
+            server_lr=federation.server_lr or ALGORITHMS[federation.algorithm].server_lr,
+            momentum=federation.momentum,
+            betas=federation.betas,
+            adaptivity=federation.adaptivity,
+            corrected=federation.corrected,
+            proximal=federation.proximal,
+            participation=federation.participation,
+        )
+
+    def _too_few(self) -> str:
+        """Why so few sites cannot be in a round, or a site cannot stray in it; empty where they can."""
+        terms, part = self.terms, self.federation.participation
+        if part and not terms.min_survivors <= part <= len(self.sites):
+            return (
+                f"[federation] participation = {part}: a sum of {len(self.sites)} sites is safe from "
+                f"{terms.min_survivors} on; give {terms.min_survivors} to {len(self.sites)}, or 0 for all"
+            )
+        if self.federation.algorithm == "fedprox" and self.study.local_steps == 1:
+            return (
+                "[federation] algorithm = 'fedprox' with [study] local_steps = 1: a site that makes one step has not "
+                "left the round's weights yet; raise local_steps or leave algorithm out"
+            )
+        return ""
+
+    def in_round(self, number: int) -> frozenset[str]:
+        """The sites of a round, which every party draws again; see `[federation] participation`."""
+        return drawn(self.hash(), self.site_ids, number, self.federation.participation)
 
     def scored_after(self, completed: int) -> bool:
         """Whether the model of so many completed rounds is scored."""

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import SMALLEST_DELTA
+from fedseg.sharing.table import METHODS
 from secagg.policy import Suite
 from secagg.printable import printable
 
@@ -27,6 +28,7 @@ def _shown(text: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -60,9 +62,24 @@ class StudySection(Section):
     """`[study]`: what is trained, and for how long."""
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
-    task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
+    task: Literal["segmentation", "classification"] = Field(
+        default="segmentation",
+        description="what is asked of an image: an outline of each structure, or which class it is of",
+    )
     structures: tuple[Label, ...] = Field(
-        min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
+        default=(),
+        max_length=254,
+        description="names of the label values 1, 2, ... in this order; 0 is background; only with 'segmentation'",
+    )
+    classes: tuple[Label, ...] = Field(
+        default=(),
+        max_length=254,
+        description="names of the classes, in this order; an image is of one; only with 'classification'",
+    )
+    class_weights: tuple[Positive, ...] = Field(
+        default=(),
+        description="what an image of each class counts in the loss, public constants and not counted from data; "
+        "[] for 1 each",
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
     spare_rounds: Annotated[int, Field(ge=0)] = Field(
@@ -79,10 +96,28 @@ class StudySection(Section):
         description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
     )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an image is scored on: its structures or its classes."""
+        return self.structures or self.classes
+
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.structures)) != len(self.structures):
-            raise ValueError("structures: two have the same name; give every label value its own")
+    def _named(self) -> Self:
+        mine, other = ("structures", "classes") if self.task == "segmentation" else ("classes", "structures")
+        fields = type(self).model_fields
+        if getattr(self, other):
+            raise ValueError(f"{other} goes with another task than '{self.task}'; remove it, or correct task")
+        if not self.names:
+            raise ValueError(f"{mine} is missing; add {mine}: {fields[mine].description}")
+        if len(set(self.names)) != len(self.names):
+            each = "label value" if mine == "structures" else "class"
+            raise ValueError(f"{mine}: two have the same name; give every {each} its own")
+        if self.task == "classification" and len(self.classes) < 2:
+            raise ValueError("classes lists one: there is nothing to tell apart; add the other, such as 'normal'")
+        if len(self.class_weights) not in (0, len(self.classes)):
+            raise ValueError(
+                f"class_weights lists {len(self.class_weights)} numbers and classes {len(self.classes)}; give one each"
+            )
         return self
 
 
@@ -169,8 +204,8 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and where it starts."""
 
-    name: Literal["unet-small", "unet", "segresnet"] = Field(
-        default="unet-small", description="the network; small ones bear noise better"
+    name: Literal["unet-small", "unet", "segresnet", "cnn-small", "resnet18"] = Field(
+        default="unet-small", description="the network; small ones bear noise better; the last two classify"
     )
     channels: tuple[Count, ...] = Field(
         default=(), max_length=5, description="features per level; [] for the network's own"
@@ -180,6 +215,43 @@ class ModelSection(Section):
         min_length=1,
         description="weights before round 1: 'scratch', 'phantom' (trained on made images) or a .safetensors file",
     )
+
+
+class FederationSection(Section):
+    """`[federation]`: what every party makes of the mean of the updates, and which sites are in a round."""
+
+    algorithm: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = Field(
+        default="fedavg", description="how sites learn together: see the page Algorithms"
+    )
+    server_lr: Positive | None = Field(
+        default=None, description="what the step of all is multiplied by; none is 1, with 'fedadam' and 'fedyogi' 0.01"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="'fedavgm': share of the last round's step that stays")
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.99), description="'fedadam' and 'fedyogi': share of either moment that stays in a round"
+    )
+    adaptivity: Positive = Field(
+        default=1e-3,
+        description="'fedadam' and 'fedyogi': added to each value's usual size, so that small ones stay so",
+    )
+    corrected: bool = Field(
+        default=False, description="'fedadam': the noise's own variance, which is public, is not taken for usual size"
+    )
+    proximal: float = Field(
+        default=0.0, ge=0, description="'fedprox': how strongly a site's steps are pulled back to the round's weights"
+    )
+    participation: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="sites of a round, by a public draw that is the same at every party; 0 for all"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if (self.algorithm == "fedprox") != (self.proximal > 0):
+            wish = "add it, such as 0.1" if self.algorithm == "fedprox" else "remove it"
+            raise ValueError(f"proximal above 0 goes with algorithm = 'fedprox' and nothing else; {wish}")
+        if self.corrected and self.algorithm != "fedadam":
+            raise ValueError("corrected goes with algorithm = 'fedadam' and nothing else; remove it")
+        return self
 
 
 def _known(mechanism: str) -> str:
@@ -226,6 +298,45 @@ class PrivacySection(Section):
             if self.delta is not None and self.delta < SMALLEST_DELTA:
                 least = f"choose at least {SMALLEST_DELTA:g}"
                 raise ValueError(f"delta = {self.delta:g} is smaller than the accountants resolve; {least}")
+        return self
+
+
+class SharingSection(Section):
+    """`[sharing]`: what of an update is sent, and in how few bytes; the default sends all of it."""
+
+    method: Literal["full", "random-mask", "low-rank", "sketch", "percentile", "exclude"] = Field(
+        default="full", description="which part of an update is sent: see Sharing"
+    )
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="how much of an update's values is sent: 0.1 for every tenth"
+    )
+    rank: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="'low-rank': rows of the factor that is sent; the more, the closer to the whole update"
+    )
+    rotation: bool = Field(
+        default=False, description="'sketch': an update is spread evenly over its values before they are drawn"
+    )
+    bits: int = Field(
+        default=0, ge=0, le=12, description="of a site's value, rounded at random to 2^bits levels; 0 for all it has"
+    )
+    error_feedback: bool = Field(
+        default=False,
+        description="what was not sent of an update is added to the site's next one",
+    )
+    leave_out: tuple[Label, ...] = Field(
+        default=(), description="'exclude': patterns of tensors' names that are not sent, such as ['*.bias']"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        uses = METHODS[self.method].uses
+        for name in ("share", "rank", "rotation", "bits", "error_feedback", "leave_out"):
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and name not in uses:
+                fitting = " or ".join(f"'{one.name}'" for one in METHODS.values() if name in one.uses)
+                raise ValueError(f"{name} goes with method = {fitting} and not with '{self.method}'; remove it")
+            if not given and (name, self.method) in (("rank", "low-rank"), ("leave_out", "exclude")):
+                raise ValueError(f"{name} is missing and method = '{self.method}' needs it; add {name}")
         return self
 
 
