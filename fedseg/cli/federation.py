@@ -167,6 +167,7 @@ def site(
     from fedseg.site import Options, take_part
     from fedseg.start import starting_model
     from fedseg.study import load_study
+    from secagg.service.room import outlasting
 
     loaded = load_study(study)
     if name not in loaded.site_ids:
@@ -199,14 +200,18 @@ def site(
         audit=audit,
         command=command_line(),
     )
-    with (
-        seen(log_format, log_file, watch) as view,
-        RunFolder.create(runs, loaded, *view.listeners) as folder,
-        told_of_expiry(folder.emit, credentials, name),
-    ):
-        view.run = folder
-        starting_model(loaded, view.screen.starting)
-        run = take_part(folder, found, options)
+
+    def live() -> Path:
+        with (
+            RunFolder.create(runs, loaded, *view.listeners) as folder,
+            told_of_expiry(folder.emit, credentials, name),
+        ):
+            view.run = folder
+            starting_model(loaded, view.screen.starting)
+            return take_part(folder, found, options)
+
+    with seen(log_format, log_file, watch) as view:
+        run = outlasting(live, kept, say, "the same command takes part again")
     conclude(run, credentials)
 
 
