@@ -106,11 +106,20 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's cases, split by patient, and what its index calls structures and channels."""
+    """A site's cases, split by patient, and what its index calls structures and channels.
+
+    Attributes:
+        site: its id.
+        train, test: cases, by the role of their patient.
+        unsaid: names that are left out because they could be one person's. Each of them being there decides about
+            another one, so that they pay as if they were drawn.
+        declared: what its index says.
+    """
 
     site: str
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+    unsaid: tuple[str, ...] = ()
     declared: Declaration = field(default_factory=Declaration)
 
     @property
