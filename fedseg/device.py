@@ -6,6 +6,7 @@ whatever it was computed in.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ def on_device(model: torch.nn.Module, study: Study) -> Iterator[None]:
         model.to(home)
 
 
-def asked(model: torch.nn.Module, images: torch.Tensor, study: Study) -> torch.Tensor:
+def asked(model: torch.nn.Module, images: torch.Tensor, study: Study) -> Any:
     """What a model says of images, computed where the model is and as `[run]` says.
 
     Args:
@@ -49,7 +50,7 @@ def asked(model: torch.nn.Module, images: torch.Tensor, study: Study) -> torch.T
         study: gives `mixed_precision` and `channels_last`.
 
     Returns:
-        Its float32 outputs on its device.
+        Its float32 outputs on its device; a list of them with deep supervision.
     """
     device = next(model.parameters()).device
     images = images.to(device)
@@ -57,5 +58,5 @@ def asked(model: torch.nn.Module, images: torch.Tensor, study: Study) -> torch.T
         last = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
         images = images.contiguous(memory_format=last)
     with torch.autocast(study.run.device, torch.bfloat16, enabled=study.run.mixed_precision):
-        outputs: torch.Tensor = model(images)
-    return outputs.float()
+        outputs = model(images)
+    return [output.float() for output in outputs] if isinstance(outputs, list) else outputs.float()

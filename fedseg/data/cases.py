@@ -192,6 +192,17 @@ def _window(
     return tuple(slice(start, start + size) for start, size in zip(corner, view, strict=True))
 
 
+def mirror_axes(study: Study, slice_axis: int) -> list[int]:
+    """Of a batch (k, C, *size) the axes along which the study allows mirror images.
+
+    Args:
+        study: gives dims and `[training] mirror`.
+        slice_axis: the spatial axis along which slices are stacked; with dims = 2 the batch has none for it.
+    """
+    axes = [axis for axis in range(3) if study.data.dims == 3 or axis != slice_axis]
+    return [axes.index(axis) + 2 for axis, name in enumerate("xyz") if name in study.training.mirror and axis in axes]
+
+
 def whole(case: Case) -> torch.Tensor:
     """The whole image as one batch for inference: (slices, C, H, W) or (1, C, X, Y, Z), float32."""
     image = np.moveaxis(case.image, case.slice_axis + 1, 0) if case.axes == 2 else case.image[None]
