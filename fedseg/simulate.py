@@ -43,6 +43,7 @@ from fedseg.ledger.home import Home
 from fedseg.parties import Agreed, InProcess, Sites, Train, identity, rounding_of
 from fedseg.records import Validated
 from fedseg.runfolder import FEDERATION, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
+from fedseg.sharing.sending import LOST, Owed
 from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
@@ -114,6 +115,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
             "--ray: on a cluster a site sends masked updates only and has the ledger of this run, so it goes with none "
             "of --plain, --alone and --charge; leave one of them away"
         )
+    if options.ray and folder.study.sharing.error_feedback:
+        raise ConfigError("--ray with [sharing] error_feedback: actors keep nothing between rounds; leave either away")
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
 
@@ -171,6 +174,9 @@ class _Simulation:
             self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
         else:
             self.ledgers = self._for_life(options.charged, closing, resumed)
+        self.owed = {site: Owed() for site in self.sites} if self.study.sharing.error_feedback else {}
+        if resumed and self.owed:
+            folder.emit(Note(text=LOST))
         self.model = folder.model() if resumed else starting_model(self.study)
         self.parameters = len(flatten(self.model))
         self.state = opened(self.model, self.study.kept(self.parameters))
@@ -318,6 +324,8 @@ class _Simulation:
         with self._training(sites, number) as train:
             outcome = self.aggregator.round(started, sites, train, emit, silent)
         self.state = self.study.following(self.state, outcome.total, outcome.ended.included, self.policy)
+        for site, owed in self.owed.items():
+            owed.settle(included=site in outcome.ended.included)
         adopt(self.model, self.state)
         self._record(sites, outcome.ended)
 
@@ -351,6 +359,7 @@ class _Simulation:
             round_number=number,
             ledger=self.ledgers[site],
             on_step=on_step,
+            owed=self.owed.get(site),
         )
 
     def _record(self, sites: list[str], ended: RoundEnded) -> None:

@@ -21,6 +21,7 @@ from fedseg.ledger import Ledger
 from fedseg.mechanisms.mechanism import Keys, Steps
 from fedseg.models import check_model
 from fedseg.privacy.dpsgd import draw, stream_of
+from fedseg.sharing.sending import Owed
 from fedseg.study import Study
 from fedseg.tasks.table import batch_of, task_of
 from fedseg.update import Update, assign, flatten
@@ -40,6 +41,7 @@ def train_round(
     round_number: int,
     ledger: Ledger,
     on_step: OnStep | None = None,
+    owed: Owed | None = None,
 ) -> Update:
     """Charge the round, train it, and return the difference of weights; `model` is left as it was.
 
@@ -52,6 +54,7 @@ def train_round(
         round_number: at least 1.
         ledger: the site's ledger.
         on_step: called after every step with its number and the number of steps.
+        owed: what this site's earlier updates owe, with error feedback.
 
     Raises:
         BudgetExceededError: this round would pass the budget; nothing was trained.
@@ -66,7 +69,7 @@ def train_round(
     if payers is not None:  # who has spent too much elsewhere is as if absent
         data = replace(data, train=tuple(case for case in data.train if case.patient in payers.staying))
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
-    return steps.update(site, event_id)
+    return steps.update(site, event_id, partial(_key, study, site, round_number, 0), owed)
 
 
 def local_steps(

@@ -18,6 +18,7 @@ from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
 from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.sending import Sending
 from secagg.encoding import digest
 
 
@@ -124,15 +125,16 @@ class PlainSteps(_Steps):
 @final
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class NoisedUpdate(Unsent):
-    """What may be aggregated: a difference of weights made of noised steps only.
+    """What may be aggregated: a difference of weights made of noised steps only, and what `[sharing]` makes of it.
 
     Args:
         steps: from the round's model to the site's.
         site: whose.
         event_id: the ledger's event that was charged for them.
+        sending: looks at noised differences and public numbers only; None sends all as it is.
 
     Attributes:
-        vector: (d,) float32, in the order of `flatten`; read-only.
+        vector: (d,) float32, in the order of `flatten`, or what is sent of it; read-only.
         site: whose.
         event_id: the ledger's event; empty only where `unprotected` made the update.
 
@@ -140,21 +142,23 @@ class NoisedUpdate(Unsent):
         TypeError: made of anything but noised steps.
     """
 
-    vector: NDArray[np.float32] = field(repr=False)
+    vector: NDArray[Any] = field(repr=False)
     site: str
     event_id: str
 
-    def __init__(self, steps: NoisedSteps, site: str, event_id: str) -> None:
+    def __init__(self, steps: NoisedSteps, site: str, event_id: str, sending: Sending | None = None) -> None:
         if not isinstance(steps, NoisedSteps):
             raise TypeError(f"an update is made of noised steps and of nothing else, and this is a {type(steps)}")
-        _fill(self, steps.difference, site, event_id)
+        if not isinstance(sending, Sending | None):
+            raise TypeError(f"what is sent of an update is a Sending's to say, and this is a {type(sending)}")
+        _fill(self, steps.difference if sending is None else sending(steps.difference), site, event_id)
 
     @classmethod
-    def unprotected(cls, vector: NDArray[np.float32], site: str, trust: Trust) -> Self:
+    def unprotected(cls, vector: NDArray[Any], site: str, trust: Trust) -> Self:
         """Let an update without noise go, where the mechanism claims nothing and every output says so.
 
         Args:
-            vector: (d,) float32.
+            vector: what is sent.
             site: whose.
             trust: the row of the study's mechanism.
 

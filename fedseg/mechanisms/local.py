@@ -15,6 +15,7 @@ from fedseg.mechanisms.mechanism import MOMENTUM, Keys, Losses, Mechanism, Said,
 from fedseg.privacy.accounting import gaussian_steps, noise_multiplier_for
 from fedseg.privacy.dpsgd import Protection, noisy_gradient
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
+from fedseg.sharing.sending import Owed
 from fedseg.update import NoisedSteps, NoisedUpdate
 from secagg.policy import Policy
 from secagg.prg import Stream
@@ -30,16 +31,16 @@ class LocalSteps(Steps):
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
         each = (loss for _, loss in losses)
-        self._taken.step(noisy_gradient(self._parameters, each, self._protection, Stream(keys("noise"))))
+        self._taken.step(noisy_gradient(self._parameters, each, self._protection, Stream(keys("noise")), self._within))
 
     @property
     def diverged(self) -> bool:
         """See `Steps.diverged`."""
         return not np.isfinite(self._taken.difference).all()
 
-    def update(self, site: str, event_id: str) -> NoisedUpdate:
+    def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoisedUpdate:
         """See `Steps.update`."""
-        return NoisedUpdate(self._taken, site, event_id)
+        return NoisedUpdate(self._taken, site, event_id, self._sending(keys, owed))
 
 
 class Local(Mechanism):

@@ -30,6 +30,7 @@ from fedseg.events import (
     Waiting,
 )
 from fedseg.runfolder import POLICY, RunFolder
+from fedseg.sharing.sending import LOST, Owed
 from fedseg.site.control import Control
 from fedseg.site.options import Options
 from fedseg.site.party import Party
@@ -83,6 +84,7 @@ class Site(Party, Application):
         self._scoring: tuple[torch.nn.Module, int] | None = None
         self._metrics: dialogue.Metrics | None = None
         self._place: tuple[int, int] | None = None  # the attempt that was joined last
+        self.owed = Owed() if self.study.sharing.error_feedback else None
         self._control = Control(options.state)
         self._record = Record(options.state, self.me, self.federation.training_run)
         self._epsilon = self._spent()
@@ -159,6 +161,8 @@ class Site(Party, Application):
         self.round = Round(
             *(self.me, start.round_number, start.attempt, self.state, copy.deepcopy(self.model), self.folder.emit)
         )
+        if self.owed is not None and self.rounds_done and not self.seen:
+            self.folder.emit(Note(text=LOST))
         if self.options.audit is not None:
             self.round.quantised = np.zeros(self.policy.length, dtype_for(self.policy.bits))
         if self.study.scored_after(self.rounds_done):
@@ -202,6 +206,7 @@ class Site(Party, Application):
                 round_number=number,
                 ledger=self.ledger,
                 on_step=on_step,
+                owed=self.owed,
             )
         finally:
             # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
@@ -229,6 +234,8 @@ class Site(Party, Application):
         if current is None or session is None:
             return
         head = done.receipt.head
+        if self.owed is not None:
+            self.owed.settle(included=self.me in done.included)
         following = current.following(done, self.policy, self.study)
         self.following.expect(head, model_hash(following))
         self.state = following

@@ -23,6 +23,7 @@ from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
     DataSection,
     FederationSection,
@@ -33,6 +34,7 @@ from fedseg.study.sections import (
     RunSection,
     SecAggSection,
     Section,
+    SharingSection,
     Site,
     StudySection,
     regions,
@@ -54,6 +56,7 @@ class Study(Section):
     model: ModelSection = ModelSection()
     federation: FederationSection = FederationSection()
     privacy: PrivacySection
+    sharing: SharingSection = SharingSection()
     secagg: SecAggSection
     report: ReportSection = ReportSection()
     run: RunSection = RunSection()
@@ -155,6 +158,7 @@ class Study(Section):
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            sharing=Sharing(**self.sharing.model_dump()),
             federation=self._rules,
         )
 

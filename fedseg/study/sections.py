@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import SMALLEST_DELTA
+from fedseg.sharing.table import METHODS
 from secagg.policy import Suite
 from secagg.printable import printable
 
@@ -297,6 +298,45 @@ class PrivacySection(Section):
             if self.delta is not None and self.delta < SMALLEST_DELTA:
                 least = f"choose at least {SMALLEST_DELTA:g}"
                 raise ValueError(f"delta = {self.delta:g} is smaller than the accountants resolve; {least}")
+        return self
+
+
+class SharingSection(Section):
+    """`[sharing]`: what of an update is sent, and in how few bytes; the default sends all of it."""
+
+    method: Literal["full", "random-mask", "low-rank", "sketch", "percentile", "exclude"] = Field(
+        default="full", description="which part of an update is sent: see Sharing"
+    )
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="how much of an update's values is sent: 0.1 for every tenth"
+    )
+    rank: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="'low-rank': rows of the factor that is sent; the more, the closer to the whole update"
+    )
+    rotation: bool = Field(
+        default=False, description="'sketch': an update is spread evenly over its values before they are drawn"
+    )
+    bits: int = Field(
+        default=0, ge=0, le=12, description="of a site's value, rounded at random to 2^bits levels; 0 for all it has"
+    )
+    error_feedback: bool = Field(
+        default=False,
+        description="what was not sent of an update is added to the site's next one",
+    )
+    leave_out: tuple[Label, ...] = Field(
+        default=(), description="'exclude': patterns of tensors' names that are not sent, such as ['*.bias']"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        uses = METHODS[self.method].uses
+        for name in ("share", "rank", "rotation", "bits", "error_feedback", "leave_out"):
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and name not in uses:
+                fitting = " or ".join(f"'{one.name}'" for one in METHODS.values() if name in one.uses)
+                raise ValueError(f"{name} goes with method = {fitting} and not with '{self.method}'; remove it")
+            if not given and (name, self.method) in (("rank", "low-rank"), ("leave_out", "exclude")):
+                raise ValueError(f"{name} is missing and method = '{self.method}' needs it; add {name}")
         return self
 
 

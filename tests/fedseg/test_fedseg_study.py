@@ -123,7 +123,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "50a3341a41af1ca731e40c45d8b5abeb57894d229497bd3124d919f83827671e"
+    assert parse_study(text, "s").hash().hex() == "a74e3913903fc80979ab85991d923a2921b6238afda65d8130e5039e519bf7e1"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
