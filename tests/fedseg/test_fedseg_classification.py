@@ -13,7 +13,8 @@ from fedseg.data.loading import load_cohort, load_site
 from fedseg.data.phantoms.chest import PROFILES, chest_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.ledger import Ledger
-from fedseg.models import NETWORKS, build_model
+from fedseg.models import build_model
+from fedseg.models.table import NETWORKS
 from fedseg.records import Metrics
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
