@@ -130,10 +130,20 @@ def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Cas
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
-    """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
-    case = cases[int(stream.integers(1, len(cases))[0])]
-    images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
-    return _loss(model, images, targets, study)
+    """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases.
+
+    With `[privacy] multiplicity` the mean over so many views, each drawn anew (De et al. 2022): one patient, one loss,
+    one gradient that is clipped, so that epsilon is what it was.
+    """
+
+    def once() -> torch.Tensor:
+        case = cases[int(stream.integers(1, len(cases))[0])]
+        images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
+        return _loss(model, images, targets, study)
+
+    if study.privacy.multiplicity == 1:
+        return once()
+    return torch.stack([once() for _ in range(study.privacy.multiplicity)]).mean()
 
 
 def batch_loss(
