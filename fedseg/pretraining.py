@@ -51,7 +51,7 @@ def recipe(study: Study) -> dict[str, Any]:
         "structures": len(study.names),
         "channels": study.in_channels,
         "dims": dims,
-        "size": study.data.size,
+        "size": study.data.cube,
         "network": study.model.name,
         "features": list(study.model.channels),
     }

@@ -31,7 +31,7 @@ class Segmentation:
     measure = "Dice"
 
     def __init__(self, study: Study) -> None:
-        self.names, self._size, self._regions = study.structures, study.data.size, study.regions
+        self.names, self._size, self._regions = study.structures, study.data.view, study.regions
         self._tolerance = study.report.tolerance
         nsd = Measure("NSD", tolerance=self._tolerance)
         self.measures = (Measure(self.measure), Measure("HD95", "mm"), nsd, Measure("volume similarity"))
@@ -132,8 +132,7 @@ class Segmentation:
         model.eval()
         with torch.inference_mode():
             if case.axes == 3:
-                window = (self._size,) * 3
-                outputs = sliding_window_inference(inputs.to(device), window, 1, model).softmax(1).cpu()
+                outputs = sliding_window_inference(inputs.to(device), self._size, 1, model).softmax(1).cpu()
                 return np.asarray(outputs[0].numpy(), dtype=np.float32)
             batches = [model(batch.to(device)).softmax(1).cpu() for batch in torch.split(inputs, SLICES_AT_ONCE)]
         return np.moveaxis(torch.cat(batches).numpy(), 0, case.slice_axis + 1)
