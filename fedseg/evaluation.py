@@ -54,6 +54,7 @@ def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Stud
     task = task_of(study)
 
     def one(case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The prediction of a case, and its scores as one row."""
         prediction = predict(model, case, study)
         return prediction, task.score(prediction, case)[None]
 
