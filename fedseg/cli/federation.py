@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fedseg.data.cases import SiteData
     from fedseg.runfolder import RunFolder
     from fedseg.study import Study
-    from secagg.messages import Receipt
 
 
 class Transcripts(Enum):
@@ -296,7 +295,7 @@ def _settle(
     following = Following(state, f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}")
     for path in transcripts:
 
-        def follow(_: "Receipt", path: Path = path) -> None:
+        def follow(_: object, path: Path = path) -> None:
             following.replayed(path, study, policy)
 
         with marks_of(state, site) as store:
