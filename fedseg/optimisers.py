@@ -62,13 +62,13 @@ def adam(state: NDArray[np.float32], gradient: NDArray[np.float64], lr: float, n
     done = float(state[-1]) + 1
     mean = BETAS[0] * mean + (1 - BETAS[0]) * gradient
     square = BETAS[1] * square + (1 - BETAS[1]) * gradient * gradient
-    unbiased = [1 - _power(beta, int(done)) for beta in BETAS]
+    unbiased = [1 - power(beta, int(done)) for beta in BETAS]
     spread = np.sqrt(np.maximum(square / unbiased[1] - noise, FLOOR * noise))
     moved = weights - lr * (mean / unbiased[0]) / np.maximum(spread, np.finfo(np.float32).tiny)
     return np.concatenate([moved, mean, square, [done]]).astype(np.float32)
 
 
-def _power(base: float, exponent: int) -> float:
+def power(base: float, exponent: int) -> float:
     """By multiplication alone: a library's power may differ in its last bit between machines."""
     result = 1.0
     for _ in range(exponent):

@@ -39,11 +39,32 @@ def write_overlay(case: Case, labels: NDArray[np.uint8], output: Path, names: Se
     Returns:
         Where the picture is.
     """
-    overlay = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm") + ".png")
+    overlay = _beside(output)
     # a structure's name may hold "$"
     with rc_context({"text.parse_math": False}), replacing(overlay) as beside:
         picture(case, labels, names).savefig(beside)
     return overlay
+
+
+def write_titled(case: Case, words: str, output: Path) -> Path:
+    """The case's first frame under a few words, as a PNG beside `output`, readable by its owner only.
+
+    Returns:
+        Where the picture is.
+    """
+    figure = Figure(figsize=(4, 4.3), facecolor="black", layout="constrained")
+    panel = figure.subplots()
+    panel.imshow(pixels(case.image[case.image.shape[0] // 2], case, 0), cmap="gray")
+    panel.set_title(words, color="white", fontsize=11)
+    panel.axis("off")
+    with rc_context({"text.parse_math": False}), replacing(_beside(output)) as beside:
+        figure.savefig(beside)
+    return _beside(output)
+
+
+def _beside(output: Path) -> Path:
+    """The name of a picture that goes with a file."""
+    return output.with_name(output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".dcm") + ".png")
 
 
 def picture(case: Case, labels: NDArray[np.uint8], names: Sequence[str]) -> Figure:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedseg.augment import augmented
-from fedseg.data.cases import Case
+from fedseg.data.cases import Case, View
 from fedseg.data.phantoms.phantom import Phantom
 from fedseg.data.phantoms.table import phantom_of
 from fedseg.models import build_model
@@ -39,7 +39,8 @@ def recipe(study: Study) -> dict[str, Any]:
         ConfigError: no phantom fits the study.
     """
     phantom, dims = _phantom(study), study.data.dims
-    return {
+    options: dict[str, Any] = {"blocks": list(study.model.blocks), "deep": study.training.deep_supervision}
+    return {name: value for name, value in options.items() if value} | {
         "phantom": phantom.name,
         "phantom version": phantom.version,
         "hospital": asdict(phantom.public(study)),
@@ -48,10 +49,10 @@ def recipe(study: Study) -> dict[str, Any]:
         "steps": STEPS[dims],
         "batch": BATCH[dims],
         "task": study.study.task,
-        "structures": len(study.structures),
+        "structures": len(study.names),
         "channels": study.in_channels,
         "dims": dims,
-        "size": study.data.size,
+        "size": study.data.cube,
         "network": study.model.name,
         "features": list(study.model.channels),
     }
@@ -91,7 +92,7 @@ def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Modul
 
 def _trained(study: Study, cases: Sequence[Case], progress: Progress | None) -> torch.nn.Module:
     """The study's network after `STEPS` steps on random views of the cases."""
-    images, labels = _stacked(cases)
+    images, labels = _stacked(cases, study)
     steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
     generator = torch.Generator().manual_seed(int(Stream.seeded(SEED, "pretraining").integers(1, 2**62)[0]))
     model, task = build_model(study), task_of(study)
@@ -100,7 +101,7 @@ def _trained(study: Study, cases: Sequence[Case], progress: Progress | None) -> 
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=steps)
     for step in range(1, steps + 1):
         drawn = torch.randint(len(images), (batch,), generator=generator)
-        image, label = augmented(images[drawn], labels[drawn].long(), len(study.structures), generator)
+        image, label = _view(images[drawn], labels[drawn].long(), study, generator)
         optimiser.zero_grad()
         loss = task.loss(model(image), label)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -115,11 +116,22 @@ def _phantom(study: Study) -> Phantom[Any]:
     return phantom_of(study, "[model] start = 'phantom'", "use start = 'scratch' or give a .safetensors file")
 
 
-def _stacked(cases: Sequence[Case]) -> tuple[torch.Tensor, torch.Tensor]:
-    """All slices (2D) or volumes: images (k, C, *size) float32, labels (k, *size) uint8."""
-    images, labels = [], []
-    for case in cases:
-        assert case.label is not None  # noqa: S101  phantoms are born labelled
-        images.append(np.moveaxis(case.image, 3, 0) if case.axes == 2 else case.image[None])
-        labels.append(np.moveaxis(case.label, 2, 0) if case.axes == 2 else case.label[None])
-    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+def _view(
+    images: torch.Tensor, labels: torch.Tensor, study: Study, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random view of each image with its label, which is a map or a class: a class stays what it is."""
+    if labels.ndim > 1:
+        return augmented(images, labels, len(study.structures), generator)
+    return augmented(images, torch.zeros_like(images[:, 0], dtype=torch.int64), 0, generator)[0], labels
+
+
+def _stacked(cases: Sequence[Case], study: Study) -> tuple[torch.Tensor, torch.Tensor]:
+    """All slices (2D) or volumes: images (k, C, *size) float32, labels (k, *size) uint8, or (k,) of a class each."""
+    task = task_of(study)
+
+    def everything(case: Case) -> View:
+        return lambda values: np.moveaxis(values, case.slice_axis + 1, 0) if case.axes == 2 else values[None]
+
+    images = [everything(case)(case.image) for case in cases]
+    labels = [task.targets(case, everything(case)).to(torch.uint8) for case in cases]
+    return torch.from_numpy(np.concatenate(images)), torch.cat(labels)

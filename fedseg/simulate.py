@@ -27,12 +27,13 @@ from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import (
     assess,
+    classes_of,
     dice_table,
     evaluate,
     mean_interval,
     measure_tables,
     overall_mean,
-    ranked,
+    shown,
     structure_means,
 )
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
@@ -42,6 +43,7 @@ from fedseg.ledger.home import Home
 from fedseg.parties import Agreed, InProcess, Sites, Train, identity, rounding_of
 from fedseg.records import Validated
 from fedseg.runfolder import FEDERATION, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
+from fedseg.sharing.sending import LOST, Owed
 from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
@@ -117,6 +119,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
             "--ray: on a cluster a site sends masked updates only and has the ledger of this run, so it goes with none "
             "of --plain, --alone and --charge; leave one of them away"
         )
+    if options.ray and folder.study.sharing.error_feedback:
+        raise ConfigError("--ray with [sharing] error_feedback: actors keep nothing between rounds; leave either away")
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
 
@@ -131,6 +135,11 @@ def trainable_alone(study: Study) -> None:
         raise ConfigError(
             f"--alone with mechanism = '{study.privacy.mechanism}': one site has its share of the noise only, which "
             "protects too little; compare with --set privacy.mechanism=local"
+        )
+    if study.federation.participation:
+        raise ConfigError(
+            f"--alone with participation = {study.federation.participation}: a site that is alone is in every round, "
+            "and its noise is planned for fewer; compare with --set federation.participation=0"
         )
 
 
@@ -187,6 +196,9 @@ class _Simulation:
             self.ledgers = {site: Ledger(folder.path / "ledger" / f"{site}.jsonl") for site in self.sites}
         else:
             self.ledgers = self._for_life(options.charged, closing, resumed)
+        self.owed = {site: Owed() for site in self.sites} if self.study.sharing.error_feedback else {}
+        if resumed and self.owed:
+            folder.emit(Note(text=LOST))
         self.model = folder.model() if resumed else starting_model(self.study)
         self.parameters = len(flatten(self.model))
         self.state = opened(self.model, self.study.kept(self.parameters))
@@ -305,10 +317,15 @@ class _Simulation:
                     raise
         return self._finish(reason)
 
+    def _drawn(self) -> list[str]:
+        """Who is in the next round."""
+        chosen = self.study.in_round(self.aggregator.number)
+        return [site for site in self.sites if site in chosen]
+
     def _charged(self) -> list[str]:
         """Charge the next whole round at every site; a site whose budget it would pass has left."""
         staying = []
-        for site in self.sites:
+        for site in self._drawn():
             try:
                 charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
             except BudgetExceededError as error:
@@ -329,6 +346,8 @@ class _Simulation:
         with self._training(sites, number) as train:
             outcome = self.aggregator.round(started, sites, train, emit, silent)
         self.state = self.study.following(self.state, outcome.total, outcome.ended.included, self.policy)
+        for site, owed in self.owed.items():
+            owed.settle(included=site in outcome.ended.included)
         adopt(self.model, self.state)
         self._record(sites, outcome.ended)
 
@@ -362,6 +381,7 @@ class _Simulation:
             round_number=number,
             ledger=self.ledgers[site],
             on_step=on_step,
+            owed=self.owed.get(site),
         )
 
     def _record(self, sites: list[str], ended: RoundEnded) -> None:
@@ -410,8 +430,11 @@ class _Simulation:
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table, others = dice_table(scores, trained, self.study), measure_tables(scores, self.study)
+        classes = classes_of(self.model, self.cohort, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason, others)
+        metrics = metrics_of(
+            self.folder, self.parameters, self.options.command, table, per_site, reason, others, classes
+        )
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
-        return self.folder.complete(metrics, ranked(scores))
+        return self.folder.complete(metrics, shown(self.model, scores, self.study))

@@ -18,6 +18,7 @@ from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
 from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.sending import Sending
 from secagg.encoding import digest
 
 
@@ -59,21 +60,47 @@ def model_hash(vector: NDArray[np.float32]) -> bytes:
 
 
 class _Steps(Unsent):
-    """Steps of SGD with momentum away from a model's weights, on values that nobody else holds; the model follows.
+    """Steps of SGD with momentum, or of AdamW, away from a model's weights, on values that nobody else holds.
+
+    The model follows. Weights shrink by their own share of the rate, apart from the gradient, with either optimiser
+    (Loshchilov and Hutter 2019).
 
     Args:
         model: where the steps begin; its trained parameters are set anew after each step, so that gradients follow.
         lr: learning rate.
         momentum: share of the last step's velocity that is kept.
+        adaptive: AdamW in place of SGD with momentum.
+        decay: share of the rate by which weights shrink in a step.
+        pull: factor of the way back to the start, which is added to each gradient; see `Algorithm.pull`.
+
+    Attributes:
+        rate: learning rate of the next step.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, momentum: float) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        lr: float,
+        momentum: float,
+        pull: float = 0.0,
+        *,
+        adaptive: bool = False,
+        decay: float = 0.0,
+    ) -> None:
         self._parameters = list(model.parameters())
         self._start = [parameter.detach().clone() for parameter in self._parameters]
         self._now = [start.clone() for start in self._start]
         pairs = zip(self._parameters, self._now, strict=True)
         self._trained = [now for parameter, now in pairs if parameter.requires_grad]
-        self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
+        starts = zip(self._parameters, self._start, strict=True)
+        self._begun = [start for parameter, start in starts if parameter.requires_grad]
+        self._pull = pull
+        self.rate, self._decay = lr, decay
+        self._optimiser: torch.optim.Optimizer
+        if adaptive:
+            self._optimiser = torch.optim.AdamW(self._trained, lr=lr, weight_decay=0.0)
+        else:
+            self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
 
     @property
     def difference(self) -> NDArray[np.float32]:
@@ -83,8 +110,13 @@ class _Steps(Unsent):
 
     def _move(self, gradient: torch.Tensor) -> None:
         sizes = [values.numel() for values in self._trained]
-        for values, piece in zip(self._trained, torch.split(gradient, sizes), strict=True):
+        for values, begun, piece in zip(self._trained, self._begun, torch.split(gradient, sizes), strict=True):
             values.grad = piece.view_as(values)
+            if self._pull:
+                values.grad = values.grad + self._pull * (values - begun)
+            if self._decay:
+                values.mul_(1 - self.rate * self._decay)
+        self._optimiser.param_groups[0]["lr"] = self.rate
         self._optimiser.step()
         with torch.no_grad():
             for parameter, now in zip(self._parameters, self._now, strict=True):
@@ -118,15 +150,16 @@ class PlainSteps(_Steps):
 @final
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class NoisedUpdate(Unsent):
-    """What may be aggregated: a difference of weights made of noised steps only.
+    """What may be aggregated: a difference of weights made of noised steps only, and what `[sharing]` makes of it.
 
     Args:
         steps: from the round's model to the site's.
         site: whose.
         event_id: the ledger's event that was charged for them.
+        sending: looks at noised differences and public numbers only; None sends all as it is.
 
     Attributes:
-        vector: (d,) float32, in the order of `flatten`; read-only.
+        vector: (d,) float32, in the order of `flatten`, or what is sent of it; read-only.
         site: whose.
         event_id: the ledger's event; empty only where `unprotected` made the update.
 
@@ -134,21 +167,23 @@ class NoisedUpdate(Unsent):
         TypeError: made of anything but noised steps.
     """
 
-    vector: NDArray[np.float32] = field(repr=False)
+    vector: NDArray[Any] = field(repr=False)
     site: str
     event_id: str
 
-    def __init__(self, steps: NoisedSteps, site: str, event_id: str) -> None:
+    def __init__(self, steps: NoisedSteps, site: str, event_id: str, sending: Sending | None = None) -> None:
         if not isinstance(steps, NoisedSteps):
             raise TypeError(f"an update is made of noised steps and of nothing else, and this is a {type(steps)}")
-        _fill(self, steps.difference, site, event_id)
+        if not isinstance(sending, Sending | None):
+            raise TypeError(f"what is sent of an update is a Sending's to say, and this is a {type(sending)}")
+        _fill(self, steps.difference if sending is None else sending(steps.difference), site, event_id)
 
     @classmethod
-    def unprotected(cls, vector: NDArray[np.float32], site: str, trust: Trust) -> Self:
+    def unprotected(cls, vector: NDArray[Any], site: str, trust: Trust) -> Self:
         """Let an update without noise go, where the mechanism claims nothing and every output says so.
 
         Args:
-            vector: (d,) float32.
+            vector: what is sent.
             site: whose.
             trust: the row of the study's mechanism.
 

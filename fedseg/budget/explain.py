@@ -100,13 +100,14 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
     terms, plan = study.terms, plan_of(study)
     if plan.delta is None:
         return ()
-    sites, fewest, corrupt = len(study.sites), terms.min_survivors, terms.max_corrupt
+    sites, fewest, corrupt = plan.participation or len(study.sites), terms.min_survivors, terms.max_corrupt
     sums = sorted({fewest, min(fewest + 1, sites), (fewest + sites) // 2, max(sites - 1, fewest), sites}, reverse=True)
     found: dict[int, float] = {}
 
     def of(honest: int) -> float:
+        """Epsilon where so many shares of the noise count; each is computed once."""
         if honest not in found:
-            event = study.mechanism.achieved(terms, plan.most_rounds * plan.local_steps, honest)
+            event = study.mechanism.achieved(terms, plan.steps, honest)
             found[honest] = math.inf if event is None else epsilon([event], plan.delta or 0.0)
         return found[honest]
 
@@ -159,6 +160,11 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         notes.append(
             f"the noise is planned for {plan.spare_rounds} spare rounds beside the {plan.rounds} that are to complete: "
             "so many may burn without ending the study, and where none does less epsilon is spent"
+        )
+    if plan.participation:
+        notes.append(
+            f"{plan.participation} of {plan.sites} sites are in a round: each in at most {plan.most_rounds} rounds, "
+            "which the noise is planned for; who is in which is public and hides nobody"
         )
     notes.append("validation metrics, early stopping and tuning on private data are not covered by this epsilon")
     return notes

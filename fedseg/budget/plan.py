@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fedseg.federation.draw import rounds_of_a_site
 from fedseg.ledger import Entry, MetricsRelease
 from fedseg.mechanisms.mechanism import Said
 from fedseg.study import Study
@@ -24,6 +25,7 @@ class Plan:
         rounds: completed rounds.
         spare_rounds: rounds more that the noise is planned for; a burned round stays charged and takes one of them.
         local_steps: steps of a round.
+        sites, participation: of the study, and those of a round; 0 for all.
     """
 
     mechanism: str
@@ -38,15 +40,17 @@ class Plan:
     rounds: int
     local_steps: int
     spare_rounds: int = 0
+    sites: int = 0
+    participation: int = 0
 
     @property
     def most_rounds(self) -> int:
-        """Rounds that may be charged: those that complete and the spare ones."""
-        return self.rounds + self.spare_rounds
+        """Rounds that a site may be charged: of those that complete and the spare ones, the ones that it is in."""
+        return rounds_of_a_site(self.rounds + self.spare_rounds, self.sites, self.participation)
 
     @property
     def steps(self) -> int:
-        """Steps of the whole study, those of spare rounds included."""
+        """Steps of a site in the whole study, those of spare rounds included."""
         return self.most_rounds * self.local_steps
 
 
@@ -70,6 +74,8 @@ def plan_of(study: Study) -> Plan:
         rounds=study.study.rounds,
         local_steps=study.study.local_steps,
         spare_rounds=study.study.spare_rounds,
+        sites=len(study.sites),
+        participation=study.federation.participation,
     )
 
 

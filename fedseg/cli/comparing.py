@@ -206,7 +206,8 @@ class _Comparing:
         from secagg.writing import PRIVATE_FOLDER, write_whole
 
         done: list[tuple[Cell, Judged | None]] = [(cell, judged(place)) for cell, place in self._places.items()]
-        grid = grid_sentence(Dice(grid=grid_of(self._cohort, self._base)))
+        where = grid_of(self._cohort, self._base) if self._base.structures else None
+        grid = grid_sentence(Dice(grid=where))
         found = Comparison.of(self._base, without_paths(self._command), grid, done)
         self._folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
         write_whole(self._folder / "comparison.json", json.dumps(found.model_dump(mode="json"), indent=1))

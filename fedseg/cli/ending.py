@@ -51,8 +51,10 @@ def show_metrics(metrics: "Metrics") -> None:
     from fedseg.report.claims import below_start, life_sentence, privacy_sentence
 
     show_figures(metrics.dice, metrics.measures)
+    for name, figure in (metrics.classes.measures if metrics.classes else {}).items():
+        say(f"{name}: {cell_of(figure, ' ')}")
     for name, found in metrics.baselines.items():
-        say(f"{name}: mean Dice {cell_of(found, ' ')}")
+        say(f"{name}: mean {metrics.dice.measure} {cell_of(found, ' ')}")
     if told := below_start(metrics):
         say(plain("warning: ", "bold red"), told)
     say(stressed(*privacy_sentence(metrics)))
@@ -82,7 +84,7 @@ def _show_dice(dice: "Dice") -> None:
     columns = {name: column for name, column in columns.items() if column[0] is not None}
     if len(columns) == 2:  # one site's own figures are all that there is
         del columns["all sites"]
-    title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
+    title = f"{dice.measure} on held-out patients: mean, 95 % bootstrap interval, n patients"
     table = Table("", title=title, caption=grid_sentence(dice) or None, box=None, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(plain(name))

@@ -93,6 +93,10 @@ class Coordinator(Engine):
         found = odd_ones(self.declared, self.study)
         return found if len(found) < len(self.declared) else {}  # where no two agree, nobody knows yet who is wrong
 
+    def _wanted(self) -> set[str]:
+        """Who is in the next round; the others are not waited for."""
+        return super()._wanted() & self.study.in_round(self.book.number)
+
     async def _begin(self, sites: list[str]) -> None:
         try:
             agree({site: self.declared[site] for site in sites if site in self.declared}, self.study)
@@ -122,6 +126,7 @@ class Coordinator(Engine):
 
     @state.setter
     def state(self, vector: NDArray[np.float32]) -> None:
+        """The state of the next model."""
         self.training.vector = vector
 
     async def run(self) -> Path:  # type: ignore[override]

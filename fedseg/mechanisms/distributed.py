@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from fedseg.errors import UnsupportedModelError
 from fedseg.ledger import Entry, NoisySum
-from fedseg.mechanisms.mechanism import Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
+from fedseg.mechanisms.mechanism import MOST_BITS, Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
 from fedseg.optimisers import OPTIMISERS
 from fedseg.privacy.accounting import noise_multiplier_for
 from fedseg.privacy.shared_noise import Kind, SharedNoise, plan_noise
 from fedseg.privacy.shares import Grid, NoiseShare, noise_share
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
+from fedseg.sharing.sending import Owed
+from fedseg.sharing.space import Space
+from fedseg.sharing.table import METHODS
 from fedseg.update import NoiseShared, flatten
 from secagg.encoding import digest
 from secagg.layout import Field, Layout
@@ -32,8 +35,11 @@ from secagg.prg import Stream
 KINDS: dict[str, Kind] = {"skellam": "skellam", "discrete-gaussian": "gaussian"}
 """By `[privacy] noise`."""
 
-MOST_BITS = 48
-"""Of the sum, so that turning it back is exact in 64."""
+LOCAL = ("local_optimizer", "weight_decay", "schedule", "warm_up", "batch")
+"""Fields of `Terms` that shape a site's own steps."""
+
+WITHIN = ("full", *(name for name, method in METHODS.items() if method.within))
+"""Methods of `[sharing]` that go with it."""
 
 DEVIATION = 1 << 13
 """Of a site's share of the noise, about: it makes the grid so fine that rounding adds next to nothing to it."""
@@ -85,6 +91,7 @@ class SharedSteps(Steps):
             self._rotation,
             keys("rounding"),
             lambda n: self._noise.draw(n, stream),
+            self._within,
         )
 
     @property
@@ -92,7 +99,7 @@ class SharedSteps(Steps):
         """Never: a gradient that is not finite adds nothing."""
         return False
 
-    def update(self, site: str, event_id: str) -> NoiseShared:
+    def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoiseShared:
         """See `Steps.update`."""
         if self._share is None:
             raise TypeError("no step was made, so there is nothing to share")
@@ -114,13 +121,33 @@ class Distributed(Mechanism):
 
     def refusal(self, terms: Terms) -> str:
         """See `Mechanism.refusal`."""
+        if (algorithm := terms.federation.algorithm) != "fedavg" or terms.federation.server_lr != 1:
+            return (
+                f"[federation] algorithm = '{algorithm}' with mechanism = 'distributed': each sum is a gradient, by "
+                "which [study] optimizer steps with [study] lr; leave algorithm and server_lr out"
+            )
         if terms.local_steps != 1:
             return (
                 f"[study] local_steps = {terms.local_steps}: with mechanism = 'distributed' every step is a sum of its "
                 "own; set local_steps to 1 and rounds to the number of steps"
             )
+        if said := next(
+            (name for name in LOCAL if getattr(terms, name) != Terms.__dataclass_fields__[name].default), ""
+        ):
+            field = said.removeprefix("local_")
+            return (
+                f"[training] {field} = {getattr(terms, said)!r}: with mechanism = 'distributed' no site steps by "
+                "itself; leave it away, and choose [study] optimizer and lr"
+            )
         if set(terms.weights) != {1.0}:
             return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"
+        if terms.sharing.method not in WITHIN:
+            return (
+                f"[sharing] method = '{terms.sharing.method}' with mechanism = 'distributed': its noise covers what is "
+                f"sent where patients' gradients are reduced first; use {' or '.join(map(repr, WITHIN))}"
+            )
+        if terms.sharing.bits:
+            return "[sharing] bits with mechanism = 'distributed': sites add whole numbers already; lower [secagg] bits"
         if terms.bits > MOST_BITS:
             return f"[secagg] bits = {terms.bits}: at most {MOST_BITS} with mechanism = 'distributed'; leave it at 32"
         if terms.bits < (needed := self._bits_needed(terms)):
@@ -135,7 +162,7 @@ class Distributed(Mechanism):
 
     def encoding(self, parameters: int, terms: Terms) -> Encoding:
         """See `Mechanism.encoding`: whole numbers as they are, modulo 2^bits."""
-        length = Grid(parameters, 1.0, DEVIATION).length
+        length = Grid(METHODS[terms.sharing.method].length(parameters, terms.sharing), 1.0, DEVIATION).length
         return Encoding(layout=Layout({"gradient": Field.integers(length, bits=terms.bits)}))
 
     def noise_multiplier(self, terms: Terms) -> float:
@@ -194,12 +221,16 @@ class Distributed(Mechanism):
         parameters = optimiser.parameters(len(state))
         grid = self._grid(terms, parameters)
         divisor = terms.denominator * len(included)
-        gradient = grid.gradient(total.astype(np.int64), rotation(state[:parameters])) / divisor
-        noise = len(included) * noise_of(terms).variance / (grid.scale * divisor) ** 2
+        weights = state[:parameters]
+        space = Space.of(weights, terms.sharing)
+        gradient = space.restored(grid.gradient(total.astype(np.int64), rotation(weights))) / divisor
+        # Of the values that a space holds; on average over all rounds it falls on each value alike.
+        noise = len(included) * noise_of(terms).variance / (grid.scale * divisor) ** 2 * (space.length / parameters)
         return optimiser.step(state, gradient, terms.lr, noise)
 
     def _grid(self, terms: Terms, parameters: int) -> Grid:
-        return Grid(parameters, terms.clip_norm or 0.0, noise_of(terms).sensitivity)
+        length = METHODS[terms.sharing.method].length(parameters, terms.sharing)
+        return Grid(length, terms.clip_norm or 0.0, noise_of(terms).sensitivity)
 
 
 def rotation(weights: NDArray[np.float32]) -> bytes:

@@ -4,6 +4,8 @@ Every local step clips each patient's gradient and adds Gaussian noise at the si
 afterwards, rounded, masked, added or shown, is post-processing.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from dp_accounting.dp_event import DpEvent
@@ -13,7 +15,9 @@ from fedseg.mechanisms.mechanism import MOMENTUM, Keys, Losses, Mechanism, Said,
 from fedseg.privacy.accounting import gaussian_steps, noise_multiplier_for
 from fedseg.privacy.dpsgd import Protection, noisy_gradient
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
+from fedseg.sharing.sending import Owed
 from fedseg.update import NoisedSteps, NoisedUpdate
+from secagg.policy import Policy
 from secagg.prg import Stream
 
 
@@ -22,21 +26,25 @@ class LocalSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, protection: Protection) -> None:
         super().__init__(model, terms)
-        self._taken, self._protection = NoisedSteps(model, terms.lr, MOMENTUM), protection
+        self._taken, self._protection = NoisedSteps(model, terms.lr, MOMENTUM, **terms.own_steps), protection
+
+    def at(self, rate: float) -> None:
+        """See `Steps.at`."""
+        self._taken.rate = rate
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
         each = (loss for _, loss in losses)
-        self._taken.step(noisy_gradient(self._parameters, each, self._protection, Stream(keys("noise"))))
+        self._taken.step(noisy_gradient(self._parameters, each, self._protection, Stream(keys("noise")), self._within))
 
     @property
     def diverged(self) -> bool:
         """See `Steps.diverged`."""
         return not np.isfinite(self._taken.difference).all()
 
-    def update(self, site: str, event_id: str) -> NoisedUpdate:
+    def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoisedUpdate:
         """See `Steps.update`."""
-        return NoisedUpdate(self._taken, site, event_id)
+        return NoisedUpdate(self._taken, site, event_id, self._sending(keys, owed))
 
 
 class Local(Mechanism):
@@ -76,6 +84,19 @@ class Local(Mechanism):
     def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
         """See `Mechanism.begin`."""
         return LocalSteps(model, terms, self.protection(terms))
+
+    def noise_in_mean(self, parameters: int, included: Sequence[str], policy: Policy, terms: Terms) -> float:
+        """See `Mechanism.noise_in_mean`: the noise of each step goes on as its momentum does."""
+        protection, steps = self.protection(terms), terms.local_steps
+        grid = protection.grid(parameters)
+        reach = squared = 0.0
+        for _ in range(steps):  # from the last step, whose noise counts once, to the first
+            reach = 1.0 + MOMENTUM * reach
+            squared += reach * reach
+        weight = sum(policy.weight(site) for site in included)
+        share = sum((policy.weight(site) / weight) ** 2 for site in included)
+        step = terms.lr * grid.step / protection.denominator
+        return step * step * grid.variance * squared * share
 
     def protection(self, terms: Terms) -> Protection:
         """How each step is protected."""

@@ -10,6 +10,7 @@ from fedseg.ledger import Entry, UnprotectedRound
 from fedseg.mechanisms.mechanism import MOMENTUM, Keys, Losses, Mechanism, Said, Steps, Terms
 from fedseg.privacy.dpsgd import plain_gradient
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.sending import Owed
 from fedseg.update import NoisedUpdate, PlainSteps
 
 
@@ -18,20 +19,26 @@ class UnprotectedSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, trust: Trust) -> None:
         super().__init__(model, terms)
-        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM), trust
+        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM, **terms.own_steps), trust
+
+    def at(self, rate: float) -> None:
+        """See `Steps.at`."""
+        self._taken.rate = rate
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
-        self._taken.step(plain_gradient(self._parameters, (loss for _, loss in losses), self._terms.denominator))
+        each = (loss for _, loss in losses)
+        divisor = 1 if self._terms.batch else self._terms.denominator  # a batch's loss is a mean already
+        self._taken.step(plain_gradient(self._parameters, each, divisor, self._within))
 
     @property
     def diverged(self) -> bool:
         """See `Steps.diverged`."""
         return not np.isfinite(self._taken.difference).all()
 
-    def update(self, site: str, event_id: str) -> NoisedUpdate:
+    def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoisedUpdate:
         """See `Steps.update`; nothing was charged that an update could name."""
-        return NoisedUpdate.unprotected(self._taken.difference, site, self._trust)
+        return NoisedUpdate.unprotected(self._sending(keys, owed)(self._taken.difference), site, self._trust)
 
 
 class Unprotected(Mechanism):

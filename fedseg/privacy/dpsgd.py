@@ -20,6 +20,7 @@ import torch
 
 from fedseg.privacy.samplers import LARGEST_VARIANCE, discrete_gaussian
 from fedseg.privacy.shared_noise import SMOOTHED
+from fedseg.sharing.space import Within
 from secagg.encoding import digest
 from secagg.prg import Stream
 
@@ -148,7 +149,11 @@ def draw(patients: Sequence[str], sample_rate: float, key: bytes) -> list[str]:
 
 
 def noisy_gradient(
-    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], protection: Protection, stream: Stream
+    parameters: Sequence[torch.Tensor],
+    losses: Iterable[torch.Tensor],
+    protection: Protection,
+    stream: Stream,
+    within: Within | None = None,
 ) -> NoisedGradient:
     """(sum of clipped patient gradients + noise) / denominator.
 
@@ -157,15 +162,21 @@ def noisy_gradient(
         losses: one scalar per drawn patient, made one by one so that one graph lives at a time; may be empty.
         protection: clipping, noise, divisor.
         stream: noise of this step, used here only.
+        within: where given, gradients are reduced before they are clipped and noised: no noise is elsewhere.
     """
-    grid = protection.grid(sum(parameter.numel() for parameter in parameters))
-    total = summed(parameters, losses, protection.clip_norm, grid)
+    length = sum(parameter.numel() for parameter in parameters) if within is None else within.length
+    grid = protection.grid(length)
+    total = summed(parameters, losses, protection.clip_norm, grid, within)
     total += torch.from_numpy(discrete_gaussian(len(total), grid.variance, stream)).to(total.device)
-    return NoisedGradient((total * grid.step / protection.denominator).float(), _MADE_HERE)
+    total = total * grid.step / protection.denominator
+    return NoisedGradient((total if within is None else within.restored(total)).float(), _MADE_HERE)
 
 
 def plain_gradient(
-    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], denominator: int
+    parameters: Sequence[torch.Tensor],
+    losses: Iterable[torch.Tensor],
+    denominator: int,
+    within: Within | None = None,
 ) -> torch.Tensor:
     """Sum of patient gradients / denominator, for mechanism 'none': nothing is clipped or noised, nobody is protected.
 
@@ -173,11 +184,13 @@ def plain_gradient(
         parameters: trained tensors, d values in all.
         losses: one scalar per drawn patient; may be empty.
         denominator: public constant.
+        within: where given, what of the sum can be sent.
 
     Returns:
         (d,) float32 on the parameters' device.
     """
-    return (summed(parameters, losses, None) / denominator).float()
+    total = summed(parameters, losses, None)
+    return ((total if within is None else within.restored(within.reduced(total))) / denominator).float()
 
 
 def clipped_gradient(
@@ -195,6 +208,7 @@ def summed(
     losses: Iterable[torch.Tensor],
     clip_norm: float | None,
     grid: Grid | None = None,
+    within: Within | None = None,
 ) -> torch.Tensor:
     """Sum of patient gradients before any noise, (d,) float64: it must not leave this process.
 
@@ -203,13 +217,15 @@ def summed(
         losses: one scalar per drawn patient; may be empty.
         clip_norm: L2 bound of one patient's gradient; None adds gradients as they are.
         grid: where given, each patient's gradient is rounded to it, and the sum is in whole steps.
+        within: where given, each patient's gradient is reduced before it is clipped, and the sum is (within.length,).
     """
-    length = sum(parameter.numel() for parameter in parameters)
+    length = sum(parameter.numel() for parameter in parameters) if within is None else within.length
     # In double precision: what one patient adds must not round differently because another was added before it.
     total = torch.zeros(length, dtype=torch.float64, device=parameters[0].device)
     for loss in losses:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        add_clipped(total, torch.cat([gradient.reshape(-1) for gradient in gradients]), clip_norm, grid)
+        own = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        add_clipped(total, own if within is None else within.reduced(own), clip_norm, grid)
     return total
 
 

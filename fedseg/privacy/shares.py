@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import Unsent, stream_of, summed
+from fedseg.rotation import block_of, hadamard, padded, signs
+from fedseg.sharing.space import Within
 from secagg.prg import Stream
-
-BLOCK = 1 << 12
-"""Values that are rotated together: enough to spread a gradient evenly, and the padding stays small."""
 
 RARE = 7.5
 """k: with a chance of exp(-k^2 / 2), below 2^-40, a rounded vector is too long and is rounded towards 0 instead."""
@@ -59,7 +58,7 @@ class Grid:
     @property
     def length(self) -> int:
         """Integers of a step: d, filled up to whole blocks."""
-        return -(-self.parameters // self._block) * self._block
+        return padded(self.parameters)
 
     @cached_property
     def scale(self) -> float:
@@ -86,8 +85,8 @@ class Grid:
         """
         values = np.zeros(self.length)
         values[: self.parameters] = gradient
-        values *= self._signs(rotation)
-        values = _hadamard(values, self._block)
+        values *= signs(rotation, self.length)
+        values = hadamard(values, self._block)
         values *= self.scale / math.sqrt(self._block)
         low = np.floor(values)
         rounded = (low + (stream.uniform(len(values)) < values - low)).astype(np.int64)
@@ -102,16 +101,12 @@ class Grid:
             total: (length,) sum over patients and sites.
             rotation: of the step.
         """
-        turned = _hadamard(total, self._block) * self._signs(rotation)  # whole numbers: nothing is rounded
+        turned = hadamard(total, self._block) * signs(rotation, self.length)  # whole numbers: nothing is rounded
         return turned[: self.parameters] / (self.scale * math.sqrt(self._block))
 
     @property
     def _block(self) -> int:
-        return min(BLOCK, 1 << (self.parameters - 1).bit_length())
-
-    def _signs(self, rotation: bytes) -> NDArray[np.int64]:
-        bits = np.unpackbits(Stream(rotation).words(-(-self.length // 32)).view(np.uint8))
-        return 1 - 2 * bits[: self.length].astype(np.int64)
+        return block_of(self.parameters)
 
     def _too_long(self, integers: NDArray[np.int64]) -> bool:
         return int(np.dot(integers, integers)) > self.sensitivity**2
@@ -147,6 +142,7 @@ def noise_share(
     rotation: bytes,
     rounding: bytes,
     noise: Callable[[int], NDArray[np.int64]],
+    within: Within | None = None,
 ) -> NoiseShare:
     """The sum over the drawn patients, and this site's share of the noise.
 
@@ -157,19 +153,10 @@ def noise_share(
         rotation: 32 public bytes of this step.
         rounding: this step's 32-byte key of the patients' own streams.
         noise: so many fresh integers.
+        within: where given, gradients are reduced before they are clipped; the grid is of what is left.
     """
     total = noise(grid.length)
     for patient, loss in losses:
-        clipped = summed(parameters, [loss], grid.clip_norm).cpu().numpy()
+        clipped = summed(parameters, [loss], grid.clip_norm, within=within).cpu().numpy()
         total += grid.integers(clipped, rotation, stream_of(patient, rounding))
     return NoiseShare(total, _MADE_HERE)
-
-
-def _hadamard(values: NDArray[Any], block: int) -> NDArray[Any]:
-    """Walsh and Hadamard's transform of each block, a power of two, not normalised: additions in one fixed order."""
-    half = 1
-    while half < block:
-        pairs = values.reshape(-1, 2, half)
-        values = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1)
-        half *= 2
-    return values.reshape(-1)

@@ -26,7 +26,7 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
     plan, own = plan_of(study), study.hash().hex()
     yield f"study '{study.study.name}', hash {own}: read it aloud to the other parties"
     sites = ", ".join(study.site_ids)
-    yield f"trained: {', '.join(study.structures)} in {plan.rounds} rounds of {plan.local_steps} steps, by {sites}"
+    yield f"trained: {', '.join(study.names)} in {plan.rounds} rounds of {plan.local_steps} steps, by {sites}"
     tested = len({case.patient for case in data.test})
     yield f"on {len(data.patients)} patients in training here and {tested} held out; images stay on this machine"
     if not study.trust.claims_epsilon or plan.delta is None or study.privacy.epsilon is None:
@@ -34,7 +34,7 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
         return
     delta, at = plan.delta, f"at delta {delta_text(plan.delta)}, {plan.unit}"
     spent = distinct(line.entry for line in read(state / FILE))
-    planned = [round_entry(study, site, run, number) for number in range(1, plan.rounds + plan.spare_rounds + 1)]
+    planned = [round_entry(study, site, run, number) for number in range(1, plan.most_rounds + 1)]
     yield f"asked: epsilon {study.privacy.epsilon:g} {at}; {study.trust.sentence}"
     yield f"spent by these patients so far, over all studies: epsilon {_figure(epsilon(released(spent), delta))}"
     after = epsilon(released(distinct([*spent, *planned])), delta)

@@ -30,6 +30,7 @@ from fedseg.events import (
     Waiting,
 )
 from fedseg.runfolder import POLICY, RunFolder
+from fedseg.sharing.sending import LOST, Owed
 from fedseg.site.control import Control
 from fedseg.site.options import Options
 from fedseg.site.party import Party
@@ -83,6 +84,7 @@ class Site(Party, Application):
         self._scoring: tuple[torch.nn.Module, int] | None = None
         self._metrics: dialogue.Metrics | None = None
         self._place: tuple[int, int] | None = None  # the attempt that was joined last
+        self.owed = Owed() if self.study.sharing.error_feedback else None
         self._control = Control(options.state)
         self._record = Record(options.state, self.me, self.federation.training_run)
         self._epsilon = self._spent()
@@ -135,7 +137,16 @@ class Site(Party, Application):
         return state
 
     def joined(self, start: RoundStart, content: bytes) -> None:
-        """Take over the model; leave where the patients of this data set could not pay for the round."""
+        """Take over the model; leave where the patients of this data set could not pay for the round.
+
+        Raises:
+            RoundFailedError: this site is not drawn into this round.
+        """
+        if self.me not in self.study.in_round(start.round_number):
+            raise RoundFailedError(
+                f"the coordinator asks for an update in round {start.round_number}, in which this site is not by "
+                "[federation] participation; ask the coordinator's operator for the study that it runs"
+            )
         self._adopt(start, content)
         try:
             affordable(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
@@ -150,6 +161,8 @@ class Site(Party, Application):
         self.round = Round(
             *(self.me, start.round_number, start.attempt, self.state, copy.deepcopy(self.model), self.folder.emit)
         )
+        if self.owed is not None and self.rounds_done and not self.seen:
+            self.folder.emit(Note(text=LOST))
         if self.options.audit is not None:
             self.round.quantised = np.zeros(self.policy.length, dtype_for(self.policy.bits))
         if self.study.scored_after(self.rounds_done):
@@ -160,11 +173,14 @@ class Site(Party, Application):
         adopt(self.model, self.state)
         self.rounds_done = len(start.missed)
 
-    def work(self, number: int, over: threading.Event) -> Given:
+    def work(self, number: int) -> Callable[[threading.Event], Given]:
         """Charge the round, then train it."""
-        current = self.round
+        return partial(self._train, self.round)
+
+    def _train(self, current: Round | None, over: threading.Event) -> Given:
         if current is None or over.is_set():  # not charged
             raise RoundFailedError("the round is over")
+        number = current.number
         run = self.federation.training_run
         try:
             charge(self.ledger, self.study, self.me, run, number)
@@ -193,6 +209,7 @@ class Site(Party, Application):
                 round_number=number,
                 ledger=self.ledger,
                 on_step=on_step,
+                owed=self.owed,
             )
         finally:
             # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
@@ -220,6 +237,8 @@ class Site(Party, Application):
         if current is None or session is None:
             return
         head = done.receipt.head
+        if self.owed is not None:
+            self.owed.settle(included=self.me in done.included)
         following = current.following(done, self.policy, self.study)
         self.following.expect(head, model_hash(following))
         self.state = following

@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 
 from fedseg.errors import ConfigError
+from fedseg.federation.algorithm import Rules
+from fedseg.federation.draw import drawn
+from fedseg.federation.table import ALGORITHMS
 from fedseg.files import read_text
 from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
+from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
     DataSection,
+    FederationSection,
     Labels,
     ModelSection,
     PrivacySection,
@@ -29,8 +34,10 @@ from fedseg.study.sections import (
     RunSection,
     SecAggSection,
     Section,
+    SharingSection,
     Site,
     StudySection,
+    TrainingSection,
     regions,
 )
 from fedseg.study.words import sentence
@@ -39,6 +46,7 @@ from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy
 
 UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
+DEEP = ("dynunet", "segresnet")  # networks whose lower levels can have a loss of their own
 SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
 
 
@@ -48,7 +56,10 @@ class Study(Section):
     study: StudySection
     data: DataSection
     model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
+    federation: FederationSection = FederationSection()
     privacy: PrivacySection
+    sharing: SharingSection = SharingSection()
     secagg: SecAggSection
     report: ReportSection = ReportSection()
     run: RunSection = RunSection()
@@ -70,13 +81,25 @@ class Study(Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        if self.study.task == "classification" and self.data.dims == 3:
+            raise ValueError("[data] dims = 3 with [study] task = 'classification': pictures are classified; set 2")
         made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""
         if made and set(self.data.normalisation) != {"percentiles"}:
             said = f"{made} = 'phantom': made images are normalised by percentiles"
             raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
+        if self.data.layout == "phantom" and (len(set(self.data.sides)) > 1 or self.data.spacing):
+            raise ValueError(
+                "[data] layout = 'phantom': made images are squares and cubes; give size as one number only"
+            )
+        if self.model.blocks and self.model.name != "segresnet":
+            raise ValueError(f"[model] blocks goes with name = 'segresnet', not '{self.model.name}'; remove it")
+        if self.training.deep_supervision and self.model.name not in DEEP:
+            raise ValueError(
+                f"[training] deep_supervision with network '{self.model.name}': use {' or '.join(map(repr, DEEP))}"
+            )
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
-        if said := self.mechanism.refusal(self.terms):
+        if said := self.mechanism.refusal(self.terms) or self._too_few():
             raise ValueError(said)
         self.policy(1)
         return self
@@ -88,8 +111,13 @@ class Study(Section):
 
     @property
     def structures(self) -> list[str]:
-        """Names of label values 1, 2, ...; 0 is background."""
+        """Names of label values 1, 2, ...; 0 is background. Of label maps only: see `names`."""
         return list(self.study.structures)
+
+    @property
+    def names(self) -> list[str]:
+        """What a patient is scored on, in the study's order: structures, or classes."""
+        return list(self.study.names)
 
     def labels_of(self, site: str) -> Labels:
         """Each structure's label values in a site's files; empty where they are 1, 2, ... in the structures' order."""
@@ -137,13 +165,53 @@ class Study(Section):
             local_steps=self.study.local_steps,
             lr=self.study.lr,
             optimizer=self.study.optimizer,
+            local_optimizer=self.training.optimizer,
+            weight_decay=self.training.weight_decay,
+            schedule=self.training.schedule,
+            warm_up=self.training.warm_up,
+            batch=self.training.batch,
             seeded=self.study.seed is not None,
             weights=tuple(site.weight for site in self.sites),
             min_survivors=policy.min_survivors,
             max_corrupt=policy.max_corrupt,
             clip_range=self.secagg.clip_range,
             bits=self.secagg.bits,
+            sharing=Sharing(**self.sharing.model_dump()),
+            federation=self._rules,
         )
+
+    @property
+    def _rules(self) -> Rules:
+        federation = self.federation
+        return Rules(
+            algorithm=federation.algorithm,
+            server_lr=federation.server_lr or ALGORITHMS[federation.algorithm].server_lr,
+            momentum=federation.momentum,
+            betas=federation.betas,
+            adaptivity=federation.adaptivity,
+            corrected=federation.corrected,
+            proximal=federation.proximal,
+            participation=federation.participation,
+        )
+
+    def _too_few(self) -> str:
+        """Why so few sites cannot be in a round, or a site cannot stray in it; empty where they can."""
+        terms, part = self.terms, self.federation.participation
+        if part and not terms.min_survivors <= part <= len(self.sites):
+            return (
+                f"[federation] participation = {part}: a sum of {len(self.sites)} sites is safe from "
+                f"{terms.min_survivors} on; give {terms.min_survivors} to {len(self.sites)}, or 0 for all"
+            )
+        if self.federation.algorithm == "fedprox" and self.study.local_steps == 1:
+            return (
+                "[federation] algorithm = 'fedprox' with [study] local_steps = 1: a site that makes one step has not "
+                "left the round's weights yet; raise local_steps or leave algorithm out"
+            )
+        return ""
+
+    def in_round(self, number: int) -> frozenset[str]:
+        """The sites of a round, which every party draws again; see `[federation] participation`."""
+        return drawn(self.hash(), self.site_ids, number, self.federation.participation)
 
     def scored_after(self, completed: int) -> bool:
         """Whether the model of so many completed rounds is scored."""

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import SMALLEST_DELTA
+from fedseg.sharing.table import METHODS
 from secagg.policy import Suite
 from secagg.printable import printable
 
@@ -27,8 +28,10 @@ def _shown(text: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
+Side = Annotated[int, Field(ge=16, le=512)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -60,9 +63,24 @@ class StudySection(Section):
     """`[study]`: what is trained, and for how long."""
 
     name: Name = Field(description="a short name of ASCII letters, digits, '.', '_' or '-'")
-    task: Literal["segmentation"] = Field(default="segmentation", description="what is asked of an image")
+    task: Literal["segmentation", "classification"] = Field(
+        default="segmentation",
+        description="what is asked of an image: an outline of each structure, or which class it is of",
+    )
     structures: tuple[Label, ...] = Field(
-        min_length=1, max_length=254, description="names of the label values 1, 2, ... in this order; 0 is background"
+        default=(),
+        max_length=254,
+        description="names of the label values 1, 2, ... in this order; 0 is background; only with 'segmentation'",
+    )
+    classes: tuple[Label, ...] = Field(
+        default=(),
+        max_length=254,
+        description="names of the classes, in this order; an image is of one; only with 'classification'",
+    )
+    class_weights: tuple[Positive, ...] = Field(
+        default=(),
+        description="what an image of each class counts in the loss, public constants and not counted from data; "
+        "[] for 1 each",
     )
     rounds: Count = Field(description="how many sums; after each, every site has the next model")
     spare_rounds: Annotated[int, Field(ge=0)] = Field(
@@ -79,10 +97,28 @@ class StudySection(Section):
         description="makes a run reproducible; noise that can be repeated protects nobody: no privacy claim",
     )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What an image is scored on: its structures or its classes."""
+        return self.structures or self.classes
+
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.structures)) != len(self.structures):
-            raise ValueError("structures: two have the same name; give every label value its own")
+    def _named(self) -> Self:
+        mine, other = ("structures", "classes") if self.task == "segmentation" else ("classes", "structures")
+        fields = type(self).model_fields
+        if getattr(self, other):
+            raise ValueError(f"{other} goes with another task than '{self.task}'; remove it, or correct task")
+        if not self.names:
+            raise ValueError(f"{mine} is missing; add {mine}: {fields[mine].description}")
+        if len(set(self.names)) != len(self.names):
+            each = "label value" if mine == "structures" else "class"
+            raise ValueError(f"{mine}: two have the same name; give every {each} its own")
+        if self.task == "classification" and len(self.classes) < 2:
+            raise ValueError("classes lists one: there is nothing to tell apart; add the other, such as 'normal'")
+        if len(self.class_weights) not in (0, len(self.classes)):
+            raise ValueError(
+                f"class_weights lists {len(self.class_weights)} numbers and classes {len(self.classes)}; give one each"
+            )
         return self
 
 
@@ -100,7 +136,22 @@ class DataSection(Section):
         description="each structure's label values in the files, such as [[1, 2, 4], [1, 4], [4]]; [] for 1, 2, ...",
     )
     dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")
-    size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
+    size: Side | tuple[Side, ...] = Field(
+        description="voxels of the working grid a side: one number, or one an axis (x, y, z; with dims = 2 without the "
+        "axis of the slices); with spacing the fewest"
+    )
+    spacing: tuple[Positive, ...] = Field(
+        default=(),
+        max_length=3,
+        description="millimetres of the working grid's voxels, one number or one an axis; [] for a square or cube "
+        "around the image, which is stretched to size",
+    )
+    patch: tuple[Side, ...] = Field(
+        default=(),
+        max_length=3,
+        description="voxels an axis of what the network sees at once: training takes a random such part, prediction "
+        "slides it over the image; [] for size",
+    )
     slices_per_patient: Count = Field(
         default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
     )
@@ -122,6 +173,21 @@ class DataSection(Section):
     patients: str = Field(
         default="", description="table in each site's folder with the columns file and patient: see Patients"
     )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Voxels of the working grid along each axis that is resampled: two with dims = 2, else three."""
+        return (self.size,) * self.dims if isinstance(self.size, int) else self.size
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """Voxels of what the network sees at once, along the same axes."""
+        return self.patch or self.sides
+
+    @property
+    def cube(self) -> int:
+        """Side of the square or cube on which images are made, a multiple of 16."""
+        return -(-max(self.sides) // 16) * 16
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -159,8 +225,18 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
-        if self.size % 16:
-            raise ValueError(f"size = {self.size}: must be a multiple of 16, such as {self.size // 16 * 16 + 16}")
+        for name, sides, step in (
+            ("size", self.sides, 16 if isinstance(self.size, int) else 8),
+            ("patch", self.view, 8),
+        ):
+            if bad := [side for side in sides if side % step]:
+                near = bad[0] // step * step + step
+                raise ValueError(f"{name} = {bad[0]}: must be a multiple of {step}, such as {near}")
+        for name, given in (("size", self.sides), ("spacing", self.spacing), ("patch", self.view)):
+            if len(given) not in ({0, 1, self.dims} if name == "spacing" else {self.dims}):
+                raise ValueError(f"{name} lists {len(given)} numbers with dims = {self.dims}; give one for each axis")
+        if any(part > side for part, side in zip(self.view, self.sides, strict=True)):
+            raise ValueError(f"patch = {list(self.view)}: is larger than size = {list(self.sides)}; raise size")
         if self.dims == 3 and self.slices_per_patient != 1:
             raise ValueError("slices_per_patient: with dims = 3 a patient contributes the whole volume; set it to 1")
         return self
@@ -169,17 +245,113 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and where it starts."""
 
-    name: Literal["unet-small", "unet", "segresnet"] = Field(
-        default="unet-small", description="the network; small ones bear noise better"
+    name: Literal["unet-small", "unet", "segresnet", "dynunet", "monet", "unet-resnet18", "cnn-small", "resnet18"] = (
+        Field(default="unet-small", description="the network; small ones bear noise better; the last two classify")
     )
     channels: tuple[Count, ...] = Field(
-        default=(), max_length=5, description="features per level; [] for the network's own"
+        default=(), max_length=6, description="features per level; [] for the network's own"
+    )
+    blocks: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
+        default=(), max_length=6, description="residual blocks per level, of 'segresnet'; [] for [1, 1, 2]"
     )
     start: str = Field(
         default="scratch",
         min_length=1,
         description="weights before round 1: 'scratch', 'phantom' (trained on made images) or a .safetensors file",
     )
+
+
+class TrainingSection(Section):
+    """`[training]`: how a site makes its local steps, and how the model is asked."""
+
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd",
+        description="of the local steps, fresh in every round: SGD with momentum 0.9, or AdamW ('none' only)",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of lr by which each local step shrinks all weights; not 'distributed'",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="how lr goes over the local steps of all rounds: stays, or falls along half a cosine; not "
+        "'distributed'",
+    )
+    warm_up: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="local steps, counted over all rounds, over which lr grows to its value; not 'distributed'",
+    )
+    batch: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0,
+        description="slices or patches of a local step, each of a patient drawn at random ('none' only); 0 draws whole "
+        "patients by sample_rate",
+    )
+    augmentation: Literal["none", "light", "full"] = Field(
+        default="none",
+        description="random views of training images: small turns, scales and intensities ('light'), or with larger "
+        "ones, elastic bends, blur, noise, gamma and low resolution as nnU-Net's ('full')",
+    )
+    mirror: tuple[Literal["x", "y", "z"], ...] = Field(
+        default=(),
+        max_length=3,
+        description="axes along which training images are mirrored at random: x is left to right, y back to front, z "
+        "upwards; none where a structure's side has a meaning",
+    )
+    test_flips: bool = Field(
+        default=False, description="predictions are the mean over the image and its mirror images along mirror"
+    )
+    deep_supervision: bool = Field(
+        default=False, description="lower levels of 'dynunet' and 'segresnet' have a loss of their own in training"
+    )
+
+    @model_validator(mode="after")
+    def _mirrored(self) -> Self:
+        if len(set(self.mirror)) != len(self.mirror):
+            raise ValueError(f"mirror = {list(self.mirror)}: an axis is there twice; name each once")
+        if self.test_flips and not self.mirror:
+            raise ValueError(
+                "test_flips: mirror names no axis along which images may be flipped; name some, such as ['x']"
+            )
+        return self
+
+
+class FederationSection(Section):
+    """`[federation]`: what every party makes of the mean of the updates, and which sites are in a round."""
+
+    algorithm: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"] = Field(
+        default="fedavg", description="how sites learn together: see the page Algorithms"
+    )
+    server_lr: Positive | None = Field(
+        default=None, description="what the step of all is multiplied by; none is 1, with 'fedadam' and 'fedyogi' 0.01"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="'fedavgm': share of the last round's step that stays")
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.99), description="'fedadam' and 'fedyogi': share of either moment that stays in a round"
+    )
+    adaptivity: Positive = Field(
+        default=1e-3,
+        description="'fedadam' and 'fedyogi': added to each value's usual size, so that small ones stay so",
+    )
+    corrected: bool = Field(
+        default=False, description="'fedadam': the noise's own variance, which is public, is not taken for usual size"
+    )
+    proximal: float = Field(
+        default=0.0, ge=0, description="'fedprox': how strongly a site's steps are pulled back to the round's weights"
+    )
+    participation: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="sites of a round, by a public draw that is the same at every party; 0 for all"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        if (self.algorithm == "fedprox") != (self.proximal > 0):
+            wish = "add it, such as 0.1" if self.algorithm == "fedprox" else "remove it"
+            raise ValueError(f"proximal above 0 goes with algorithm = 'fedprox' and nothing else; {wish}")
+        if self.corrected and self.algorithm != "fedadam":
+            raise ValueError("corrected goes with algorithm = 'fedadam' and nothing else; remove it")
+        return self
 
 
 def _known(mechanism: str) -> str:
@@ -226,6 +398,45 @@ class PrivacySection(Section):
             if self.delta is not None and self.delta < SMALLEST_DELTA:
                 least = f"choose at least {SMALLEST_DELTA:g}"
                 raise ValueError(f"delta = {self.delta:g} is smaller than the accountants resolve; {least}")
+        return self
+
+
+class SharingSection(Section):
+    """`[sharing]`: what of an update is sent, and in how few bytes; the default sends all of it."""
+
+    method: Literal["full", "random-mask", "low-rank", "sketch", "percentile", "exclude"] = Field(
+        default="full", description="which part of an update is sent: see Sharing"
+    )
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="how much of an update's values is sent: 0.1 for every tenth"
+    )
+    rank: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="'low-rank': rows of the factor that is sent; the more, the closer to the whole update"
+    )
+    rotation: bool = Field(
+        default=False, description="'sketch': an update is spread evenly over its values before they are drawn"
+    )
+    bits: int = Field(
+        default=0, ge=0, le=12, description="of a site's value, rounded at random to 2^bits levels; 0 for all it has"
+    )
+    error_feedback: bool = Field(
+        default=False,
+        description="what was not sent of an update is added to the site's next one",
+    )
+    leave_out: tuple[Label, ...] = Field(
+        default=(), description="'exclude': patterns of tensors' names that are not sent, such as ['*.bias']"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        uses = METHODS[self.method].uses
+        for name in ("share", "rank", "rotation", "bits", "error_feedback", "leave_out"):
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and name not in uses:
+                fitting = " or ".join(f"'{one.name}'" for one in METHODS.values() if name in one.uses)
+                raise ValueError(f"{name} goes with method = {fitting} and not with '{self.method}'; remove it")
+            if not given and (name, self.method) in (("rank", "low-rank"), ("leave_out", "exclude")):
+                raise ValueError(f"{name} is missing and method = '{self.method}' needs it; add {name}")
         return self
 
 

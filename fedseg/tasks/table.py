@@ -7,11 +7,12 @@ import torch
 
 from fedseg.data.cases import Case, draw_view
 from fedseg.study import Study
+from fedseg.tasks.classification import Classification
 from fedseg.tasks.segmentation import Segmentation
 from fedseg.tasks.task import Task
 from secagg.prg import Stream
 
-TASKS: Mapping[str, Callable[[Study], Task]] = {"segmentation": Segmentation}
+TASKS: Mapping[str, Callable[[Study], Task]] = {"segmentation": Segmentation, "classification": Classification}
 
 
 def task_of(study: Study) -> Task:

@@ -68,6 +68,9 @@ def reached_in(given: Material) -> Reached:
                 return Reached(last, state, NOT_CHECKED, said)
             what = f"the model after round {last}" if last else "the start of the study"
             return Reached(last, state, VIOLATED, f"{path.name}: round {number} did not begin from {what}")
+        if strangers := sorted(set(told.included) - given.study.in_round(number)):
+            said = f"{path.name}: {', '.join(strangers)} in the sum of round {number}, which is not drawn into it"
+            return Reached(last, state, VIOLATED, said)
         state = given.study.following(state, dequantize(told.total, given.policy), told.included, given.policy)
         head, last = told.receipt.head, number
     return Reached(last, state, HELD, "")

@@ -133,7 +133,7 @@ def trained(cell: Cell, study: Study, data: SiteData) -> torch.nn.Module:
     if cell.sites == 1:
         model = starting_model(study)
         taken = local_steps(model, SiteData("site-1", data.train, ()), study, site="site-1", round_number=1)
-        assign(model, flatten(model) + taken.update("site-1", "not charged").vector)
+        assign(model, flatten(model) + taken.update("site-1", "not charged", lambda purpose: bytes(32)).vector)
         return model
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder), study) as run:
         done = simulate(run, divided(data, cell.sites, cell.seed), Options(plain=True))

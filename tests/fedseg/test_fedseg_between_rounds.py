@@ -11,7 +11,6 @@ import pytest
 
 from fedseg import exposure
 from fedseg.aggregate import SecureSum
-from fedseg.averaging import fed_avg
 from fedseg.coordinator import Coordinator
 from fedseg.credentials import load_federation, make_credentials, signing_key
 from fedseg.data.loading import load_site
@@ -523,7 +522,9 @@ class Rewinding(Coordinator):
         def send(site: str, kind: str, payload: bytes) -> None:
             if kind == Protocolled.kind and isinstance(wire.decode_from_server(payload), Result):
                 server = self.driver.session
-                forward = fed_avg(self.state, dequantize(server.result, self.policy), server.included, self.policy)
+                forward = self.study.following(
+                    self.state, dequantize(server.result, self.policy), server.included, self.policy
+                )
                 self.back = (2 * self.state - forward).astype(np.float32)
                 start = replace(self.book.start(model_hash(self.back)), previous_head=b"x" * 32, signature=b"")
                 honest(
@@ -538,7 +539,7 @@ class Rewinding(Coordinator):
 
     async def _completed(self, save, done) -> None:
         await super()._completed(save, done)
-        self.state = fed_avg(self.back, done.total, done.included, self.policy)
+        self.state = self.study.following(self.back, done.total, done.included, self.policy)
 
 
 def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_path):

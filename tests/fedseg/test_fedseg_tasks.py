@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedseg.averaging import fed_avg
+from fedseg.averaging import mean_of
 from fedseg.data.cases import Case, SiteData
 from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.table import LAYOUTS
@@ -16,7 +16,9 @@ from fedseg.errors import CaseError
 from fedseg.evaluation import assess, evaluate, measure_tables, overall_mean, structure_means
 from fedseg.ledger import Ledger
 from fedseg.metrics import Measure
-from fedseg.models import NETWORKS, Network, build_model
+from fedseg.models import build_model
+from fedseg.models.network import Network
+from fedseg.models.table import NETWORKS
 from fedseg.study import Study
 from fedseg.tasks import table
 from fedseg.tasks.segmentation import Segmentation
@@ -78,7 +80,7 @@ def linear(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Modu
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setitem(table.TASKS, "sides", Sides)
-    monkeypatch.setitem(NETWORKS, "linear", Network(linear, ()))
+    monkeypatch.setitem(NETWORKS, "linear", Network(linear, (), "sides"))
     made = tiny_study(rounds=1, steps=6, mechanism="none")
     section = made.study.model_copy(update={"task": "sides", "lr": 0.2})
     return made.model_copy(update={"study": section, "model": made.model.model_copy(update={"name": "linear"})})
@@ -130,7 +132,7 @@ def test_a_task_of_ones_own_trains_and_is_scored_and_averaged(study, tmp_path, m
         for site, data in cohort.items()
     ]
     total = sum(update.vector.astype(np.float64) for update in updates)
-    assign(model, fed_avg(flatten(model), total, study.site_ids, study.policy(len(total))))
+    assign(model, flatten(model) + mean_of(total, study.site_ids, study.policy(len(total))).astype(np.float32))
     after = assess(model, cohort, study)
     np.testing.assert_array_equal(after.pooled(), evaluate(model, cohort, study).pooled())
     assert measure_tables(after, study) == {}

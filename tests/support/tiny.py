@@ -57,3 +57,51 @@ def tiny_study(
         """,
         "tiny",
     )
+
+
+def tiny_classes(
+    *,
+    classes: tuple[str, ...] = ("clear", "cloudy"),
+    mechanism: str = "none",
+    rounds: int = 1,
+    steps: int = 1,
+    patients: int = 6,
+    seed: int | None = 7,
+    size: int = 16,
+) -> Study:
+    """The same with classes: made chest radiographs at three sites."""
+    names = ", ".join(f'"{name}"' for name in classes)
+    seeded = "" if seed is None else f"seed = {seed}"
+    members = "\n".join(f'[[sites]]\nid = "site-{c}"\npatients = {patients}' for c in "abc")
+    return parse_study(
+        f"""
+        [study]
+        name = "tiny"
+        task = "classification"
+        classes = [{names}]
+        rounds = {rounds}
+        local_steps = {steps}
+        lr = 0.1
+        {seeded}
+        [data]
+        layout = "phantom"
+        modality = ["CR"]
+        dims = 2
+        size = {size}
+        holdout = 0.4
+        [model]
+        name = "cnn-small"
+        channels = [4, 8]
+        [privacy]
+        mechanism = "{mechanism}"
+        epsilon = 8.0
+        delta = 1e-2
+        sample_rate = 1.0
+        clip_norm = 0.1
+        denominator = 2
+        [secagg]
+        clip_range = 2.0
+        {members}
+        """,
+        "tiny",
+    )

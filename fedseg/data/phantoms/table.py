@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedseg.data.phantoms.chest import CHEST
 from fedseg.data.phantoms.fetal_scan import FETAL
 from fedseg.data.phantoms.hippocampus import HIPPOCAMPUS
 from fedseg.data.phantoms.phantom import Phantom
@@ -9,7 +10,7 @@ from fedseg.data.phantoms.tumour import TUMOUR
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 
-PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR, HIPPOCAMPUS)
+PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR, HIPPOCAMPUS, CHEST)
 
 
 def find_phantom(study: Study) -> Phantom[Any] | None:
@@ -32,5 +33,5 @@ def phantom_of(study: Study, field: str, remedy: str) -> Phantom[Any]:
         return found
     raise ConfigError(
         f"{field}: there are phantoms for {', and for '.join(phantom.wish for phantom in PHANTOMS)}; this study has "
-        f"{len(study.structures)} in {list(study.data.modality)}, dims = {study.data.dims}; {remedy}"
+        f"{len(study.names)} in {list(study.data.modality)}, dims = {study.data.dims}; {remedy}"
     )
