@@ -70,7 +70,7 @@ def overlaps(
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Voxels that have a face to the outside; the sides of the box are outside."""
-    return mask & ~binary_erosion(mask)
+    return np.asarray(mask & ~binary_erosion(mask), dtype=np.bool_)
 
 
 def dice(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], structures: int) -> NDArray[np.float64]:

@@ -165,7 +165,7 @@ def fitting(row: str, own: Study, base: Study) -> Study:
     """
     for what, one, other in (
         ("[data]", own.data, base.data),
-        ("[study] structures", own.structures, base.structures),
+        ("[study] structures", tuple(own.names), tuple(base.names)),
         ("[[sites]]", own.site_ids, base.site_ids),
     ):
         if one != other:

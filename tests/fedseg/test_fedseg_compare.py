@@ -190,7 +190,9 @@ def test_a_training_that_was_killed_in_a_round_goes_on_to_the_same_figures(tmp_p
 
 def test_what_cannot_be_trained_is_a_line_of_the_table(file, tmp_path, capsys, monkeypatch, undrawn):
     file.write_text(study().replace(study={"lr": 1e30}).toml())
-    code, said, _ = run(capsys, monkeypatch, "compare", file, "--out", tmp_path / "out", *ARGUMENTS[:4], "--rows", "federated", "--json")
+    code, said, _ = run(
+        capsys, monkeypatch, "compare", file, "--out", tmp_path / "out", *ARGUMENTS[:4], "--rows", "federated", "--json"
+    )
     assert code == 0
     failed = {row["row"]: row["failed"] for row in json.loads(said)["rows"]}
     assert "diverged" in failed["federated"]
