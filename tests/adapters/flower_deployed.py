@@ -132,6 +132,9 @@ def main() -> None:
                 "--port", own[site], "--node-config", config,
             )  # fmt: skip
         (folder / "victim.pid").write_text(str(node.pid))
+        until = time.monotonic() + 120  # the app goes on with four, and here the fifth has to be there, to die
+        while (folder / "0.log").read_text().count("[Fleet.ActivateNode]") < SITES and time.monotonic() < until:
+            time.sleep(0.5)
         out = folder / "out.json"
         app, config = APP, f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'
         if options.page:
