@@ -42,6 +42,7 @@ def data_check(
     found: list[Finding] = []
 
     def tell(findings: list[Finding]) -> None:
+        """Keep them, and show them at once where a person reads."""
         found.extend(findings)
         for finding in findings if not as_json else ():
             colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")

@@ -106,11 +106,20 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's cases, split by patient, and what its index calls structures and channels."""
+    """A site's cases, split by patient, and what its index calls structures and channels.
+
+    Attributes:
+        site: its id.
+        train, test: cases, by the role of their patient.
+        unsaid: names that are left out because they could be one person's. Each of them being there decides about
+            another one, so that they pay as if they were drawn.
+        declared: what its index says.
+    """
 
     site: str
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+    unsaid: tuple[str, ...] = ()
     declared: Declaration = field(default_factory=Declaration)
 
     @property
@@ -181,6 +190,17 @@ def _window(
             middle = (int(place) - size // 2 for place, size in zip(voxel, view, strict=True))
             corner = [min(max(place, 0), free) for place, free in zip(middle, room, strict=True)]
     return tuple(slice(start, start + size) for start, size in zip(corner, view, strict=True))
+
+
+def mirror_axes(study: Study, slice_axis: int) -> list[int]:
+    """Of a batch (k, C, *size) the axes along which the study allows mirror images.
+
+    Args:
+        study: gives dims and `[training] mirror`.
+        slice_axis: the spatial axis along which slices are stacked; with dims = 2 the batch has none for it.
+    """
+    axes = [axis for axis in range(3) if study.data.dims == 3 or axis != slice_axis]
+    return [axes.index(axis) + 2 for axis, name in enumerate("xyz") if name in study.training.mirror and axis in axes]
 
 
 def whole(case: Case) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -93,6 +93,11 @@ class Terms:
         return Levels(self.sharing.bits, len(self.weights), self.bits, self.clip_range or 0.0)
 
     @property
+    def own_steps(self) -> dict[str, Any]:
+        """How a site steps by itself, as `fedseg.update` takes it."""
+        return {"adaptive": self.local_optimizer == "adamw", "decay": self.weight_decay, "pull": self.pull}
+
+    @property
     def steps(self) -> int:
         """Of one site at most, that the noise is planned for; those of spare rounds included."""
         rounds = self.rounds + self.spare_rounds
@@ -151,6 +156,9 @@ class Steps(ABC):
         self._within: Within | None = None
         if METHODS[terms.sharing.method].within:
             self._within = Within(self._space, [(one.requires_grad, one.numel()) for one in model.parameters()])
+
+    def at(self, rate: float) -> None:  # noqa: B027  where the sum is stepped by, no site chooses the rate
+        """Set the learning rate of the next step, where the site steps by itself."""
 
     @abstractmethod
     def step(self, losses: Losses, keys: Keys) -> None:

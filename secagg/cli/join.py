@@ -63,6 +63,7 @@ def join(
         log = None if events is None else stack.enter_context(events.open("a", encoding="utf-8"))
 
         def tell(kind: str, facts: dict[str, Any]) -> None:
+            """One event: a line of the log, and a sentence."""
             if log is not None:
                 log.write(as_line(kind, facts) + "\n")
                 log.flush()

@@ -47,6 +47,7 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
     """
 
     def mod(message: Message, context: Context, call_next: App) -> Message:
+        """Answer what is about secagg, and pass on everything else."""
         own = context.node_config.get("secagg") or str(folder).format(**context.node_config)
         if not own:
             raise ConfigError("this node has no secagg folder; start it with --node-config 'secagg=\"FOLDER\"'")
