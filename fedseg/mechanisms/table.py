@@ -1,13 +1,16 @@
 """Every mechanism by its name, and what is said of it; a new one is one more file and one more line here."""
 
 from fedseg.errors import ConfigError
+from fedseg.mechanisms.clipped import Clipped
 from fedseg.mechanisms.distributed import Distributed
 from fedseg.mechanisms.local import Local
 from fedseg.mechanisms.mechanism import Mechanism
 from fedseg.mechanisms.none import Unprotected
 from fedseg.privacy.trust import Trust
 
-MECHANISMS: dict[str, Mechanism] = {mechanism.name: mechanism for mechanism in (Local(), Distributed(), Unprotected())}
+MECHANISMS: dict[str, Mechanism] = {
+    mechanism.name: mechanism for mechanism in (Local(), Distributed(), Unprotected(), Clipped())
+}
 """By `[privacy] mechanism`."""
 
 
