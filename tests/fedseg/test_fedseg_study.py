@@ -141,7 +141,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "46dd2d2e08d5a2f810b5b87421f685fced165ffdb167d2dd1dc402e04409b717"
+    assert parse_study(text, "s").hash().hex() == "8d4224efee3e1d7c80e6dd05129eb43a642507f765b23c203b27129909cfcf6f"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
