@@ -141,7 +141,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "18d091264f2370bd165e786b97d81eee068299681f8765a357cbd4271628eaef"
+    assert parse_study(text, "s").hash().hex() == "3ab53d8334a7eaeaced7eb0fb99b969ff9ce51ed47b129b6c3688170e91d22ab"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
