@@ -142,8 +142,8 @@ class SecureSum:
         if self._kept is None and self._private:
             return None
         name = f"{context.round_number:04d}-{context.attempt}.transcript"
-        path = self._transcript if self._kept is None else self._kept / name
-        return Recorder(path, self._policy, self._pinned, context, signing_key=self.book.signing_key)
+        path, key = self._transcript if self._kept is None else self._kept / name, self.book.signing_key
+        return Recorder(path, self._policy, self._pinned, context, signing_key=key, synced=self._kept is not None)
 
     def _plain(self, values: Mapping[str, NDArray[Any]], included: Iterable[str]) -> NDArray[Any]:
         total = np.zeros(self._policy.length, dtype_for(self._policy.bits))

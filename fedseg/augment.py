@@ -1,14 +1,33 @@
-"""Random views of labelled images, so that a network trained on phantoms meets more scanners than it has seen.
+"""Random views of labelled images, so that a network meets more scanners than it has seen.
 
-Shape: turns, scales, shifts, bends, left and right. Intensity: each tissue's contrast, gamma, an uneven field,
-sharpness, noise. Public phantoms only; private training draws slices and changes nothing.
+`augmented` is for phantoms, of which every tissue is known. Shape: turns, scales, shifts, bends, left and right.
+Intensity: each tissue's contrast, gamma, an uneven field, sharpness, noise.
+
+`viewed` is for patients, by MONAI's transforms and `[training] augmentation`: what nnU-Net does (Isensee et al. 2021).
+All randomness is the patient's own, so that its views depend on nobody else's being there.
 """
 
 import math
+from typing import Any
 
 import torch
+from monai.transforms import (
+    Compose,
+    Rand2DElasticd,
+    Rand3DElasticd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandSimulateLowResolutiond,
+)
 from torch import Tensor
 from torch.nn import functional
+
+from fedseg.data.cases import mirror_axes
+from fedseg.study import Study
+from secagg.prg import Stream
 
 TURN = math.radians(4)
 SCALE, SHIFT, BEND = 0.03, 0.02, 0.015
@@ -69,3 +88,68 @@ def _smooth(fields: tuple[int, ...], knots: int, images: Tensor, generator: torc
     coarse = torch.randn(*fields, *(knots,) * (images.ndim - 2), generator=generator)
     mode = "bilinear" if images.ndim == 4 else "trilinear"
     return functional.interpolate(coarse, size=images.shape[2:], mode=mode, align_corners=True)
+
+
+def viewed(images: Tensor, targets: Tensor, study: Study, slice_axis: int, stream: Stream) -> tuple[Tensor, Tensor]:
+    """One random view of each image of a patient, and of its label map where it has one; as they are without any.
+
+    Args:
+        images: (k, C, *size) float32.
+        targets: (k, *size) int64, or (k,) where one thing is said of a whole image.
+        study: gives `[training] augmentation` and `mirror`.
+        slice_axis: of the case.
+        stream: the patient's own.
+
+    Returns:
+        The same shapes.
+    """
+    training, maps = study.training, targets.shape[1:] == images.shape[2:]
+    flips = mirror_axes(study, slice_axis)
+    if training.augmentation == "none" and not flips:
+        return images, targets
+    transform = _transform(study, maps) if training.augmentation != "none" else None
+    seen, said = [], []
+    for image, target in zip(images, targets, strict=True):
+        pair: dict[str, Any] = {"image": image, "label": target[None].float()} if maps else {"image": image}
+        if transform is not None:
+            transform.set_random_state(seed=int(stream.integers(1, 2**32)[0]))
+            pair = transform(pair)
+        turned = [axis - 1 for axis in flips if stream.integers(1, 2)[0]]
+        seen.append(torch.as_tensor(pair["image"]).as_subclass(Tensor).flip(turned))
+        said.append(
+            torch.as_tensor(pair["label"]).as_subclass(Tensor)[0].flip([axis - 1 for axis in turned]).round().long()
+            if maps
+            else target
+        )
+    return torch.stack(seen), torch.stack(said)
+
+
+def _transform(study: Study, maps: bool) -> Compose:
+    """Fresh for every patient: sites of a simulation train in threads, and a transform holds its generator."""
+    dims, full = study.data.dims, study.training.augmentation == "full"
+    keys, modes = (["image", "label"], ["bilinear", "nearest"]) if maps else (["image"], ["bilinear"])
+    same: dict[str, Any] = {"keys": keys, "mode": modes, "padding_mode": "zeros"}
+    turn = math.radians(30 if full else 8)
+    transforms: list[Any] = [
+        RandAffined(
+            **same,
+            prob=0.5,
+            rotate_range=[turn] * (1 if dims == 2 else 3),
+            scale_range=[(-0.3, 0.4) if full else (-0.1, 0.1)] * dims,
+            translate_range=[0.05 * side for side in study.data.view],
+        ),
+        RandScaleIntensityd("image", 0.25 if full else 0.1, prob=0.3, channel_wise=True),
+    ]
+    if full and dims == 2:
+        transforms.append(Rand2DElasticd(spacing=(24, 24), magnitude_range=(1, 2), prob=0.2, **same))
+    if full and dims == 3:
+        transforms.append(Rand3DElasticd(sigma_range=(5, 7), magnitude_range=(50, 150), prob=0.2, **same))
+    if full:
+        finer = "bilinear" if dims == 2 else "trilinear"
+        transforms += [
+            RandGaussianNoised("image", prob=0.15, std=0.1),
+            RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.2),
+            RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=finer),
+            RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        ]
+    return Compose(transforms)

@@ -54,6 +54,7 @@ def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Stud
     task = task_of(study)
 
     def one(case: Case) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The prediction of a case, and its scores as one row."""
         prediction = predict(model, case, study)
         return prediction, task.score(prediction, case)[None]
 
@@ -181,11 +182,11 @@ def _grid(scores: Scores, study: Study) -> Grid:
     files = [case.original.spacing for case in cases if case.original is not None] if scores.final else []
     if files:
         widths = [mm for spacing in files for mm in spacing]
-        return Grid(size=study.data.size, dims=study.data.dims, where="file", spacing=(min(widths), max(widths)))
+        return Grid(size=max(study.data.sides), dims=study.data.dims, where="file", spacing=(min(widths), max(widths)))
     inside = [mm for case in cases for axis, mm in enumerate(case.spacing) if not stacked or axis != case.slice_axis]
     apart = [case.spacing[case.slice_axis] for case in cases] if stacked else []
     return Grid(
-        size=study.data.size,
+        size=max(study.data.sides),
         dims=study.data.dims,
         where="working" if layout_of(study).needs_folder else "made",
         spacing=(min(inside), max(inside)) if inside else None,

@@ -55,7 +55,9 @@ def data_set_ledger(
         ConfigError: the site's home cannot be used.
     """
     home = Home()
-    payers = Payers(home, state, data.patients, sorted({case.patient for case in data.test}), apart)
+    payers = Payers(
+        home, state, data.patients, sorted({case.patient for case in data.test}), unsaid=data.unsaid, apart=apart
+    )
     witnesses = MarksWitness(store, [state / FILE, state / MARKS]), RecordWitness(home, state)
     return Ledger.of_site(state, key, witnesses=witnesses, payers=payers)
 

@@ -217,6 +217,7 @@ def rounding_of(seed: int | None) -> Rounding:
     key = secrets.token_bytes(32)
 
     def stream(site: str, round_number: int) -> Stream:
+        """See `rounding_of`."""
         if seed is not None:
             return Stream.seeded(seed, "rounding", site, round_number)
         return Stream(digest("rounding", key, site, round_number))

@@ -39,7 +39,8 @@ def recipe(study: Study) -> dict[str, Any]:
         ConfigError: no phantom fits the study.
     """
     phantom, dims = _phantom(study), study.data.dims
-    return {
+    options: dict[str, Any] = {"blocks": list(study.model.blocks), "deep": study.training.deep_supervision}
+    return {name: value for name, value in options.items() if value} | {
         "phantom": phantom.name,
         "phantom version": phantom.version,
         "hospital": asdict(phantom.public(study)),
@@ -51,7 +52,7 @@ def recipe(study: Study) -> dict[str, Any]:
         "structures": len(study.names),
         "channels": study.in_channels,
         "dims": dims,
-        "size": study.data.size,
+        "size": study.data.cube,
         "network": study.model.name,
         "features": list(study.model.channels),
     }

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 
+from fedseg.augment import viewed
 from fedseg.budget.charge import charge
 from fedseg.data.cases import Case, SiteData
 from fedseg.errors import ConfigError
@@ -101,8 +102,10 @@ def local_steps(
     start = flatten(model)
     model.train()
     try:
-        taken = study.mechanism.begin(model, study.terms)
+        terms = study.terms
+        taken = study.mechanism.begin(model, terms)
         for step in range(1, study.study.local_steps + 1):
+            taken.at(terms.rate(round_number, step))
             _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
             if on_step is not None:
                 on_step(step, study.study.local_steps)
@@ -114,7 +117,10 @@ def local_steps(
 
 
 def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Case]], study: Study, keys: Keys) -> None:
-    """Draw patients, and let the mechanism make a step of what each of them gives."""
+    """Draw patients, and let the mechanism make a step of what each of them gives; or of a batch of single views."""
+    if study.training.batch:
+        taken.step([("", batch_loss(model, cases, study, Stream(keys("slices"))))] if cases else [], keys)
+        return
     drawn, slices = draw(list(cases), study.privacy.sample_rate, keys("sampling")), keys("slices")
     taken.step(
         ((patient, patient_loss(model, cases[patient], study, stream_of(patient, slices))) for patient in drawn), keys
@@ -123,7 +129,31 @@ def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Cas
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
     """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
-    images, targets = batch_of(cases[int(stream.integers(1, len(cases))[0])], study, stream)
+    case = cases[int(stream.integers(1, len(cases))[0])]
+    images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
+    return _loss(model, images, targets, study)
+
+
+def batch_loss(
+    model: torch.nn.Module, cases: Mapping[str, Sequence[Case]], study: Study, stream: Stream
+) -> torch.Tensor:
+    """The task's loss of `[training] batch` single slices or patches together, without privacy.
+
+    They are of as many patients, or of all of them in turn.
+    """
+    single = study.model_copy(update={"data": study.data.model_copy(update={"slices_per_patient": 1})})
+    patients, drawn = list(cases), list[str]()
+    while len(drawn) < study.training.batch:
+        drawn += [patients[number] for number in stream.permutation(len(patients))]
+    parts = []
+    for patient in drawn[: study.training.batch]:
+        case = cases[patient][int(stream.integers(1, len(cases[patient]))[0])]
+        parts.append(viewed(*batch_of(case, single, stream), study, case.slice_axis, stream))
+    images, targets = (torch.cat(those) for those in zip(*parts, strict=True))
+    return _loss(model, images, targets, study)
+
+
+def _loss(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, study: Study) -> torch.Tensor:
     device = next(model.parameters()).device
     return task_of(study).loss(model(images.to(device)), targets.to(device))
 

@@ -61,16 +61,33 @@ def model_hash(vector: NDArray[np.float32]) -> bytes:
 
 
 class _Steps(Unsent):
-    """Steps of SGD with momentum away from a model's weights, on values that nobody else holds; the model follows.
+    """Steps of SGD with momentum, or of AdamW, away from a model's weights, on values that nobody else holds.
+
+    The model follows. Weights shrink by their own share of the rate, apart from the gradient, with either optimiser
+    (Loshchilov and Hutter 2019).
 
     Args:
         model: where the steps begin; its trained parameters are set anew after each step, so that gradients follow.
         lr: learning rate.
         momentum: share of the last step's velocity that is kept.
+        adaptive: AdamW in place of SGD with momentum.
+        decay: share of the rate by which weights shrink in a step.
         pull: factor of the way back to the start, which is added to each gradient; see `Algorithm.pull`.
+
+    Attributes:
+        rate: learning rate of the next step.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, momentum: float, pull: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        lr: float,
+        momentum: float,
+        pull: float = 0.0,
+        *,
+        adaptive: bool = False,
+        decay: float = 0.0,
+    ) -> None:
         self._parameters = list(model.parameters())
         self._start = [parameter.detach().clone() for parameter in self._parameters]
         self._now = [start.clone() for start in self._start]
@@ -79,7 +96,12 @@ class _Steps(Unsent):
         starts = zip(self._parameters, self._start, strict=True)
         self._begun = [start for parameter, start in starts if parameter.requires_grad]
         self._pull = pull
-        self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
+        self.rate, self._decay = lr, decay
+        self._optimiser: torch.optim.Optimizer
+        if adaptive:
+            self._optimiser = torch.optim.AdamW(self._trained, lr=lr, weight_decay=0.0)
+        else:
+            self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)
 
     @property
     def difference(self) -> NDArray[np.float32]:
@@ -93,6 +115,9 @@ class _Steps(Unsent):
             values.grad = piece.view_as(values)
             if self._pull:
                 values.grad = values.grad + self._pull * (values - begun)
+            if self._decay:
+                values.mul_(1 - self.rate * self._decay)
+        self._optimiser.param_groups[0]["lr"] = self.rate
         self._optimiser.step()
         with torch.no_grad():
             for parameter, now in zip(self._parameters, self._now, strict=True):

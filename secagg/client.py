@@ -72,7 +72,7 @@ from secagg.steps import (
     State,
     opaque,
 )
-from secagg.store import Store
+from secagg.store import Marks, Store
 
 # --- RoundStart: what the server proposes, held against what is pinned -------------------------------------------
 
@@ -156,24 +156,28 @@ def open_round(
     with store.transaction() as marks:
         if not private:
             marks.refuse_exposure(context.at(session), model_hash, ROUND_START)
-        number, head = marks.head(session, training_run)
-        missed = [receipt for receipt in start.missed if receipt.round_number > number]
-        for receipt in missed:
-            receipt.verify(policy.server_key, "C-01")
-            follows = next_head(head, receipt.round_id, receipt.attested, receipt.total_hash)
-            near = number < receipt.round_number <= number + LARGEST_STEP
-            if (receipt.training_run, receipt.previous_head, receipt.head, near) != (training_run, head, follows, True):
-                raise InconsistentViewError(
-                    "C-04", f"the receipt of round {receipt.round_number} does not follow our log"
-                )
-            number, head = receipt.round_number, receipt.head
-        if start.previous_head != head or start.round_number <= number:
-            raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
-        known = max(number, marks.joined(session, training_run)[0])
-        if start.round_number > known + LARGEST_STEP:
-            raise InconsistentViewError("C-04", f"round {start.round_number} is too far from round {known}")
-        marks.finish(session, training_run, missed)
+        marks.finish(session, training_run, _missed(start, policy.server_key, marks, session))
     return OpenRound(context, private, checked=True)
+
+
+def _missed(start: RoundStart, server_key: bytes, marks: Marks, session: bytes) -> list[Receipt]:
+    """The receipts that the own log lacks: C-04, each follows the one before, and the opened round follows the last."""
+    number, head = marks.head(session, start.training_run)
+    missed = [receipt for receipt in start.missed if receipt.round_number > number]
+    for receipt in missed:
+        receipt.verify(server_key, "C-01")
+        follows = next_head(head, receipt.round_id, receipt.attested, receipt.total_hash)
+        near = number < receipt.round_number <= number + LARGEST_STEP
+        said = (receipt.training_run, receipt.previous_head, receipt.head, near)
+        if said != (start.training_run, head, follows, True):
+            raise InconsistentViewError("C-04", f"the receipt of round {receipt.round_number} does not follow our log")
+        number, head = receipt.round_number, receipt.head
+    if start.previous_head != head or start.round_number <= number:
+        raise InconsistentViewError("C-04", f"round {start.round_number} does not follow round {number} of our log")
+    known = max(number, marks.joined(session, start.training_run)[0])
+    if start.round_number > known + LARGEST_STEP:
+        raise InconsistentViewError("C-04", f"round {start.round_number} is too far from round {known}")
+    return missed
 
 
 def accept_exposure(store: Store, signing_key: SigningKey, me: str, round_id: bytes) -> None:

@@ -61,6 +61,7 @@ def load_key(path: PathLike) -> tuple[str, SigningKey]:
     owners_only(Path(path))
 
     def build(entries: dict[str, Any]) -> tuple[str, SigningKey]:
+        """Id and key; raises what `_parsed` turns into a sentence."""
         key = SigningKey.from_bytes(bytes.fromhex(entries["signing_key"]))
         PinnedRoster({entries["id"]: key.verify_key})
         return entries["id"], key
@@ -77,6 +78,7 @@ def load_public_key(path: PathLike) -> tuple[str, bytes]:
     """
 
     def build(entries: dict[str, Any]) -> tuple[str, bytes]:
+        """Id and verify key; raises what `_parsed` turns into a sentence."""
         if "signing_key" in entries:
             raise ConfigError("it holds a SECRET key; ask the client for its .pub file")
         client_id, key = entries["id"], bytes.fromhex(entries["verify_key"])
@@ -159,6 +161,7 @@ def read_federation(path: PathLike) -> Federation:
     pinned = load_roster(path)
 
     def build(entries: dict[str, Any]) -> Federation:
+        """The federation; raises what `_parsed` turns into a sentence."""
         run, key = str(entries["training_run"]), bytes.fromhex(entries["server_key"])
         signature = bytes.fromhex(entries.get("signature", ""))
         federation = Federation(run, key, pinned, int(entries.get("number", 0)), signature)

@@ -137,8 +137,14 @@ def verify(verify_key: bytes, message: bytes, signature: bytes) -> bool:
         message: what was signed.
         signature: 64 bytes.
     """
+    return _verified(bytes(verify_key), bytes(message), bytes(signature))
+
+
+@lru_cache(maxsize=512)
+def _verified(verify_key: bytes, message: bytes, signature: bytes) -> bool:
+    """`verify`, kept: a process that holds all parties of a round, or replays its own, meets each signature again."""
     try:
-        VerifyKey(bytes(verify_key)).verify(bytes(message), bytes(signature))
+        VerifyKey(verify_key).verify(message, signature)
     except CryptoError:
         return False
     return True

@@ -87,23 +87,17 @@ class Signed(ABC):
     def sign(self, key: SigningKey) -> Self:
         """A copy that carries `key`'s signature, and what was computed for it already: a vector is hashed once."""
         signed = object.__new__(type(self))
-        vars(signed).update(vars(self), stated=self.stated, signature=key.sign(self.stated), verified_by=b"")
+        vars(signed).update(vars(self), stated=self.stated, signature=key.sign(self.stated))
         return signed
 
     def verify(self, verify_key: bytes, check: str, culprit: str = "") -> None:
-        """Return nothing, or raise `AuthenticationError(check)` that blames `culprit` (nobody: the server).
-
-        A message never changes, so that it is verified once, by however many sites of a simulation that read it.
-        """
-        if vars(self).get("verified_by") == verify_key:
-            return
+        """Return nothing, or raise `AuthenticationError(check)` that blames `culprit` (nobody: the server)."""
         if not verify(verify_key, self.stated, getattr(self, "signature", b"")):
             raise AuthenticationError(
                 check,
                 f"{type(self).__name__} of {culprit or 'the server'} carries a signature that does not verify",
                 [culprit] if culprit else [],
             )
-        vars(self)["verified_by"] = verify_key
 
 
 @dataclass(frozen=True)

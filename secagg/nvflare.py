@@ -221,6 +221,7 @@ class SecAggServer:
         for site in sorted(self._driver.awaited - self._calling):
             if self._ended is None:
                 self._do(self._driver.gone(site, time.monotonic()))
+                self._do(self._driver.over(site, time.monotonic()))  # and it will not be back
 
     def _do(self, actions: list[ServerAction]) -> None:
         sends: dict[str, list[bytes]] = {}

@@ -41,6 +41,7 @@ class RayExecutor:
         kept: dict[int, tuple[Any, Any]] = {}  # the object itself too, so that no other one can get its id meanwhile
 
         def put(argument: Any) -> Any:
+            """A reference to what many calls share, sent once; anything else as it is."""
             if not isinstance(argument, tuple):
                 return argument
             if id(argument) not in kept:

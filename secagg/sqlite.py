@@ -34,7 +34,8 @@ class SqliteStore:
         path: the file; created for its owner only when absent.
         data_set: name of the data set; a file belongs to one data set for good.
         synced: whether a mark is on the disk when it returns. False is for simulations only, where one process holds
-            all sites: a killed process then still loses nothing, but a power cut may lose or damage the file.
+            all sites: a killed process then still loses nothing, but a power cut may lose or damage the file, and the
+            latest marks lie in a log beside it.
 
     Raises:
         ConfigError: the file cannot be opened, is not a store, is another data set's, or its log was changed.
@@ -102,7 +103,7 @@ class SqliteStore:
 
     def _open(self, data_set: str) -> None:
         with self._described_errors():
-            self._switch_to_rollback_journal()
+            self._keep_journal("DELETE" if self._synced else "WAL")
             self._database.execute(f"PRAGMA synchronous = {'EXTRA' if self._synced else 'OFF'}")
         with self._exclusive():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
@@ -140,13 +141,14 @@ class SqliteStore:
                 self._database.execute(f"ALTER TABLE {table} RENAME TO version_1_{table}")
         self._database.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
-    def _switch_to_rollback_journal(self) -> None:
-        # A write-ahead log holds marks in a second file: whoever moves the first one alone would lose them. To leave it
-        # (as earlier versions made it), no other process may have the file open; SQLite ignores the lock timeout here.
+    def _keep_journal(self, kind: str) -> None:
+        # A write-ahead log holds marks in a second file: whoever moves the first one alone would lose them. It takes a
+        # fifth of the time, so that a simulation has one. To leave it (as earlier versions made it), or to begin it, no
+        # other process may have the file open; SQLite ignores the lock timeout here.
         give_up = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                self._database.execute("PRAGMA journal_mode = DELETE")
+                self._database.execute(f"PRAGMA journal_mode = {kind}")
                 return
             except sqlite3.OperationalError:
                 if time.monotonic() > give_up:

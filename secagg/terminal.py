@@ -91,8 +91,11 @@ class App(typer.Typer):
         """Adds a command, and `--quiet` to it; see `typer.Typer.command`."""
 
         def add(function: _Function) -> _Function:
+            """Register a function under this name, with --quiet."""
+
             @wraps(function)
             def hushed(*given: Any, quiet: bool, **named: Any) -> Any:
+                """The function, printing or not."""
                 out.quiet = quiet
                 return function(*given, **named)
 
@@ -129,6 +132,7 @@ def versioned(app: App, command: str, more: Callable[[], str] = str) -> None:
     """
 
     def tell(wanted: bool) -> None:
+        """Print the version and end, where it was asked for."""
         if wanted:
             say(f"{command} {version('secagg')}{more()}")
             raise typer.Exit

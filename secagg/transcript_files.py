@@ -85,6 +85,8 @@ class Recorder:
         signing_key: key of `policy.server_key`, which seals the file; None where the policy names none.
         durable: what was recorded lies beside `path`, sealed under `signing_key`, so that another process can `rewind`
             to what an earlier one brought to the disk with `sync`. Call `rewind` first, also with 0.
+        synced: whether the transcript is on the disk when it is published. False is for simulations only, whose one
+            process replays it at once.
 
     Attributes:
         receipt: of the round, once the result was recorded; without one nothing but headers is shown.
@@ -106,13 +108,14 @@ class Recorder:
         signing_key: SigningKey | None = None,
         *,
         durable: bool = False,
+        synced: bool = True,
     ) -> None:
         if (signing_key.verify_key if signing_key else b"") != policy.server_key:
             raise ConfigError("the signing key is not the policy's server_key")
         if packed_size(policy.length + policy.slots, policy.bits) > LARGEST_VECTOR:
             raise ConfigError("a transcript holds vectors of less than 4 GiB")
         self.path = Path(path)
-        self._policy, self._signing_key, self._vectors = policy, signing_key, vectors
+        self._policy, self._signing_key, self._vectors, self._synced = policy, signing_key, vectors, synced
         self._opening = Opening.of(policy, pinned.hash(), context, vectors)
         self._spool = self._sealed() if durable else Passing(self.path.parent)
         self._places: dict[tuple[int, str, str], tuple[int, int]] = {}
@@ -216,7 +219,7 @@ class Recorder:
             if self._failure is not None:
                 raise self._failure
             if self.receipt or self._headers:
-                with replacing(self.path, PUBLIC) as draft, open(draft, "wb") as file:
+                with replacing(self.path, PUBLIC, synced=self._synced) as draft, open(draft, "wb") as file:
                     self._write(Writer(file))
         except OSError:
             if not isinstance(self._spool, Sealed):

@@ -17,12 +17,13 @@ PUBLIC, PRIVATE, PRIVATE_FOLDER = 0o644, 0o600, 0o700
 
 
 @contextmanager
-def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
+def replacing(path: Path, mode: int = PRIVATE, *, synced: bool = True) -> Iterator[Path]:
     """A file beside `path` to write into, which takes its place when the block ends well; else `path` stays as it was.
 
     Args:
         path: may exist, unless it is a folder; its folder must exist.
         mode: rights of the file at its end, whatever the umask; its owner's only while it is written.
+        synced: whether it is on the disk when the block is left. False is for what nobody needs after a power cut.
 
     Yields:
         The path to write to, with the ending of `path`: libraries go by it. An empty file is there already.
@@ -35,13 +36,15 @@ def replacing(path: Path, mode: int = PRIVATE) -> Iterator[Path]:
         os.close(descriptor)
         yield Path(beside)
         os.chmod(beside, mode)
-        _synced(Path(beside))
+        if synced:
+            _synced(Path(beside))
         os.replace(beside, path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(beside)
         raise
-    _synced(path.parent)
+    if synced:
+        _synced(path.parent)
 
 
 def abandoned(path: Path) -> list[Path]:

@@ -51,7 +51,8 @@ def _default(name: str, about: dict[str, Any], model: dict[str, Any]) -> str:
 def _type(about: dict[str, Any], schema: dict[str, Any]) -> str:
     """In words: type, choices, limits."""
     if "anyOf" in about:
-        return _type(next(one for one in about["anyOf"] if one.get("type") != "null"), schema)
+        found = [_type(_resolved(one, schema), schema) for one in about["anyOf"] if one.get("type") != "null"]
+        return "; or ".join(found)
     if "enum" in about:
         return " or ".join(f"`{json.dumps(one)}`" for one in about["enum"])
     if "const" in about:

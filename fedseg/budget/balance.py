@@ -79,6 +79,7 @@ def balance(path: Path, delta: float) -> Balance:
     entries = [line.entry for line in read(path)]
 
     def of(some: Sequence[Entry]) -> float:
+        """Epsilon of these entries alone."""
         return epsilon_of(released(some), delta)
 
     runs: dict[str, list[Entry]] = {}

@@ -149,6 +149,7 @@ def _with_payers(ledger: Ledger, entry: Entry, caps: Sequence[Cap]) -> Entry:
     before = [old for old in own if not old.same_use(entry)]
 
     def may(patient: str) -> bool:
+        """Whether one round more keeps this patient, over all data sets here, within every budget."""
         there = paid(patient)
         if not there:
             return True  # the budgets were held against all of this ledger
@@ -156,7 +157,7 @@ def _with_payers(ledger: Ledger, entry: Entry, caps: Sequence[Cap]) -> Entry:
         return all(cap.spent(events) <= cap.epsilon for cap in caps)
 
     payers.staying = frozenset(patient for patient in payers.training if may(patient))
-    return entry.model_copy(update={"patients": payers.keep(payers.staying)})
+    return entry.model_copy(update={"patients": payers.keep(payers.staying | payers.unsaid)})
 
 
 def charge_metrics(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:

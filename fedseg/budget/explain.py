@@ -105,6 +105,7 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
     found: dict[int, float] = {}
 
     def of(honest: int) -> float:
+        """Epsilon where so many shares of the noise count; each is computed once."""
         if honest not in found:
             event = study.mechanism.achieved(terms, plan.steps, honest)
             found[honest] = math.inf if event is None else epsilon([event], plan.delta or 0.0)

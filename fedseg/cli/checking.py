@@ -40,6 +40,7 @@ def told_of_expiry(emit: "Callable[[AnyEvent], object]", credentials: Path, name
     over = Event()
 
     def watch() -> None:
+        """Look once soon, then once a day, until it is over."""
         pause = _FIRST
         while not over.wait(pause):
             pause = _DAY

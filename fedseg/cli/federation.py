@@ -18,7 +18,9 @@ from secagg.errors import ProtocolError
 from secagg.terminal import Host, Proxy, Tls, TlsMode, say
 
 if TYPE_CHECKING:
+    from fedseg.coordinator import Options
     from fedseg.data.cases import SiteData
+    from fedseg.runfolder import RunFolder
     from fedseg.study import Study
 
 
@@ -28,6 +30,48 @@ class Transcripts(Enum):
     WHOLE = "whole"
     HASHES = "hashes"
     NONE = "none"
+
+
+_Kept = Annotated[
+    Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
+]
+_SiteId = Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)]
+_Images = Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)]
+_State = Annotated[
+    Path | None,
+    typer.Option(help="First use only: where this data set's marks and ledger lie, for good.", show_default=False),
+]
+_Patience = Annotated[
+    float | None,
+    typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
+]
+_Accepted = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROUND_ID",
+        help="Without DP: accept once that this round cannot be replayed, and end; the running site goes on.",
+        show_default=False,
+    ),
+]
+_Replayed = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="TRANSCRIPT",
+        help="Without DP: replay a round's transcript from anybody, and end; the running site goes on.",
+        show_default=False,
+    ),
+]
+_Audit = Annotated[
+    Path | None, typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False)
+]
+_Approve = Annotated[
+    str, typer.Option(metavar="HASH", help="Approve the study with this hash, once; else it is asked.", show_default="")
+]
+_Pause = Annotated[
+    bool, typer.Option("--pause", help="The site that runs joins no more rounds until --go-on; and end.")
+]
+_GoOn = Annotated[bool, typer.Option("--go-on", help="After --pause or --leave: take part again; and end.")]
+_Leave = Annotated[bool, typer.Option("--leave", help="The site that runs leaves this run after its round; and end.")]
 
 
 @app.command(cls=Configured)
@@ -44,9 +88,7 @@ def coordinator(
     grace: Annotated[float, typer.Option(help="Seconds until a step closes without a site that is cut off.")] = 3.0,
     farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
     quota: Annotated[float, typer.Option(help="Gigabytes of all transcripts; the oldest go first.")] = 20.0,
-    transcripts: Annotated[
-        Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
-    ] = Transcripts.WHOLE,
+    transcripts: _Kept = Transcripts.WHOLE,
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
@@ -57,7 +99,7 @@ def coordinator(
 
     Opens rounds, relays the protocol and averages; sites connect with `fedseg site`.
     """
-    from fedseg.coordinator import Options, coordinate, folder_of_run
+    from fedseg.coordinator import Options, folder_of_run
     from fedseg.credentials import load_federation
     from fedseg.start import starting_model
     from fedseg.study import load_study
@@ -93,64 +135,41 @@ def coordinator(
             say(f"this run is finished, and its folder is {folder.path}")
         else:
             starting_model(loaded, view.screen.starting)
-        try:
-            run = coordinate(folder, options)
-        except (RoundFailedError, ProtocolError):
-            if not folder.finished:
-                raise
-            run = folder.path  # what came before is told, and the failure with it
+        run = _coordinated(folder, options)
     conclude(run, credentials)
+
+
+def _coordinated(folder: "RunFolder", options: "Options") -> Path:
+    """The run folder, also of a run that failed after it was finished: what came before is told, and the failure."""
+    from fedseg.coordinator import coordinate
+
+    try:
+        return coordinate(folder, options)
+    except (RoundFailedError, ProtocolError):
+        if not folder.finished:
+            raise
+        return folder.path
 
 
 @app.command(cls=Configured)
 def site(
     study: StudyOrConfiguration,
-    name: Annotated[str, typer.Argument(metavar="SITE", help="This site's id in the study.", show_default=False)],
+    name: _SiteId,
     address: Annotated[str, typer.Option("--coordinator", help="HOST:PORT of the coordinator.")],
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, own keys and certificates.")],
-    data: Annotated[Path | None, typer.Option(help="This site's images.", show_default=False)] = None,
-    state: Annotated[
-        Path | None,
-        typer.Option(help="First use only: where this data set's marks and ledger lie, for good.", show_default=False),
-    ] = None,
+    data: _Images = None,
+    state: _State = None,
     runs: Runs = Path("runs"),
-    patience: Annotated[
-        float | None,
-        typer.Option(help="Seconds without an answer after which to give up; else never.", show_default=False),
-    ] = None,
+    patience: _Patience = None,
     proxy: Proxy = None,
     tls: TlsMode = Tls.MTLS,
-    accept_exposure: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ROUND_ID",
-            help="Without DP: accept once that this round cannot be replayed, and end; the running site goes on.",
-            show_default=False,
-        ),
-    ] = None,
-    replay: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="TRANSCRIPT",
-            help="Without DP: replay a round's transcript from anybody, and end; the running site goes on.",
-            show_default=False,
-        ),
-    ] = None,
-    audit: Annotated[
-        Path | None,
-        typer.Option(help="Keep own quantised updates there, to audit sums.", show_default=False),
-    ] = None,
-    approve: Annotated[
-        str,
-        typer.Option(metavar="HASH", help="Approve the study with this hash, once; else it is asked.", show_default=""),
-    ] = "",
-    pause: Annotated[
-        bool, typer.Option("--pause", help="The site that runs joins no more rounds until --go-on; and end.")
-    ] = False,
-    go_on: Annotated[bool, typer.Option("--go-on", help="After --pause or --leave: take part again; and end.")] = False,
-    leave: Annotated[
-        bool, typer.Option("--leave", help="The site that runs leaves this run after its round; and end.")
-    ] = False,
+    accept_exposure: _Accepted = None,
+    replay: _Replayed = None,
+    audit: _Audit = None,
+    approve: _Approve = "",
+    pause: _Pause = False,
+    go_on: _GoOn = False,
+    leave: _Leave = False,
     log_format: Format = LogFormat.TEXT,
     log_file: File = None,
     watch: Where = "",
@@ -161,12 +180,11 @@ def site(
 
     Images stay here. Only masked updates leave, noised first where the study promises privacy.
     """
-    from fedseg.credentials import load_federation, signing_key, site_tls
-    from fedseg.data.loading import load_site
     from fedseg.runfolder import RunFolder
     from fedseg.site import Options, take_part
     from fedseg.start import starting_model
     from fedseg.study import load_study
+    from secagg.service.room import outlasting
 
     loaded = load_study(study)
     if name not in loaded.site_ids:
@@ -183,11 +201,7 @@ def site(
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
-    federation = load_federation(credentials, loaded)  # what is wrong with them is told before images are read
-    signing_key(credentials, name)
-    site_tls(credentials, name, federation, tls.value)
-    found = load_site(data, name, loaded)
-    _approved(loaded, name, found, kept, federation.training_run, approve)
+    found = _asked(loaded, name, credentials, data, kept, tls, approve)
     options = Options(
         site=name,
         address=address,
@@ -199,15 +213,34 @@ def site(
         audit=audit,
         command=command_line(),
     )
-    with (
-        seen(log_format, log_file, watch) as view,
-        RunFolder.create(runs, loaded, *view.listeners) as folder,
-        told_of_expiry(folder.emit, credentials, name),
-    ):
-        view.run = folder
-        starting_model(loaded, view.screen.starting)
-        run = take_part(folder, found, options)
+
+    def live() -> Path:
+        with (
+            RunFolder.create(runs, loaded, *view.listeners) as folder,
+            told_of_expiry(folder.emit, credentials, name),
+        ):
+            view.run = folder
+            starting_model(loaded, view.screen.starting)
+            return take_part(folder, found, options)
+
+    with seen(log_format, log_file, watch) as view:
+        run = outlasting(live, kept, say, "the same command takes part again")
     conclude(run, credentials)
+
+
+def _asked(
+    study: "Study", site: str, credentials: Path, data: Path | None, state: Path, tls: Tls, typed: str
+) -> "SiteData":
+    """The site's data, once its operator has approved the study; what is wrong with credentials is told before."""
+    from fedseg.credentials import load_federation, signing_key, site_tls
+    from fedseg.data.loading import load_site
+
+    federation = load_federation(credentials, study)
+    signing_key(credentials, site)
+    site_tls(credentials, site, federation, tls.value)
+    found = load_site(data, site, study)
+    _approved(study, site, found, state, federation.training_run, typed)
+    return found
 
 
 def _state_folder(

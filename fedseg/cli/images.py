@@ -42,6 +42,7 @@ def data_check(
     found: list[Finding] = []
 
     def tell(findings: list[Finding]) -> None:
+        """Keep them, and show them at once where a person reads."""
         found.extend(findings)
         for finding in findings if not as_json else ():
             colour = {"error": "red", "warning": "yellow"}.get(finding.severity, "green")
@@ -133,7 +134,7 @@ def new(
     say(f"layout {found.layout}: {sites}, modality {', '.join(found.modality)}")
     said = (f"{name} = {', '.join(map(str, values))}" for name, values in found.structures.items())
     say(f"structures by label value: {'; '.join(said)}")
-    say(f"working grid: {data.dims} dimensions, {data.size} pixels a side")
+    say(f"working grid: {data.dims} dimensions, {' x '.join(map(str, data.sides))} voxels")
     say(f"study {study}: read its comments, and decide")
     one = f" --site {next(iter(found.sites))}" if len(found.sites) == 1 else ""
     say(f"next: fedseg data check {study}{one} --data {source}")

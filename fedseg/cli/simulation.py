@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from fedseg.study import Study
 
 
+_Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="In place of the study's own.", show_default=False),
+]
+_Transcripts = Annotated[
+    bool, typer.Option("--transcripts", help="Keep every round's public transcript, for `fedseg verify-run`.")
+]
+_Charge = Annotated[
+    bool, typer.Option("--charge", help="Charge rounds in the ledgers that these images have for life.")
+]
+_Cluster = Annotated[
+    str,
+    typer.Option("--ray", metavar="ADDRESS", help="Sites as actors of a Ray cluster: 'auto', 'local' or HOST:PORT."),
+]
+
+
 @app.command()
 def simulate(
     study: StudyFile,
@@ -22,23 +38,11 @@ def simulate(
     runs: Runs = Path("runs"),
     plainly: Annotated[bool, typer.Option("--plain", help="A plain sum in place of secure aggregation.")] = False,
     seed: Annotated[int | None, typer.Option(help="Reproducible run; no privacy claim.", show_default=False)] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="In place of the study's own.", show_default=False),
-    ] = None,
+    changes: _Changes = None,
     alone: Annotated[str, typer.Option(help="Train on this site's data only: what it gets without the others.")] = "",
-    transcripts: Annotated[
-        bool, typer.Option("--transcripts", help="Keep every round's public transcript, for `fedseg verify-run`.")
-    ] = False,
-    charge: Annotated[
-        bool, typer.Option("--charge", help="Charge rounds in the ledgers that these images have for life.")
-    ] = False,
-    cluster: Annotated[
-        str,
-        typer.Option(
-            "--ray", metavar="ADDRESS", help="Sites as actors of a Ray cluster: 'auto', 'local' or HOST:PORT."
-        ),
-    ] = "",
+    transcripts: _Transcripts = False,
+    charge: _Charge = False,
+    cluster: _Cluster = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the last interrupted run of the study.")] = False,
 ) -> None:
     """Train a study with all its sites in one place.

@@ -126,6 +126,7 @@ class Coordinator(Engine):
 
     @state.setter
     def state(self, vector: NDArray[np.float32]) -> None:
+        """The state of the next model."""
         self.training.vector = vector
 
     async def run(self) -> Path:  # type: ignore[override]

@@ -17,6 +17,9 @@ from fedseg.data.declaration import Declaration
 from fedseg.study import Study
 from secagg.prg import Stream
 
+FOREGROUND = 3
+"""Of so many patches one is centred on a labelled voxel, as in nnU-Net (Isensee et al. 2021)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -103,11 +106,20 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SiteData:
-    """A site's cases, split by patient, and what its index calls structures and channels."""
+    """A site's cases, split by patient, and what its index calls structures and channels.
+
+    Attributes:
+        site: its id.
+        train, test: cases, by the role of their patient.
+        unsaid: names that are left out because they could be one person's. Each of them being there decides about
+            another one, so that they pay as if they were drawn.
+        declared: what its index says.
+    """
 
     site: str
     train: tuple[Case, ...]
     test: tuple[Case, ...]
+    unsaid: tuple[str, ...] = ()
     declared: Declaration = field(default_factory=Declaration)
 
     @property
@@ -148,17 +160,47 @@ class View(Protocol):
 def draw_view(case: Case, study: Study, stream: Stream) -> View:
     """What one sampled patient contributes to one step, drawn anew.
 
-    That is `slices_per_patient` different slices (all, if the case has fewer), or with dims = 3 one patch of the
-    working size.
+    That is `slices_per_patient` different slices (all, if the case has fewer), or with dims = 3 the volume. Of what is
+    larger than `[data] patch` it is a part: at random, and in one of `FOREGROUND` draws around a labelled voxel.
     """
-    extents = case.image.shape[1:]
+    extents, view = case.image.shape[1:], study.data.view
     if case.axes == 2:
         slices = stream.permutation(extents[case.slice_axis])[: study.data.slices_per_patient]
-        return lambda values: np.moveaxis(values, case.slice_axis + 1, 0)[slices]
-    size = study.data.size
-    corner = [int(stream.integers(1, max(extent - size, 0) + 1)[0]) for extent in extents]
-    window = tuple(slice(start, start + size) for start in corner)
+        plane = _window(case, slices, extents, view, stream)
+        return lambda values: np.moveaxis(values, case.slice_axis + 1, 0)[(slices, slice(None), *plane)]
+    window = _window(case, None, extents, view, stream)
     return lambda values: values[(None, slice(None), *window)]
+
+
+def _window(
+    case: Case, slices: NDArray[np.int64] | None, extents: tuple[int, ...], view: tuple[int, ...], stream: Stream
+) -> tuple[slice, ...]:
+    """Where in the case a patch lies, along the axes that are not drawn as slices."""
+    if slices is not None:
+        extents = tuple(extent for axis, extent in enumerate(extents) if axis != case.slice_axis)
+    room = [max(extent - size, 0) for extent, size in zip(extents, view, strict=True)]
+    if not any(room):
+        return tuple(slice(0, size) for size in view)
+    corner = [int(stream.integers(1, free + 1)[0]) for free in room]
+    if case.label is not None and case.label.shape == case.image.shape[1:] and stream.integers(1, FOREGROUND)[0] == 0:
+        label = case.label if slices is None else np.moveaxis(case.label, case.slice_axis, 0)[slices].max(axis=0)
+        labelled = np.flatnonzero(label)
+        if len(labelled):
+            voxel = np.unravel_index(labelled[int(stream.integers(1, len(labelled))[0])], label.shape)
+            middle = (int(place) - size // 2 for place, size in zip(voxel, view, strict=True))
+            corner = [min(max(place, 0), free) for place, free in zip(middle, room, strict=True)]
+    return tuple(slice(start, start + size) for start, size in zip(corner, view, strict=True))
+
+
+def mirror_axes(study: Study, slice_axis: int) -> list[int]:
+    """Of a batch (k, C, *size) the axes along which the study allows mirror images.
+
+    Args:
+        study: gives dims and `[training] mirror`.
+        slice_axis: the spatial axis along which slices are stacked; with dims = 2 the batch has none for it.
+    """
+    axes = [axis for axis in range(3) if study.data.dims == 3 or axis != slice_axis]
+    return [axes.index(axis) + 2 for axis, name in enumerate("xyz") if name in study.training.mirror and axis in axes]
 
 
 def whole(case: Case) -> torch.Tensor:

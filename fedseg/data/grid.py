@@ -5,8 +5,9 @@ closest canonical orientation (x to the right, y to the front, z upwards); and t
 turned one and resampled. With dims = 2 slices stay slices: the axis along which they are stacked is never resampled.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,12 @@ from fedseg.data.background import box_of
 from fedseg.study.sections import DataSection
 
 ANISOTROPIC = 1.5  # an axis this much coarser than the others is where slices are stacked
+
+MULTIPLE = 8
+"""Of which the working grid's sides are: a network halves them three times."""
+
+Box: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, ...]]
+"""First voxel and end on the turned grid, and the working grid's voxels in between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +86,20 @@ def slices_along(affine: NDArray[np.float64]) -> int:
 def grid_around(
     inside: NDArray[np.bool_], affine: NDArray[np.float64], file_affine: NDArray[np.float64], data: DataSection
 ) -> WorkingGrid:
-    """The working grid of an image: a square or cube (in millimetres) around what is not background.
+    """The working grid of an image, around what is not background.
+
+    A box of the study's proportions in millimetres (with one size: a square or cube), stretched to its size; or, where
+    the study says a spacing, as many voxels of it as the image needs.
 
     Args:
         inside: (X, Y, Z), what is not background, on the turned grid; somewhere true.
         affine: (4, 4) voxel of the turned grid to millimetres.
         file_affine: (4, 4) of the image as it was written.
-        data: gives dims and size.
+        data: gives dims, size and spacing.
     """
     spacing, slice_axis = np.linalg.norm(affine[:3, :3], axis=0), slices_along(affine)
     stacked = slice_axis if data.dims == 2 else None
-    low, high = _field_of_view(inside, spacing, stacked)
-    shape = tuple(int(high[axis] - low[axis]) if axis == stacked else data.size for axis in range(3))
+    low, high, shape = (_at_spacing if data.spacing else _stretched)(inside, spacing, stacked, data)
     step = (high - low) / np.array(shape)
     grid = affine.copy()
     grid[:3, :3] = affine[:3, :3] * step
@@ -129,19 +138,44 @@ def likeliest_on(
     return labels
 
 
-def _field_of_view(
-    inside: NDArray[np.bool_], spacing: NDArray[np.float64], stacked: int | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First voxel and end of the box around the image, equally wide in mm along all axes but `stacked`."""
+def _stretched(inside: NDArray[np.bool_], spacing: NDArray[np.float64], stacked: int | None, data: DataSection) -> Box:
+    """A box equally wide in mm along all axes but `stacked`, which is stretched to the study's size."""
+    low, high = _ends(inside)
+    sides = _along(data.sides, stacked)
+    share = {axis: side / max(data.sides) for axis, side in sides.items()}
+    longest = max(float((high - low)[axis] * spacing[axis]) / part for axis, part in share.items())
+    for axis, part in share.items():
+        width = max(round(longest * part / spacing[axis]), int(high[axis] - low[axis]))
+        low[axis] -= (width - (high[axis] - low[axis])) // 2
+        high[axis] = low[axis] + width
+    shape = tuple(sides.get(axis, int(high[axis] - low[axis])) for axis in range(3))
+    return low.astype(np.float64), high.astype(np.float64), shape
+
+
+def _at_spacing(inside: NDArray[np.bool_], spacing: NDArray[np.float64], stacked: int | None, data: DataSection) -> Box:
+    """A box in voxels of the study's spacing: as many as the image needs, a multiple of 8, and at least the size."""
+    ends = _ends(inside)
+    low, high = (end.astype(np.float64) for end in ends)
+    wanted = _along(data.spacing * (data.dims if len(data.spacing) == 1 else 1), stacked)
+    shape = [int(end - start) for start, end in zip(low, high, strict=True)]
+    for axis, side in _along(data.sides, stacked).items():
+        step = wanted[axis] / spacing[axis]  # voxels of the image in one of the grid
+        shape[axis] = max(math.ceil(float(high[axis] - low[axis]) / step / MULTIPLE) * MULTIPLE, side)
+        # Whole voxels of the image, so that spacing is met but for one of them over the whole box.
+        width = math.ceil(shape[axis] * step - 1e-6)
+        low[axis] -= (width - (high[axis] - low[axis])) // 2
+        high[axis] = low[axis] + width
+    return low, high, tuple(shape)
+
+
+def _ends(inside: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     box = box_of(inside)
-    low, high = np.array([side.start for side in box]), np.array([side.stop for side in box])
-    side = max(float((high - low)[axis] * spacing[axis]) for axis in range(3) if axis != stacked)
-    for axis in range(3):
-        if axis != stacked:
-            width = max(round(side / spacing[axis]), int(high[axis] - low[axis]))
-            low[axis] -= (width - (high[axis] - low[axis])) // 2
-            high[axis] = low[axis] + width
-    return low.astype(np.float64), high.astype(np.float64)
+    return np.array([side.start for side in box]), np.array([side.stop for side in box])
+
+
+def _along(values: tuple[Any, ...], stacked: int | None) -> dict[int, Any]:
+    """What is given for each axis that is resampled, by the axis' number."""
+    return dict(zip((axis for axis in range(3) if axis != stacked), values, strict=True))
 
 
 def _weights(extent: int, count: int) -> NDArray[np.float32]:

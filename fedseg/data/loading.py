@@ -13,6 +13,7 @@ from fedseg.data.cases import Case, SiteData, split
 from fedseg.data.declaration import Declaration, agree
 from fedseg.data.layouts.declarations import contradictions, declaration_of
 from fedseg.data.layouts.layout import Entry
+from fedseg.data.layouts.patients import Alike
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.errors import CaseError, ConfigError
 from fedseg.privacy.delta import too_large
@@ -47,14 +48,15 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
 
     Raises:
         ConfigError: the site is not in the study, its folder or index is missing, it lists nobody without privacy,
-            names could be one person's, or its index contradicts the study.
+            names could be one person's without privacy, or its index contradicts the study.
         CaseError: without privacy, a file is missing, damaged or inconsistent.
     """
     if site not in study.site_ids:
         raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
     listed = entries(folder, site, study)
     declared = Declaration() if folder is None else declared_at(folder, site, study)
-    data = replace(split(site, list(_cases(listed, site, study)), study), declared=declared)
+    unsaid = tuple(sorted({entry.patient for entry in listed if isinstance(entry, Alike)}))
+    data = replace(split(site, list(_cases(listed, site, study)), study), declared=declared, unsaid=unsaid)
     task = task_of(study)
     if lost := [(case, said[0]) for case in (*data.train, *data.test) if (said := task.lost(case))]:
         case, first = lost[0]
@@ -78,7 +80,11 @@ def declared_at(folder: Path, site: str, study: Study) -> Declaration:
 
 
 def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
+    for said in dict.fromkeys(entry.why for entry in listed if isinstance(entry, Alike)):
+        warnings.warn(f"[{site}] left out: {said}", stacklevel=2)
     for entry in listed:
+        if isinstance(entry, Alike):
+            continue
         try:
             yield entry.load(site, study)
         except CaseError as error:

@@ -5,10 +5,11 @@ A ledger outlives versions: lines of fedseg 0.3 and 0.4 are read for good.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
-from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
+from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent, SelfComposedDpEvent
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedseg.privacy.accounting import gaussian_steps
@@ -117,6 +118,7 @@ class NoisySum(_Entry):
     """
 
     series = "training"
+    steps: ClassVar[int] = 1
 
     kind: Literal["distributed"] = "distributed"
     neighbouring: Literal["add or remove one"] = "add or remove one"
@@ -197,6 +199,11 @@ class MetricsRelease(_Entry):
 Entry: TypeAlias = NoisySteps | NoisySum | SparseRelease | UnprotectedRound | MetricsRelease
 """A line of the ledger. A new kind is one more class here, with an event of its own."""
 
+_OWN: dict[type[Entry], Callable[[Entry], Any]] = {
+    kind: attrgetter(*sorted(kind.model_fields.keys() - _Entry.model_fields.keys())) for kind in get_args(Entry)
+}
+"""What an entry says beyond what all do: its event depends on nothing else."""
+
 _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
 _KINDS: dict[str, type[BaseModel]] = {"local": NoisySteps, "none": UnprotectedRound, "metrics": MetricsRelease}
 """Of format 2, by what it called the mechanism."""
@@ -226,6 +233,12 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def released(entries: Iterable[Entry], *, unseeded: bool = False, known: int | None = None) -> list[DpEvent]:
-    """Everything in `entries` that epsilon has to speak for; `unseeded` and `known` as in `dp_event`."""
-    events = (entry.dp_event(unseeded=unseeded, known=known) for entry in entries)
-    return [event for event in events if event is not None]
+    """Everything in `entries` that epsilon has to speak for; `unseeded` and `known` as in `dp_event`.
+
+    Entries that differ only in who, when and which round are one event, so many times.
+    """
+    alike: dict[tuple[type[Entry], Any], list[Entry]] = {}
+    for entry in entries:
+        alike.setdefault((type(entry), _OWN[type(entry)](entry)), []).append(entry)
+    events = ((same[0].dp_event(unseeded=unseeded, known=known), len(same)) for same in alike.values())
+    return [SelfComposedDpEvent(event, count) if count > 1 else event for event, count in events if event is not None]

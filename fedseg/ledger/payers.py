@@ -23,6 +23,7 @@ class Payers:
         state: the data set's state folder.
         training: patients that can be drawn, by the identifiers of the data.
         tested: those that are held out.
+        unsaid: those that are left out because another one may be the same person: they pay, and are not drawn.
         apart: state folders of other sites on this machine: who is called the same there is somebody else.
 
     Attributes:
@@ -36,11 +37,12 @@ class Payers:
         state: Path,
         training: Sequence[str],
         tested: Sequence[str],
+        unsaid: Sequence[str] = (),
         apart: Collection[Path] = (),
     ) -> None:
         self._home, self._state = home, state.resolve()
         self._apart = {self._state, *(path.resolve() for path in apart)}
-        self.training, self.tested = tuple(training), tuple(tested)
+        self.training, self.tested, self.unsaid = tuple(training), tuple(tested), frozenset(unsaid)
         self._salt = home.salt()
         self.sets = PatientSets(state / FOLDER, self._salt)
         self.staying = frozenset(training)
@@ -96,6 +98,7 @@ class Payers:
         own = self.sets.digest_of
 
         def paid(patient: str) -> list[Entry]:
+            """Each use of each other data set once."""
             return [
                 entry
                 for sets, everybody, entries in others

@@ -35,6 +35,9 @@ from secagg.prg import Stream
 KINDS: dict[str, Kind] = {"skellam": "skellam", "discrete-gaussian": "gaussian"}
 """By `[privacy] noise`."""
 
+LOCAL = ("local_optimizer", "weight_decay", "schedule", "warm_up", "batch")
+"""Fields of `Terms` that shape a site's own steps."""
+
 WITHIN = ("full", *(name for name, method in METHODS.items() if method.within))
 """Methods of `[sharing]` that go with it."""
 
@@ -127,6 +130,14 @@ class Distributed(Mechanism):
             return (
                 f"[study] local_steps = {terms.local_steps}: with mechanism = 'distributed' every step is a sum of its "
                 "own; set local_steps to 1 and rounds to the number of steps"
+            )
+        if said := next(
+            (name for name in LOCAL if getattr(terms, name) != Terms.__dataclass_fields__[name].default), ""
+        ):
+            field = said.removeprefix("local_")
+            return (
+                f"[training] {field} = {getattr(terms, said)!r}: with mechanism = 'distributed' no site steps by "
+                "itself; leave it away, and choose [study] optimizer and lr"
             )
         if set(terms.weights) != {1.0}:
             return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"

@@ -26,7 +26,11 @@ class LocalSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, protection: Protection) -> None:
         super().__init__(model, terms)
-        self._taken, self._protection = NoisedSteps(model, terms.lr, MOMENTUM, terms.pull), protection
+        self._taken, self._protection = NoisedSteps(model, terms.lr, MOMENTUM, **terms.own_steps), protection
+
+    def at(self, rate: float) -> None:
+        """See `Steps.at`."""
+        self._taken.rate = rate
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""

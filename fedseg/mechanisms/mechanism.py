@@ -1,9 +1,10 @@
 """What every mechanism has to say and do."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class Terms:
     Attributes:
         epsilon, delta, sample_rate, clip_norm, denominator, noise, released, threshold: of `[privacy]`.
         rounds, spare_rounds, local_steps, lr, optimizer: of `[study]`.
+        local_optimizer, weight_decay, schedule, warm_up, batch: of `[training]`.
         seeded: whether the study has a seed, so that nothing is claimed.
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
@@ -69,6 +71,11 @@ class Terms:
     local_steps: int
     lr: float
     optimizer: str
+    local_optimizer: str = "sgd"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warm_up: int = 0
+    batch: int = 0
     seeded: bool
     weights: tuple[float, ...]
     min_survivors: int
@@ -88,6 +95,11 @@ class Terms:
         return Levels(self.sharing.bits, len(self.weights), self.bits, self.clip_range or 0.0)
 
     @property
+    def own_steps(self) -> dict[str, Any]:
+        """How a site steps by itself, as `fedseg.update` takes it."""
+        return {"adaptive": self.local_optimizer == "adamw", "decay": self.weight_decay, "pull": self.pull}
+
+    @property
     def steps(self) -> int:
         """Of one site at most, that the noise is planned for; those of spare rounds included."""
         rounds = self.rounds + self.spare_rounds
@@ -97,6 +109,17 @@ class Terms:
     def pull(self) -> float:
         """See `Algorithm.pull`."""
         return ALGORITHMS[self.federation.algorithm].pull(self.federation)
+
+    def rate(self, round_number: int, step: int) -> float:
+        """Learning rate of local step `step`, from 1, of a round: by its place among the steps of all rounds.
+
+        A round number beyond the planned ones, after burned rounds, has the last step's rate.
+        """
+        number, planned = (round_number - 1) * self.local_steps + step, self.rounds * self.local_steps
+        grown = min(1.0, number / (self.warm_up + 1))
+        if self.schedule == "constant":
+            return self.lr * grown
+        return self.lr * min(grown, 0.5 + 0.5 * math.cos(math.pi * (min(number, planned) - 1) / planned))
 
 
 class Encoding(NamedTuple):
@@ -135,6 +158,9 @@ class Steps(ABC):
         self._within: Within | None = None
         if METHODS[terms.sharing.method].within:
             self._within = Within(self._space, [(one.requires_grad, one.numel()) for one in model.parameters()])
+
+    def at(self, rate: float) -> None:  # noqa: B027  where the sum is stepped by, no site chooses the rate
+        """Set the learning rate of the next step, where the site steps by itself."""
 
     @abstractmethod
     def step(self, losses: Losses, keys: Keys) -> None:
@@ -191,7 +217,21 @@ class Mechanism(ABC):
                 f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "
                 "another one in each round; leave either out"
             )
-        return self._few_bits(terms)
+        return self._own_steps(terms) or self._few_bits(terms)
+
+    def _own_steps(self, terms: Terms) -> str:
+        """Why a site cannot step as it should; empty where it can."""
+        if self.trust.claims_epsilon and terms.local_optimizer != "sgd":
+            return (
+                f"[training] optimizer = '{terms.local_optimizer}' with mechanism = '{self.name}': noise would be most "
+                "of what it divides by, and a site with few patients would pull as hard as any; use 'sgd'"
+            )
+        if self.trust.claims_epsilon and terms.batch:
+            return (
+                f"[training] batch = {terms.batch} with mechanism = '{self.name}': epsilon holds for patients that "
+                "[privacy] sample_rate draws; leave it at 0"
+            )
+        return ""
 
     def _few_bits(self, terms: Terms) -> str:
         """Why values cannot become whole numbers of few bits; empty where they can, or stay as they are."""

@@ -17,12 +17,17 @@ class UnprotectedSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, trust: Trust) -> None:
         super().__init__(model, terms)
-        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM, terms.pull), trust
+        self._taken, self._trust = PlainSteps(model, terms.lr, MOMENTUM, **terms.own_steps), trust
+
+    def at(self, rate: float) -> None:
+        """See `Steps.at`."""
+        self._taken.rate = rate
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
         each = (loss for _, loss in losses)
-        self._taken.step(plain_gradient(self._parameters, each, self._terms.denominator, self._within))
+        divisor = 1 if self._terms.batch else self._terms.denominator  # a batch's loss is a mean already
+        self._taken.step(plain_gradient(self._parameters, each, divisor, self._within))
 
     @property
     def diverged(self) -> bool:

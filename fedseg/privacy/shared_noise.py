@@ -137,11 +137,13 @@ def plan_noise(
         sensitivity = max(1, min(math.ceil(FINE * math.sqrt(length)), int(widest / (1.3 * multiplier))))
 
     def shares(multiplier: float) -> SharedNoise:
+        """The smallest shares that reach a noise multiplier together."""
         total = (multiplier * sensitivity) ** 2 + (SMOOTHED if kind == "gaussian" else 0)
         share = max(math.ceil(total / honest), SMALLEST_DEVIATION**2)
         return SharedNoise(kind, min(share, LARGEST_VARIANCE), sensitivity, length)
 
     def meets(noise: SharedNoise) -> bool:
+        """Whether all steps stay within the budget."""
         return epsilon([noise.event(honest, sample_rate, steps)], delta) <= budget
 
     low, high = multiplier, multiplier  # of a Gaussian, which Skellam noise never undercuts

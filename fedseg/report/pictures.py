@@ -23,6 +23,7 @@ def pictures(example: Example, structures: int) -> list[tuple[str, str]]:
     image, truth, prediction = example.image[box], example.truth[box], example.prediction[box]
 
     def drawn(labels: NDArray[np.uint8] | None = None, wrong: NDArray[np.bool_] | None = None) -> str:
+        """The image with what is given drawn over it, as a drawing of the page."""
         figure, axes = _shown(image)
         if labels is not None:
             draw_labels(axes, labels, structures, fill=0.42)

@@ -5,6 +5,7 @@ Of a message of the protocol it also holds the signature, by which `fedseg verif
 (R-09): one of this site that is not here was not sent from here.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -81,7 +82,7 @@ class Record:
             os.ftruncate(descriptor, size)
             if os.pwrite(descriptor, line, size) != len(line):
                 os.ftruncate(descriptor, size)
-                raise OSError(0, "disk full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

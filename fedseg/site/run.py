@@ -173,11 +173,14 @@ class Site(Party, Application):
         adopt(self.model, self.state)
         self.rounds_done = len(start.missed)
 
-    def work(self, number: int, over: threading.Event) -> Given:
+    def work(self, number: int) -> Callable[[threading.Event], Given]:
         """Charge the round, then train it."""
-        current = self.round
+        return partial(self._train, self.round)
+
+    def _train(self, current: Round | None, over: threading.Event) -> Given:
         if current is None or over.is_set():  # not charged
             raise RoundFailedError("the round is over")
+        number = current.number
         run = self.federation.training_run
         try:
             charge(self.ledger, self.study, self.me, run, number)

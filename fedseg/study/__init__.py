@@ -37,6 +37,7 @@ from fedseg.study.sections import (
     SharingSection,
     Site,
     StudySection,
+    TrainingSection,
     regions,
 )
 from fedseg.study.words import sentence
@@ -45,6 +46,7 @@ from secagg.errors import ConfigError as PolicyError
 from secagg.policy import Policy
 
 UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
+DEEP = ("dynunet", "segresnet")  # networks whose lower levels can have a loss of their own
 SECTIONS = {"project": "[study]", "clients": "[[sites]]", "weight": "[[sites]]"}  # of the policy's words
 
 
@@ -54,6 +56,7 @@ class Study(Section):
     study: StudySection
     data: DataSection
     model: ModelSection = ModelSection()
+    training: TrainingSection = TrainingSection()
     federation: FederationSection = FederationSection()
     privacy: PrivacySection
     sharing: SharingSection = SharingSection()
@@ -84,6 +87,16 @@ class Study(Section):
         if made and set(self.data.normalisation) != {"percentiles"}:
             said = f"{made} = 'phantom': made images are normalised by percentiles"
             raise ValueError(f"[data] normalisation = {list(self.data.normalisation)} with {said}; change either")
+        if self.data.layout == "phantom" and (len(set(self.data.sides)) > 1 or self.data.spacing):
+            raise ValueError(
+                "[data] layout = 'phantom': made images are squares and cubes; give size as one number only"
+            )
+        if self.model.blocks and self.model.name != "segresnet":
+            raise ValueError(f"[model] blocks goes with name = 'segresnet', not '{self.model.name}'; remove it")
+        if self.training.deep_supervision and self.model.name not in DEEP:
+            raise ValueError(
+                f"[training] deep_supervision with network '{self.model.name}': use {' or '.join(map(repr, DEEP))}"
+            )
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
         if said := self.mechanism.refusal(self.terms) or self._too_few():
@@ -154,6 +167,11 @@ class Study(Section):
             local_steps=self.study.local_steps,
             lr=self.study.lr,
             optimizer=self.study.optimizer,
+            local_optimizer=self.training.optimizer,
+            weight_decay=self.training.weight_decay,
+            schedule=self.training.schedule,
+            warm_up=self.training.warm_up,
+            batch=self.training.batch,
             seeded=self.study.seed is not None,
             weights=tuple(site.weight for site in self.sites),
             min_survivors=policy.min_survivors,

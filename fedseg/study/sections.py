@@ -28,6 +28,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Labels = tuple[Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], Field(min_length=1)], ...]
+Side = Annotated[int, Field(ge=16, le=512)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -132,7 +133,22 @@ class DataSection(Section):
         description="each structure's label values in the files, such as [[1, 2, 4], [1, 4], [4]]; [] for 1, 2, ...",
     )
     dims: Literal[2, 3] = Field(description="2 trains on slices, 3 on volumes")
-    size: int = Field(ge=16, le=512, description="side of the working grid in pixels, a multiple of 16")
+    size: Side | tuple[Side, ...] = Field(
+        description="voxels of the working grid a side: one number, or one an axis (x, y, z; with dims = 2 without the "
+        "axis of the slices); with spacing the fewest"
+    )
+    spacing: tuple[Positive, ...] = Field(
+        default=(),
+        max_length=3,
+        description="millimetres of the working grid's voxels, one number or one an axis; [] for a square or cube "
+        "around the image, which is stretched to size",
+    )
+    patch: tuple[Side, ...] = Field(
+        default=(),
+        max_length=3,
+        description="voxels an axis of what the network sees at once: training takes a random such part, prediction "
+        "slides it over the image; [] for size",
+    )
     slices_per_patient: Count = Field(
         default=1, description="slices that a drawn patient gives to a step; 1 with dims = 3"
     )
@@ -154,6 +170,21 @@ class DataSection(Section):
     patients: str = Field(
         default="", description="table in each site's folder with the columns file and patient: see Patients"
     )
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Voxels of the working grid along each axis that is resampled: two with dims = 2, else three."""
+        return (self.size,) * self.dims if isinstance(self.size, int) else self.size
+
+    @property
+    def view(self) -> tuple[int, ...]:
+        """Voxels of what the network sees at once, along the same axes."""
+        return self.patch or self.sides
+
+    @property
+    def cube(self) -> int:
+        """Side of the square or cube on which images are made, a multiple of 16."""
+        return -(-max(self.sides) // 16) * 16
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -191,8 +222,18 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _grid(self) -> Self:
-        if self.size % 16:
-            raise ValueError(f"size = {self.size}: must be a multiple of 16, such as {self.size // 16 * 16 + 16}")
+        for name, sides, step in (
+            ("size", self.sides, 16 if isinstance(self.size, int) else 8),
+            ("patch", self.view, 8),
+        ):
+            if bad := [side for side in sides if side % step]:
+                near = bad[0] // step * step + step
+                raise ValueError(f"{name} = {bad[0]}: must be a multiple of {step}, such as {near}")
+        for name, given in (("size", self.sides), ("spacing", self.spacing), ("patch", self.view)):
+            if len(given) not in ({0, 1, self.dims} if name == "spacing" else {self.dims}):
+                raise ValueError(f"{name} lists {len(given)} numbers with dims = {self.dims}; give one for each axis")
+        if any(part > side for part, side in zip(self.view, self.sides, strict=True)):
+            raise ValueError(f"patch = {list(self.view)}: is larger than size = {list(self.sides)}; raise size")
         if self.dims == 3 and self.slices_per_patient != 1:
             raise ValueError("slices_per_patient: with dims = 3 a patient contributes the whole volume; set it to 1")
         return self
@@ -201,17 +242,76 @@ class DataSection(Section):
 class ModelSection(Section):
     """`[model]`: the network and where it starts."""
 
-    name: Literal["unet-small", "unet", "segresnet", "cnn-small", "resnet18"] = Field(
-        default="unet-small", description="the network; small ones bear noise better; the last two classify"
+    name: Literal["unet-small", "unet", "segresnet", "dynunet", "monet", "unet-resnet18", "cnn-small", "resnet18"] = (
+        Field(default="unet-small", description="the network; small ones bear noise better; the last two classify")
     )
     channels: tuple[Count, ...] = Field(
-        default=(), max_length=5, description="features per level; [] for the network's own"
+        default=(), max_length=6, description="features per level; [] for the network's own"
+    )
+    blocks: tuple[Annotated[int, Field(ge=1, le=8)], ...] = Field(
+        default=(), max_length=6, description="residual blocks per level, of 'segresnet'; [] for [1, 1, 2]"
     )
     start: str = Field(
         default="scratch",
         min_length=1,
         description="weights before round 1: 'scratch', 'phantom' (trained on made images) or a .safetensors file",
     )
+
+
+class TrainingSection(Section):
+    """`[training]`: how a site makes its local steps, and how the model is asked."""
+
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd",
+        description="of the local steps, fresh in every round: SGD with momentum 0.9, or AdamW ('none' only)",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of lr by which each local step shrinks all weights; not 'distributed'",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="how lr goes over the local steps of all rounds: stays, or falls along half a cosine; not "
+        "'distributed'",
+    )
+    warm_up: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="local steps, counted over all rounds, over which lr grows to its value; not 'distributed'",
+    )
+    batch: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0,
+        description="slices or patches of a local step, each of a patient drawn at random ('none' only); 0 draws whole "
+        "patients by sample_rate",
+    )
+    augmentation: Literal["none", "light", "full"] = Field(
+        default="none",
+        description="random views of training images: small turns, scales and intensities ('light'), or with larger "
+        "ones, elastic bends, blur, noise, gamma and low resolution as nnU-Net's ('full')",
+    )
+    mirror: tuple[Literal["x", "y", "z"], ...] = Field(
+        default=(),
+        max_length=3,
+        description="axes along which training images are mirrored at random: x is left to right, y back to front, z "
+        "upwards; none where a structure's side has a meaning",
+    )
+    test_flips: bool = Field(
+        default=False, description="predictions are the mean over the image and its mirror images along mirror"
+    )
+    deep_supervision: bool = Field(
+        default=False, description="lower levels of 'dynunet' and 'segresnet' have a loss of their own in training"
+    )
+
+    @model_validator(mode="after")
+    def _mirrored(self) -> Self:
+        if len(set(self.mirror)) != len(self.mirror):
+            raise ValueError(f"mirror = {list(self.mirror)}: an axis is there twice; name each once")
+        if self.test_flips and not self.mirror:
+            raise ValueError(
+                "test_flips: mirror names no axis along which images may be flipped; name some, such as ['x']"
+            )
+        return self
 
 
 class FederationSection(Section):

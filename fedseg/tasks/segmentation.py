@@ -1,25 +1,30 @@
 """Segmentation: one of the study's structures, or background, for every voxel."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
-from monai.losses import DiceCELoss
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.transforms import AsDiscrete
+from monai.utils import BlendMode
 from numpy.typing import NDArray
 
-from fedseg.data.cases import Case, Kept, View, whole
+from fedseg.data.cases import Case, Kept, View, mirror_axes, whole
 from fedseg.data.grid import WorkingGrid, likeliest_on
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import Measure, dice, overlaps
 from fedseg.study import Study
 
 SLICES_AT_ONCE = 16
+OVERLAP = 0.5
+"""Of neighbouring windows, as in nnU-Net, which like this weighs a window's middle more than its sides."""
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 """Dice over all of a patient's slices at once: a slice without the structure is no loss of its own."""
+DEEP = DeepSupervisionLoss(LOSS)
 
 
 class Segmentation:
@@ -31,7 +36,8 @@ class Segmentation:
     measure = "Dice"
 
     def __init__(self, study: Study) -> None:
-        self.names, self._size, self._regions = study.structures, study.data.size, study.regions
+        self._study = study
+        self.names, self._size, self._regions = study.structures, study.data.view, study.regions
         self._tolerance = study.report.tolerance
         nsd = Measure("NSD", tolerance=self._tolerance)
         self.measures = (Measure(self.measure), Measure("HD95", "mm"), nsd, Measure("volume similarity"))
@@ -116,10 +122,18 @@ class Segmentation:
             raise CaseError(case.name, "has no label map and cannot be trained on; add the label file")
         return torch.from_numpy(view(case.label[None])[:, 0].astype(np.int64))
 
-    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Dice and cross-entropy, a scalar."""
-        loss: torch.Tensor = LOSS(outputs, targets[:, None])
-        return loss
+    def loss(self, outputs: torch.Tensor | list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        """Dice and cross-entropy, a scalar; with deep supervision the weighted mean over sizes.
+
+        Args:
+            outputs: (k, outputs, *size); with deep supervision a list of such, each at half the last one's size.
+            targets: (k, *size) int64.
+        """
+        if isinstance(outputs, torch.Tensor):
+            loss: torch.Tensor = LOSS(outputs, targets[:, None])
+            return loss
+        deep: torch.Tensor = DEEP(outputs, targets[:, None].float())
+        return torch.as_tensor(deep / sum(DEEP.get_weights(len(outputs))))
 
     def predict(self, model: torch.nn.Module, case: Case) -> NDArray[np.uint8]:
         """Label values on the working grid: (*spatial) uint8."""
@@ -131,12 +145,26 @@ class Segmentation:
         device = next(model.parameters()).device
         model.eval()
         with torch.inference_mode():
-            if case.axes == 3:
-                window = (self._size,) * 3
-                outputs = sliding_window_inference(inputs.to(device), window, 1, model).softmax(1).cpu()
-                return np.asarray(outputs[0].numpy(), dtype=np.float32)
-            batches = [model(batch.to(device)).softmax(1).cpu() for batch in torch.split(inputs, SLICES_AT_ONCE)]
-        return np.moveaxis(torch.cat(batches).numpy(), 0, case.slice_axis + 1)
+            batches = [
+                self._asked(model, batch.to(device), case.slice_axis).cpu()
+                for batch in torch.split(inputs, SLICES_AT_ONCE)
+            ]
+        found = torch.cat(batches).numpy()
+        return np.asarray(found[0] if case.axes == 3 else np.moveaxis(found, 0, case.slice_axis + 1), np.float32)
+
+    def _asked(self, model: torch.nn.Module, images: torch.Tensor, slice_axis: int) -> torch.Tensor:
+        """Probabilities of a batch: the mean over its mirror images, if the study says so."""
+        axes = mirror_axes(self._study, slice_axis) if self._study.training.test_flips else []
+        flips = [list(some) for count in range(len(axes) + 1) for some in combinations(axes, count)]
+        found = torch.stack([self._seen(model, images.flip(flip)).softmax(1).flip(flip) for flip in flips])
+        return found[0] if len(flips) == 1 else found.mean(0)
+
+    def _seen(self, model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """The network's outputs: of the whole at once where it is of the size trained on, else window by window."""
+        if tuple(images.shape[2:]) == self._size:
+            return torch.as_tensor(model(images))
+        windows = sliding_window_inference(images, self._size, SLICES_AT_ONCE, model, OVERLAP, BlendMode.GAUSSIAN)
+        return torch.as_tensor(windows)
 
     def score(self, prediction: NDArray[np.uint8], case: Case) -> NDArray[np.float64]:
         """Dice of every structure."""

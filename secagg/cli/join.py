@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,10 @@ from secagg.errors import ConfigError
 from secagg.terminal import Proxy, Tls, TlsMode, say
 from secagg.terminal import out as screen
 
+if TYPE_CHECKING:
+    from secagg.service.dialogue import Finished
+
+GOES_ON = "the same command goes on with this run"
 Folder = Annotated[
     Path,
     typer.Argument(
@@ -50,6 +54,7 @@ def join(
         from secagg.home import Home
         from secagg.service.errors import StoppedError
         from secagg.service.joining import as_line, join
+        from secagg.service.room import outlasting
         from secagg.service.stopping import ENDED_EARLY, end_now, run_until_stopped
 
         if not vector.exists():
@@ -58,16 +63,19 @@ def join(
         log = None if events is None else stack.enter_context(events.open("a", encoding="utf-8"))
 
         def tell(kind: str, facts: dict[str, Any]) -> None:
+            """One event: a line of the log, and a sentence."""
             if log is not None:
                 log.write(as_line(kind, facts) + "\n")
                 log.flush()
             say(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in facts.items()) if facts else kind)
 
-        try:
-            finished = run_until_stopped(
-                join(home, address, vector, out, tell, patience=patience, proxy=proxy, mode=tls.value),
-                "the same command goes on with this run",
+        def live() -> "Finished":
+            return run_until_stopped(
+                join(home, address, vector, out, tell, patience=patience, proxy=proxy, mode=tls.value), GOES_ON
             )
+
+        try:
+            finished = outlasting(live, folder, lambda text: tell("note", {"text": text}), GOES_ON)
         except StoppedError as stopped:
             say(str(stopped))
             tell("ended", {"status": ENDED_EARLY})

@@ -1,7 +1,8 @@
 """A SuperNode's side: every message of the server goes through here, and no update, count or metric leaves in clear.
 
-Training runs when the reports are there, in the fourth exchange, so that no update waits anywhere. Must never: take a
-folder, key, roster or policy from the app or the server where the node names its own; hand on a reply of the app.
+Training and evaluation run when the reports are there, in the fourth exchange, so that no update waits anywhere. Must
+never: take a folder, key, roster or policy from the app or the server where the node names its own; hand on a reply of
+the app.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,17 @@ from flwr.supercore import log
 from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
 from secagg.errors import ConfigError, SecAggError
 from secagg.federated import values_for
-from secagg.flower.records import EXPOSED, arrays_in, parts_of, told_hash, with_parts, without_parts
+from secagg.flower.records import (
+    EXPOSED,
+    PARTS,
+    RECORD_OF,
+    arrays_in,
+    kind_of,
+    parts_of,
+    told_hash,
+    with_parts,
+    without_parts,
+)
 from secagg.home import Home
 from secagg.sqlite import SqliteStore
 
@@ -36,47 +47,65 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
     """
 
     def mod(message: Message, context: Context, call_next: App) -> Message:
+        """Answer what is about secagg, and pass on everything else."""
         own = context.node_config.get("secagg") or str(folder).format(**context.node_config)
         if not own:
             raise ConfigError("this node has no secagg folder; start it with --node-config 'secagg=\"FOLDER\"'")
         home = Home.read(own)
         with home.store() as store:
-            node = _Node(home, store)
-            with home.live(node.driver):
-                answer = node.answer(message, context, call_next)
+            answer = _answer(home, store, message, context, call_next)
         if answer.error is not None and not answer.parts:
             raise answer.error
-        return Message(with_parts(answer.content, answer.parts), reply_to=message)
+        return Message(with_parts(answer.content, answer.parts or {PARTS: []}), reply_to=message)
 
     return mod
 
 
 @dataclass
 class _Answer:
-    """What a node says to one message: the app's records, protocol messages, or an error instead."""
+    """What a node says to one message: the app's records, protocol messages by record, or an error instead."""
 
     content: RecordDict
-    parts: list[bytes] = field(default_factory=list)
+    parts: dict[str, list[bytes]] = field(default_factory=dict)
     error: SecAggError | None = None
 
 
+def _answer(home: Home, store: SqliteStore, message: Message, context: Context, call_next: App) -> _Answer:
+    kind = kind_of(message)
+    if kind == MessageType.TRAIN and not any(record in message.content for record in RECORD_OF.values()):
+        raise ConfigError("this node gives its update to secure aggregation only: wrap the grid in SecAggGrid")
+    in_clear = kind == MessageType.EVALUATE and home.task.evaluate == "clear"
+    answer = _Answer(_metrics_in_clear(message, context, call_next) if in_clear else RecordDict())
+    homes = {MessageType.TRAIN: home}
+    if home.task.evaluate == "sum":
+        homes[MessageType.EVALUATE] = home.evaluation
+    for of in sorted(homes, key=lambda of: of == kind):  # what this message asks for last: the other's transcript first
+        parts = parts_of(message.content, RECORD_OF[of])
+        if parts is not None:
+            node = _Node(of, homes[of], store)
+            with homes[of].live(node.driver):
+                node.answer(answer, parts, message, context, call_next)
+    return answer
+
+
+def _metrics_in_clear(message: Message, context: Context, call_next: App) -> RecordDict:
+    reply = call_next(Message(without_parts(message.content), metadata=message.metadata), context)
+    return RecordDict(dict(reply.content.metric_records)) if reply.has_content() else RecordDict()
+
+
 class _Node:
-    """One site, for the length of one message: Flower may run every message in a process of its own."""
+    """One site in one kind of sum, for the length of a message: Flower may run each message in its own process."""
 
-    def __init__(self, home: Home, store: SqliteStore) -> None:
-        self.home, self.store, self.driver = home, store, home.client(store)
+    def __init__(self, kind: str, home: Home, store: SqliteStore) -> None:
+        self.kind, self.home, self.store, self.driver = kind, home, store, home.client(store)
 
-    def answer(self, message: Message, context: Context, call_next: App) -> _Answer:
-        parts = parts_of(message.content)
-        train = message.metadata.message_type.split(".")[0] == MessageType.TRAIN
-        if train and parts is None:
-            raise ConfigError("this node gives its update to secure aggregation only: wrap the grid in SecAggGrid")
-        answer = _Answer(RecordDict() if train else self._evaluated(message, context, call_next))
-        for part in parts or []:
+    def answer(self, answer: _Answer, parts: list[bytes], message: Message, context: Context, call_next: App) -> None:
+        """Take the protocol messages of one record, in their order, and add what this node says."""
+        for part in parts:
             for action in self._actions(part, message, context, call_next):
                 match action:
                     case Send():
-                        answer.parts.append(bytes(action.data))
+                        answer.parts.setdefault(RECORD_OF[self.kind], []).append(bytes(action.data))
                     case Failed():
                         answer.error = action.error
                     case Exposed():
@@ -86,33 +115,29 @@ class _Node:
                         log(WARNING, "secagg: %s", action.reason)
                     case _:
                         pass
-        return answer
 
     def _actions(self, part: bytes, message: Message, context: Context, call_next: App) -> Iterator[ClientAction]:
         for action in self.home.receive(self.driver, self.store, part):
             if isinstance(action, NeedInput):
-                yield from self._train(message, context, call_next)
+                yield from self._run(message, context, call_next)
             else:
                 yield action
 
-    def _train(self, message: Message, context: Context, call_next: App) -> list[ClientAction]:
+    def _run(self, message: Message, context: Context, call_next: App) -> list[ClientAction]:
+        """Train or evaluate, and mask what came of it."""
+        if kind_of(message) != self.kind:
+            raise ConfigError(f"the server wants a sum of {self.kind} and sent a message for {kind_of(message)}")
         content = without_parts(message.content)
         model = arrays_in(content)
-        self.home.takes(self.driver, model, told_hash(content, MessageType.TRAIN, context.run_config))
+        self.home.takes(self.driver, model, told_hash(content, self.kind, context.run_config))
         reply = call_next(Message(content, metadata=message.metadata), context)
         if reply.has_error():
-            raise ConfigError(f"the app did not train: {reply.error.reason}")
+            raise ConfigError(f"the app did not {self.kind}: {reply.error.reason}")
         metrics = {name: value for record in reply.content.metric_records.values() for name, value in record.items()}
         weighted_by = self.home.task.weighted_by
         if weighted_by not in metrics:
             raise ConfigError(f"the app's reply has no metric {weighted_by!r}, by which the mean is weighted")
         weight = metrics.pop(weighted_by)
-        base = model if self.home.task.changes else None
-        values = values_for(self.home.policy.fields, arrays_in(reply.content), weight, metrics, base)
-        return self.driver.provide(values)
-
-    def _evaluated(self, message: Message, context: Context, call_next: App) -> RecordDict:
-        if self.home.task.evaluate != "clear":
-            return RecordDict()
-        reply = call_next(Message(without_parts(message.content), metadata=message.metadata), context)
-        return RecordDict(dict(reply.content.metric_records)) if reply.has_content() else RecordDict()
+        arrays = {} if self.home.evaluates else arrays_in(reply.content)
+        base = model if self.home.task.changes and not self.home.evaluates else None
+        return self.driver.provide(values_for(self.home.policy.fields, arrays, weight, metrics, base))

@@ -3,36 +3,49 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from secagg.errors import ConfigError
 from secagg.federated import model_hash
 
-PARTS = "secagg"
-"""The record of a message that holds protocol messages, in their order. Arrays, because Flower cuts those in pieces."""
+PARTS, OF_EVALUATION = "secagg", "secagg-evaluation"
+"""The records that hold protocol messages, in their order: of sums of updates, and of sums of evaluations. Arrays,
+because Flower cuts those in pieces."""
+
+RECORD_OF = {MessageType.TRAIN: PARTS, MessageType.EVALUATE: OF_EVALUATION}
 
 EXPOSED = "secagg-exposed"
 """The record of a reply of a node that waits for the transcripts of rounds (C-05, C-26)."""
 
 
-def with_parts(content: RecordDict, parts: Sequence[bytes]) -> RecordDict:
-    """The records, and beside them protocol messages."""
-    arrays = {f"{i:03d}": Array("uint8", (len(part),), "secagg", part) for i, part in enumerate(parts)}
-    return RecordDict({**content, PARTS: ArrayRecord(arrays)})
+def kind_of(message: Message) -> str:
+    """What a message asks for, whatever follows behind the dot: "train", "evaluate" or "query"."""
+    kind: str = message.metadata.message_type.split(".")[0]
+    return kind
 
 
-def parts_of(content: RecordDict) -> list[bytes] | None:
-    """The protocol messages in a content, in their order; None where it has no record of them."""
-    record = content.get(PARTS)
-    if not isinstance(record, ArrayRecord):
+def with_parts(content: RecordDict, parts: Mapping[str, Sequence[bytes]]) -> RecordDict:
+    """The records, and beside them protocol messages, by the record that is for them."""
+    records = {
+        record: ArrayRecord({f"{i:03d}": Array("uint8", (len(part),), "secagg", part) for i, part in enumerate(said)})
+        for record, said in parts.items()
+    }
+    return RecordDict({**content, **records})
+
+
+def parts_of(content: RecordDict, record: str) -> list[bytes] | None:
+    """The protocol messages in a record, in their order; None where there is no such record."""
+    found = content.get(record)
+    if not isinstance(found, ArrayRecord):
         return None
-    return [record[key].data for key in sorted(record)]
+    return [found[key].data for key in sorted(found)]
 
 
 def without_parts(content: RecordDict) -> RecordDict:
     """The app's own records."""
-    return RecordDict({name: record for name, record in content.items() if name not in (PARTS, EXPOSED)})
+    ours = (*RECORD_OF.values(), EXPOSED)
+    return RecordDict({name: record for name, record in content.items() if name not in ours})
 
 
 def arrays_in(content: RecordDict) -> dict[str, NDArray[Any]]:

@@ -1,6 +1,7 @@
 """What a member does beside the protocol: the hooks of `secagg.service.member`."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -38,8 +39,8 @@ class Given:
     copy: Vector | None = None
 
 
-class Application:
-    """What a member does beside the protocol. All but `work` is called in the member's own thread, and is quick.
+class Application(ABC):
+    """What a member does beside the protocol. All is called in the member's own thread, and is quick.
 
     Attributes:
         release: what everybody has to run, such as ``secagg 0.6.0``.
@@ -49,12 +50,12 @@ class Application:
     release = ""
     kinds: tuple[type[dialogue.Message], ...] = ()
 
+    @abstractmethod
     def about(self, start: RoundStart, content: bytes) -> bytes:
         """The model hash, 32 bytes, of what this member would give an update for, computed from what it holds.
 
         The start is signed by the pinned key, and nothing else in it is verified yet. What is raised ends the member.
         """
-        raise NotImplementedError
 
     def joined(self, start: RoundStart, content: bytes) -> None:
         """The start was verified and the attempt joined; nothing has left yet.
@@ -63,13 +64,13 @@ class Application:
             LeaveError: nothing will.
         """
 
-    def work(self, number: int, over: threading.Event) -> Given:
-        """The update of a round, in a thread of its own; what is raised after `over` was set is nobody's news.
+    @abstractmethod
+    def work(self, number: int) -> Callable[[threading.Event], Given]:
+        """What computes the update of a round; it is called in a thread of its own, with what says that it is over.
 
-        Raises:
-            LeaveError: this member takes part no more.
+        It must read nothing that the next attempt changes. What it raises after it is over is nobody's news; a
+        `LeaveError` before says that this member takes part no more.
         """
-        raise NotImplementedError
 
     def beside(self) -> Callable[[], object] | None:
         """What else to compute, in a thread beside `work`, now that an attempt was joined; None for nothing."""

@@ -45,7 +45,7 @@ from secagg.service.events import (
 from secagg.service.hearing import Hearing
 from secagg.service.standing import SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
-from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, ROUND_START
+from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, RESULT, ROUND_START
 
 FAILURES = 5
 """Attempts that end without a sum, one after the other, after which a coordinator gives up."""
@@ -165,6 +165,7 @@ class Coordinator(Hearing):
     async def _begin(self, sites: list[str]) -> None:
         about = await self._call(lambda: self.application.about(self.book))
         self.counting(self.book.number, self.book.attempt)
+        self.transcripts.begin()
         for site in self.presence.rejoining(sites):
             self.emit(Rejoined(self.book.number, site))
         self.emit(Began(self.book.number, self.book.attempt, about.hex(), tuple(sites)))
@@ -233,6 +234,7 @@ class Coordinator(Hearing):
             "book": json.dumps(save.book).encode(),
             "sealed": save.sealed,
             "recorded": str(save.recorded).encode(),
+            "transcripts": self.transcripts.begun.encode(),
         }
         if step in (MASKED_INPUT_COLLECTION, CONSISTENCY_CHECK):
             changes["reports" if step == MASKED_INPUT_COLLECTION else "included"] = wire.encode(
@@ -282,8 +284,11 @@ class Coordinator(Hearing):
         self._send([send.to], dialogue.Protocolled(send.data))
 
     def _silent(self, silent: Silent) -> None:
+        """Who owed a message of a step dropped; who owes a confirmation only has given all that a sum needs."""
+        if silent.step == RESULT:
+            return
         for site in silent.clients:
-            if site not in self.presence.dropped and self.driver.running:
+            if site not in self.presence.dropped:
                 self.emit(Dropped(self.facts.round, site, self.facts.last.get(site, "")))
                 self.presence.dropped.add(site)
 

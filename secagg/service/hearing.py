@@ -11,7 +11,7 @@ from secagg.rpc.frames import Received
 from secagg.service import dialogue
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError
-from secagg.service.events import Connected, Disconnected, Left, TurnedAway
+from secagg.service.events import Left, TurnedAway
 from secagg.service.standing import Standing
 from secagg.steps import ADVERTISE_KEYS
 
@@ -34,14 +34,14 @@ class Hearing(Standing):
                 self.presence.began(site)
                 self._asked_again.pop(site, None)
                 self.seen.pop(site, None)
-                self.emit(Connected(site))
+                self.came(site, True)
             case frames.GONE:
                 self.presence.gone(site)
-                self.emit(Disconnected(site))
+                self.came(site, False)
             case frames.BACK:
                 self.presence.back(site)
                 self.driver.back(site)
-                self.emit(Connected(site))
+                self.came(site, True)
             case dialogue.Ready.kind:
                 await self._introduced(site, received.payload)
             case kind:

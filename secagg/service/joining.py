@@ -4,6 +4,7 @@ import json
 import shlex
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,9 @@ class Joining(Application):
         """See `Application.joined`."""
         self._tell("joined", {"round": start.round_number, "attempt": start.attempt})
 
-    def work(self, number: int, over: threading.Event) -> Given:
+    def work(self, number: int) -> Callable[[threading.Event], Given]:
         """Read the round's file; wait for it where it is not there yet."""
-        while (path := sums.file_of(self._vector, number)) is None:
-            if over.wait(LOOK_SECONDS):
-                raise TimeoutError
-        return Given(sums.read_vector(path), str(path.name))
+        return partial(_read, self._vector, number)
 
     def completed(self, done: Completed) -> None:
         """See `Application.completed`."""
@@ -87,6 +85,13 @@ class Joining(Application):
     def note(self, text: str) -> None:
         """See `Application.note`."""
         self._tell("note", {"text": text})
+
+
+def _read(given: Path, number: int, over: threading.Event) -> Given:
+    while (path := sums.file_of(given, number)) is None:
+        if over.wait(LOOK_SECONDS):
+            raise TimeoutError
+    return Given(sums.read_vector(path), str(path.name))
 
 
 async def join(

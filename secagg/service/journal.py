@@ -115,7 +115,7 @@ class Journal:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 40 else f"{text[:8]}..."
+    return text if len(text) <= 40 else f"{text[:16]}..."
 
 
 def _told(path: Path, error: sqlite3.Error) -> str:

@@ -29,7 +29,9 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.stopping import FAREWELL_SECONDS, STOPPED, WORK
+from secagg.service.room import lacks_room
+from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
+from secagg.service.working import Work
 from secagg.steps import SHARE_KEYS
 from secagg.store import Store
 
@@ -46,41 +48,6 @@ LEFT_UNHEARD = (
 
 TICK_SECONDS = 0.2
 """How often a member looks at what its operator did beside it."""
-
-
-class _Work:
-    """A thread that computes, which the end of its process does not wait for.
-
-    Attributes:
-        about: round number and model hash of the update; None for what is beside rounds.
-        over: set where nobody wants the outcome any more.
-        outcome: what it returned or raised.
-    """
-
-    def __init__(self, about: tuple[int, bytes] | None, compute: Callable[[threading.Event], object]) -> None:
-        loop = asyncio.get_running_loop()
-        self.about, self.over = about, threading.Event()
-        self.outcome: asyncio.Future[Any] = loop.create_future()
-
-        def run() -> None:
-            result: object = None
-            error: BaseException | None = None
-            try:
-                result = compute(self.over)
-            except BaseException as raised:
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                loop.call_soon_threadsafe(self._end, result, error)
-
-        threading.Thread(target=run, name=WORK, daemon=True).start()
-
-    def _end(self, result: object, error: BaseException | None) -> None:
-        if self.outcome.done():
-            return
-        if error is None:
-            self.outcome.set_result(result)
-        else:
-            self.outcome.set_exception(error)
 
 
 _Task: TypeAlias = "asyncio.Task[Any]"
@@ -127,6 +94,7 @@ class Member:
         self._task, self._private = task_hash, private
         self._mailbox, self._app = mailbox, application
         self._exposed = exposed.Exposed(store, state, accepting)
+        self._state, self._full = state, False
         self._dialogue = dialogue.Dialogue((*dialogue.FROM_COORDINATOR, *application.kinds))
         self._outgoing: asyncio.Queue[dialogue.Message] = asyncio.Queue()
         mailbox.on_trouble = self._troubled
@@ -134,12 +102,11 @@ class Member:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receiving: asyncio.Task[Received | None] | None = None
         self._opened: dialogue.Opened | None = None
-        self._training: _Work | None = None
-        self._besides: list[_Work] = []
+        self._training: Work | None = None
+        self._besides: list[Work] = []
         self._in_turn = threading.Lock()
         self._put_off: list[dialogue.Message] = []  # the end of the run, which waits for what is computed beside it
         self._left: LeaveError | None = None
-        self._joined_in: set[bytes] = set()  # rounds whose sum holds an input that this member's key signed
         self._wish = Wish.GO_ON
         self._met = self._joined_with = 0  # how many processes of the coordinator it met, and as it joined an attempt
 
@@ -305,7 +272,6 @@ class Member:
                 self._end_attempt()
                 self._app.closing(message.start, message.content)
             case Account():
-                self._remember(message)
                 self._app.account(message)
             case dialogue.Awaiting():
                 self._app.awaiting(message.sites, message.seconds)
@@ -340,7 +306,6 @@ class Member:
             if self._occupied():
                 self._free()
                 return
-            self._look_back(start)
             self._opened = message
             self.driver.model_hash = self._app.about(start, message.content)
         self._do(self.driver.receive(wire.encode(start)))
@@ -382,7 +347,7 @@ class Member:
         if self._training is None:
             context = session.opened.context
             about = (context.round_number, context.model_hash)
-            self._training = _Work(about, lambda over: self._app.work(context.round_number, over))
+            self._training = Work(about, self._app.work(context.round_number))
             self._compute(self._app.beside())
 
     def _compute(self, what: Callable[[], object] | None) -> None:
@@ -394,9 +359,9 @@ class Member:
                     what()
 
         if what is not None:
-            self._besides.append(_Work(None, in_turn))
+            self._besides.append(Work(None, in_turn))
 
-    def _worked(self, work: _Work) -> None:
+    def _worked(self, work: Work) -> None:
         """Some work is done: hand an update over, a reply may have waited for it."""
         if work in self._besides:
             self._besides.remove(work)
@@ -458,13 +423,15 @@ class Member:
 
     # --- Between rounds -----------------------------------------------------------------------------------------------
 
-    def _works(self) -> Iterator[_Work]:
+    def _works(self) -> Iterator[Work]:
         return iter([*self._besides, *([] if self._training is None else [self._training])])
 
     def _occupied(self) -> str:
         """Why this member joins no attempt now; "" where it does. An update of a round that may go on is no reason."""
         if self._wish is not Wish.GO_ON:
             return "its operator paused it"
+        if self._full:
+            return "its disk is full"
         if self._besides:
             return "it computes beside the rounds, such as an evaluation"
         if self._training is not None and self._training.over.is_set():
@@ -508,6 +475,12 @@ class Member:
             if self._left is None:
                 self._leave(LeaveError("its operator left the run"))
             raise StoppedError(LEFT_UNHEARD if self._mailbox.trouble else LEFT)
+        if self._full is not lacks_room(self._state):
+            self._full = not self._full
+            if self._full:
+                self._app.note(f"the disk with {self._state} is full; this site joins no round until it has room")
+            if self._inside() is None:
+                self._free()
         if self._exposed.settled():
             self._app.note("what kept this site out is settled; it takes part in the next round")
             self._free()
@@ -524,30 +497,6 @@ class Member:
             self._app.note(receipt)
         else:
             self._app.replayed(receipt, transcript)
-
-    def _remember(self, account: Account) -> None:
-        """Keep in mind that this member's own key signed an input of this round, if it did."""
-        mine = account.included.by_id.get(self._me)
-        if mine is not None:
-            with contextlib.suppress(ProtocolError):
-                mine.verify(self._pinned[self._me], "C-16", self._me)
-                self._joined_in.add(mine.round_id)
-
-    def _look_back(self, start: RoundStart) -> None:
-        """Find marks that are not the last of this member: they do not know a round whose input its own key signed.
-
-        Raises:
-            RunFailedError: they were wiped, or an old copy was put back.
-        """
-        with self._store.transaction() as marks:
-            given = marks.contributed(self._session, self._run)
-        for receipt in start.missed:
-            if receipt.round_id in self._joined_in and receipt.round_number not in given:
-                raise RunFailedError(
-                    f"the marks of this site know of no contribution to round {receipt.round_number} of run "
-                    f"{self._run}, and its own signature is in that sum: they were wiped, or an old copy was put "
-                    "back. Bring back the state folder as it was last; without it, nobody knows what was given"
-                )
 
 
 def _lied(error: ProtocolError) -> RunFailedError:

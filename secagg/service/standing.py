@@ -23,14 +23,14 @@ from secagg.service import dialogue
 from secagg.service.account import Account
 from secagg.service.counting import Counting
 from secagg.service.dialogue import FROM_MEMBER, Dialogue, Message
-from secagg.service.events import Event, Listener, Note
+from secagg.service.events import Connected, Disconnected, Event, Listener, Note
 from secagg.service.journal import Journal
 from secagg.service.presence import Presence
 from secagg.service.running import Application, Options
 from secagg.service.transcripts import FOLDER, Transcripts
 
 NOTES = 32
-"""Of one member that are told between the beginnings of two attempts."""
+"""Of one member that are told between the beginnings of two attempts; and so often that it came or went."""
 
 SLOWEST_BYTES_PER_SECOND = 8 << 10
 """At which the largest message still comes in time; a member that drips more slowly holds a step no longer."""
@@ -94,7 +94,8 @@ class Standing(ABC):
         pinned = Pinned(federation.server_key, federation.pinned) if proven else None
         self.limit = limit  # bytes of a message
         self._longer: tuple[tuple[int, int, str], float] = ((0, 0, ""), 0.0)  # a step, and until when it may go on
-        self._noted = Counter[str]()
+        self._noted, self._moved = Counter[str](), Counter[str]()
+        self._there: dict[str, bool] = {}  # who came and who went, as it was told last
         self.mailbox = MailboxServer(self.sites, tls, max_message_bytes=limit, gone_after=patience, pinned=pinned)
         self.presence = Presence(self.sites)
         self._dialogue = Dialogue((*FROM_MEMBER, *application.kinds))
@@ -128,6 +129,8 @@ class Standing(ABC):
         journal = self.journal
         book, sealed = journal.get_json("book", None), journal.get("sealed") or b""
         self.saved = None if book is None else Save(book, sealed, int(journal.get("recorded") or b"0"))
+        if (begun := journal.get("transcripts")) is not None:
+            self.transcripts.begun = begun.decode()
         if (state := journal.get("application")) is not None:
             self.application.restore(state)
         finished = journal.get_json("finished", {"reason": "", "complete": False})
@@ -156,6 +159,10 @@ class Standing(ABC):
     def counting(self, number: int, attempt: int) -> None:
         """An attempt begins, or goes on."""
         self._noted.clear()
+        self._moved.clear()
+        there = self.mailbox.connected()
+        for site in [site for site, told in self._there.items() if told is not (site in there)]:
+            self.came(site, site in there)
         if (self.facts.round, self.facts.attempt) != (number, attempt):
             self.facts = Counting(number, attempt, self.emit)
 
@@ -166,6 +173,13 @@ class Standing(ABC):
             self.emit(Note(text))
         elif self._noted[site] == NOTES:
             self.emit(Note(f"what else {site} does before the next round is not told"))
+
+    def came(self, site: str, there: bool) -> None:
+        """Tell that a member came or went: so often in an attempt, then how it is when the next one begins."""
+        self._moved[site] += 1
+        if self._moved[site] <= NOTES:
+            self._there[site] = there
+            self.emit(Connected(site) if there else Disconnected(site))
 
     def listen(self, listener: Listener) -> None:
         """Tell somebody else of every event from here on."""

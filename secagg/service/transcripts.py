@@ -45,6 +45,9 @@ class Transcripts:
         policy, pinned, key: what every transcript is of, and who signs it.
         quota: bytes of all of them, at most; the last two stay in any case.
 
+    Attributes:
+        begun: how the attempt is kept that runs: it goes on so, also where `keep` is another one by now.
+
     Raises:
         ConfigError: members could not replay what is kept.
     """
@@ -63,17 +66,22 @@ class Transcripts:
         if keep != "whole" and replayed:
             raise ConfigError("where an update is not private alone, every site replays whole transcripts: keep them")
         self.folder, self.keep, self._quota = folder, keep, quota
+        self.begun = keep
         self._recording = folder.with_name(RECORDING)
         self._policy, self._pinned, self._key = policy, pinned, key
 
+    def begin(self) -> None:
+        """An attempt begins, and is kept as this process was told."""
+        self.begun = self.keep
+
     def recorder(self, context: RoundContext) -> Kept | None:
         """What writes down an attempt; None where nothing is kept."""
-        if self.keep == "none":
+        if self.begun == "none":
             return None
         path = self._recording / f"{context.round_number:04d}-{context.attempt}.transcript"
         for folder in (self.folder, self._recording):
             folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
-        return Kept(path, self._policy, self._pinned, context, self.keep == "whole", self._key, durable=True)
+        return Kept(path, self._policy, self._pinned, context, self.begun == "whole", self._key, durable=True)
 
     def write(self, kept: Kept) -> list[str]:
         """Make a transcript of a recorded attempt, and keep to the quota.

@@ -8,11 +8,11 @@ docs/spec.md, section "Transcripts".
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.context import RoundContext
-from secagg.encoding import HASH_BYTES, Buffer, Field, digest, encode, split_fields
+from secagg.encoding import HASH_BYTES, Buffer, digest, encode, split_fields
 from secagg.errors import IllegalTransitionError, MalformedMessageError
 from secagg.messages import (
     AcceptedInput,
@@ -206,10 +206,9 @@ KINDS: dict[str, type] = {
 _RANKS = {kind: rank for rank, kind in enumerate(KINDS.values())}
 _NAMES = {kind: name for name, kind in KINDS.items()}
 _BY_LABEL = {encode(f"transcript-{name}"): kind for name, kind in KINDS.items()}
-_HINTS = {
-    kind: [get_type_hints(kind)[field.name] for field in fields(kind)]
-    for kind in (*KINDS.values(), PublishedBundle, ReleaseClaim)
-}
+_SHOWN = (*KINDS.values(), PublishedBundle, ReleaseClaim)
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _SHOWN}
+_HINTS = {kind: [get_type_hints(kind)[name] for name in _FIELDS[kind]] for kind in _SHOWN}
 
 
 def place(record: Record) -> tuple[int, str, str]:
@@ -229,7 +228,7 @@ def name_of(record: Record) -> str:
 
 def encode_record(record: Record) -> bytes:
     """The one encoding of a record: `encode("transcript-<kind>", field, ...)`."""
-    return encode(f"transcript-{name_of(record)}", *(_written(getattr(record, f.name)) for f in fields(record)))
+    return encode(f"transcript-{name_of(record)}", *_written(record))
 
 
 def decode_record(data: bytes) -> Record:
@@ -297,6 +296,7 @@ def records_in(data: Buffer) -> Iterator[bytes]:
     view, at = memoryview(data), 0
 
     def read(size: int) -> bytes:
+        """The next so many bytes."""
         nonlocal at
         at += size
         return bytes(view[at - size : at])
@@ -317,14 +317,14 @@ def blocks(vector: Buffer, policy: Policy) -> Iterator[Block]:
         yield Block(bytes(view[start : start + size]))
 
 
-def _written(value: Any) -> Field:
-    if isinstance(value, Mapping):
-        return [[name, item] for name, item in value.items()]
+def _written(value: Any) -> Any:
+    if isinstance(value, bytes | str | int):  # nearly all
+        return value
+    if names := _FIELDS.get(type(value)):
+        return [_written(getattr(value, name)) for name in names]
     if isinstance(value, tuple):
         return [_written(item) for item in value]
-    if is_dataclass(value):
-        return [_written(getattr(value, field.name)) for field in fields(value)]
-    return cast(Field, value)
+    return [[name, item] for name, item in value.items()]
 
 
 def _build(kind: type, pieces: list[memoryview]) -> object:

@@ -36,6 +36,16 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def listens(port: int, seconds: float = 60.0) -> None:
+    """Wait until somebody listens there."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"nobody listens at port {port}")
+
+
 def plain_mean(sites: int, rounds: int, without: set[int]) -> list[list[float]]:
     model = np.zeros(SHAPE, np.float32)
     stayed = [site for site in range(sites) if site not in without]
@@ -112,7 +122,7 @@ def main() -> None:
             "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", superlink,
             "--disable-runtime-dependency-installation",
         )  # fmt: skip
-        time.sleep(6)
+        listens(superlink)
         for site in range(SITES):
             config = f'secagg="{folder}/site-{site}" site={site}'
             if options.kill and site == SITES - 1:
@@ -126,10 +136,14 @@ def main() -> None:
         app, config = APP, f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'
         if options.page:
             app, config = app_of_the_page(folder, options.rounds, out), "rounds=0"
-        subprocess.run(
-            [BIN / "flwr", "run", app, "here", "--run-config", config],
-            env=environment, check=True, stdout=sys.stderr, stderr=sys.stderr,
-        )  # fmt: skip
+        for attempt in range(5):  # on a busy machine a SuperLink answers late, and then `flwr run` gives up at once
+            command = [BIN / "flwr", "run", app, "here", "--run-config", config]
+            last = attempt == 4
+            if not subprocess.run(
+                command, env=environment, check=last, stdout=sys.stderr, stderr=sys.stderr
+            ).returncode:
+                break
+            time.sleep(5)
         while not out.exists() and time.perf_counter() - began < 550:
             time.sleep(0.5)
         told = json.loads(out.read_text())

@@ -81,7 +81,8 @@ def client(mods: list) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        metrics = MetricRecord({"num-examples": 10, "accuracy": 0.5})
+        site = context.node_config["partition-id"]
+        metrics = MetricRecord({"num-examples": 10 * (site + 1), "accuracy": 0.5 + site / 100})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     return app
@@ -185,8 +186,31 @@ def secure(folder: str) -> Loopback:
     return Loopback(client([secagg_mod(folder + "/site-{partition-id}")]))
 
 
+def evaluated(told: dict[str, object]) -> None:
+    """Evaluations in sums of their own, with private updates and without, and a server that evaluates another model."""
+    told["summed"] = []
+    for private in (True, False):
+        folder = home(private=private, evaluate="sum", evaluation={"accuracy": 1.0})
+        network = secure(folder)
+        grid = SecAggGrid(network, SERVER, Path(folder, "server"))
+        found = started("FedAvg", grid, rounds=2)
+        plain = started("FedAvg", Loopback(client([])), rounds=2)
+        metrics = [dict(result.evaluate_metrics_clientapp[2]) for result in (found, plain)]
+        records = {name for reply in network.seen if reply.has_content() for name in reply.content}
+        apart = float(np.abs(found.arrays["weight"].numpy() - plain.arrays["weight"].numpy()).max())
+        told["summed"].append([metrics, sorted(records), grid.exchanges, apart])
+    other = ArrayRecord({"weight": Array(np.full((3, 4), 1e-7, np.float32)), "batches": Array(MODEL["batches"])})
+    asked = [
+        Message(RecordDict({"arrays": other, "config": ConfigRecord({})}), 100 + site, "evaluate")
+        for site in range(SITES)
+    ]
+    told["another model"] = len(list(grid.send_and_receive(asked)))
+    told["said of it"] = sorted({reply.error.reason for reply in network.seen if reply.has_error()})
+
+
 def main() -> None:
     told: dict[str, object] = {}
+    evaluated(told)
     for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
         folder = home(private=name not in ("FedAvg", "FedAvgM"), evaluate="clear", next=NEXT.get(name, "mean"))
         grid = SecAggGrid(secure(folder), SERVER, Path(folder, "server"))

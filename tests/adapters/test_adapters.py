@@ -59,6 +59,13 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         )
         assert [reason for reason in said if "another model or config" in reason] == said
         assert said
+    for (metrics, plain), records, _, apart in told["summed"]:
+        assert metrics["accuracy"] == pytest.approx(plain["accuracy"], abs=1e-5), "evaluations come out as in clear"
+        assert records == ["secagg", "secagg-evaluation"], "and none leaves in clear"
+        assert apart < 1e-4
+    assert [exchanges for _, _, exchanges, _ in told["summed"]] == [24, 27], "twelve a round, fourteen without privacy"
+    assert told["another model"] == 0
+    assert ["as this site computed it" in reason for reason in told["said of it"]] == [True]
     assert told["evaluated in clear"] == ["metrics", "secagg"], "an app's arrays leave in no evaluation"
 
 

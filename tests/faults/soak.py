@@ -5,16 +5,19 @@ python tests/faults/soak.py --rounds 1000 --seed 1 [--folder FOLDER] [--for SECO
 Five sites, d = 10,000. A fault strikes the coordinator or a site at a random point of a round; the coordinator is
 held before each round until the next fault is prepared. After each round its sum is compared with the plain one, bit
 for bit, and memory, descriptors, threads and files of every process are written down: FOLDER/soak.jsonl, a line a
-round. It goes on where it was ended, with the coordinator's journal and the sites' marks. At the end: how many rounds,
-how many with a sum in their first attempt, and what a process took at first and at last, of those that lived for 20
-rounds or more.
+round. It goes on where it was ended, with the coordinator's journal and the sites' marks. Where a round stands still
+because sites wait for their operators (C-05: two were lost after others had released shares), the operators accept by
+name, with the command that the site printed; that is counted. At the end: how many rounds, how many with a sum in their
+first attempt, and what a process took at first and at last, of those that lived for 20 rounds or more.
 """
 
 import argparse
 import json
 import os
 import random
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -31,6 +34,12 @@ LENGTH = 10_000
 AHEAD = 8
 """Numbers that may be burned between two sums; the sites hold a vector for each."""
 LONG_LIFE = 20
+STEP_SECONDS = 30.0
+"""Longer than a busy machine takes for a step; a site that is lost is known by its connection long before."""
+STANDS_SECONDS = 90.0
+"""After which operators look why there is no sum; every deadline of a round is shorter."""
+ASKS = "has to run beside this process: "
+"""Before the commands with which a site's operator accepts rounds."""
 AT_LEAST = 3
 """Rounds of a life that are passed over before its growth is measured: buffers and caches fill first."""
 
@@ -43,6 +52,10 @@ class Soak:
     chance: random.Random
     lives: Counter[str] = field(default_factory=Counter)
     rests: bool = False
+    accepted: set[str] = field(default_factory=set)
+    looked: float = 0.0
+    last: int = 0
+    waits: bool = False
 
     def start(self) -> None:
         """Start everybody; the coordinator waits before each round."""
@@ -53,6 +66,7 @@ class Soak:
     def serve(self) -> None:
         """Start the coordinator, or start it again."""
         self.lives[COORDINATOR] += 1
+        self.waits = False
         self.made.serve(Strike(BETWEEN, HOLD))
 
     def join(self, site: str) -> None:
@@ -72,8 +86,8 @@ class Soak:
         site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
         self.made.parties[site].strike(Strike(point, KILL))
         self._go_on()
-        until(lambda: not self.made.parties[site].alive, f"{site} is dead at {point}")
-        self.join(site)
+        if self._struck(lambda: not self.made.parties[site].alive):
+            self.join(site)
         return f"{site} killed at {point}"
 
     def coordinator_killed(self) -> str:
@@ -81,8 +95,8 @@ class Soak:
         point = self.chance.choice(POINTS)
         self.made.coordinator.strike(Strike(point, KILL))
         self._go_on()
-        until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
-        self.serve()
+        if self._struck(lambda: not self.made.coordinator.alive):
+            self.serve()
         return f"coordinator killed at {point}"
 
     def coordinator_stopped(self) -> str:
@@ -99,10 +113,10 @@ class Soak:
         site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
         self.made.coordinator.strike(Strike(point, KILL))
         self._go_on()
-        until(lambda: not self.made.coordinator.alive, f"the coordinator is dead at {point}")
-        self.made.parties[site].kill()
-        self.serve()
-        self.join(site)
+        if self._struck(lambda: not self.made.coordinator.alive):
+            self.made.parties[site].kill()
+            self.serve()
+            self.join(site)
         return f"coordinator killed at {point}, and {site}"
 
     def sent_twice(self) -> str:
@@ -126,9 +140,9 @@ class Soak:
     def wire_cut(self) -> str:
         """The wire of the last site is cut after a random number of bytes."""
         before = self.made.proxy.connections
-        self.made.proxy.cut_after(self.chance.randrange(1, 60_000))
+        self.made.proxy.cut_after(self.chance.randrange(1, 30_000))
         self._go_on()
-        until(lambda: self.made.proxy.connections > before, "the wire was cut and is there again")
+        self._struck(lambda: self.made.proxy.connections > before)
         self.made.proxy.clear()
         return "wire cut"
 
@@ -137,7 +151,7 @@ class Soak:
         before = self.made.proxy.connections
         self.made.proxy.corrupt(self.chance.randrange(1, 20))
         self._go_on()
-        until(lambda: self.made.proxy.connections > before, "the wire was corrupted and is there again")
+        self._struck(lambda: self.made.proxy.connections > before)
         self.made.proxy.clear()
         return "wire corrupted"
 
@@ -147,7 +161,13 @@ class Soak:
         self._go_on()
         return f"{site} {act} at {point}"
 
+    def _struck(self, happened: Callable[[], bool]) -> bool:
+        """Wait until a fault has happened, or the round is over without it: it may still strike a later one."""
+        until(lambda: happened() or self._over(), "a fault struck, or the round is over", 900)
+        return happened()
+
     def _go_on(self) -> None:
+        self.waits = False
         self.made.coordinator.strike(Strike(BETWEEN, HOLD))
         self.made.coordinator.go_on()
 
@@ -159,19 +179,19 @@ class Soak:
         Args:
             last: number of the round before.
         """
-        self.made.coordinator.held(120)
-        for site in SITES:
-            if not self.made.parties[site].alive:
-                self.join(site)
+        self.last = last
+        until(self._held, "the coordinator waits before a round", 600)
+        self._start_the_dead()
         fault = Soak.nothing if self.rests else self.chance.choice(FAULTS)
         self.rests = fault in TWO_ROUNDS
         for number in range(last + 1, last + 1 + AHEAD):
             self.made.write_vectors(number)
         for site in SITES:
             (self.made.folder / site / "vectors" / f"{last:04d}.npy").unlink(missing_ok=True)
-        began = time.monotonic()
+        began = self.looked = time.monotonic()
+        before = len(self.accepted)
         said = fault(self)
-        number = until(lambda: self._finished_after(last), f"a round after {last} has a sum; {said}", 300)
+        number = until(lambda: self._over() and self._finished(), f"a round after {last} has a sum; {said}", 900)
         self.made.check_sum(number)
         return {
             "round": number,
@@ -179,6 +199,7 @@ class Soak:
             "seconds": round(time.monotonic() - began, 2),
             "attempts": self.made.attempts(number) + number - last - 1,
             "included": len(self.made.included(number)),
+            "accepted": len(self.accepted) - before,
             "processes": {
                 name: {"life": self.lives[name], **_resources(party.process.pid)}
                 for name, party in self.made.parties.items()
@@ -187,14 +208,42 @@ class Soak:
             "files": {name: _files(self.made.folder / name) for name in SITES} | {"server": _files(self.made.state)},
         }
 
-    def _finished_after(self, last: int) -> int:
-        """The round with the next sum; a number that was burned is passed over, and so is the wait before the next."""
-        for number in range(last + 1, last + 1 + AHEAD):
-            if self.made.finished(number):
-                return number
-        if self.made.coordinator.is_held():
+    def _finished(self) -> int:
+        """The round with the next sum, once it is there; a number that was burned is passed over."""
+        return next(filter(self.made.finished, range(self.last + 1, self.last + 1 + AHEAD)), 0)
+
+    def _start_the_dead(self) -> None:
+        for site in SITES:
+            if not self.made.parties[site].alive:
+                self.join(site)
+
+    def _held(self) -> bool:
+        """Whether the coordinator waits before an attempt; one that a late strike ended is started again."""
+        if not self.made.coordinator.alive:
+            self.serve()
+        self.waits = self.waits or self.made.coordinator.is_held()
+        return self.waits
+
+    def _over(self) -> bool:
+        """Whether the round is; meanwhile another attempt goes on at once, and operators look where it stands still."""
+        if self._held() and self._finished():
+            return True
+        if self.waits:
             self._go_on()
-        return 0
+        if time.monotonic() - self.looked > STANDS_SECONDS:
+            self.looked = time.monotonic()
+            self._start_the_dead()
+            self._accept()
+        return False
+
+    def _accept(self) -> None:
+        """What the operators of the sites that wait for them do: run the commands that their sites printed."""
+        said = [event["text"] for site in SITES for event in self.made.parties[site].events("note")]
+        asked = {command for text in said if ASKS in text for command in text.partition(ASKS)[2].split("; ")}
+        for command in sorted(asked - self.accepted):
+            run = [sys.executable, "-c", "from secagg.cli import main; main()", *shlex.split(command)[1:], "--yes"]
+            subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
+        self.accepted |= asked
 
 
 FAULTS: list[Callable[[Soak], str]] = [
@@ -238,7 +287,8 @@ def told(lines: list[dict[str, Any]]) -> str:
             lives[name, found["life"]].append(found)
     said = [
         f"{len(lines)} rounds, all exact; {sum(line['attempts'] == 1 for line in lines)} in the first attempt, "
-        f"{sum(line['included'] == len(SITES) for line in lines)} of all five sites"
+        f"{sum(line['included'] == len(SITES) for line in lines)} of all five sites; in "
+        f"{sum(line.get('accepted', 0) > 0 for line in lines)} operators had to accept a round by name"
     ]
     for (name, life), found in sorted(lives.items()):
         if len(found) >= LONG_LIFE:
@@ -263,7 +313,9 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     journal, ends = given.folder / "soak.jsonl", time.monotonic() + given.seconds
     lines = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    with federation(given.folder / "parties", sites=SITES, length=LENGTH, rounds=given.rounds) as made:
+    with federation(
+        given.folder / "parties", sites=SITES, length=LENGTH, rounds=given.rounds, step_seconds=STEP_SECONDS
+    ) as made:
         soak = Soak(made, random.Random(f"{given.seed} {len(lines)}"))
         for line in lines[-1:]:
             soak.lives.update({name: found["life"] + 1 for name, found in line["processes"].items()})
@@ -272,7 +324,7 @@ def main() -> None:
             lines.append(soak.round(lines[-1]["round"] if lines else 0))
             with journal.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
-            shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included")}
+            shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included", "accepted")}
             sys.stdout.write(json.dumps(shown) + "\n")
             sys.stdout.flush()
         made.check_logs()

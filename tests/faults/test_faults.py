@@ -6,6 +6,7 @@ them behind `make slow`.
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from secagg.service.stopping import ENDED_EARLY
-from secagg.steps import MASKED_INPUT_COLLECTION
+from secagg.steps import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, UNMASKING
 from tests.faults.faults import FAULTS, ROUND
 from tests.faults.federation import ROUNDS, SITES, STRUCK, Federation, federation
-from tests.faults.parties import HOLD, POINTS, Strike, until
+from tests.faults.parties import BETWEEN, HOLD, POINTS, Strike, until
 
 TABLE = tomllib.loads((Path(__file__).parent / "cells.toml").read_text())
 CELLS: dict[str, dict[str, str]] = TABLE["cells"]
@@ -123,6 +124,66 @@ def test_a_terminated_coordinator_says_goodbye_and_goes_on(tmp_path):
         made.check_logs()
         assert [made.included(number) for number in range(1, ROUNDS + 1)] == [list(SITES)] * ROUNDS
         assert made.attempts(2) == 1
+
+
+def test_who_is_killed_in_the_last_step_is_in_the_sum_and_told_as_gone_and_as_back(tmp_path):
+    """The step that it owed a message of is closed by the call that ends the attempt."""
+    with federation(tmp_path / "federation") as made:
+        FAULTS["site killed"](made, UNMASKING)
+        made.parties[SITES[0]].held()
+        until(lambda: made.parties[STRUCK].events("connected"), "the site is back")
+        made.parties[SITES[0]].go_on()
+        assert made.coordinator.status() == 0
+        assert STRUCK in made.included(ROUND)
+        told = [event for kind in ("dropped", "rejoined") for event in made.coordinator.events(kind)]
+        told = [(event["event"], event["site"], event["round"]) for event in told]
+        assert told == [("dropped", STRUCK, ROUND), ("rejoined", STRUCK, ROUND + 1)]
+
+
+def test_a_site_whose_disk_is_full_waits_and_goes_on(tmp_path, small_disk):
+    """Its process ended with a sentence, in the middle of a round, and nobody started it again."""
+    with federation(tmp_path / "federation") as made:
+        shutil.move(made.folder / STRUCK, small_disk)
+        (made.folder / STRUCK).symlink_to(small_disk / STRUCK)
+        made.serve()
+        for site in SITES[1:-1]:
+            made.join(site)
+        made.join(SITES[0], Strike(BETWEEN, HOLD, ROUND + 1))
+        struck = made.join(STRUCK, Strike(CONSISTENCY_CHECK, HOLD, ROUND))
+        struck.held()
+        filler = small_disk / "filler"
+        with filler.open("wb") as file:
+            free = os.statvfs(filler)
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        struck.go_on()
+        until(lambda: "the disk is full" in struck.said(), "the site says so")
+        until(lambda: made.finished(ROUND), "the others go on")
+        filler.unlink()
+        until(lambda: len(struck.events("connected")) == 2, "the site goes on by itself")
+        made.parties[SITES[0]].held()
+        made.parties[SITES[0]].go_on()
+        assert made.coordinator.status() == 0
+        assert [made.parties[site].status() for site in SITES] == [0] * len(SITES)
+        made.check_sums()
+        made.check_logs()
+        assert [made.included(number) for number in (ROUND, ROUND + 1)] == [list(SITES)] * 2
+
+
+def test_a_site_whose_disk_is_nearly_full_joins_no_round_and_is_not_waited_for(tmp_path, small_disk):
+    with federation(tmp_path / "federation", rounds=1) as made:
+        shutil.move(made.folder / STRUCK, small_disk)
+        (made.folder / STRUCK).symlink_to(small_disk / STRUCK)
+        with (small_disk / "filler").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 20 << 20)  # it keeps more than that free
+        made.serve()
+        struck = made.join(STRUCK)
+        until(lambda: "joins no round until it has room" in struck.said(), "the site says so")
+        for site in SITES[:-1]:
+            made.join(site)
+        assert made.coordinator.status() == 0
+        assert struck.status() == 0
+        made.check_sums()
+        assert made.included(1) == list(SITES[:-1])
 
 
 def test_rubbish_at_the_door_ends_nothing(tmp_path):

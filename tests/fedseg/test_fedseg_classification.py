@@ -12,7 +12,8 @@ from fedseg.data.loading import load_site
 from fedseg.data.phantoms.chest import PROFILES, chest_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.ledger import Ledger
-from fedseg.models import NETWORKS, build_model
+from fedseg.models import build_model
+from fedseg.models.table import NETWORKS
 from fedseg.study import parse_study
 from fedseg.tasks.table import task_of
 from fedseg.train import train_round

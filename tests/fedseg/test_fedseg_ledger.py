@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from dp_accounting.dp_event import NonPrivateDpEvent
+from dp_accounting.dp_event import NonPrivateDpEvent, SelfComposedDpEvent
 from pydantic import ValidationError
 
 from fedseg.budget.charge import charge, spent
 from fedseg.errors import BudgetExceededError, LedgerError
-from fedseg.ledger import START, Ledger, MetricsRelease, NoisySteps, UnprotectedRound, released, verify
+from fedseg.ledger import START, Ledger, MetricsRelease, NoisySteps, NoisySum, UnprotectedRound, released, verify
 from fedseg.privacy.accounting import cross_check, gaussian_steps
 from fedseg.study import parse_study
 from secagg.encoding import digest
@@ -220,6 +220,12 @@ def test_each_kind_knows_what_it_released():
     assert seeded.dp_event(unseeded=True) == entry().dp_event()
     assert MetricsRelease(**COMMON, round_number=1).dp_event() is None
     assert released([entry(), MetricsRelease(**COMMON, round_number=1)]) == [entry().dp_event()]
+    assert NoisySum.steps == 1  # `fedseg ledger show` said 0
+    twice = released(
+        [entry(), entry().model_copy(update={"round_number": 2, "study": "another", "patients": "a" * 64})]
+    )
+    assert twice == [SelfComposedDpEvent(entry().dp_event(), 2)]
+    assert len(released([entry(), entry().model_copy(update={"noise_multiplier": 9.0})])) == 2
 
 
 def test_an_unprotected_round_and_a_noisy_one_are_rounds_of_one_series(ledger):

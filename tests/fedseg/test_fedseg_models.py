@@ -8,12 +8,15 @@ import torch
 from monai.networks.nets import AttentionUnet
 from safetensors.torch import save_file
 
-from fedseg import models
 from fedseg.errors import ConfigError, UnsupportedModelError
-from fedseg.models import build_model, check_model, load_model, metadata_of, save_model, study_of
+from fedseg.models import build_model, building, check_model, load_model, metadata_of, save_model, study_of
+from fedseg.models.network import Network
+from fedseg.models.table import NETWORKS as ALL
+from fedseg.privacy.dpsgd import summed
 from fedseg.study import Study, load_study
 from fedseg.update import assign, flatten, model_hash
 
+NETWORKS = [name for name, network in ALL.items() if network.task == "segmentation"]
 STUDIES = Path(__file__).parents[2] / "studies"
 
 
@@ -23,7 +26,7 @@ def study() -> Study:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", ["unet-small", "unet", "segresnet"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_keeps_the_size_and_mixes_nobody(name: str, dims: int, study: Study) -> None:
     study = study.replace(model={"name": name, "channels": []}, data={"dims": dims, "slices_per_patient": 1})
     model = build_model(study).eval()
@@ -33,6 +36,36 @@ def test_every_network_keeps_the_size_and_mixes_nobody(name: str, dims: int, stu
     assert both.shape == (2, 8, *[32] * dims)
     torch.testing.assert_close(both[:1], alone, rtol=1e-4, atol=1e-5)
     assert any(isinstance(layer, torch.nn.GroupNorm) for layer in model.modules())
+
+
+@pytest.mark.parametrize("name", ["dynunet", "segresnet"])
+def test_deep_supervision_gives_smaller_outputs_in_training_only(name: str, study: Study) -> None:
+    deep = study.replace(model={"name": name, "channels": []}, training={"deep_supervision": True})
+    model, images = build_model(deep), torch.zeros(1, 1, 32, 32)
+    shapes = [tuple(output.shape) for output in model.train()(images)]
+    assert shapes[:2] == [(1, 8, 32, 32), (1, 8, 16, 16)]
+    assert model.eval()(images).shape == (1, 8, 32, 32)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_goes_through_a_file_and_gives_a_gradient_of_each_patient(
+    name: str, study: Study, tmp_path: Path
+) -> None:
+    study = study.replace(model={"name": name, "channels": []})
+    model = build_model(study)
+    save_model(model, tmp_path / "m.safetensors", metadata_of(study))
+    assert np.array_equal(flatten(load_model(tmp_path / "m.safetensors", study)), flatten(model))
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    parameters = list(model.parameters())
+    each = [summed(parameters, [model(image[None]).square().mean()], None) for image in images]
+    both = summed(parameters, [2 * model(images).square().mean()], None)
+    torch.testing.assert_close(each[0] + each[1], both, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(each[0], each[1])
+
+
+def test_a_grid_that_the_network_cannot_halve_is_refused(study: Study) -> None:
+    with pytest.raises(ConfigError, match=r"\[data\] size or patch = 40: network 'dynunet' .* of 16; choose 48"):
+        build_model(study.replace(model={"name": "dynunet", "channels": [4] * 5}, data={"size": [40, 48]}))
 
 
 def test_every_party_builds_the_same_weights_and_leaves_the_global_generator_alone(study: Study) -> None:
@@ -69,7 +102,7 @@ def test_a_network_with_batchnorm_cannot_be_built_from_a_study(study: Study, mon
     def attention(*_: object) -> torch.nn.Module:
         return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,))
 
-    monkeypatch.setattr(models, "NETWORKS", {"unet-small": models.Network(attention, ())})
+    monkeypatch.setattr(building, "NETWORKS", {"unet-small": Network(attention, ())})
     with pytest.raises(UnsupportedModelError, match="BatchNorm2d"):
         build_model(study)
 
@@ -80,6 +113,9 @@ def test_a_network_with_batchnorm_cannot_be_built_from_a_study(study: Study, mon
         ("unet-small", [6, 12], r"channels = \[6, 12\]: each must be a multiple of 4"),
         ("unet", [8], "needs at least two levels"),
         ("segresnet", [8, 16], "segresnet takes one number"),
+        ("dynunet", [8], "needs at least two levels"),
+        ("monet", [8], "three levels"),
+        ("unet-resnet18", [8], "5 widths"),
     ],
 )
 def test_channels_that_do_not_fit_are_refused(name: str, channels: list[int], words: str, study: Study) -> None:

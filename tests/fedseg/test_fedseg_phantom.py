@@ -208,8 +208,8 @@ def test_a_site_has_its_hospitals_patients(study):
     assert {case.site for case in cases} == {"site-e"}
     assert len(data.test) == sum(held_out("site-e", case.patient, 0.5) for case in cases)
     first = FETAL.site_seeds("site-e", 48, 1)[0]
-    made = phantom_case(PROFILES[HOSPITALS[4]], first, size=study.data.size, dims=2)
-    assert made.image.shape == (1, study.data.size, study.data.size, SLICES)
+    made = phantom_case(PROFILES[HOSPITALS[4]], first, size=study.data.cube, dims=2)
+    assert made.image.shape == (1, *study.data.sides, SLICES)
     (same,) = (case for case in cases if case.patient == "sub-001")
     assert np.array_equal(made.image, same.image)
     assert not set(FETAL.site_seeds("site-e", 9, 1)) & set(FETAL.site_seeds("site-a", 9, 1))

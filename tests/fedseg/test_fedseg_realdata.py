@@ -34,7 +34,7 @@ def test_lgg_sites_load_by_patient(site: str, patients: int, held: int) -> None:
     assert len({case.patient for case in (*data.train, *data.test)}) == patients
     assert len(data.test) == held
     for case in data.train:
-        assert case.image.shape[:3] == (3, study.data.size, study.data.size)
+        assert case.image.shape[:3] == (3, *study.data.sides)
         assert case.label is not None
         assert 0 < np.count_nonzero(case.label) < 0.3 * case.label.size
     assert {finding.severity for finding in check_site(folder, site, study)} <= {"info", "warning"}
@@ -66,7 +66,7 @@ def test_a_z_scored_brain_has_the_view_and_the_intensities_of_the_same_with_back
     )
     np.testing.assert_allclose(shipped.affine, shifted.affine)
     np.testing.assert_allclose(shipped.image, shifted.image, atol=1e-3)
-    assert max(shipped.spacing) < max(np.abs(np.diag(image.affine)[:3])) * max(image.values.shape[1:]) / study.data.size
+    assert max(shipped.spacing) < max(np.abs(np.diag(image.affine)[:3])) * max(image.values.shape[1:]) / study.data.cube
     assert np.count_nonzero(shipped.image) < 0.6 * shipped.image.size
 
 

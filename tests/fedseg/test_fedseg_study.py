@@ -67,6 +67,24 @@ BAD = {
     "no patients to make": (r'(?s)(id = "site-e".*?)patients = \d+', r"\1", "[[sites]] site-e: patients"),
     "unknown layout": ('layout = "phantom"', 'layout = "mgz"', "[data] layout = 'mgz': use 'feta'"),
     "odd size": (r"size = \d+", "size = 65", "[data] size = 65: must be a multiple of 16"),
+    "odd side": (r"size = \d+", "size = [64, 60]", "[data] size = 60: must be a multiple of 8, such as 64"),
+    "three sides of a slice": (r"size = \d+", "size = [64, 64, 64]", "[data] size lists 3 numbers with dims = 2"),
+    "patch beyond the grid": ("dims = 2", "dims = 2\npatch = [64, 72]", "[data] patch = [64, 72]: is larger than size"),
+    "spacing of made images": ("dims = 2", "dims = 2\nspacing = [1.0]", "[data] layout = 'phantom': made images"),
+    "private AdamW": (
+        r"\[privacy\]",
+        '[training]\noptimizer = "adamw"\n[privacy]',
+        "[training] optimizer = 'adamw' with",
+    ),
+    "private batch": (
+        r"\[privacy\]",
+        "[training]\nbatch = 8\n[privacy]",
+        "[training] batch = 8 with mechanism = 'local'",
+    ),
+    "flips of no axis": (r"\[privacy\]", "[training]\ntest_flips = true\n[privacy]", "[training] test_flips: mirror"),
+    "axis twice": (r"\[privacy\]", '[training]\nmirror = ["x", "x"]\n[privacy]', "[training] mirror = ['x', 'x']"),
+    "deep unet": (r"\[privacy\]", "[training]\ndeep_supervision = true\n[privacy]", "[training] deep_supervision with"),
+    "blocks of a unet": (r"\[model\]", "[model]\nblocks = [1, 2]", "[model] blocks goes with name = 'segresnet'"),
     "slices of a volume": ("dims = 2", "dims = 3", "[data] slices_per_patient: with dims = 3"),
     "text for a number": (r"rounds = \d+", 'rounds = "many"', "[study] rounds = 'many': must be a valid integer"),
     "not a number": (r"lr = [\d.]+", "lr = nan", "[study] lr = nan: must be a finite number"),
@@ -123,7 +141,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "a74e3913903fc80979ab85991d923a2921b6238afda65d8130e5039e519bf7e1"
+    assert parse_study(text, "s").hash().hex() == "6f8c8e4d97fae226649620db60454486116264ea4903544f0f9fe5fd1dcc8f53"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -16,7 +16,9 @@ from fedseg.errors import CaseError
 from fedseg.evaluation import assess, evaluate, measure_tables, overall_mean, structure_means
 from fedseg.ledger import Ledger
 from fedseg.metrics import Measure
-from fedseg.models import NETWORKS, Network, build_model
+from fedseg.models import build_model
+from fedseg.models.network import Network
+from fedseg.models.table import NETWORKS
 from fedseg.study import Study
 from fedseg.tasks import table
 from fedseg.tasks.segmentation import Segmentation

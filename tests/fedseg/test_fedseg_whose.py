@@ -7,17 +7,24 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fedseg.simulate as simulation
+from fedseg.budget.charge import charge
 from fedseg.cli import main
 from fedseg.data.cases import held_out
 from fedseg.data.declaration import Declaration, agree
-from fedseg.data.layouts.patients import alike, stem_of
-from fedseg.data.loading import load_cohort, load_site
+from fedseg.data.layouts.files import FileEntry
+from fedseg.data.layouts.patients import Alike, alike, by_patient, stem_of
+from fedseg.data.loading import declared_at, load_cohort, load_site
 from fedseg.data.roles import going_on
 from fedseg.dialogue import Declares
 from fedseg.errors import CaseError, ConfigError, RoundFailedError
 from fedseg.events import Note, RoundEnded
+from fedseg.ledger import Ledger
+from fedseg.ledger.home import Home
+from fedseg.ledger.payers import Payers
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study, load_study
@@ -82,7 +89,6 @@ def test_names_that_only_count_patients_are_nobodys_riddle():
     assert alike(["p7", "P7_ses-2", "P8"]) == {"p7": ["p7", "P7_ses-2"]}
 
 
-@pytest.mark.parametrize("study", [STUDY, private(STUDY)], ids=["none", "local"])
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -100,14 +106,73 @@ def test_names_that_only_count_patients_are_nobodys_riddle():
         (["P7_left.nii.gz", "P7_right.nii.gz", "P8_A.nii.gz", "P8_B.nii.gz"], "4 names in 2 groups share the stem"),
     ],
 )
-def test_names_that_could_be_one_persons_are_refused_until_somebody_says(names, said, study, tmp_path):
+def test_names_that_could_be_one_persons_are_refused_until_somebody_says(names, said, tmp_path):
     """In version 0.5 two time points were in train and in test, and equal names in two folders were one patient."""
     with pytest.raises(ConfigError) as caught:
-        load_site(write(tmp_path, names), SITE, study)
+        load_site(write(tmp_path, names), SITE, STUDY)
     assert str(caught.value).startswith(f"{tmp_path}: {said}")
     assert "nothing says whether that is one patient or several; name the patient of each file in a table" in str(
         caught.value
     )
+
+
+def test_with_privacy_names_that_could_be_one_persons_are_left_out_alone_and_pay(tmp_path):
+    """Until 0.6 the whole site stopped, which told that such a patient is there."""
+    folder = write(tmp_path / "images", ["P7_1.nii.gz", "P7_2.nii.gz", "P8.nii.gz"])
+    with pytest.warns(UserWarning, match=r"left out: 2 names share the stem 'P7' \(P7_1, P7_2\)") as told:
+        data = load_site(folder, SITE, private(STUDY).replace(data={"holdout": 0.0}))
+    assert len([one for one in told if "left out" in str(one.message)]) == 1
+    assert (data.patients, data.unsaid) == (["P8"], ("P7_1", "P7_2"))
+    payers = Payers(Home(), tmp_path / "state", data.patients, [], unsaid=data.unsaid)
+    charge(Ledger(tmp_path / "state/ledger.jsonl", payers=payers), private(STUDY), SITE, "run", 1)
+    (line,) = Ledger(tmp_path / "state/ledger.jsonl").entries()
+    assert payers.sets.members(line.patients) == {payers.sets.digest_of(name) for name in ("P7_1", "P7_2", "P8")}
+
+
+NAMES = st.sampled_from(["P7", "P7_1", "P7_2", "P7_ses-2", "P8", "P8_left", "A", "A_pre", "B"])
+
+
+@given(st.sets(NAMES), NAMES)
+def test_one_name_more_changes_who_is_used_by_at_most_one(names, more):
+    def used(names: set[str]) -> set[str]:
+        listed = [FileEntry(name, (Path(f"{name}.nii"),), Path()) for name in sorted(names)]
+        found = by_patient(listed, Path("nowhere"), private(STUDY))
+        return {entry.patient for entry in found if not isinstance(entry, Alike)}
+
+    assert len(used(names) ^ used(names | {more})) <= 1
+
+
+def test_with_privacy_a_line_that_lacks_something_leaves_out_whom_it_is_about(tmp_path):
+    study = private(STUDY).replace(data={"holdout": 0.0})
+    folder = write(tmp_path, ["a.nii.gz", "b.nii.gz", "P1/IMAGE/scan.nii.gz", "P2/IMAGE/scan.nii.gz", "c.nii.gz"])
+    text = "file\tpatient\na\tAnna\nb\t\nscan\tEve\nc\tEve\n\tNobody\n"
+    (folder / "patients.tsv").write_text(text)
+    with pytest.warns(UserWarning, match="lacks its file or its patient") as told:
+        assert load_site(folder, SITE, study).patients == ["Anna"]
+    said = [str(one.message) for one in told]
+    assert [one.rpartition("patients.tsv: ")[2] for one in said[:2]] == [
+        "line 3 lacks its file or its patient; fill it in or remove it",
+        "line 6 lacks its file or its patient; fill it in or remove it",
+    ]
+    assert sum("left out" in one for one in said) == 4  # b, both scans, and c, which is of the same patient
+    (folder / "patients.tsv").write_text("file\tpatient\na\tAnna\na\tEve\n")
+    with pytest.raises(ConfigError, match="line 3 gives a to Eve and another line to Anna"):
+        load_site(folder, SITE, study)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "text", "space"),
+    [
+        ("space-MNI152_T2w.json", "{}", "mni152"),
+        ("T2w.json", '{"SpatialReference": "MNI152NLin6Asym"}', "mni152nlin6asym"),
+        ("T2w.json", '{"SpatialReference": {"VoI": "x"}}', None),
+        ("T1w.json", '{"SpatialReference": "other"}', None),
+        ("sub-001_space-MNI152_T2w.json", "{}", None),  # of one patient: nobody's presence is declared
+    ],
+)
+def test_a_bids_sidecar_of_all_images_says_their_space(sidecar, text, space, tmp_path):
+    (tmp_path / sidecar).write_text(text)
+    assert declared_at(tmp_path, SITE, BASE.replace(data={"layout": "bids", "modality": ["T2w"]})).space == space
 
 
 def test_a_pattern_of_the_study_says_who_is_who(tmp_path):

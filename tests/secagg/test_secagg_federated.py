@@ -27,14 +27,26 @@ def agreed(folder, **task):
     return trial(folder, SITES, layout, Task(**task))
 
 
-def play(folder, model, dead=(), other=None):
+def training(folder):
+    return Home.read(folder)
+
+
+def evaluating(folder):
+    return Home.read(folder).evaluation
+
+
+def asked(home, model):
+    return model_hash(model, "evaluate") if home.evaluates else model_hash(model)
+
+
+def play(folder, model, dead=(), other=None, of=training):
     """A round in which every message goes through a fresh driver of the site, as where each has its own process.
 
     Sites are sent `model`, but those in `other`, which get that one.
     """
-    server, told = Home.read(folder / "server"), {"exposed": 0, "refused": set()}
+    server, told = of(folder / "server"), {"exposed": 0, "refused": set()}
     driver = server.server(step_seconds=1.0)
-    queue = [(action, None) for action in driver.begin(model_hash(model))]
+    queue = [(action, None) for action in driver.begin(asked(server, model))]
     result = None
     while queue:
         action, _ = queue.pop(0)
@@ -42,22 +54,24 @@ def play(folder, model, dead=(), other=None):
             case Save():
                 server.save_book(action.book)
             case Completed():
-                result = mean_of(driver.session.result, driver.policy, action.included, model)
+                base = {} if server.evaluates else model
+                result = mean_of(driver.session.result, driver.policy, action.included, base)
                 told["included"] = action.included
             case Published() if action.transcript is not None:
                 told["transcript"] = action.transcript
             case Send():
-                site = Home.read(folder / action.to)
-                with site.store() as store:
+                site = of(folder / action.to)
+                with Home.read(folder / action.to).store() as store:
                     client = site.client(store)
                     with site.live(client):
                         said = site.receive(client, store, action.data)
                         if any(isinstance(one, NeedInput) for one in said) and action.to not in dead:
                             came = (other or {}).get(action.to, model)
                             try:
-                                site.takes(client, came, model_hash(came))
+                                site.takes(client, came, asked(site, came))
                                 arrays, weight, metrics = update(SITES.index(action.to))
-                                said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, MODEL))
+                                arrays, base = ({}, None) if site.evaluates else (arrays, MODEL)
+                                said += client.provide(values_for(site.policy.fields, arrays, weight, metrics, base))
                             except secagg.InconsistentViewError as error:
                                 said.append(Failed(str(error), error))
                 told["refused"] |= {one.reason for one in said if isinstance(one, Failed)}
@@ -164,6 +178,30 @@ def test_a_server_with_a_step_of_its_own_is_followed_where_all_agreed(tmp_path):
     second, _ = play(folder, nearly(MODEL))
     assert second is not None
     assert not (folder / "site-0/model.npz").exists()
+
+
+def test_evaluations_have_sums_of_their_own_on_the_model_that_sites_computed(tmp_path):
+    folder = agreed(tmp_path, evaluate="sum", evaluation={"loss": 10.0})
+    first, told = play(folder, MODEL)
+    _, refused = play(folder, first.arrays, of=evaluating)
+    assert refused["exposed"] >= len(SITES), "shares were released for a round that nobody has replayed"
+    replays(folder, told["transcript"])
+    nothing, refused = play(folder, nearly(first.arrays), of=evaluating)
+    assert nothing is None
+    assert any("as this site computed it" in reason for reason in refused["refused"])
+    found, told = play(folder, first.arrays, dead=("site-4",), of=evaluating)
+    stayed = [update(i) for i in range(4)]
+    assert (found.arrays, found.weight) == ({}, sum(weight for _, weight, _ in stayed))
+    assert found.metrics["loss"] == pytest.approx(sum(m["loss"] * w for _, w, m in stayed) / found.weight, abs=1e-4)
+    for name in SITES:
+        site = evaluating(folder / name)
+        with Home.read(folder / name).store() as store:
+            assert site.receive(site.client(store), store, told["transcript"].read_bytes()) == []
+    again, refused = play(folder, first.arrays, of=evaluating)  # with the fifth: the difference would be its metrics
+    assert again is None
+    assert any("second sum" in reason for reason in refused["refused"])
+    second, _ = play(folder, first.arrays)
+    assert second.weight == first.weight, "training goes on"
 
 
 def test_the_server_goes_on_with_its_book(tmp_path):

@@ -288,41 +288,6 @@ def dialogue_of(kind: str, payload: bytes):
     return Received("", kind, payload)
 
 
-def test_marks_that_were_wiped_are_found_by_the_members_own_signature(tmp_path):
-    """A store put back from a copy was accepted, and the epsilon that was claimed fell."""
-    from secagg import MemoryStore
-    from secagg.messages import IncludedSet, Reports
-    from secagg.service.account import Account
-
-    async def scenario():
-        async with Federation(tmp_path) as federation:
-            await federation.all_ready()
-            shown = {}
-            send = federation.send
-
-            def sending(me, message):
-                if isinstance(message, dialogue.Protocolled):
-                    told = wire.decode_from_server(message.data)
-                    shown.update({type(told): told} if isinstance(told, Reports | IncludedSet) else {})
-                send(me, message)
-
-            federation.send = sending
-            federation.open()
-            await federation.until(lambda: all(site.sums for site in federation.sites.values()))
-            account = Account(shown[Reports], shown[IncludedSet])
-            federation.send("site-b", account)  # whose marks know it
-            await federation.kill("site-a")
-            federation.cohort.stores["site-a"] = MemoryStore()
-            federation.start("site-a")
-            federation.send("site-a", account)
-            federation.open()
-            with pytest.raises(RunFailedError, match=r"no contribution to round 1 .* wiped, or an old copy"):
-                await federation.tasks.pop("site-a")
-            assert federation.sites["site-a"].trained == [1]
-
-    run(scenario)
-
-
 def test_nothing_leaves_that_the_application_was_not_told_of_before(tmp_path):
     async def scenario():
         async with Federation(tmp_path) as federation:

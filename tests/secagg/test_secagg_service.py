@@ -9,7 +9,7 @@ import pytest
 
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
-from secagg.service.events import Burned, Note, Resumed, Summed, TurnedAway
+from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, Summed, TurnedAway
 from secagg.service.standing import NOTES, SLOWEST_BYTES_PER_SECOND
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
@@ -28,6 +28,10 @@ def test_rounds_end_in_exact_sums_and_everybody_is_told_that_the_run_is_complete
         hub.close()
 
     asyncio.run(scenario())
+
+
+UNHURRIED = {"step_seconds": 60.0, "training_seconds": 60.0}
+"""Where nobody is missing no step waits for its deadline, and a busy machine may take longer than the hub's."""
 
 
 async def killed_again_and_again(hub, dies):
@@ -77,7 +81,7 @@ def check(hub):
 @pytest.mark.parametrize("private", [True, False])
 def test_a_coordinator_that_dies_after_every_second_write_goes_on_and_every_sum_is_exact(tmp_path, private):
     async def scenario():
-        hub = Hub(tmp_path, private=private, rounds=2)
+        hub = Hub(tmp_path, private=private, rounds=2, **UNHURRIED)
         _, lives = await killed_again_and_again(hub, lambda life, own: "after" if own == 2 else "")
         assert lives > 5
         assert len(hub.of(Resumed)) > 5
@@ -91,7 +95,7 @@ def test_a_coordinator_that_dies_after_every_second_write_goes_on_and_every_sum_
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_coordinator_killed_around_any_write_goes_on_and_every_sum_is_exact(tmp_path, private, when):
     async def scenario(folder, number):
-        hub = Hub(folder, private=private, rounds=2)
+        hub = Hub(folder, private=private, rounds=2, **UNHURRIED)
         written, _ = await killed_again_and_again(hub, lambda life, own: when if (life, own) == (1, number) else "")
         check(hub)
         return written
@@ -309,6 +313,58 @@ def test_a_member_that_says_the_same_for_ever_fills_no_log(tmp_path):
         assert len(told) <= 2 * NOTES  # before the round, and in it
         assert "what else site-d does before the next round is not told" in told
         hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_comes_and_goes_for_ever_fills_no_log(tmp_path):
+    async def scenario():
+        hub = Hub(tmp_path, n=4, rounds=1, patience=2.0)
+        coordinator = hub.coordinator()
+        hub.start()
+        running = asyncio.create_task(coordinator.run())
+        while hub.line is None:
+            await asyncio.sleep(0)
+        for _ in range(500):
+            hub.line.goes("site-d")
+            hub.line.comes("site-d")
+        hub.line.goes("site-d")
+        assert await running == "the study is complete"
+        told = [event for event in hub.events if isinstance(event, Connected | Disconnected) and event.site == "site-d"]
+        assert NOTES <= len(told) <= 2 * NOTES  # before the round, and in it
+        assert isinstance(told[-1], Disconnected)
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("first", "then"), [("none", "whole"), ("hashes", "whole"), ("whole", "none")])
+def test_a_round_is_kept_as_it_was_begun_and_the_next_one_as_the_command_says_now(tmp_path, first, then):
+    """Half a transcript was published of a round that began without one."""
+
+    async def scenario():
+        hub = Hub(tmp_path, rounds=2, transcripts=first)
+        hub.start()
+        coordinator = hub.coordinator()
+        commit = coordinator.journal.commit
+
+        def killed(changes):
+            commit(changes)
+            if "reports" in changes:  # the masked inputs come next
+                raise Killed
+
+        coordinator.journal.commit = killed
+        with pytest.raises(Killed):
+            await coordinator.run()
+        hub.line = None
+        hub.options["transcripts"] = then
+        assert await hub.coordinator().run() == "the study is complete"
+        check(hub)
+        kept = sorted((tmp_path / "transcripts").glob("*.transcript"))
+        assert [path.name[:4] for path in kept] == [
+            number for number, how in (("0001", first), ("0002", then)) if how != "none"
+        ]
+        assert verify(kept, hub.policy, hub.pinned).violation is None
 
     asyncio.run(scenario())
 

@@ -459,6 +459,7 @@ def test_every_commit_is_flushed_and_the_file_is_private(path):
         assert store._database.execute("PRAGMA synchronous").fetchone() == (3,)
     with SqliteStore(path, "d", synced=False) as store:
         assert store._database.execute("PRAGMA synchronous").fetchone() == (0,)
+        assert store._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert path.stat().st_mode & 0o777 == 0o600
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from secagg import RoundBook, ServerDriver, wire
@@ -67,7 +68,10 @@ class Site(Application):
         if self.poor:
             raise LeaveError("its budget is spent")
 
-    def work(self, number, over) -> Given:
+    def work(self, number):
+        return partial(self._work, number)
+
+    def _work(self, number, over) -> Given:
         self.trained.append(number)
         while not self.may_train.wait(0.01):
             if over.is_set():

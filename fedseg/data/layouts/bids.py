@@ -1,9 +1,10 @@
 """BIDS: FeTA's folders, and any other with its names."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedseg.data.layouts.files import NIFTI, FileEntry, find_nifti, listed, without_ending
+from fedseg.data.layouts.files import NIFTI, FileEntry, find_nifti, json_table, listed, without_ending
 from fedseg.data.layouts.layout import Declared
 from fedseg.errors import CaseError, ConfigError
 from fedseg.files import read_text
@@ -12,6 +13,7 @@ from fedseg.study import Study
 LABEL = "dseg"
 NO_IMAGES = {LABEL, "mask", "probseg"}
 SCANS = ("anat", "ses-*/anat")
+_SPACE = re.compile(r"(?:^|_)space-(?P<space>[^_.]+)")
 
 
 class Bids:
@@ -60,8 +62,8 @@ class Bids:
         return tuple(sorted(set.intersection(*endings))) if endings else ()
 
     def declared(self, folder: Path, study: Study) -> Declared:
-        """Nothing: BIDS says it file by file."""
-        return Declared()
+        """The space, where a sidecar beside the people's folders says it for all of them; the rest is in each file."""
+        return Declared(space=_space(folder, study.data.modality[0]))
 
     def remarks(self, folder: Path, study: Study) -> Sequence[str]:
         """Folders that the list does not name, and rows that are there twice."""
@@ -93,6 +95,22 @@ class Bids:
 
 def _folders(folder: Path) -> list[str]:
     return [path.name for path in listed(folder, "sub-*") if path.is_dir()]
+
+
+def _space(folder: Path, modality: str) -> str | None:
+    """`SpatialReference` in a sidecar of the whole data set, or `space-` in its name; a person's own are left alone.
+
+    Raises:
+        ConfigError: it is no table in JSON.
+    """
+    found: set[str] = set()
+    for path in [*listed(folder, f"{modality}.json"), *listed(folder, f"*_{modality}.json")]:
+        if path.name.startswith("sub-"):
+            continue
+        said = json_table(path, "correct it").get("SpatialReference")
+        named = _SPACE.search(path.name)
+        found |= {said} if isinstance(said, str) and said else {named["space"]} if named else set()
+    return found.pop() if len(found) == 1 else None
 
 
 def _label(folder: Path, stem: Path) -> Path:

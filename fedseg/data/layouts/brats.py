@@ -36,6 +36,7 @@ class Brats:
             mark = "_" if any(path.name.startswith(f"{home.name}_") for path in there.values()) else "-"
 
             def file(kind: str, home: Path = home, there: dict[str, Path] = there, mark: str = mark) -> Path:
+                """The file of this kind, or where it should be."""
                 return there.get(plain(kind), home / f"{home.name}{mark}{kind}.nii.gz")
 
             named = _PERSON.fullmatch(home.name)

@@ -1,16 +1,14 @@
 """The Medical Segmentation Decathlon, and lists of MONAI with several files a case."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedseg.data.layouts.files import FileEntry, without_ending
+from fedseg.data.layouts.files import FileEntry, json_table, without_ending
 from fedseg.data.layouts.layout import Declared
 from fedseg.data.layouts.nifti import nifti_shape
 from fedseg.errors import ConfigError
-from fedseg.files import read_text
 from fedseg.study import Study
 
 INDEX = "dataset.json"
@@ -63,15 +61,7 @@ def dataset_json(folder: Path, remedy: str) -> Mapping[str, Any]:
     Raises:
         ConfigError: it is missing, or no table in JSON.
     """
-    index = folder / INDEX
-    text = read_text(index, remedy, names=True)
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{index}: not valid JSON ({error}); correct that line") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{index}: must be a table with names such as 'training'; correct it")
-    return content
+    return json_table(folder / INDEX, remedy)
 
 
 def training_of(content: Mapping[str, Any], index: Path) -> list[tuple[list[str], str]]:

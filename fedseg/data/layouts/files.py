@@ -1,8 +1,10 @@
 """A case that lies in files: its channels in one file or in one each, and its label map in another."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,8 @@ from fedseg.data.layouts.labels import translated, whole_numbers
 from fedseg.data.layouts.nifti import nifti_remarks, read_nifti
 from fedseg.data.layouts.volume import Volume
 from fedseg.data.scans import Scan, working_case
-from fedseg.errors import CaseError
+from fedseg.errors import CaseError, ConfigError
+from fedseg.files import read_text
 from fedseg.study import Study
 
 NIFTI = (".nii.gz", ".nii")
@@ -119,6 +122,22 @@ def find_nifti(path: Path) -> Path:
 def without_ending(path: Path) -> str:
     """The file's name without .nii or .nii.gz."""
     return next((path.name.removesuffix(ending) for ending in NIFTI if path.name.endswith(ending)), path.name)
+
+
+def json_table(path: Path, remedy: str) -> dict[str, Any]:
+    """The content of a file that says something of a whole folder; `remedy` is for one that is missing.
+
+    Raises:
+        ConfigError: it is missing, or no table in JSON.
+    """
+    text = read_text(path, remedy, names=True)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); correct that line") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a table with names such as 'training'; correct it")
+    return content
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:

@@ -2,10 +2,14 @@
 
 Roles, draws, clipping, epsilon and the ledger go by patient, so that two scans of one person under two names would be
 paid as one and protected as one each. Where nothing says who is who, names that could be one person's are refused.
+
+With differential privacy a refusal would tell that somebody is there. So a line or a name of that kind leaves out whom
+it is about, and nobody else: one patient more or less changes who is used by at most one patient.
 """
 
 import csv
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,8 +85,15 @@ class Unnamed(Whose):
         raise CaseError(self.name, self.why)
 
 
+class Alike(Unnamed):
+    """An entry that could be of the same person as another one, and nothing says whether it is."""
+
+
 def by_patient(listed: Sequence[Entry], folder: Path, study: Study) -> list[Entry]:
     """The entries of a site, each under its patient.
+
+    With differential privacy names that share a stem are left out together: a name more takes out at most the one that
+    was alone with its stem.
 
     Args:
         listed: what the layout found.
@@ -90,14 +101,18 @@ def by_patient(listed: Sequence[Entry], folder: Path, study: Study) -> list[Entr
         study: gives `patient` and `patients`.
 
     Raises:
-        ConfigError: the table is missing or malformed; or nothing says who is a patient, and names share a stem.
+        ConfigError: the table is missing or malformed, or gives one file to two patients; without differential privacy
+            also where nothing says who is a patient and names share a stem.
     """
     if (table := patient_table(folder, study)) is not None:
-        return _by_table(listed, folder, table)
+        return _by_table(listed, folder, table, study.trust.claims_epsilon)
     if study.data.patient:
         return [_by_pattern(entry, inside(entry.name, folder), study.data.patient) for entry in listed]
     if same := alike([entry.case for entry in listed if entry.subject is None]):
-        raise ConfigError(f"{folder}: {_which(same)}")
+        if not study.trust.claims_epsilon:
+            raise ConfigError(f"{folder}: {_which(same)}")
+        of = {name: _which({stem: names}) for stem, names in same.items() for name in names}
+        return [Alike(entry, entry.case, of[entry.case]) if entry.case in of else entry for entry in listed]
     return list(listed)
 
 
@@ -143,11 +158,15 @@ def bare(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".gz").removesuffix(".nii")
 
 
-def rows_of(table: Path) -> dict[str, str]:
+def rows_of(table: Path, going_on: bool = False) -> dict[str, str]:
     """File or case to patient, as a table says; the columns are known by their header.
 
+    Args:
+        table: the file.
+        going_on: leave out a line that lacks something, with a warning, instead of refusing the table.
+
     Raises:
-        ConfigError: missing or malformed, or one file has two patients.
+        ConfigError: missing or malformed, or one file has two patients: no rule about that is about one of them alone.
     """
     text = read_text(table, "it says which file is whose: make it, or correct [data] patients", names=True)
     header = text.partition("\n")[0]
@@ -163,29 +182,37 @@ def rows_of(table: Path) -> dict[str, str]:
         if not any(cell.strip() for cell in row):
             continue
         if len(row) <= max(file, patient) or not row[file].strip() or not row[patient].strip():
-            raise ConfigError(f"{table}: line {number} lacks its file or its patient; fill it in or remove it")
+            said = f"{table}: line {number} lacks its file or its patient; fill it in or remove it"
+            if not going_on:
+                raise ConfigError(said)
+            warnings.warn(said, stacklevel=2)
+            continue
         name, whose = row[file].strip().replace("\\", "/").removeprefix("./"), row[patient].strip()
         if found.setdefault(name, whose) != whose:
             raise ConfigError(f"{table}: line {number} gives {name} to {whose} and another line to {found[name]}")
     return found
 
 
-def _by_table(listed: Sequence[Entry], folder: Path, table: Path) -> list[Entry]:
-    rows = rows_of(table)
-    names = [_names(entry, folder) for entry in listed]
+def _by_table(listed: Sequence[Entry], folder: Path, table: Path, going_on: bool) -> list[Entry]:
+    rows = rows_of(table, going_on)
+    keys = [next((name for name in _names(entry, folder) if name in rows), None) for entry in listed]
     files = defaultdict(set)
-    for path, *shorter in names:
-        for name in shorter[:-1]:
-            files[name].add(path)
+    for entry, key in zip(listed, keys, strict=True):
+        if key is not None and key in _names(entry, folder)[:-1]:  # what the layout calls it may be of many files
+            files[key].add(inside(entry.name, folder))
+    several = {
+        rows[key]: f"'{key}' is the name of {len(named)} files; give their paths from {folder}"
+        for key, named in sorted(files.items())
+        if len(named) > 1
+    }
+    if several and not going_on:
+        raise ConfigError(f"{table}: {next(iter(several.values()))}")
     result: list[Entry] = []
-    for entry, known in zip(listed, names, strict=True):
-        key = next((name for name in known if name in rows), None)
+    for entry, key in zip(listed, keys, strict=True):
         if key is None:
             result.append(Unnamed(entry, "", f"is not in {table.name}; add a line that says whose it is"))
-        elif len(files[key]) > 1:
-            raise ConfigError(
-                f"{table}: '{key}' is the name of {len(files[key])} files; give their paths from {folder}"
-            )
+        elif (said := several.get(rows[key])) is not None:
+            result.append(Unnamed(entry, "", f"is of a patient whose files are not told apart in {table.name}: {said}"))
         else:
             result.append(Whose(entry, rows[key]))
     return result

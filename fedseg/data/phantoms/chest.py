@@ -94,7 +94,7 @@ CHEST = Phantom(
     wish="2 to 4 classes of chest radiographs in one modality",
     profiles=PROFILES,
     public=lambda study: PROFILES[PUBLIC],
-    make=lambda profile, seed, study: chest_case(profile, seed, len(study.names), study.data.size),
+    make=lambda profile, seed, study: chest_case(profile, seed, len(study.names), study.data.cube),
 )
 
 

@@ -154,7 +154,7 @@ def _public(study: Study) -> Scanner:
 
 
 def _make(profile: Scanner, seed: int, study: Study) -> Case:
-    return phantom_case(profile, seed, size=study.data.size, dims=study.data.dims)
+    return phantom_case(profile, seed, size=study.data.cube, dims=study.data.dims)
 
 
 FETAL = Phantom(

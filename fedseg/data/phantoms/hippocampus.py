@@ -100,7 +100,7 @@ HIPPOCAMPUS = Phantom(
     wish="the structures ['anterior', 'posterior'] of a hippocampus in one modality",
     profiles=PROFILES,
     public=lambda study: PROFILES[PUBLIC],
-    make=lambda profile, seed, study: hippocampus_case(profile, seed, study.data.size, study.data.dims),
+    make=lambda profile, seed, study: hippocampus_case(profile, seed, study.data.cube, study.data.dims),
 )
 
 

@@ -101,7 +101,7 @@ TUMOUR = Phantom(
     wish="one structure with modality ['pre-contrast', 'FLAIR', 'post-contrast'] and dims = 2",
     profiles=PROFILES,
     public=lambda study: PROFILES[PUBLIC],
-    make=lambda profile, seed, study: lesion_case(profile, seed, study.data.size),
+    make=lambda profile, seed, study: lesion_case(profile, seed, study.data.cube),
 )
 
 

@@ -1,0 +1,64 @@
+"""A study's network, with initial weights that every party builds alike.
+
+A layer that mixes patients would break per-patient clipping, so it is refused by name.
+"""
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.models.network import GROUPS
+from fedseg.models.table import NETWORKS
+from fedseg.study import Study
+from fedseg.tasks.table import task_of
+from secagg.prg import Stream
+
+
+def build_model(study: Study) -> torch.nn.Module:
+    """The study's network: (k, C, *size) float32 to the task's outputs.
+
+    With segmentation these are (k, structures + 1, *size), with classification (k, classes).
+    Every party builds the same initial weights: they depend on the study's name, network and `seed` only. With deep
+    supervision a network in training gives a list: the same at full size, and at half, quarter, ... of it.
+
+    Raises:
+        ConfigError: the channels or the grid do not fit the network, or the network does not do the study's task.
+        UnsupportedModelError: a layer mixes patients.
+    """
+    network = NETWORKS[study.model.name]
+    if network.task != study.study.task:
+        fit = " or ".join(repr(name) for name, other in NETWORKS.items() if other.task == study.study.task)
+        raise ConfigError(
+            f"[model] name = '{study.model.name}' does {network.task}, and this study asks for "
+            f"{study.study.task}; use {fit}"
+        )
+    widths = study.model.channels or network.channels
+    if any(width % GROUPS for width in widths):
+        raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
+    start = Stream.seeded(study.study.seed or 0, "weights", study.study.name, study.model.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
+        model = network.make(study, task_of(study).outputs, widths)
+    check_model(model)
+    factor = network.factor(study, widths)
+    if bad := [side for side in study.data.view if side % factor]:
+        raise ConfigError(
+            f"[data] size or patch = {bad[0]}: network '{study.model.name}' with channels = {list(widths)} takes "
+            f"multiples of {factor}; choose {-(-bad[0] // factor) * factor}, or fewer levels"
+        )
+    return model
+
+
+def check_model(model: torch.nn.Module) -> None:
+    """Accept only networks in which one patient's output does not depend on another patient.
+
+    Raises:
+        UnsupportedModelError: any BatchNorm, or an InstanceNorm with running statistics; names the layer.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
+            raise UnsupportedModelError(
+                f"layer '{name}' is a {type(layer).__name__}, which mixes patients, so no clipping bounds "
+                "one patient's influence; use GroupNorm instead"
+            )
