@@ -82,7 +82,7 @@ def likely(numbers: SparseVector, update: np.ndarray, trials: int = 250) -> tupl
 
 def test_two_data_sets_stay_alike_and_do_not_with_the_published_noise(monkeypatch):
     """Even of updates that differ in every value by all that clipping leaves."""
-    numbers, m = SparseVector.of(8, 0.5, 0.0, 1.0), 12
+    numbers, m = SparseVector.of(64, 0.5, 0.0, 1.0), 80
     one, other = np.full(m, 9.0), np.full(m, -9.0)
     low, _ = likely(numbers, one)
     _, high = likely(numbers, other)
