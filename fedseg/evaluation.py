@@ -17,8 +17,9 @@ from fedseg.data.cases import Case, SiteData
 from fedseg.data.layouts.table import layout_of
 from fedseg.metrics import Measure, bootstrap, by_patient
 from fedseg.predict import predict
-from fedseg.records import Dice, Grid, Interval, Measured, SiteDice, SiteMeasure
+from fedseg.records import Classes, Dice, Grid, Interval, Measured, SiteDice, SiteMeasure
 from fedseg.runfolder import Picture
+from fedseg.start import public_phantom
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
 from fedseg.tasks.task import Task
@@ -122,7 +123,7 @@ def overall_mean(scores: NDArray[np.float64]) -> float | None:
 
 
 def ranked(scores: Scores) -> list[Picture]:
-    """Best, median and worst held-out case; none where a prediction is a class and no label map."""
+    """Best, median and worst held-out case; none where what is said of a case is no picture."""
     cases = [example for example in scores.examples if example[2].ndim]
     if not cases:
         return []
@@ -130,11 +131,26 @@ def ranked(scores: Scores) -> list[Picture]:
     return [(rank, cases[i][1], cases[i][2], cases[i][0]) for rank, i in picks.items()]
 
 
+def shown(model: torch.nn.Module, scores: Scores, study: Study) -> list[Picture]:
+    """What a report shows of a model: best, median and worst case, or on made patients what of a picture decides."""
+    if found := ranked(scores):
+        return found
+    task = task_of(study)
+    explained = [(case, task.explained(model, case)) for case in public_phantom(study).test]
+    return [(words, case, decisive, likely) for case, said in explained if said for words, decisive, likely in [said]]
+
+
+def classes_of(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Study) -> Classes | None:
+    """What only a whole cohort can be judged by, over the held-out patients of all sites; None for other tasks."""
+    return task_of(study).judged(model, [case for data in cohort.values() for case in data.test])
+
+
 def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> Dice:
     """Dice overall and by site, each with interval and n; a site without held-out patients has none."""
     pooled = scores.pooled()
     return Dice(
-        grid=_grid(scores, study),
+        measure=task_of(study).measure,
+        grid=_grid(scores, study) if study.structures else None,
         overall=_by_structure(pooled, study),
         mean=mean_interval(pooled),
         sites={

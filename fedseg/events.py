@@ -74,6 +74,7 @@ class StudyStarted(Event):
         party: who writes this down: "coordinator", a site's id, or "" for a simulation.
         spare_rounds: rounds that may burn before the study ends short.
         trust: who is trusted for the epsilon, in one sentence; "" where none is claimed.
+        task: "segmentation", or "classification", whose structures are classes.
     """
 
     kind: Literal["study"] = "study"
@@ -103,6 +104,7 @@ class StudyStarted(Event):
     party: Words = ""
     spare_rounds: int = 0
     trust: Words = ""
+    task: Words = "segmentation"
 
 
 class Connected(Event):

@@ -99,8 +99,13 @@ class Grid(Record):
 
 
 class Dice(Record):
-    """Dice over all test patients and site by site."""
+    """What the study's task is scored by, over all test patients and site by site.
 
+    Attributes:
+        measure: what that is called: "Dice", or "accuracy" of a classification, whose "structures" are its classes.
+    """
+
+    measure: Words = "Dice"
     grid: Grid | None = None
     overall: dict[Words, MaybeInterval] = {}
     mean: MaybeInterval = None
@@ -129,6 +134,38 @@ class Measured(Record):
     mean: MaybeInterval = None
     sites: dict[Words, SiteMeasure] = {}
     undefined: dict[Words, int] = {}
+
+
+class Reliability(Record):
+    """Pictures of one bin of confidence: the probability of the class that was said; how often it was right."""
+
+    low: float
+    high: float
+    pictures: int
+    confidence: float
+    accuracy: float
+
+
+class Classes(Record):
+    """How good a classifier is on all test patients; intervals are over patients, with all of their pictures.
+
+    Attributes:
+        names: of the classes.
+        pictures: how many were judged.
+        measures: accuracy of pictures, balanced accuracy, AUC (mean over classes, each against the rest), MCC, ECE.
+        auc: of each class against the rest.
+        confusion: pictures by true class and by the class that was said.
+        roc: of each class the false and true positive rates.
+        reliability: bins of confidence that have a picture.
+    """
+
+    names: list[Words] = []
+    pictures: int = 0
+    measures: dict[Words, MaybeInterval] = {}
+    auc: dict[Words, MaybeInterval] = {}
+    confusion: list[list[int]] = []
+    roc: dict[Words, list[tuple[float, float]]] = {}
+    reliability: list[Reliability] = []
 
 
 class Validated(Record):
@@ -189,6 +226,7 @@ class Metrics(Record):
     charged_for_life: bool | None = None
     dice: Dice = Dice()
     measures: dict[Words, Measured] = {}
+    classes: Classes | None = None
     baselines: dict[Words, MaybeInterval] = {}
     history: list[SerializeAsAny[Validated]] = []
     protocol: Protocol

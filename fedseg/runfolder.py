@@ -63,8 +63,8 @@ KEPT = (
 
 NOTHING: NDArray[np.float32] = np.empty(0, np.float32)
 
-Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8], float]
-"""Rank, case, prediction and Dice of a case to be shown."""
+Picture: TypeAlias = tuple[str, Case, NDArray[np.uint8] | NDArray[np.float32], float]
+"""Rank, case, prediction and Dice of a case to be shown; of a class what was said, what decides it, and how likely."""
 
 
 class Tally(BaseModel):
@@ -325,6 +325,11 @@ def _save_examples(path: Path, examples: Sequence[Picture]) -> None:
     meta = []
     for i, (rank, case, prediction, score) in enumerate(examples):
         if case.label is None:
+            continue
+        if not case.label.ndim:  # a class: shown is what decides it
+            arrays[f"image_{i}"] = pixels(case.image[case.image.shape[0] // 2], case, 0)
+            arrays[f"decisive_{i}"] = pixels(prediction, case, 0)
+            meta.append({"words": rank, "site": case.site, "case": case.name, "likely": score})
             continue
         shown = busiest(case.label, case)[0]
         arrays[f"image_{i}"] = pixels(case.image[case.image.shape[0] // 2], case, shown)

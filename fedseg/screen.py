@@ -194,8 +194,10 @@ class Screen:
             parts.append(f"epsilon {max(spent):.2f} of {self._study.budget:g}{self._per}")
         dice = [site.dice for site in self._sites.values() if site.dice is not None]
         if dice:
+            classified = self._study is not None and self._study.task == "classification"
             sites = "1 site" if len(dice) == 1 else f"{len(dice)} sites"
-            parts.append(f"Dice on the working grid {sum(dice) / len(dice):.2f} in the round before, mean of {sites}")
+            score = "accuracy" if classified else "Dice on the working grid"
+            parts.append(f"{score} {sum(dice) / len(dice):.2f} in the round before, mean of {sites}")
         if event.dropped or not self._drawn:
             self.say("; ".join(parts))
 
@@ -210,7 +212,8 @@ class Screen:
             return Text("starting: loading torch and MONAI takes some seconds a process ...")
         table = Table(box=None, pad_edge=False, header_style="dim")
         columns = ("training", *SHORT.values()) if self._wide else ("steps",)
-        for heading in ("site", *columns, f"epsilon of {study.budget or '-'}", "working-grid Dice"):
+        score = "accuracy" if study.task == "classification" else "working-grid Dice"
+        for heading in ("site", *columns, f"epsilon of {study.budget or '-'}", score):
             table.add_column(self._plain(heading))
         for name, site in self._sites.items():
             table.add_row(*self._row(name, site))

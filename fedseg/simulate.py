@@ -27,12 +27,13 @@ from fedseg.data.roles import going_on
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import (
     assess,
+    classes_of,
     dice_table,
     evaluate,
     mean_interval,
     measure_tables,
     overall_mean,
-    ranked,
+    shown,
     structure_means,
 )
 from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Scored, Trained
@@ -407,8 +408,11 @@ class _Simulation:
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table, others = dice_table(scores, trained, self.study), measure_tables(scores, self.study)
+        classes = classes_of(self.model, self.cohort, self.study)
         self.folder.emit(Ended(seconds=self.folder.seconds))
-        metrics = metrics_of(self.folder, self.parameters, self.options.command, table, per_site, reason, others)
+        metrics = metrics_of(
+            self.folder, self.parameters, self.options.command, table, per_site, reason, others, classes
+        )
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
-        return self.folder.complete(metrics, ranked(scores))
+        return self.folder.complete(metrics, shown(self.model, scores, self.study))

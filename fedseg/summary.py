@@ -11,7 +11,7 @@ from fedseg.budget.achieved import achieved
 from fedseg.budget.explain import guarantee_of
 from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
-from fedseg.records import Dice, Measured, Metrics, Privacy, Protocol
+from fedseg.records import Classes, Dice, Measured, Metrics, Privacy, Protocol
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
 
@@ -62,6 +62,7 @@ def study_event(study: Study, parameters: int, *, secure: bool, party: str = "")
         party=party,
         spare_rounds=plan.spare_rounds,
         trust=study.trust.sentence if study.trust.claims_epsilon else "",
+        task=study.study.task,
     )
 
 
@@ -104,6 +105,7 @@ def metrics_of(
     per_site: Mapping[str, float],
     reason: str,
     measures: Mapping[str, Measured] | None = None,
+    classes: Classes | None = None,
 ) -> Metrics:
     """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
@@ -125,6 +127,7 @@ def metrics_of(
         privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values())),
         dice=table,
         measures=dict(measures or {}),
+        classes=classes,
         baselines=tally.baselines,
         history=tally.history,
         protocol=Protocol(

@@ -50,10 +50,12 @@ def show_metrics(metrics: "Metrics") -> None:
     from fedseg.report.claims import below_start, life_sentence, privacy_sentence
 
     _show_dice(metrics.dice)
+    for name, figure in (metrics.classes.measures if metrics.classes else {}).items():
+        say(f"{name}: {_cell(figure, ' ')}")
     for name, of in metrics.measures.items():
         _show_measure(name, of)
     for name, found in metrics.baselines.items():
-        say(f"{name}: mean Dice {_cell(found, ' ')}")
+        say(f"{name}: mean {metrics.dice.measure} {_cell(found, ' ')}")
     if told := below_start(metrics):
         say(plain("warning: ", "bold red"), told)
     say(stressed(*privacy_sentence(metrics)))
@@ -76,7 +78,7 @@ def _show_dice(dice: "Dice") -> None:
     columns = {name: column for name, column in columns.items() if column[0] is not None}
     if len(columns) == 2:  # one site's own figures are all that there is
         del columns["all sites"]
-    title = "Dice on held-out patients: mean, 95 % bootstrap interval, n patients"
+    title = f"{dice.measure} on held-out patients: mean, 95 % bootstrap interval, n patients"
     table = Table("", title=title, caption=grid_sentence(dice) or None, box=None, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(plain(name))

@@ -151,7 +151,7 @@ def _show(found: "Status") -> None:
         table.add_row("patients, n", *(row.patients for row in shown if row.dice))
         for place, name in enumerate(found.structures):
             table.add_row(plain(name), *(row.dice[place] for row in shown if row.dice))
-        say("Dice that was shared last:")
+        say("what was shared last, Dice or accuracy:")
         out.print(table)
     free = "" if found.free_bytes is None else f"; free disk {size(found.free_bytes)}"
     last = f", the last {ago(found.last_completed, found.asked)} ago" if found.last_completed else ""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedseg.dialogue import Metrics
 from fedseg.errors import RoundFailedError
-from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, ranked, structure_means
+from fedseg.evaluation import Scores, dice_table, evaluate, mean_interval, overall_mean, shown, structure_means
 from fedseg.events import Ended, EpsilonSpent, Scored
 from fedseg.records import ValidatedBySites
 from fedseg.runfolder import RunFolder
@@ -116,7 +116,7 @@ class Figures:
         spent: Mapping[str, float] = {site: spent for site, spent in self.epsilon.items() if spent is not None}
         table = dice_table(scores, {}, self._study)
         metrics = metrics_of(folder, parameters, command, table, spent, reason)
-        return folder.complete(metrics, ranked(public))
+        return folder.complete(metrics, shown(model, public, self._study))
 
     @property
     def _nobody(self) -> Rows:

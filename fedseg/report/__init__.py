@@ -21,10 +21,10 @@ from fedseg.page import save, template
 from fedseg.privacy.delta import delta_text
 from fedseg.privacy.trust import NO_CLAIM_SEEDED
 from fedseg.records import Interval
-from fedseg.report import claims, curves, timeline
+from fedseg.report import claims, classes, curves, timeline
 from fedseg.report.canvas import mark
 from fedseg.report.folder import Run, dropouts, ended, of_kind, read_run
-from fedseg.report.pictures import pictures
+from fedseg.report.pictures import explained, pictures
 
 __all__ = ["PRIVATE", "epsilons_in", "pages", "write_report"]
 
@@ -110,8 +110,12 @@ def _render(run: Run, *, with_patients: bool = False) -> str:
         zoomed=zoomed,
         steps=timeline.STEPS,
         structures=_structures(run),
+        part="class" if run.study.task == "classification" else "structure",
         baselines={**run.metrics.baselines, "this study": run.metrics.dice.mean},
         pictures=[(example, pictures(example, len(run.study.structures))) for example in shown],
+        explained=[(one, explained(one)) for one in run.explained],
+        roc=classes.roc(run),
+        reliability=classes.reliability(run),
         palette=palette,
         mark=mark,
         colour_of=timeline.colour_of,

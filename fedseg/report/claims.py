@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
-from fedseg.events import Burned, Dropped, RoundEnded
+from fedseg.events import Burned, Dropped, RoundEnded, StudyStarted
 from fedseg.mechanisms.table import no_claim, trust_in
 from fedseg.privacy.delta import delta_text, too_large
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, SEEDED
@@ -37,8 +37,8 @@ MEASURES_SAID = (
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
-def _count(number: int, noun: str) -> str:
-    plural = noun if number == 1 else f"{noun}s"
+def _count(number: int, noun: str, several: str = "") -> str:
+    plural = noun if number == 1 else several or f"{noun}s"
     return f"{_WORDS[number] if number < len(_WORDS) else f'{number:,}'} {plural}"
 
 
@@ -95,8 +95,8 @@ def below_start(metrics: Metrics) -> str:
         start = metrics.baselines.get(name)
         if final is not None and start is not None and start.n == final.n and final.mean <= start.mean:
             return (
-                f"this model is no better than its start: mean Dice {final.mean:.2f} after training, and "
-                f"{start.mean:.2f} {name}; do not use it"
+                f"this model is no better than its start: mean {metrics.dice.measure} {final.mean:.2f} after "
+                f"training, and {start.mean:.2f} {name}; do not use it"
             )
     return ""
 
@@ -208,12 +208,18 @@ def warnings(run: Run, *, with_patients: bool = False) -> Iterator[str]:
         yield f"the sum of round {rounds} is not the sum of the survivors: do not use this model"
 
 
+def _asked(study: StudyStarted) -> str:
+    if study.task == "classification":
+        return f"tell {_count(len(study.structures), 'class', 'classes')} apart"
+    return f"outline {_count(len(study.structures), 'structure')}"
+
+
 def summary(run: Run) -> str:
     """The whole study in one sentence."""
     study, protocol, found = run.study, run.metrics.protocol, claimed(run)
     sites, drops = _count(len(study.sites), "site").capitalize(), len(dropouts(run))
     parts = [
-        f"{sites} trained one model to outline {_count(len(study.structures), 'structure')} in "
+        f"{sites} trained one model to {_asked(study)} in "
         f"{_count(protocol.rounds_completed, 'round')}{'' if simulated(run) else ', and no image left its site'}"
     ]
     if found:
@@ -280,7 +286,7 @@ def _about_patients(run: Run) -> tuple[str, str]:
     return (
         f"about any one {found.unit}: {guarantee(found)}-differential privacy, whatever else they know",
         f"{trust.sentence}; mechanism '{run.study.mechanism}', {neighbouring}. "
-        "The Dice numbers of this report are not covered by epsilon",
+        "The numbers on test patients in this report are not covered by epsilon",
     )
 
 

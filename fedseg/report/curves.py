@@ -31,7 +31,7 @@ class _Curve:
 
 
 def convergence(run: Run) -> Markup:
-    """Mean Dice per structure after each round; empty when nothing was validated."""
+    """The mean score of each structure or class after each round; empty when nothing was validated."""
     history = [entry for entry in run.metrics.history if any(value is not None for value in entry.dice.values())]
     if not history:
         return Markup()
@@ -53,7 +53,7 @@ def convergence(run: Run) -> Markup:
     with rc_context(STYLE):
         figure, axes = _over_rounds(min(rounds), max(*rounds, min(rounds) + 1), min(1.0, 0.1 * (int(10 * best) + 2)))
         _draw(axes, curves)
-        return svg(figure, "convergence", "Dice of every structure after each round")
+        return svg(figure, "convergence", f"{run.metrics.dice.measure} of every structure or class after each round")
 
 
 def budget(run: Run) -> Markup:

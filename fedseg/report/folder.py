@@ -54,6 +54,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """A made patient's picture (H, W) float32, how much each pixel decides (H, W) from 0 to 1, and what was said."""
+
+    image: NDArray[np.float32]
+    decisive: NDArray[np.float32]
+    words: str
+    site: str
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything a report may know."""
 
@@ -63,6 +73,7 @@ class Run:
     toml: str
     layout: str
     examples: tuple[Example, ...]
+    explained: tuple[Explained, ...]
     digests: dict[str, str]
 
     @cached_property
@@ -146,7 +157,7 @@ def read_run(folder: Path) -> Run:
             f"{folder / 'metrics.json'}: field privacy is missing although mechanism = {study.mechanism!r}; "
             "run the study again"
         )
-    run = Run(study, events, metrics, toml, layout, _examples(folder / "examples.npz"), _digests(folder))
+    run = Run(study, events, metrics, toml, layout, *_pictures(folder / "examples.npz"), _digests(folder))
     if run.study.study_hash != metrics.study_hash:
         raise ConfigError(f"{path} and metrics.json have different study hashes: the folder mixes two runs")
     finished = len({event.round for event in of_kind(run, RoundEnded)})
@@ -213,9 +224,10 @@ def _first(error: ValidationError) -> str:
     return f"field {where}: {problem['msg'].lower()}; the file was written by something else, run the study again"
 
 
-def _examples(path: Path) -> tuple[Example, ...]:
+def _pictures(path: Path) -> tuple[tuple[Example, ...], tuple[Explained, ...]]:
+    """Cases with outlines, and pictures with what decides their class."""
     if not path.exists():
-        return ()
+        return (), ()
     try:
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
@@ -230,13 +242,26 @@ def _examples(path: Path) -> tuple[Example, ...]:
                     view=View(**item["view"]) if item.get("view") else None,
                 )
                 for i, item in enumerate(meta)
+                if "rank" in item
+            ]
+            explained = [
+                Explained(
+                    np.asarray(arrays[f"image_{i}"], np.float32),
+                    np.asarray(arrays[f"decisive_{i}"], np.float32),
+                    str(item["words"]),
+                    str(item["site"]),
+                )
+                for i, item in enumerate(meta)
+                if "rank" not in item
             ]
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is cut off or not a picture file of a run; delete it or run again") from error
     for i, example in enumerate(found):
         if example.image.ndim != 2 or not example.image.shape == example.truth.shape == example.prediction.shape:
             raise ConfigError(f"{path}: image_{i}, truth_{i} and prediction_{i} must have one two-dimensional shape")
-    return tuple(sorted(found, key=lambda example: [*RANKS, example.rank].index(example.rank)))
+    if any(one.image.ndim != 2 or one.image.shape != one.decisive.shape for one in explained):
+        raise ConfigError(f"{path}: a picture and what decides it must have one two-dimensional shape")
+    return tuple(sorted(found, key=lambda example: [*RANKS, example.rank].index(example.rank))), tuple(explained)
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedseg.palette import WRONG
 from fedseg.picture import draw_edges, draw_labels
-from fedseg.report.folder import Example
+from fedseg.report.folder import Example, Explained
 
 PIXELS = 300
 
@@ -40,6 +40,13 @@ def pictures(example: Example, structures: int) -> list[tuple[str, str]]:
         ("Prediction", drawn(prediction)),
         ("Where they differ", drawn(wrong=truth != prediction)),
     ]
+
+
+def explained(one: Explained) -> list[tuple[str, str]]:
+    """(caption, PNG data URI) of a picture, and of what of it decided its class, the brighter the more."""
+    figure, axes = _shown(one.image)
+    axes.imshow(one.decisive[..., None] * to_rgba(WRONG, 0.85), interpolation="bilinear")
+    return [("Picture", _png(_shown(one.image)[0])), ("What decided", _png(figure))]
 
 
 def _interesting(example: Example) -> tuple[slice, slice]:

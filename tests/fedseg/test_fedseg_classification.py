@@ -1,5 +1,6 @@
 """Classification: which class a picture is of, from the study file to what a run says of its model."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -8,12 +9,16 @@ import pytest
 import torch
 
 from fedseg.data.cases import SiteData
-from fedseg.data.loading import load_site
+from fedseg.data.loading import load_cohort, load_site
 from fedseg.data.phantoms.chest import PROFILES, chest_case
 from fedseg.errors import CaseError, ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.models.table import NETWORKS
+from fedseg.records import Metrics
+from fedseg.report import write_report
+from fedseg.runfolder import RunFolder
+from fedseg.simulate import Options, simulate
 from fedseg.study import parse_study
 from fedseg.tasks.table import task_of
 from fedseg.train import train_round
@@ -122,3 +127,56 @@ def test_it_is_learned_in_a_few_steps(tmp_path):
     assign(model, flatten(model) + update.vector)
     assert loss() < 0.5 * before
     assert all(task.predict(model, case) == case.label for case in cases)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    study = tiny_classes(mechanism="local", patients=6, seed=7)
+    with RunFolder.create(tmp_path_factory.mktemp("runs"), study) as folder:
+        return simulate(folder, load_cohort(None, study), Options(plain=True))
+
+
+def test_a_run_says_how_good_a_classifier_is(run):
+    metrics = Metrics.model_validate_json((run / "metrics.json").read_text())
+    assert (metrics.dice.measure, metrics.dice.grid) == ("accuracy", None)
+    assert set(metrics.classes.measures) == {"accuracy", "balanced accuracy", "AUC", "MCC", "ECE"}
+    tested = sum(site.n_test for site in metrics.dice.sites.values())
+    assert np.sum(metrics.classes.confusion) == metrics.classes.pictures == tested > 4
+    assert metrics.classes.measures["accuracy"].mean == pytest.approx(metrics.dice.mean.mean)
+    assert {name: found.n for name, found in metrics.classes.auc.items()} == {"clear": tested, "cloudy": tested}
+
+
+def test_the_report_has_confusion_curves_and_saliency_of_made_patients_only(run):
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Federated classification report" in page
+    assert "trained one model to tell two classes apart" in page
+    assert "Dice" not in page
+    assert "By class: accuracy" in page
+    for heading in ("true class", "said cloudy", "ROC: ", "Reliability: ", "What decides"):
+        assert heading in page
+    with np.load(run / "examples.npz") as arrays:
+        meta = json.loads(str(arrays["meta"]))
+        assert [one["site"] for one in meta] == ["public phantom"] * 3
+        assert all(0 <= arrays[f"decisive_{i}"].min() < arrays[f"decisive_{i}"].max() == 1 for i in range(3))
+    assert all(one["words"] in page for one in meta)
+    assert not (run / "report-private.html").exists()
+
+
+def test_saliency_is_where_the_answer_comes_from():
+    study = tiny_classes()
+    made = load_site(None, "site-a", study).train[0]
+
+    class Corner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, pictures):
+            seen = self.scale * pictures[:, 0, :4, :4].mean((1, 2))
+            return torch.stack([seen, -seen], 1)
+
+    words, decisive, likely = task_of(study).explained(Corner(), made)
+    assert decisive.shape == made.image.shape[1:]
+    assert decisive[:4, :4].min() > 0.3 > decisive[6:].max() == decisive[:, 6:].max() == 0
+    assert "said to be" in words
+    assert 0 < likely < 1
