@@ -1,6 +1,6 @@
 """Dice against bytes up, and against true epsilon: one training a call, one line of JSON each.
 
-    python tests/benchmarks/sharing.py one --set hippocampus --data ../shared/data/hippocampus --mechanism none --lr 0.1 \
+    python tests/benchmarks/sharing.py one --set hippocampus --data ../shared/data/hippocampus --lr 0.1 \
         --sharing '{"method": "sketch", "share": 0.1, "rotation": true, "bits": 2}' --clip-range 0.02
     python tests/benchmarks/sharing.py table
     python tests/benchmarks/sharing.py figure --to docs/systems
@@ -158,7 +158,7 @@ def figure(lines: list[dict[str, Any]], to: Path) -> None:
         for pane, data in zip(panes[0], sets, strict=False):
             curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for one, dice in found:
-                if one["data"] == data and keep(one):
+                if one["data"] == data and one[across]:
                     kind = one["sharing"].get("method", "full") if name == "bytes" else ""
                     curves[f"{one['mechanism']} {kind}".strip()].append((one[across], float(dice.mean())))
             for label, points in sorted(curves.items()):
