@@ -149,10 +149,7 @@ def figure(lines: list[dict[str, Any]], to: Path) -> None:
     from matplotlib import pyplot as plt
 
     found = trainings([line for line in lines if not line["data"].startswith("made")])
-    for name, across, keep in (
-        ("bytes", "bytes_up", lambda one: True),
-        ("epsilon", "epsilon", lambda one: one["epsilon"]),
-    ):
+    for name, across in (("bytes", "bytes_up"), ("epsilon", "epsilon")):
         sets = sorted({one["data"] for one, _ in found})
         drawn, panes = plt.subplots(1, max(1, len(sets)), figsize=(5 * max(1, len(sets)), 3.4), squeeze=False)
         for pane, data in zip(panes[0], sets, strict=False):
