@@ -52,7 +52,7 @@ BAD = {
     "unknown mechanism": (
         '"local"',
         '"laplace"',
-        "[privacy] mechanism = 'laplace': use 'local' or 'distributed' or 'none'",
+        "[privacy] mechanism = 'laplace': use 'local' or 'distributed' or 'svt' or 'none'",
     ),
     "weaker unit": ('unit = "patient"', 'unit = "slice"', "[privacy] unit = 'slice': use 'patient'"),
     "sampling above one": (r"sample_rate = .*\n", "sample_rate = 1.5\n", "[privacy] sample_rate = 1.5"),
