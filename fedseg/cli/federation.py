@@ -291,12 +291,15 @@ def _settle(
     for round_id in accepted:
         say(accept_round(study, credentials, state, site, round_id))
     federation = load_federation(credentials, study)
+    policy = study.policy(len(flatten(build_model(study))), federation.server_key)
+    following = Following(state, f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}")
     for path in transcripts:
-        policy = study.policy(len(flatten(build_model(study))), federation.server_key)
+
+        def follow(_: object, path: Path = path) -> None:
+            following.replayed(path, study, policy)
+
         with marks_of(state, site) as store:
-            receipt = replay(store, policy, federation.pinned, path)
-        run = f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}"
-        Following(state, run).replayed(path, study, policy)
+            receipt = replay(store, policy, federation.pinned, path, follow)
         say(f"replayed, and it holds: round {receipt.round_id.hex()}")
 
 

@@ -138,3 +138,39 @@ def new(
     say(f"study {study}: read its comments, and decide")
     one = f" --site {next(iter(found.sites))}" if len(found.sites) == 1 else ""
     say(f"next: fedseg data check {study}{one} --data {source}")
+
+
+@app.command("plan")
+def plan(
+    study: Annotated[Path, typer.Argument(help="Study file (TOML).", show_default=False)],
+    data: DataFolder = None,
+    only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
+    write: Annotated[bool, typer.Option("--write", help="Put it into the study file.")] = False,
+) -> None:
+    """Propose working grid, network and batch that follow the images, by nnU-Net's rules.
+
+    Computed from patients' images: no epsilon covers what of it everybody reads in the study.
+    """
+    from fedseg.data.fingerprint import fingerprint
+    from fedseg.data.plan import planned, written
+    from fedseg.files import read_text
+    from fedseg.study import parse_study
+    from secagg.writing import PUBLIC, write_whole
+
+    text = read_text(study, "give the path of a study file")
+    asked = parse_study(text, str(study))
+    if data is None:
+        raise ConfigError(f"{study}: a study has no images; give their folder with --data")
+    folders = {only: data} if only else {site: data / site for site in asked.site_ids if (data / site).is_dir()}
+    found = planned([fingerprint(folder, site, asked) for site, folder in folders.items()], asked)
+    after = written(text, found, str(study))
+    for section, fields in found.fields.items():
+        say(f"[{section}] " + ", ".join(f"{name} = {value}" for name, value in fields.items()))
+    for sentence in found.because:
+        say(f"  {sentence}")
+    if write:
+        write_whole(study, after, PUBLIC)
+        say(f"written to {study}")
+    else:
+        say("nothing was written; --write puts it into the study")
+    say("computed from patients' images: no epsilon covers it, and who reads the study reads it")

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.data.background import background_of, box_of, foreground
+from fedseg.data.grid import slices_along, turned
 from fedseg.data.layouts.dicom import DicomEntry
 from fedseg.data.layouts.files import FileEntry
 from fedseg.data.layouts.table import layout_of
+from fedseg.data.scans import Scan
 from fedseg.errors import CaseError, ConfigError
 from fedseg.study import Study
 
@@ -55,6 +58,8 @@ class Fingerprint:
         cases: how many could be read.
         spacing: millimetres of a voxel along each axis of the file.
         size: voxels along each axis.
+        voxel: the same millimetres along the patient's axes: x, y, z.
+        extent: millimetres of what is not background along these.
         intensities: by modality, of the voxels of any structure.
         structures: by name.
         left_out: sentences on cases that could not be read.
@@ -64,6 +69,8 @@ class Fingerprint:
     cases: int = 0
     spacing: list[Spread] = field(default_factory=list)
     size: list[Spread] = field(default_factory=list)
+    voxel: list[Spread] = field(default_factory=list)
+    extent: list[Spread] = field(default_factory=list)
     intensities: dict[str, Spread] = field(default_factory=dict)
     structures: dict[str, Structure] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -78,7 +85,7 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
     if not layout_of(study).needs_folder:
         raise ConfigError(f"[data] layout = '{study.data.layout}': its patients are made; there is nothing to look at")
     found = Fingerprint(site)
-    spacings, sizes = [], []
+    spacings, sizes, voxels_xyz, extents = [], [], [], []
     inside: list[list[NDArray[np.float32]]] = [[] for _ in study.data.modality]
     volumes: dict[str, list[float]] = {name: [] for name in study.structures}
     for entry in layout_of(study).entries(folder, site, study):
@@ -92,6 +99,9 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
         spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
         spacings.append(spacing)
         sizes.append(scan.image.shape[1:])
+        voxel, extent = _extent(scan)
+        voxels_xyz.append(voxel)
+        extents.append(extent)
         label = np.asarray(scan.label)
         for channel, values in zip(inside, scan.image, strict=True):
             seen = values[label > 0]
@@ -103,6 +113,8 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
     found.cases = len(sizes)
     if sizes:
         found.spacing = [Spread.of(axis) for axis in np.transpose(spacings)]
+        found.voxel = [Spread.of(axis) for axis in np.transpose(voxels_xyz)]
+        found.extent = [Spread.of(axis) for axis in np.transpose(extents)]
         found.size = [Spread.of(axis) for axis in np.transpose(sizes).astype(np.float64)]
     for name, channel in zip(study.data.modality, inside, strict=True):
         if channel and (together := np.concatenate(channel)).size:
@@ -111,3 +123,11 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
         name: Structure(len(those), Spread.of(those) if those else None) for name, those in volumes.items()
     }
     return found
+
+
+def _extent(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Millimetres of a voxel, and of the box around what is not background, along the patient's axes."""
+    image, affine = turned(scan.image, scan.affine)
+    axis, voxel = slices_along(affine), np.linalg.norm(affine[:3, :3], axis=0)
+    seen = np.logical_or.reduce([foreground(channel, background_of(channel, axis)) for channel in image])
+    return voxel, voxel * [side.stop - side.start for side in box_of(seen)]

@@ -19,7 +19,7 @@ from fedseg.federation.algorithm import Rules
 from fedseg.federation.draw import drawn
 from fedseg.federation.table import ALGORITHMS
 from fedseg.files import read_text
-from fedseg.mechanisms.mechanism import Encoding, Mechanism, Terms
+from fedseg.mechanisms.mechanism import VALUE_BITS, Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
@@ -152,7 +152,9 @@ class Study(Section):
     @property
     def terms(self) -> Terms:
         """The numbers that the mechanism works with."""
-        policy = self._policy(Encoding(1, 1.0, 2))  # the sites' numbers do not depend on how values are encoded
+        # The sites' numbers do not depend on how values are encoded, but uneven weights need more than two bits.
+        even = len({site.weight for site in self.sites}) == 1
+        policy = self._policy(Encoding(1, 1.0, 2 if even else VALUE_BITS))
         return Terms(
             epsilon=self.privacy.epsilon,
             delta=self.privacy.delta,

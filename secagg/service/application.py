@@ -122,7 +122,10 @@ class Application(ABC):
         """A message of the protocol came."""
 
     def replayed(self, receipt: Receipt, transcript: bytes) -> None:
-        """A transcript was replayed, and holds."""
+        """A transcript was replayed, and holds; it counts once this returned, in a thread that the member waits for.
+
+        It comes again where the process ends before it counts.
+        """
 
     def awaiting(self, sites: Iterable[str], seconds: float) -> None:
         """For whom the coordinator waits; for the coordinator itself, where that does not answer."""

@@ -12,7 +12,7 @@ from secagg.messages import Receipt
 from secagg.policy import PinnedRoster, Policy
 from secagg.service.dialogue import WAITED_FOR
 from secagg.store import Store
-from secagg.transcript import accept
+from secagg.transcript import RoundReport, accept
 from secagg.transcript_files import verify
 from secagg.writing import write_whole
 
@@ -82,8 +82,16 @@ class Exposed:
             }
         return not self.waiting
 
-    def replay(self, transcript: bytes, policy: Policy, pinned: PinnedRoster) -> Receipt | str:
+    def replay(
+        self, transcript: bytes, policy: Policy, pinned: PinnedRoster, before: Callable[[Receipt], None]
+    ) -> Receipt | str:
         """Recompute the sum of a round: a lying coordinator could take it again without a site.
+
+        Args:
+            transcript: whoever sent it is not believed.
+            policy: the member's own.
+            pinned: the member's own roster.
+            before: see `replay`.
 
         Returns:
             The round's receipt, or a sentence on why the transcript settles nothing; it is kept then.
@@ -91,14 +99,20 @@ class Exposed:
         came = self._state / REFUSED
         write_whole(came, transcript)
         try:
-            receipt = replay(self._store, policy, pinned, came)
+            receipt = replay(self._store, policy, pinned, came, before)
         except SecAggError as error:
             return f"a transcript was refused and settles nothing: {error}; it is kept in {came}"
         came.unlink()
         return receipt
 
 
-def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Receipt:
+def replay(
+    store: Store,
+    policy: Policy,
+    pinned: PinnedRoster,
+    path: Path,
+    before: Callable[[Receipt], None] = lambda receipt: None,
+) -> Receipt:
     """Recompute the sum of a round from its transcript, under this member's own policy and roster, and mark it.
 
     Args:
@@ -106,6 +120,8 @@ def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Re
         policy: the member's own.
         pinned: the member's own roster.
         path: the transcript; whoever sent it is not believed.
+        before: takes the receipt before the round counts as replayed, and may do so again: a process that was killed
+            in between is sent the transcript once more.
 
     Returns:
         The round's receipt.
@@ -114,7 +130,12 @@ def replay(store: Store, policy: Policy, pinned: PinnedRoster, path: Path) -> Re
         SecAggError: the transcript does not hold, is of another federation, or does not fit the member's log; nothing
             was marked.
     """
-    verdict = verify([path], policy, pinned)
-    accept(verdict, store)
-    (receipt,) = (report.receipt for report in verdict.rounds if report.receipt is not None)
-    return receipt
+    receipts: list[Receipt] = []
+
+    def follow(rounds: tuple[RoundReport, ...]) -> None:
+        receipts.extend(report.receipt for report in rounds if report.receipt is not None)
+        (receipt,) = receipts
+        before(receipt)
+
+    accept(verify([path], policy, pinned), store, follow)
+    return receipts[0]

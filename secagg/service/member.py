@@ -492,11 +492,9 @@ class Member:
         self._free()
 
     async def _replay(self, transcript: bytes) -> None:
-        receipt = await asyncio.to_thread(self._exposed.replay, transcript, self._policy, self._pinned)
-        if isinstance(receipt, str):
-            self._app.note(receipt)
-        else:
-            self._app.replayed(receipt, transcript)
+        given = transcript, self._policy, self._pinned, lambda receipt: self._app.replayed(receipt, transcript)
+        if isinstance(found := await asyncio.to_thread(self._exposed.replay, *given), str):
+            self._app.note(found)
 
 
 def _lied(error: ProtocolError) -> RunFailedError:

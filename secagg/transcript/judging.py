@@ -3,7 +3,7 @@
 Must never: take a key or a policy from a transcript. Specification: docs/spec.md, section "Transcripts".
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -181,7 +181,9 @@ def _not_shown(reports: Sequence[RoundReport], missing: Sequence[Missing], polic
 # --- A client that accepts ----------------------------------------------------------------------------------------
 
 
-def accept(verdict: Verdict, store: Store) -> tuple[RoundReport, ...]:
+def accept(
+    verdict: Verdict, store: Store, before: Callable[[tuple[RoundReport, ...]], None] | None = None
+) -> tuple[RoundReport, ...]:
     """Mark rounds as replayed: those of the verdict that have a sum and in which everything was checked.
 
     So a site may take part again after it released shares for one of them, or for one that another site names: in
@@ -191,6 +193,7 @@ def accept(verdict: Verdict, store: Store) -> tuple[RoundReport, ...]:
     Args:
         verdict: under the site's own policy and roster.
         store: the site's durable marks.
+        before: takes these rounds, and does what has to be durable before their marks are; it may come to it again.
 
     Returns:
         The rounds that are now marked as replayed.
@@ -214,6 +217,8 @@ def accept(verdict: Verdict, store: Store) -> tuple[RoundReport, ...]:
         for report in accepted:
             slot = Slot(verdict.session, report.training_run, report.round_number, report.attempt)
             marks.replay(slot, report.round_id)
+        if before is not None:
+            before(accepted)
     return accepted
 
 

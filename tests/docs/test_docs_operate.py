@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedseg.configuration import CoordinatorFile, SiteFile
+from fedseg.site.control import LEAST_DIGITS
 from fedseg.study import parse_study
 from secagg.service.stopping import ENDED_EARLY
 
@@ -36,6 +37,9 @@ def test_the_files_that_the_page_shows_are_read():
     CoordinatorFile.model_validate(tomllib.loads(FILES["coordinator.toml"]))
     SiteFile.model_validate(tomllib.loads(FILES["site.toml"]))
     assert len(BLOCKS) == PAGE.count("```sh\n")
+    (approved,) = re.findall(r"--approve ([0-9a-f]+)$", PAGE, re.MULTILINE)
+    assert len(approved) == LEAST_DIGITS
+    assert f"first {LEAST_DIGITS} digits" in PAGE
 
 
 @pytest.mark.slow
@@ -97,7 +101,7 @@ def started(command: list[str], folder: Path, log: str) -> "subprocess.Popen[str
 
 def run(command: list[str], folder: Path, typed: str) -> str:
     process = started(command, folder, "log")
-    process.communicate(typed + "\n", timeout=300)
+    process.communicate(typed + "\n", timeout=1200)  # for a busy machine
     said = (folder / "log").read_text()
     assert process.returncode == 0, (command, said)
     return said

@@ -1,4 +1,4 @@
-"""`fedseg new` writes a study that `fedseg data check` passes; `fedseg data fingerprint` tells what nnU-Net's does."""
+"""`fedseg new` writes a study that `fedseg data check` passes; fingerprint and plan tell what nnU-Net's do."""
 
 import json
 import shutil
@@ -8,10 +8,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from fedseg.data.fingerprint import Fingerprint, Spread
+from fedseg.data.plan import planned, written
+from fedseg.errors import ConfigError
 from fedseg.study import load_study
 from tests.fedseg.test_fedseg_realdata import folder_of
 from tests.support.command import is_one_sentence, run
 from tests.support.folders import AFFINE, brain, write_decathlon, write_feta
+from tests.support.tiny import tiny_study
 
 SITES = ("clinic-1", "clinic-2", "clinic-3")
 
@@ -172,3 +176,62 @@ def test_a_label_to_be_ignored_becomes_no_structure(tmp_path, capsys, monkeypatc
     code, said, _ = run(capsys, monkeypatch, *check)
     assert code == 1
     assert "the files declare label 2 to be ignored, and in the study it is a structure" in said
+
+
+def test_a_plan_follows_the_images_and_leaves_the_rest_of_the_study_alone(tmp_path, capsys, monkeypatch):
+    bids(tmp_path / "clinic-1")
+    path = tmp_path / "s.toml"
+    run(capsys, monkeypatch, "new", path, "--from", tmp_path)
+    before = path.read_text(encoding="utf-8")
+    code, said, error = run(capsys, monkeypatch, "plan", path, "--data", tmp_path)
+    assert code == 0, error
+    assert path.read_text(encoding="utf-8") == before
+    assert "nothing was written" in said
+    assert "no epsilon covers it" in said.splitlines()[-1]
+    code, _, error = run(capsys, monkeypatch, "plan", path, "--data", tmp_path, "--write")
+    assert code == 0, error
+    study = load_study(path)
+    assert study.data.spacing == (0.8, 0.8)
+    assert (study.model.name, study.training.optimizer) == ("dynunet", "adamw")
+    assert max(study.data.sides) <= 48  # the head, not the whole image
+    kept = [line for line in before.splitlines() if "#" in line and not line.startswith("size")]
+    assert set(kept) <= set(path.read_text(encoding="utf-8").splitlines())
+    clinic = ("--site", "clinic-1", "--data", tmp_path / "clinic-1")
+    code, _, error = run(capsys, monkeypatch, "data", "check", path, *clinic)
+    assert code == 0, error
+
+
+def spread(value: float) -> Spread:
+    return Spread(value, 0, value, value, {"0.5": value, "5": value, "50": value, "95": value, "99.5": value})
+
+
+def scanned(voxel: tuple[float, ...], extent: tuple[float, ...], cases: int = 40) -> Fingerprint:
+    axes = [[spread(value) for value in values] for values in (voxel, np.divide(extent, voxel), voxel, extent)]
+    return Fingerprint("a", cases, *axes)
+
+
+@pytest.mark.parametrize(
+    ("dims", "voxel", "extent", "spacing", "size", "levels"),
+    [
+        (3, (1, 1, 1), (36, 51, 40), (1, 1, 1), (40, 56, 40), 4),  # hippocampus: nnU-Net's own plan
+        (3, (1, 1, 1), (240, 240, 155), (1, 1, 1), (64, 64, 64), 5),
+        (2, (0.5, 0.5, 5), (100, 120, 90), (0.5, 0.5), (192, 192), 5),
+        (2, (5, 0.5, 0.5), (90, 50, 60), (0.5, 0.5), (112, 128), 5),  # slices along x
+    ],
+)
+def test_the_plan_of_known_images(dims, voxel, extent, spacing, size, levels):
+    study = tiny_study(mechanism="none").replace(data={"dims": dims, "slices_per_patient": 1})
+    fields = planned([scanned(voxel, extent)], study).fields
+    assert tuple(fields["data"]["spacing"]) == spacing
+    assert tuple(fields["data"]["size"]) == size
+    assert len(fields["model"]["channels"]) == levels
+    assert min(size) // 2 ** (levels - 1) >= 4
+    private = tiny_study().replace(data={"dims": dims, "slices_per_patient": 1})
+    assert "training" not in planned([scanned(voxel, extent)], private).fields
+
+
+def test_a_study_whose_fields_do_not_stand_in_lines_is_not_rewritten():
+    plan = planned([scanned((1, 1, 1), (32, 32, 32))], tiny_study(mechanism="none"))
+    text = 'study = {name = "s"}\n[data]\nsize = [\n  16,\n  16]\n'
+    with pytest.raises(ConfigError, match="do not stand in one line each"):
+        written(text, plan, "s.toml")

@@ -131,8 +131,10 @@ def test_the_same_command_goes_on_with_a_coordinator_that_was_ended_and_says_whe
     ]
     try:
         first = subprocess.Popen(coordinator, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not _has(tmp_path / "runs", '"round":2', "MaskedInputCollection"):
+        deadline = time.monotonic() + 900  # limits for a busy machine: nothing waits for them where all is well
+        while not _has(tmp_path / "runs", '"round":2', "MaskedInputCollection"):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         first.send_signal(how)
         began = time.monotonic()
@@ -141,9 +143,9 @@ def test_the_same_command_goes_on_with_a_coordinator_that_was_ended_and_says_whe
         if how is signal.SIGTERM:
             assert time.monotonic() - began < 30
             assert "the same command goes on with this run" in said
-        again = subprocess.run(coordinator, capture_output=True, text=True, timeout=240, check=False)
+        again = subprocess.run(coordinator, capture_output=True, text=True, timeout=900, check=False)
         assert again.returncode == 0, again.stdout + again.stderr
-        assert [site.wait(timeout=60) for site in sites] == [0, 0, 0]
+        assert [site.wait(timeout=300) for site in sites] == [0, 0, 0]
     finally:
         for site in sites:
             site.kill()
@@ -155,7 +157,7 @@ def test_the_same_command_goes_on_with_a_coordinator_that_was_ended_and_says_whe
         (3, 3),
     ]
     assert not [event for event in events if event["kind"] == "burned"], "nothing that could finish is lost"
-    last = subprocess.run(coordinator, capture_output=True, text=True, timeout=120, check=False)
+    last = subprocess.run(coordinator, capture_output=True, text=True, timeout=600, check=False)
     assert last.returncode == 0, last.stdout + last.stderr
     assert "this run is finished" in last.stdout
 

@@ -221,3 +221,8 @@ def test_a_box_of_the_studys_proportions_is_stretched_to_its_size(tiny: Study) -
     grid = grid_around(inside, np.eye(4), np.eye(4), data)
     assert grid.shape == (32, 16, 16)
     assert tuple(grid.high - grid.low) == (40, 20, 20)
+
+
+def test_hospitals_of_very_different_sizes_may_have_weights_like_that() -> None:
+    weights = {site.id: site.weight for site in load_study(STUDIES / "lgg-plain.toml").sites}
+    assert max(weights.values()) == 34 * min(weights.values())

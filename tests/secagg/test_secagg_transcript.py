@@ -43,6 +43,7 @@ from secagg.messages import (
 )
 from secagg.policy import session_id
 from secagg.prg import Stream
+from secagg.service.exposed import replay
 from secagg.store import Marks
 from secagg.transcript import Verdict, ViolationError, accept, checks, facts, judging, reading, vectors
 from secagg.transcript.record import (
@@ -882,6 +883,24 @@ def test_a_client_that_fell_silent_before_the_result_learns_it_from_the_transcri
     with store.transaction() as marks:
         assert marks.head(verdict.session, RUN) == (2, second.server.head)
         assert all(marks.replayed(report.round_id) for report in verdict.rounds)
+
+
+def test_what_follows_from_a_round_is_known_before_it_counts_as_replayed(tmp_path):
+    """A process killed in between took part again, and knew no more which model may come next."""
+    cohort = Cohort(5)
+    recorded(tmp_path / "t", cohort)
+    store, followed = MemoryStore(), []
+
+    def killed(receipt):
+        followed.append(receipt)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay(store, cohort.policy, cohort.roster, tmp_path / "t", killed)
+    assert store._entries == {}
+    assert replay(store, cohort.policy, cohort.roster, tmp_path / "t", followed.append) == followed[0] == followed[1]
+    with store.transaction() as marks:
+        assert marks.replayed(followed[0].round_id)
 
 
 def test_a_client_accepts_nothing_less(tmp_path):
