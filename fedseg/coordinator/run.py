@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from secagg.rpc.tls import COORDINATOR
 from secagg.service import events
 from secagg.service.coordinator import Coordinator as Engine
 from secagg.service.errors import RunFailedError
+from secagg.service.running import How
 from secagg.service.running import Options as Running
 from secagg.service.stopping import run_until_stopped
 from secagg.writing import write_whole
@@ -61,20 +63,7 @@ class Coordinator(Engine):
         policy = self.study.policy(training.parameters, key.verify_key)
         training.policy, training.running = policy, lambda: self.facts.round if self.driver.running else 0
         self._tls = tls = coordinator_tls(options.credentials)
-        running = Running(
-            state=folder.path,
-            host=options.host,
-            port=options.port,
-            tls=options.tls,
-            patience=options.patience,
-            rejoin_seconds=options.rejoin_seconds,
-            step_seconds=options.step_seconds,
-            training_seconds=options.training_seconds,
-            grace=options.grace,
-            farewell_seconds=options.farewell_seconds,
-            transcripts=options.transcripts,
-            quota=options.quota,
-        )
+        running = Running(state=folder.path, **{how.name: getattr(options, how.name) for how in fields(How)})
         try:
             super().__init__(policy, federation, key, tls, self.study.hash(), training, running, self._told)
         except SecAggConfigError as error:

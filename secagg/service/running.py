@@ -14,11 +14,10 @@ from secagg.service.transcripts import QUOTA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a coordinator runs; none of it changes what a round means.
+class How:
+    """How a coordinator runs, whatever its run is about; none of it changes what a round means.
 
     Attributes:
-        state: folder of the journal and the transcripts of this run, on a local disk.
         host, port: where to listen; port 0 takes a free one.
         tls: members show a certificate ("mtls"), or a load balancer ends TLS and they prove themselves ("tls").
         patience: seconds to wait for members at the start, and later where too few are there for a sum.
@@ -29,11 +28,9 @@ class Options:
         farewell_seconds: how long the end of a run is offered to members that do not fetch it.
         transcripts: keep each round's public transcript with the masked inputs "whole", as "hashes", or not ("none").
         quota: bytes of all transcripts, at most; the oldest go first.
-        reserve_bytes: free bytes below which no round begins.
         command: how it was started, for the record.
     """
 
-    state: Path
     host: str = "127.0.0.1"
     port: int = 0
     tls: str = MTLS
@@ -45,8 +42,20 @@ class Options:
     farewell_seconds: float = 5.0
     transcripts: str = "whole"
     quota: int = QUOTA
-    reserve_bytes: int = 64 << 20
     command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(How):
+    """The same, and where.
+
+    Attributes:
+        state: folder of the journal and the transcripts of this run, on a local disk.
+        reserve_bytes: free bytes below which no round begins.
+    """
+
+    state: Path
+    reserve_bytes: int = 64 << 20
 
 
 class Application(Protocol):

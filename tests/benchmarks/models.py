@@ -76,11 +76,12 @@ def main(*arguments: str) -> None:
     torch.set_num_threads(1)
     sets = [one.removeprefix("--set=") for one in arguments if one.startswith("--set=")]
     path, folder, who, *seed = [one for one in arguments if not one.startswith("--")]
-    study = load_study(Path(path))
+    changes: dict[str, dict[str, object]] = {}
     for one in (f"study.seed={seed[0] if seed else 1}", *sets):
         field, _, value = one.partition("=")
         section, _, name = field.partition(".")
-        study = study.replace(**{section: {name: tomllib.loads(f"value = {value}")["value"]}})
+        changes.setdefault(section, {})[name] = tomllib.loads(f"value = {value}")["value"]
+    study = load_study(Path(path)).replace(**changes)
     choosing = "--choosing" in arguments
     loaded = load_cohort(Path(folder), study) if (Path(folder) / study.site_ids[0]).is_dir() else shared(folder, study)
     cohort = {site: roles(site, data, choosing) for site, data in loaded.items()}
