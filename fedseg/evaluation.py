@@ -150,7 +150,7 @@ def dice_table(scores: Scores, trained: Mapping[str, int], study: Study) -> Dice
     pooled = scores.pooled()
     return Dice(
         measure=task_of(study).measure,
-        grid=_grid(scores, study) if study.structures else None,
+        grid=_grid([case for _, case, _ in scores.examples], study, final=scores.final) if study.structures else None,
         overall=_by_structure(pooled, study),
         mean=mean_interval(pooled),
         sites={
@@ -191,11 +191,15 @@ def _by_structure(values: NDArray[np.float64], study: Study) -> dict[str, Interv
     return {name: interval(column) for name, column in zip(task_of(study).names, values.T, strict=True)}
 
 
-def _grid(scores: Scores, study: Study) -> Grid:
+def grid_of(cohort: Mapping[str, SiteData], study: Study) -> Grid:
+    """Where `assess` judges these held-out patients of a segmentation."""
+    return _grid([case for data in cohort.values() for case in data.test], study, final=True)
+
+
+def _grid(cases: Sequence[Case], study: Study, *, final: bool) -> Grid:
     """Where Dice was computed, and how wide its voxels are over the cases that have one."""
-    cases = [case for _, case, _ in scores.examples]
     stacked = study.data.dims == 2
-    files = [case.original.spacing for case in cases if case.original is not None] if scores.final else []
+    files = [case.original.spacing for case in cases if case.original is not None] if final else []
     if files:
         widths = [mm for spacing in files for mm in spacing]
         return Grid(size=max(study.data.sides), dims=study.data.dims, where="file", spacing=(min(widths), max(widths)))

@@ -67,6 +67,7 @@ class Options:
     Attributes:
         plain: a plain sum in place of secure aggregation.
         alone: train on this site's data only; the baseline of a hospital that does not take part.
+        leave_out: the site that does not train: its patients are new to the model. Goes with `plain`.
         transcripts: keep every round's public transcript, and roster and policy to verify it with.
         charged: folder of the images, one subfolder a site: rounds are charged in the ledgers that these have for life,
             as `fedseg site` does. None keeps ledgers of this run alone.
@@ -79,6 +80,7 @@ class Options:
 
     plain: bool = False
     alone: str = ""
+    leave_out: str = ""
     transcripts: bool = False
     charged: Path | None = None
     ray: str = ""
@@ -108,6 +110,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
         raise ConfigError(f"site '{options.alone}' is not in the study; use one of {', '.join(cohort)}")
     if options.alone:
         trainable_alone(folder.study)
+    if options.leave_out:
+        trainable_without(folder.study, options.leave_out)
     if options.charged is not None:
         chargeable(folder.study)
     if options.ray and (options.plain or options.alone or options.charged):
@@ -139,6 +143,23 @@ def trainable_alone(study: Study) -> None:
         )
 
 
+def trainable_without(study: Study, site: str) -> None:
+    """Refuse to train without a site where there is none such, or where its share of the noise would be missing.
+
+    Raises:
+        ConfigError: not a site of the study, or too few are left for the noise of the sum.
+    """
+    if site not in study.site_ids:
+        raise ConfigError(f"site '{site}' is not in the study; use one of {', '.join(study.site_ids)}")
+    least = study.policy(1).min_survivors
+    shared = study.trust.claims_epsilon and not study.trust.each_update_private
+    if shared and len(study.site_ids) - 1 < least:
+        raise ConfigError(
+            f"--leave-out {site}: the noise of the sum is that of {least} sites, and fewer are left; compare with "
+            "mechanism = 'local'"
+        )
+
+
 def chargeable(study: Study) -> None:
     """Refuse to charge a run for life that can be repeated, or that has no patients.
 
@@ -159,10 +180,11 @@ def chargeable(study: Study) -> None:
 class _Simulation:
     def __init__(self, folder: RunFolder, cohort: Mapping[str, SiteData], options: Options, closing: ExitStack) -> None:
         self.folder, self.options, self.study = folder, options, folder.study
-        self.sites = [options.alone] if options.alone else self.study.site_ids
+        self.sites = [options.alone] if options.alone else [s for s in self.study.site_ids if s != options.leave_out]
         self.told: dict[str, str] = {}
         resumed = (folder.path / "state.json").is_file()
         mode = f"--alone {options.alone}" if options.alone else "--plain" if options.plain else "secure aggregation"
+        mode = f"--leave-out {options.leave_out}" if options.leave_out else mode
         mode += "" if options.charged is None else " and --charge"
         if resumed and folder.tally.mode != mode:
             raise ConfigError(
@@ -187,7 +209,7 @@ class _Simulation:
         self.book = RoundBook(folder.path.name, self.study.hash(), server_key, self.policy.max_corrupt)
         self.aggregator: PlainSum | SecureSum
         self.cluster: OnRay | None = None
-        if options.plain or options.alone:
+        if options.plain or options.alone or options.leave_out:
             rounding = rounding_of(self.study.study.seed)
             self.aggregator = PlainSum(self.policy, rounding, folder.tally.completed + 1)
         else:
@@ -279,7 +301,7 @@ class _Simulation:
             self._score()
         while self.folder.tally.completed < self.study.study.rounds:
             sites = self._charged()
-            if len(sites) < (1 if self.options.alone else self.policy.min_survivors):
+            if len(sites) < (1 if self.options.alone or self.options.leave_out else self.policy.min_survivors):
                 reason = "too few sites have budget left for another round"
                 break
             number, attempt = self.aggregator.number, self.book.attempt

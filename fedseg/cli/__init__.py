@@ -5,8 +5,21 @@ need them, so that `--help` answers at once, without them, too. How things are s
 both commands.
 """
 
-from fedseg.cli import simulation, credentials, federation, demonstration, images, privacy, ledger, prediction, reports  # noqa: F401, I001 - in the order of --help
-from fedseg.cli import verifying, stating, watching  # noqa: F401
+from fedseg.cli import (  # noqa: F401
+    comparing,
+    credentials,
+    demonstration,
+    federation,
+    images,
+    ledger,
+    prediction,
+    privacy,
+    reports,
+    simulation,
+    stating,
+    verifying,
+    watching,
+)
 from fedseg.cli.terminal import app, main
 from secagg.cli.enrol import enrol_app
 

@@ -1,5 +1,6 @@
 """What every run ends with: its report, its figures on the screen, and a status that is 0 for a complete study only."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,11 @@ def show_metrics(metrics: "Metrics") -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
     from fedseg.report.claims import below_start, life_sentence, privacy_sentence
 
-    _show_dice(metrics.dice)
+    show_figures(metrics.dice, metrics.measures)
     for name, figure in (metrics.classes.measures if metrics.classes else {}).items():
-        say(f"{name}: {_cell(figure, ' ')}")
-    for name, of in metrics.measures.items():
-        _show_measure(name, of)
+        say(f"{name}: {cell_of(figure, ' ')}")
     for name, found in metrics.baselines.items():
-        say(f"{name}: mean {metrics.dice.measure} {_cell(found, ' ')}")
+        say(f"{name}: mean {metrics.dice.measure} {cell_of(found, ' ')}")
     if told := below_start(metrics):
         say(plain("warning: ", "bold red"), told)
     say(stressed(*privacy_sentence(metrics)))
@@ -68,6 +67,13 @@ def show_metrics(metrics: "Metrics") -> None:
         f"{protocol.bytes_up / 1e6:.1f} MB up, {protocol.bytes_down / 1e6:.1f} MB down; "
         f"seconds by step: {steps or 'none'}"
     )
+
+
+def show_figures(dice: "Dice", measures: "Mapping[str, Measured]") -> None:
+    """Dice per structure and site, and the other measures per structure."""
+    _show_dice(dice)
+    for name, of in measures.items():
+        _show_measure(name, of)
 
 
 def _show_dice(dice: "Dice") -> None:
@@ -83,8 +89,8 @@ def _show_dice(dice: "Dice") -> None:
     for name in columns:
         table.add_column(plain(name))
     for name in dice.overall:
-        table.add_row(plain(name), *(_cell(structures.get(name)) for _, structures in columns.values()))
-    table.add_row("mean", *(_cell(mean) for mean, _ in columns.values()), style="bold")
+        table.add_row(plain(name), *(cell_of(structures.get(name)) for _, structures in columns.values()))
+    table.add_row("mean", *(cell_of(mean) for mean, _ in columns.values()), style="bold")
     if columns:
         out.print(table)
 
@@ -99,8 +105,9 @@ def _show_measure(name: str, of: "Measured") -> None:
     missing = sum(of.undefined.values())
     lacking = f"; {missing} undefined, where truth or prediction lacks the structure" if missing else ""
     each = f": {', '.join(parts)}" if len(parts) > 1 else ""
-    say(f"{what}: mean {_cell(of.mean, ' ')}{each}{lacking}")
+    say(f"{what}: mean {cell_of(of.mean, ' ')}{each}{lacking}")
 
 
-def _cell(found: "Interval | None", separator: str = "\n") -> str:
+def cell_of(found: "Interval | None", separator: str = "\n") -> str:
+    """Mean, interval and n."""
     return f"{found.mean:.2f}{separator}{found.low:.2f}-{found.high:.2f}{separator}n={found.n}" if found else "n/a"

@@ -39,6 +39,7 @@ class Case:
         slice_axis: the spatial axis along which slices are stacked.
         oriented: whether the affine says where the patient's sides are; where not, no picture may name them.
         kept: of each structure in the label, what the working grid keeps of it; for people at the site.
+        tests: whether a data set's own public split holds it out; None where it has none.
         original: the label map as its file has it; None at prediction, of made patients and where a label is no map.
     """
 
@@ -53,6 +54,7 @@ class Case:
     slice_axis: int
     oriented: bool = field(default=True, kw_only=True)
     kept: tuple["Kept", ...] = field(default=(), kw_only=True)
+    tests: bool | None = field(default=None, kw_only=True)
     original: "Original | None" = field(default=None, kw_only=True)
 
 
@@ -141,8 +143,15 @@ def held_out(site: str, patient: str, holdout: float) -> bool:
 
 
 def split(site: str, cases: list[Case], study: Study) -> SiteData:
-    """Each case by its patient's role; there may be nobody in training, and nobody to test."""
-    kept = [held_out(site, case.patient, study.data.holdout) for case in cases]
+    """Each case by its patient's role; there may be nobody in training, and nobody to test.
+
+    The role is that of the data set's own split where it has one, else by `held_out`.
+    """
+    given: dict[str, bool] = {}
+    for case in cases:  # whoever has a picture in both parts of a data set is never trained on
+        if case.tests is not None:
+            given[case.patient] = given.get(case.patient, False) or case.tests
+    kept = [given.get(c.patient, held_out(site, c.patient, study.data.holdout)) for c in cases]
     return SiteData(
         site,
         train=tuple(case for case, tests in zip(cases, kept, strict=True) if not tests),

@@ -64,16 +64,22 @@ def check_between(folders: Mapping[str, Path | None], study: Study) -> list[Find
     return []
 
 
+def _by_class(cases: list[Case], study: Study) -> str:
+    counts = [sum(case.label == number for case in cases) for number in range(len(study.names))]
+    return ", ".join(f"{count} {name}" for name, count in zip(study.names, counts, strict=True))
+
+
 def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:
     if not cases:
         return []
     data = split(site, cases, study)
     spacings = np.array([case.spacing for case in cases])
+    wide = f"working voxels {spacings.min():.2f} to {spacings.max():.2f} mm"
     return [
         Finding(
             "info",
             site,
             f"{len({case.patient for case in cases})} patients, {len(data.train)} cases to train and "
-            f"{len(data.test)} to test; working voxels {spacings.min():.2f} to {spacings.max():.2f} mm",
+            f"{len(data.test)} to test; {wide if study.structures else _by_class(cases, study)}",
         )
     ]

@@ -26,6 +26,7 @@ class Scan:
         label: as the layout found it: with segmentation (X, Y, Z), a value a voxel. None at prediction.
         label_name: what errors call the label.
         oriented: whether the affine says where the patient's sides are.
+        framed: whether all of it is the field of view, as of a photograph; else what is dark around is cut off.
     """
 
     patient: str
@@ -35,6 +36,7 @@ class Scan:
     label: NDArray[Any] | None = field(default=None, repr=False)
     label_name: str = ""
     oriented: bool = True
+    framed: bool = False
 
 
 def working_case(scan: Scan, site: str, study: Study) -> Case:
@@ -48,7 +50,7 @@ def working_case(scan: Scan, site: str, study: Study) -> Case:
     slice_axis = slices_along(affine)
     grounds = [background_of(channel, slice_axis) for channel in image]
     values = normalised(image, grounds, study.data, scan.name)
-    seen = np.logical_or.reduce([foreground(*channel) for channel in zip(image, grounds, strict=True)])
+    seen = np.logical_or.reduce([foreground(*channel) for channel in zip(image, grounds, strict=True)]) | scan.framed
     grid = grid_around(seen, affine, scan.affine, study.data)
     task, label = task_of(study), None
     kept: tuple[Kept, ...] = ()

@@ -1,5 +1,7 @@
 """Mechanism "none": nothing is clipped or noised, nobody is protected, and every output says so."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
@@ -50,7 +52,7 @@ class Unprotected(Mechanism):
         because="updates are neither clipped nor noised",
         short="no privacy",
     )
-    needs = ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def noise_multiplier(self, terms: Terms) -> float:
         """None."""

@@ -1,6 +1,7 @@
 """Every mechanism by its name, and what is said of it; a new one is one more file and one more line here."""
 
 from fedseg.errors import ConfigError
+from fedseg.mechanisms.clipped import Clipped
 from fedseg.mechanisms.distributed import Distributed
 from fedseg.mechanisms.local import Local
 from fedseg.mechanisms.mechanism import Mechanism
@@ -9,7 +10,8 @@ from fedseg.mechanisms.svt import SparseVectorTechnique
 from fedseg.privacy.trust import Trust
 
 MECHANISMS: dict[str, Mechanism] = {
-    mechanism.name: mechanism for mechanism in (Local(), Distributed(), SparseVectorTechnique(), Unprotected())
+    mechanism.name: mechanism
+    for mechanism in (Local(), Distributed(), SparseVectorTechnique(), Unprotected(), Clipped())
 }
 """By `[privacy] mechanism`."""
 

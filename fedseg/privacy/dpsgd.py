@@ -193,6 +193,16 @@ def plain_gradient(
     return ((total if within is None else within.restored(within.reduced(total))) / denominator).float()
 
 
+def clipped_gradient(
+    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], clip_norm: float, denominator: int
+) -> torch.Tensor:
+    """Sum of clipped patient gradients / denominator, without noise, for mechanism 'clipped': nobody is protected.
+
+    Args and returns as `plain_gradient`; `clip_norm` is the L2 bound of one patient's gradient.
+    """
+    return (summed(parameters, losses, clip_norm) / denominator).float()
+
+
 def summed(
     parameters: Sequence[torch.Tensor],
     losses: Iterable[torch.Tensor],

@@ -19,7 +19,7 @@ from fedseg.summary import STARTS
 HARMLESS = frozenset(
     f"--{option}"
     for options in (
-        ["plain", "seed", "set", "alone", "resume", "charge"],
+        ["plain", "seed", "set", "alone", "resume", "charge", "leave-out", "seeds", "epsilon", "rows"],
         ["host", "port", "patience", "rejoin-seconds", "training-seconds", "transcripts"],
         ["coordinator", "accept-exposure"],
     )
@@ -84,7 +84,7 @@ def grid_sentence(dice: Dice, curve: bool = False) -> str:
     if grid.where == "file":
         after = f" Dice after each round is of the {working}." if curve else ""
         return f"Computed on the grid of each label map's own file, voxels{wide.removeprefix(',')}.{after}"
-    reason = "on which its patients are made" if grid.where == "made" else "not on the files' own grids"
+    reason = "its patients are made on it" if grid.where == "made" else "not on the files' own grids"
     return f"Dice is computed on the {working}{wide}{apart}; {reason}."
 
 
@@ -108,7 +108,7 @@ def _millimetres(found: tuple[float, float]) -> str:
 
 def simulated(run: Run) -> bool:
     """Whether one process held the data of all sites."""
-    return "simulate" in run.metrics.command.split()
+    return not {"simulate", "evaluate", "compare"}.isdisjoint(run.metrics.command.split()[:2])
 
 
 def life_sentence(metrics: Metrics) -> str:

@@ -25,6 +25,7 @@ from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import Trust
 from fedseg.sharing.method import Sharing
 from fedseg.study.sections import (
+    PICTURES,
     DataSection,
     FederationSection,
     Labels,
@@ -81,6 +82,11 @@ class Study(Section):
             if (site.patients is None) == (self.data.layout == "phantom"):
                 wish = "add it" if site.patients is None else "remove it"
                 raise ValueError(f"[[sites]] {site.id}: patients goes with layout = 'phantom' and nothing else; {wish}")
+        if self.data.layout != "phantom" and (self.data.layout in PICTURES) != (self.study.task == "classification"):
+            fit = ", ".join(PICTURES) if self.study.task == "classification" else "one of label maps"
+            raise ValueError(f"[data] layout = '{self.data.layout}' is not for task = '{self.study.task}'; use {fit}")
+        if (self.data.rows, self.data.tested) != ("own", "test") and self.data.layout != "medmnist":
+            raise ValueError("[data] rows and tested go with layout = 'medmnist' and nothing else; remove them")
         if self.study.task == "classification" and self.data.dims == 3:
             raise ValueError("[data] dims = 3 with [study] task = 'classification': pictures are classified; set 2")
         made = "start" if self.model.start == "phantom" else "layout" if self.data.layout == "phantom" else ""

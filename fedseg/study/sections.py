@@ -32,6 +32,10 @@ Side = Annotated[int, Field(ge=16, le=512)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+PICTURES = ("images", "radiographs", "medmnist")
+"""Layouts of pictures with classes; the others but 'phantom' are of label maps."""
+
+
 class Section(BaseModel):
     """A table of the file: unknown fields are errors, and nothing is converted."""
 
@@ -122,9 +126,19 @@ class StudySection(Section):
 class DataSection(Section):
     """`[data]`: what a site's folder holds, and how images become batches."""
 
-    layout: Literal["feta", "bids", "decathlon", "nnunet", "brats", "table", "dicom", "phantom"] = Field(
-        description="how a site's folder is organised: see Layouts"
-    )
+    layout: Literal[
+        "feta",
+        "bids",
+        "decathlon",
+        "nnunet",
+        "brats",
+        "table",
+        "dicom",
+        "images",
+        "radiographs",
+        "medmnist",
+        "phantom",
+    ] = Field(description="how a site's folder is organised: see Layouts")
     modality: tuple[Label, ...] = Field(
         min_length=1, description="names of the image's channels in order, such as ['T2w']"
     )
@@ -162,6 +176,16 @@ class DataSection(Section):
     )
     holdout: float = Field(
         default=0.2, ge=0, lt=1, description="share of patients kept for testing, each by its identifier"
+    )
+    rows: Literal["own", "dealt"] = Field(
+        default="own",
+        description="of 'medmnist': 'own' where a site's file has its rows only; 'dealt' where all sites have one "
+        "file, of which each takes every n-th row of n sites, in the order of [[sites]]",
+    )
+    tested: Literal["test", "val"] = Field(
+        default="test",
+        description="of 'medmnist': which part of the file is held out, 'val' to choose settings by; the other takes "
+        "no part",
     )
     patient: str = Field(
         default="",

@@ -10,9 +10,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedseg.cli import main
 from fedseg.study import Study, load_study
+from fedseg.study.sections import PICTURES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/study.md"
@@ -52,6 +54,18 @@ def written(folder: Path, body: str, layout: str, channels: int) -> None:
         if file.name == "dataset.json":
             json.loads(block(body, "json"))
             file.write_text(block(body, "json"))
+        elif file.suffix == ".png":
+            Image.fromarray(np.tile(np.arange(48, dtype=np.uint8), (40, 1))).save(file)
+        elif file.suffix == ".npz":
+            parts = {"train": 4, "val": 2, "test": 2}
+            pictures = {
+                f"{part}_images": np.tile(np.arange(28, dtype=np.uint8), (n, 28, 1)) for part, n in parts.items()
+            }
+            labels = {f"{part}_labels": np.arange(n, dtype=np.uint8)[:, None] % 2 for part, n in parts.items()}
+            np.savez(file, **pictures, **labels)
+        elif layout == "radiographs":
+            read = pytest.importorskip("tests.support.dicom")
+            read.write_radiograph(file, np.tile(np.arange(48), (40, 1)), person=Path(path).parts[1])
         elif file.suffix == ".dcm":
             read = pytest.importorskip("tests.support.dicom")
             read.write_series(file.parent, np.tile(np.arange(50, 86, 2), (40, 48, 1)), person=Path(path).parts[0])
@@ -87,6 +101,9 @@ def test_a_folder_of_the_page_is_read_as_the_page_says(layout, body, tmp_path, m
             study={"structures": ["liver" if layout == "nnunet" else "brain"]}, model={"start": "scratch"}
         )
     )
+    if layout in PICTURES:
+        classes = {"task": "classification", "structures": [], "classes": ["normal", "pneumonia"]}
+        study = study.replace(study=classes, model={"name": "cnn-small", "channels": []}, data=data)
     (tmp_path / "study.toml").write_text(study.replace(data=data).toml(), encoding="utf-8")
     if layout != "phantom":
         written(tmp_path, body, layout, len(data["modality"]))

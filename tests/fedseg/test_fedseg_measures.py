@@ -6,7 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import binary_erosion
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from fedseg.cli.ending import show_metrics
 from fedseg.data.cases import Case
@@ -51,6 +52,18 @@ def test_distances_are_in_millimetres_and_those_of_every_pair_of_voxels(shift):
     assert found[2] == pytest.approx(within, abs=1e-6)
     assert found[0] == pytest.approx(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
     assert found[3] == pytest.approx(1 - 14 / 614)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_distances_are_those_of_monai(seed):
+    chance, spacing = np.random.default_rng(seed), (0.7, 1.3, 2.0)
+    masks = [gaussian_filter(chance.normal(size=(14, 12, 9)), 1.5) > 0.05 for _ in range(2)]
+    both = [torch.from_numpy(mask[None, None]) for mask in masks]
+    found = overlaps(*masks, spacing, tolerance=1.0)
+    distance = compute_hausdorff_distance(*both, include_background=True, percentile=95, spacing=spacing)
+    surface = compute_surface_dice(*both, [1.0], include_background=True, spacing=spacing)
+    assert found[1] == pytest.approx(float(distance), abs=1e-5)
+    assert found[2] == pytest.approx(float(surface), abs=1e-6)
 
 
 def test_a_structure_that_one_or_both_lack():

@@ -34,3 +34,25 @@ def write_series(
         one.PixelData = ((values[:, :, number].T + 1024) / 2).astype(np.uint16).tobytes()
         one.save_as(folder / f"{values.shape[2] - number:03}.dcm", enforce_file_format=True)  # not in their order
     return folder
+
+
+def write_radiograph(file: Path, stored: np.ndarray, person: str = "P1", **tags: object) -> Path:
+    """(rows, columns) or (frames, rows, columns) of 12-bit stored values as one DX file; `tags` replace its own."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    one = pydicom.Dataset()
+    one.file_meta = pydicom.dataset.FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    one.SeriesInstanceUID = pydicom.uid.generate_uid()
+    one.PatientID, one.PatientName, one.Modality, one.InstanceNumber = person, "X^Y", "DX", 1
+    one.Rows, one.Columns = stored.shape[-2:]
+    if stored.ndim == 3:
+        one.NumberOfFrames = len(stored)
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 12, 11, 0
+    one.PixelData = stored.astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        setattr(one, name, value)
+    one.save_as(file, enforce_file_format=True)
+    return file

@@ -35,6 +35,7 @@ _SESSION = re.compile(
     r"|left|right|ed|es|(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d)[-_]?\d*$",
     re.IGNORECASE,
 )
+_ENDING = re.compile(r"[.](nii([.]gz)?|png|jpe?g|dcm)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[-_. ](?:\d+|[A-Za-z])$")
 
 
@@ -110,8 +111,8 @@ def by_patient(listed: Sequence[Entry], folder: Path, study: Study) -> list[Entr
         return [_by_pattern(entry, inside(entry.name, folder), study.data.patient) for entry in listed]
     if same := alike([entry.case for entry in listed if entry.subject is None]):
         if not study.trust.claims_epsilon:
-            raise ConfigError(f"{folder}: {_which(same)}")
-        of = {name: _which({stem: names}) for stem, names in same.items() for name in names}
+            raise ConfigError(f"{folder}: {_which(same, listed[0].name)}")
+        of = {name: _which({stem: names}, listed[0].name) for stem, names in same.items() for name in names}
         return [Alike(entry, entry.case, of[entry.case]) if entry.case in of else entry for entry in listed]
     return list(listed)
 
@@ -154,8 +155,8 @@ def inside(name: str, folder: Path) -> str:
 
 
 def bare(path: str) -> str:
-    """A file's name without folders and without .nii or .nii.gz."""
-    return path.rpartition("/")[2].removesuffix(".gz").removesuffix(".nii")
+    """A file's name without folders and without the ending of an image."""
+    return _ENDING.sub("", path.rpartition("/")[2])
 
 
 def rows_of(table: Path, going_on: bool = False) -> dict[str, str]:
@@ -231,8 +232,10 @@ def _by_pattern(entry: Entry, path: str, pattern: str) -> Entry:
     return Whose(entry, found["patient"])
 
 
-def _which(same: Mapping[str, Sequence[str]]) -> str:
-    """One sentence on names that could be one person's, and what to do."""
+def _which(same: Mapping[str, Sequence[str]], example: str) -> str:
+    """One sentence on names that could be one person's, and what to do; the example is any of the files."""
+    ending = ".nii" if ".nii" in example else Path(example).suffix
+    dot = f"[.]{ending[1:]}" if ending else "$"
     stem, names = next(iter(same.items()))
     several = f"{len(names)} names" if len(same) == 1 else f"{sum(map(len, same.values()))} names in {len(same)} groups"
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -240,6 +243,6 @@ def _which(same: Mapping[str, Sequence[str]]) -> str:
     return (
         f"{several} {how} ({shown}), and nothing says whether that is one patient or several; name the patient of "
         "each file in a table patients.tsv in this folder (columns file and patient), or in the study with [data] "
-        "patient, such as '(?P<patient>[^/]+)[-_][^-_/]+[.]nii' without the last part of the name, or "
-        "'(?P<patient>[^/]+)[.]nii' where each file is a patient of its own"
+        f"patient, such as '(?P<patient>[^/]+)[-_][^-_/]+{dot}' without the last part of the name, or "
+        f"'(?P<patient>[^/]+){dot}' where each file is a patient of its own"
     )

@@ -10,8 +10,11 @@ from fedseg.data.layouts.decathlon import Decathlon
 from fedseg.data.layouts.dicom import Dicom
 from fedseg.data.layouts.layout import Entry, Layout
 from fedseg.data.layouts.made import Made
+from fedseg.data.layouts.medmnist import MedMnist
 from fedseg.data.layouts.nnunet import NnUNet
 from fedseg.data.layouts.patients import by_patient
+from fedseg.data.layouts.pictures import Images
+from fedseg.data.layouts.radiographs import Radiographs
 from fedseg.data.layouts.rows import Rows
 from fedseg.errors import ConfigError
 from fedseg.study import Study
@@ -24,6 +27,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "brats": Brats(),
     "table": Rows(),
     "dicom": Dicom(),
+    "images": Images(),
+    "radiographs": Radiographs(),
+    "medmnist": MedMnist(),
     "phantom": Made(),
 }
 
