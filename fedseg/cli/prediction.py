@@ -10,8 +10,6 @@ from fedseg.errors import CaseError
 from secagg.terminal import errors, plain, say
 
 if TYPE_CHECKING:
-    from torch.nn import Module
-
     from fedseg.study import Study
 
 
@@ -44,7 +42,7 @@ def predict(
 
     loaded = study_of(model, load_study(study) if study else None)
     if loaded.study.task == "classification":
-        _classify(load_model(model, loaded), image, output, loaded)
+        _classify(model, image, output, loaded)
         return
     network, asked = load_model(model, loaded), asked_of(image, output, loaded)
     task, failed = task_of(loaded), 0
@@ -64,11 +62,12 @@ def predict(
         raise typer.Exit(1)
 
 
-def _classify(network: "Module", source: Path, output: Path, study: "Study") -> None:
+def _classify(model: Path, source: Path, output: Path, study: "Study") -> None:
     from fedseg.answers import Answer, answers, pictures_in, write_answers
+    from fedseg.models import load_model
 
     pictures, found, failed = pictures_in(source, output), list[Answer](), 0
-    for answer in answers(network, pictures, source, study):
+    for answer in answers(load_model(model, study), pictures, source, study):
         if isinstance(answer, Answer):
             found.append(answer)
             continue
