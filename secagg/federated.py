@@ -53,7 +53,7 @@ def layout_for(
         kind, bound = (ARRAYS, clip_range) if array.dtype.kind == "f" else (BUFFERS, buffer_range)
         fields[f"{kind}/{name}"] = Field.floats(array.shape, clip_range=bound, value_bits=value_bits)
     for name, bound in (metrics or {}).items():
-        fields[f"{METRICS}/{name}"] = Field.floats((), clip_range=bound, value_bits=value_bits)
+        fields[f"{METRICS}/{name}"] = Field.floats(clip_range=bound, value_bits=value_bits)
     exact = int(largest_weight).bit_length() + 1  # of a whole number of examples, so that it is exact in the sum
     return Layout({WEIGHT: Field.weight(largest=largest_weight, value_bits=max(16, exact)), **fields})
 

@@ -51,7 +51,7 @@ class Field:
     bits: int
 
     @classmethod
-    def floats(cls, shape: int | Sequence[int], *, clip_range: float, value_bits: int = 16) -> "Field":
+    def floats(cls, shape: int | Sequence[int] = (), *, clip_range: float, value_bits: int = 16) -> "Field":
         """Numbers clipped to [-clip_range, clip_range] and rounded at random, right on average, to 2^value_bits steps.
 
         Args:

@@ -231,7 +231,7 @@ class Home:
         if not isinstance(weight := self.policy.fields.get(WEIGHT), Field):
             raise ConfigError("the policy's layout has no private weight; make it with secagg.federated.layout_for")
         metrics = {
-            f"{METRICS}/{name}": Field.floats((), clip_range=bound, value_bits=20)
+            f"{METRICS}/{name}": Field.floats(clip_range=bound, value_bits=20)
             for name, bound in self.task.evaluation.items()
         }
         (self.folder / EVALUATION).mkdir(mode=0o700, exist_ok=True)

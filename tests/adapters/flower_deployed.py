@@ -2,7 +2,7 @@
 
 python flower_deployed.py [--kill] [--page] prints a line of JSON: what the strategy had, and what a plain mean gives.
 With --kill the last SuperNode and its app are killed while it trains in the first round. With --page the app is the one
-of docs/howto/flower.md, its first block as it stands there, with the training of flower_app below it.
+of docs/howto/flower.md, its first block as it stands there, with the training of examples/flower_app below it.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from secagg.home import Task, trial
 
 SITES, SHAPE = 5, (3, 4)
 BIN = Path(sys.executable).parent
-APP = Path(__file__).with_name("flower_app")
-PAGE = Path(__file__).parents[2] / "docs/howto/flower.md"
+ROOT = Path(__file__).parents[2]
+APP, PAGE = ROOT / "examples/flower_app", ROOT / "docs/howto/flower.md"
 
 
 def free_ports(count: int) -> list[int]:
@@ -132,6 +132,9 @@ def main() -> None:
                 "--port", own[site], "--node-config", config,
             )  # fmt: skip
         (folder / "victim.pid").write_text(str(node.pid))
+        until = time.monotonic() + 120  # the app goes on with four, and here the fifth has to be there, to die
+        while (folder / "0.log").read_text().count("[Fleet.ActivateNode]") < SITES and time.monotonic() < until:
+            time.sleep(0.5)
         out = folder / "out.json"
         app, config = APP, f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'
         if options.page:

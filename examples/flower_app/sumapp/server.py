@@ -14,6 +14,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    """Run a strategy by its name, and write down what it had."""
     config = context.run_config
     secure = SecAggGrid(grid, context, config["secagg"])
     began = time.perf_counter()

@@ -15,6 +15,7 @@ app = ClientApp(mods=[secagg_mod()])
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
+    """Train a line; a node that a test wants to lose dies here, with its SuperNode."""
     site = context.node_config["site"]
     if context.node_config.get("dies"):
         supernode = int(Path(context.node_config["dies"]).read_text())
