@@ -12,8 +12,10 @@ it. One JSON line a training goes to `build/levers.jsonl`; a run goes on where i
 
 import argparse
 import json
+import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -23,6 +25,12 @@ import utility
 
 from fedseg.data.cases import SiteData
 from fedseg.evaluation import evaluate, mean_interval, overall_mean
+from fedseg.mechanisms.local import Local
+from fedseg.mechanisms.mechanism import Steps, Terms
+from fedseg.models import load_model
+from fedseg.privacy.dpsgd import Protection
+from fedseg.runfolder import RunFolder
+from fedseg.simulate import Options, simulate
 from fedseg.study import Study, load_study
 from fedseg.update import flatten
 
@@ -51,12 +59,39 @@ RAISED = {"tiny clip": 10.0, "few large steps": 3.0}
 
 @contextmanager
 def noiseless(wanted: bool):
-    """The mechanism `local` as it is, but for noise that is a millionth of the clip."""
+    """The mechanism `local` as it is, but for noise that is a millionth of the clip in the steps alone.
+
+    The ledger is charged as in the private run: charged for what it is, every round would pass the budget and none
+    would be trained.
+    """
     if not wanted:
         yield
         return
-    with patch("fedseg.mechanisms.local.noise_multiplier_for", lambda *_: 1e-6):
+    begin, protection = Local.begin, Local.protection
+
+    def quiet(self: Local, terms: Terms) -> Protection:
+        return replace(protection(self, terms), noise_multiplier=1e-6)
+
+    def begun(self: Local, model: torch.nn.Module, terms: Terms) -> Steps:
+        with patch.object(Local, "protection", quiet):
+            return begin(self, model, terms)
+
+    with patch.object(Local, "begin", begun):
         yield
+
+
+def trained(study: Study, data: SiteData, seed: int) -> torch.nn.Module:
+    """The model after all rounds, through `fedseg.simulate`.
+
+    Raises:
+        RuntimeError: the run ended early; its model says nothing of a lever.
+    """
+    with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder), study) as run:
+        done = simulate(run, utility.divided(data, len(study.sites), seed), Options(plain=True))
+        unfinished = json.loads((done / "metrics.json").read_text())["unfinished"]
+        if unfinished:
+            raise RuntimeError(f"{study.study.name}: {unfinished}")
+        return load_model(done / "model.safetensors", study)
 
 
 def study_of(lever: str, rate: float, seed: int, base: Study, mechanism: str, patients: int) -> Study:
@@ -71,11 +106,10 @@ def measure(lever: str, rate: float, seed: int, base: Study, mechanism: str, dat
     """Both trainings of a cell, as lines of the record."""
     patients = len({case.patient for case in data.train})
     study = study_of(lever, rate, seed, base, mechanism, patients)
-    cell = utility.Cell(base.study.name, mechanism, 8.0, len(base.sites), STEPS, rate, seed)
     for twin in (False, True) if mechanism == "local" else (False,):
         began = time.process_time()
         with noiseless(twin):
-            model = utility.trained(cell, study, data)
+            model = trained(study, data, seed)
         seconds = time.process_time() - began
         pooled = evaluate(model, {"all": data}, study).pooled()
         found = mean_interval(pooled)
