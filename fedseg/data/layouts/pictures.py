@@ -70,7 +70,11 @@ class PictureEntry:
         return ()
 
     def load(self, site: str, study: Study) -> Case:
-        """Read the picture and bring it onto the study's working grid.
+        """Bring the picture onto the study's working grid; raises as `scan`."""
+        return working_case(self.scan(study), site, study)
+
+    def scan(self, study: Study) -> Scan:
+        """Read the picture.
 
         Raises:
             CaseError: it is damaged or in other colours than the study's, or its class is none of the study's.
@@ -79,11 +83,7 @@ class PictureEntry:
             raise self.wrong
         label = class_number(self.said, self.name, study)
         image, pixel = self.read(self.path, study)
-        return working_case(
-            Scan(self.patient, self.name, image, where(pixel), label, self.name, oriented=False, framed=True),
-            site,
-            study,
-        )
+        return Scan(self.patient, self.name, image, where(pixel), label, self.name, oriented=False, framed=True)
 
 
 class Images:
