@@ -49,7 +49,7 @@ class Terms:
     """The public numbers of a study: all that a mechanism knows of it.
 
     Attributes:
-        epsilon, delta, sample_rate, clip_norm, denominator, noise: of `[privacy]`.
+        epsilon, delta, sample_rate, clip_norm, denominator, noise, released, threshold: of `[privacy]`.
         rounds, spare_rounds, local_steps, lr, optimizer: of `[study]`.
         local_optimizer, weight_decay, schedule, warm_up, batch: of `[training]`.
         seeded: whether the study has a seed, so that nothing is claimed.
@@ -82,6 +82,8 @@ class Terms:
     max_corrupt: int
     clip_range: float | None
     bits: int
+    released: float | None = None
+    threshold: float = 0.0
     sharing: Sharing = field(default_factory=Sharing)
     federation: Rules = field(default_factory=Rules)
 
@@ -191,11 +193,14 @@ class Mechanism(ABC):
         name: as `[privacy] mechanism`.
         trust: what it claims, and whom one trusts for it.
         needs: fields of `[privacy]` without which a study of it is none.
+        largest_epsilon: that a study may ask for. From 100 on even one patient's presence is as good as shown, whatever
+            delta; what reproduces a published setting of that kind may go beyond, and says what it spends.
     """
 
     name: ClassVar[str]
     trust: ClassVar[Trust]
     needs: ClassVar[tuple[str, ...]]
+    largest_epsilon: ClassVar[float] = 100.0
 
     def refusal(self, terms: Terms) -> str:
         """Why there can be no such study, as one sentence that begins with section and field; empty where it can.

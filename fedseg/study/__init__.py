@@ -168,6 +168,8 @@ class Study(Section):
             clip_norm=self.privacy.clip_norm,
             denominator=self.privacy.denominator,
             noise=self.privacy.noise,
+            released=self.privacy.released,
+            threshold=self.privacy.threshold,
             rounds=self.study.rounds,
             spare_rounds=self.study.spare_rounds,
             local_steps=self.study.local_steps,

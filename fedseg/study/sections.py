@@ -15,9 +15,6 @@ from fedseg.sharing.table import METHODS
 from secagg.policy import Suite
 from secagg.printable import printable
 
-LARGEST_EPSILON = 100.0
-"""From here on even one patient's presence is as good as shown, whatever delta."""
-
 
 def _shown(text: str) -> str:
     if not text.isprintable():
@@ -406,6 +403,12 @@ class PrivacySection(Section):
     noise: Literal["discrete-gaussian", "skellam"] = Field(
         default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
     )
+    released: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="'svt': share of an update's values that a site sends at most"
+    )
+    threshold: float = Field(
+        default=0.0, ge=0, description="'svt': what a value's magnitude has to reach, with noise on both, to be sent"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -414,9 +417,10 @@ class PrivacySection(Section):
                 needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
                 raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
         if MECHANISMS[self.mechanism].trust.claims_epsilon:
-            if self.epsilon is not None and self.epsilon > LARGEST_EPSILON:
+            largest = MECHANISMS[self.mechanism].largest_epsilon
+            if self.epsilon is not None and self.epsilon > largest:
                 raise ValueError(
-                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {LARGEST_EPSILON:g}, and at most 10 "
+                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {largest:g}, and at most 10 "
                     "for a promise that means something"
                 )
             if self.delta is not None and self.delta < SMALLEST_DELTA:
