@@ -93,7 +93,7 @@ def test_with_privacy_a_line_about_a_picture_leaves_out_that_picture_alone(image
     (images / "classes.csv").write_text(rows)
     with pytest.raises(ConfigError, match="line 2 lacks"):
         load_site(images, "site-a", study_of("images"))
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="line 2 lacks") as told:
         assert load_site(images, "site-a", private).patients == ["p1", "p3"]
     said = [str(one.message) for one in told]
     assert any("line 2 lacks its file or its class" in one for one in said)
@@ -227,7 +227,7 @@ def test_tags_that_are_no_number_leave_out_their_own_picture(radiograph, tmp_pat
     study = study_of("radiographs").replace(
         privacy={"mechanism": "local", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.1}, secagg={"clip_range": 0.5}
     )
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="left out") as told:
         patients = load_site(tmp_path, "site-a", study).patients
     assert set(patients) == {"A", "N"}
     said = [str(one.message) for one in told]

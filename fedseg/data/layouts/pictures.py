@@ -131,9 +131,7 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
-def classified(
-    folder: Path, wanted: Callable[[Path], bool], going_on: bool = False
-) -> list[tuple[Path, str | None]]:
+def classified(folder: Path, wanted: Callable[[Path], bool], going_on: bool = False) -> list[tuple[Path, str | None]]:
     """Pictures and what their class is called: by `classes.csv` where it is there, else by their first folder.
 
     A file's name alone says nothing of several files that are called so: one line would be about several patients.

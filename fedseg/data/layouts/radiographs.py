@@ -175,7 +175,9 @@ def _missing(headers: Mapping[Path, Any]) -> dict[str, str]:
             found[uid] = f"is of a series with {len(those)} of {counted} images; export the whole series again"
         elif gaps:
             lost = sum(count for _, count in gaps)
-            found[uid] = f"is of a series without image {gaps[0][0]} ({lost} are missing); export the whole series again"
+            found[uid] = (
+                f"is of a series without image {gaps[0][0]} ({lost} are missing); export the whole series again"
+            )
     return found
 
 
