@@ -51,7 +51,7 @@ class Terms:
     Attributes:
         epsilon, delta, sample_rate, clip_norm, denominator, noise, released, threshold: of `[privacy]`.
         rounds, spare_rounds, local_steps, lr, optimizer: of `[study]`.
-        local_optimizer, weight_decay, schedule, warm_up, batch: of `[training]`.
+        local_optimizer, weight_decay, schedule, warm_up, batch, trainable: of `[training]`.
         seeded: whether the study has a seed, so that nothing is claimed.
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
@@ -76,6 +76,7 @@ class Terms:
     schedule: str = "constant"
     warm_up: int = 0
     batch: int = 0
+    trainable: str = "all"
     seeded: bool
     weights: tuple[float, ...]
     min_survivors: int
@@ -212,6 +213,11 @@ class Mechanism(ABC):
             return f"{needs}; add clip_range: bound of every value of an update"
         if terms.optimizer != "sgd":
             return f"[study] optimizer = '{terms.optimizer}' goes with mechanism = 'distributed' only; remove it"
+        if terms.federation.corrected and (terms.schedule, terms.warm_up) != ("constant", 0):
+            return (
+                "[federation] corrected with [training] schedule or warm_up: the noise of an update is another one in "
+                "each round; leave either out"
+            )
         if terms.federation.corrected and terms.sharing.method != "full":
             return (
                 f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "

@@ -180,6 +180,7 @@ class Study(Section):
             schedule=self.training.schedule,
             warm_up=self.training.warm_up,
             batch=self.training.batch,
+            trainable=self.training.trainable,
             seeded=self.study.seed is not None,
             weights=tuple(site.weight for site in self.sites),
             min_survivors=policy.min_survivors,

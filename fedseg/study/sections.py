@@ -326,6 +326,14 @@ class TrainingSection(Section):
     deep_supervision: bool = Field(
         default=False, description="lower levels of 'dynunet' and 'segresnet' have a loss of their own in training"
     )
+    trainable: Annotated[str, Field(pattern=r"^(all|norm-bias-head|head|lora:[1-9][0-9]?)$")] = Field(
+        default="all",
+        description="what is trained on the start: 'all', 'norm-bias-head', 'head' (the last layer), or 'lora:R', thin "
+        "matrices of rank R beside every weight, and the head",
+    )
+    weight_standardisation: bool = Field(
+        default=False, description="filters of convolutions have mean 0 and one size, whatever they are trained to"
+    )
 
     @model_validator(mode="after")
     def _mirrored(self) -> Self:
@@ -399,6 +407,9 @@ class PrivacySection(Section):
     clip_norm: Positive | None = Field(default=None, description="L2 length to which one patient's gradient is cut")
     denominator: Count = Field(
         description="public constant that divides a step's sum: about the patients that a site draws in a step"
+    )
+    multiplicity: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="views of a drawn patient whose gradients are averaged before the patient's is clipped"
     )
     noise: Literal["discrete-gaussian", "skellam"] = Field(
         default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
@@ -499,7 +510,16 @@ class ReportSection(Section):
 class RunSection(Section):
     """`[run]`: how fast, never what."""
 
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="where a site trains and scores; 'cuda' where there is none is refused before anything begins",
+    )
+    mixed_precision: bool = Field(
+        default=False, description="networks compute in bfloat16 where they can; gradients are clipped as ever"
+    )
+    channels_last: bool = Field(
+        default=False, description="images lie in memory with their channels last, which some GPUs are faster with"
+    )
     threads: Count = Field(default=1, description="threads of torch in one process")
     workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
     evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")

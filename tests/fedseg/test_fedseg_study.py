@@ -141,7 +141,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "a96eff7c118a757f04a94e3ed301e9bcebb0c93ddecc3bde3f37df5359ca0fca"
+    assert parse_study(text, "s").hash().hex() == "922f75c1b54b471ec1bfab39cd2856583d09ef703fa0a9d93667142e914622b6"
 
 
 def test_replace_is_checked_again(study: Study) -> None:
