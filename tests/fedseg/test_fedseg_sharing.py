@@ -180,6 +180,14 @@ def test_what_does_not_go_together_is_a_sentence(sections, expected):
         tiny_study(mechanism="local").replace(**sections)
 
 
+def test_a_pattern_without_a_tensor_is_a_sentence_before_anybody_is_charged():
+    study = tiny_study(mechanism="local").replace(sharing={"method": "exclude", "leave_out": ["*.bias", "tail.*"]})
+    with pytest.raises(
+        ConfigError, match=r"\[sharing\] leave_out: 'tail\.\*' matches no tensor of the network, such as"
+    ):
+        build_model(study)
+
+
 def test_every_method_has_a_name_in_a_study_file():
     assert list(get_args(SharingSection.model_fields["method"].annotation)) == list(METHODS)
 
