@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,7 @@ def _children_of(folder: Path) -> list[str]:
     return [line for line in found if not line.startswith(f"{os.getpid()} ")]
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_terminated_before_its_rounds_begin_says_so(tmp_path):
     """It ended with -15 and without a word while it imported and read."""
     (tmp_path / "study.toml").write_text(tiny_study(seed=None).toml(), encoding="utf-8")
@@ -104,9 +106,15 @@ def test_a_coordinator_that_is_terminated_before_its_rounds_begin_says_so(tmp_pa
     command = [sys.executable, "-m", "fedseg.cli", "coordinator", str(tmp_path / "study.toml")]
     command += ["--credentials", str(tmp_path), "--out", str(tmp_path / "runs")]
     coordinator = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    with (tmp_path / "federation.toml").open("w"):  # open once it reads
-        coordinator.send_signal(signal.SIGTERM)
-        said, _ = coordinator.communicate(timeout=300)
+    reads = None
+    while reads is None:
+        assert coordinator.poll() is None
+        time.sleep(0.1)
+        with suppress(OSError):  # nobody reads yet
+            reads = os.open(tmp_path / "federation.toml", os.O_WRONLY | os.O_NONBLOCK)
+    coordinator.send_signal(signal.SIGTERM)
+    said, _ = coordinator.communicate(timeout=300)
+    os.close(reads)
     assert (coordinator.returncode, said) == (75, "SIGTERM came; the same command goes on with this run\n")
 
 
