@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedseg.data.cases import Case, SiteData
 from fedseg.data.layouts.table import layout_of
+from fedseg.device import on_device
 from fedseg.metrics import Measure, bootstrap, by_patient
 from fedseg.predict import predict
 from fedseg.records import Classes, Dice, Grid, Interval, Measured, SiteDice, SiteMeasure
@@ -59,13 +60,15 @@ def evaluate(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Stud
         prediction = predict(model, case, study)
         return prediction, task.score(prediction, case)[None]
 
-    return _scores(one, cohort, task, task.measures[:1])
+    with on_device(model, study):
+        return _scores(one, cohort, task, task.measures[:1])
 
 
 def assess(model: torch.nn.Module, cohort: Mapping[str, SiteData], study: Study) -> Scores:
     """Every measure of the task on every held-out patient, on the grid of the patient's own file."""
     task = task_of(study)
-    return replace(_scores(lambda case: task.measured(model, case), cohort, task, task.measures), final=True)
+    with on_device(model, study):
+        return replace(_scores(lambda case: task.measured(model, case), cohort, task, task.measures), final=True)
 
 
 def _scores(

@@ -13,8 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from fedseg.budget.charge import Cap, lifetime
 from fedseg.budget.plan import plan_of, round_entry
 from fedseg.coordinator.finding import earlier_folder, run_is_over
@@ -28,7 +26,8 @@ from fedseg.credentials import (
 )
 from fedseg.data.layouts.table import layout_of
 from fedseg.data.loading import load_site
-from fedseg.errors import FedSegError
+from fedseg.device import device_of
+from fedseg.errors import ConfigError, FedSegError
 from fedseg.exposure import held
 from fedseg.ledger import FILE, distinct
 from fedseg.site.control import LEAST_DIGITS, Control
@@ -273,9 +272,10 @@ def _disk(*folders: Path) -> Found:
 
 
 def _device(study: Study) -> Found:
-    if study.run.device == "cuda" and not torch.cuda.is_available():
-        return FAIL, 'the study says device = "cuda" and torch finds no GPU here; set [run] device = "cpu"'
-    return OK, f"{study.run.device}, {study.run.threads} threads"
+    try:
+        return OK, f"{device_of(study)}, {study.run.threads} threads"
+    except ConfigError as error:
+        return FAIL, str(error)
 
 
 def _members(credentials: Path, study: Study, mode: str) -> Found:

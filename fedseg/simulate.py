@@ -24,6 +24,7 @@ from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import layout_of
 from fedseg.data.roles import FOLDER as ROLES
 from fedseg.data.roles import going_on
+from fedseg.device import device_of
 from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import (
     assess,
@@ -106,6 +107,7 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
         ConfigError, CaseError, LedgerError, PrivacyError: as loading, training and charging.
     """
     torch.set_num_threads(folder.study.run.threads)
+    device_of(folder.study)
     if options.alone and options.alone not in cohort:
         raise ConfigError(f"site '{options.alone}' is not in the study; use one of {', '.join(cohort)}")
     if options.alone:

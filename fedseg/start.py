@@ -19,6 +19,7 @@ from fedseg.data.cases import SiteData
 from fedseg.data.phantoms.table import find_phantom
 from fedseg.errors import ConfigError
 from fedseg.models import build_model, load_model, metadata_of, save_model
+from fedseg.models.adapting import train_only
 from fedseg.pretraining import Progress, pretrained, public_cases, recipe_hash
 from fedseg.study import Study
 from secagg.writing import PRIVATE_FOLDER
@@ -46,9 +47,16 @@ def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.M
         case "scratch":
             return build_model(study)
         case "phantom":
-            return _public_start(study, progress)
+            model = _public_start(_whole(study), progress)
         case path:
-            return load_model(Path(path), study)
+            model = load_model(Path(path), _whole(study))
+    train_only(model, study)
+    return model
+
+
+def _whole(study: Study) -> Study:
+    """The study as if all were trained: starts have no thin matrices."""
+    return study.model_copy(update={"training": study.training.model_copy(update={"trainable": "all"})})
 
 
 def public_phantom(study: Study) -> SiteData:

@@ -17,6 +17,7 @@ import torch
 from fedseg.augment import viewed
 from fedseg.budget.charge import charge
 from fedseg.data.cases import Case, SiteData
+from fedseg.device import asked, on_device
 from fedseg.errors import ConfigError
 from fedseg.ledger import Ledger
 from fedseg.mechanisms.mechanism import Keys, Steps
@@ -103,12 +104,13 @@ def local_steps(
     model.train()
     try:
         terms = study.terms
-        taken = study.mechanism.begin(model, terms)
-        for step in range(1, study.study.local_steps + 1):
-            taken.at(terms.rate(round_number, step))
-            _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
-            if on_step is not None:
-                on_step(step, study.study.local_steps)
+        with on_device(model, study):
+            taken = study.mechanism.begin(model, terms)
+            for step in range(1, study.study.local_steps + 1):
+                taken.at(terms.rate(round_number, step))
+                _step(taken, model, cases, study, partial(_key, study, site, round_number, step))
+                if on_step is not None:
+                    on_step(step, study.study.local_steps)
     finally:
         assign(model, start)
     if taken.diverged:
@@ -128,10 +130,20 @@ def _step(taken: Steps, model: torch.nn.Module, cases: Mapping[str, Sequence[Cas
 
 
 def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, stream: Stream) -> torch.Tensor:
-    """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases."""
-    case = cases[int(stream.integers(1, len(cases))[0])]
-    images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
-    return _loss(model, images, targets, study)
+    """The task's loss of one patient: a scalar over fresh slices or patches of one of the patient's cases.
+
+    With `[privacy] multiplicity` the mean over so many views, each drawn anew (De et al. 2022): one patient, one loss,
+    one gradient that is clipped, so that epsilon is what it was.
+    """
+
+    def once() -> torch.Tensor:
+        case = cases[int(stream.integers(1, len(cases))[0])]
+        images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
+        return _loss(model, images, targets, study)
+
+    if study.privacy.multiplicity == 1:
+        return once()
+    return torch.stack([once() for _ in range(study.privacy.multiplicity)]).mean()
 
 
 def batch_loss(
@@ -154,8 +166,8 @@ def batch_loss(
 
 
 def _loss(model: torch.nn.Module, images: torch.Tensor, targets: torch.Tensor, study: Study) -> torch.Tensor:
-    device = next(model.parameters()).device
-    return task_of(study).loss(model(images.to(device)), targets.to(device))
+    outputs = asked(model, images, study)
+    return task_of(study).loss(outputs, targets.to(next(model.parameters()).device))
 
 
 def _key(study: Study, site: str, round_number: int, step: int, purpose: str) -> bytes:

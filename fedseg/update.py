@@ -17,6 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from fedseg.errors import ConfigError
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
 from fedseg.privacy.shares import NoiseShare
+from fedseg.privacy.sparse_vector import Release
 from fedseg.privacy.trust import Trust
 from fedseg.sharing.sending import Sending
 from secagg.encoding import digest
@@ -177,6 +178,19 @@ class NoisedUpdate(Unsent):
         if not isinstance(sending, Sending | None):
             raise TypeError(f"what is sent of an update is a Sending's to say, and this is a {type(sending)}")
         _fill(self, steps.difference if sending is None else sending(steps.difference), site, event_id)
+
+    @classmethod
+    def released(cls, release: Release, site: str, event_id: str) -> Self:
+        """What a sparse vector released of a difference of weights.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        if not isinstance(release, Release):
+            raise TypeError(f"a release comes from sparse_release and from nowhere else; this is {type(release)}")
+        update = object.__new__(cls)
+        _fill(update, release.values.astype(np.float32), site, event_id)
+        return update
 
     @classmethod
     def unprotected(cls, vector: NDArray[Any], site: str, trust: Trust) -> Self:

@@ -101,7 +101,7 @@ def compare(
     interruption. Nothing is charged for life: a simulation for whoever holds all images.
     """
     from fedseg.compare.cost import Prices
-    from fedseg.compare.rows import cells, chosen, fitting
+    from fedseg.compare.rows import cells, chosen, fitting, trainable
     from fedseg.data.loading import load_cohort
     from fedseg.study import load_study
 
@@ -110,6 +110,10 @@ def compare(
     wanted = chosen([name.strip() for name in rows.split(",") if name.strip()])
     studies = {row: fitting(row, load_study(path), base) for row, path in others.items()}
     chosen(list(studies))
+    if not rows:
+        wanted, left = trainable(wanted, base, studies)
+        for sentence in left:
+            say(plain("left out: ", "yellow", console=errors), sentence, console=errors)
     todo = list(cells(base, studies, wanted, _epsilons(epsilon), seeds))
     cohort = load_cohort(data, base)
     comparing = _Comparing(base, todo, cohort, folder, command_line(), errors if as_json else out)

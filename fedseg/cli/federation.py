@@ -237,10 +237,12 @@ def _asked(
     """The site's data, once its operator has approved the study; what is wrong with credentials is told before."""
     from fedseg.credentials import load_federation, signing_key, site_tls
     from fedseg.data.loading import load_site
+    from fedseg.device import device_of
 
     federation = load_federation(credentials, study)
     signing_key(credentials, site)
     site_tls(credentials, site, federation, tls.value)
+    device_of(study)
     found = load_site(data, site, study)
     _approved(study, site, found, state, federation.training_run, typed)
     return found

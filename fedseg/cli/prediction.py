@@ -1,7 +1,7 @@
-"""`fedseg predict`: a model on one image, or on a folder of them."""
+"""`fedseg predict`: a model on one image, or on a folder of them: label maps, or a table of classes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,23 +9,31 @@ from fedseg.cli.terminal import app
 from fedseg.errors import CaseError
 from secagg.terminal import errors, plain, say
 
+if TYPE_CHECKING:
+    from fedseg.study import Study
+
 
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
     image: Annotated[
-        Path, typer.Argument(help="NIfTI image, or a folder: of images, or a DICOM series.", show_default=False)
+        Path,
+        typer.Argument(help="NIfTI image or picture, or a folder: of them, or a DICOM series.", show_default=False),
     ],
     output: Annotated[
         Path,
-        typer.Argument(help="Label map to write (.nii.gz, or .dcm for DICOM SEG), or a folder.", show_default=False),
+        typer.Argument(
+            help="Label map to write (.nii.gz, or .dcm for DICOM SEG), or a folder; of classes a table (.csv, .json).",
+            show_default=False,
+        ),
     ],
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
-    """Segment images, in NIfTI or DICOM.
+    """Segment images in NIfTI or DICOM, or classify pictures in PNG, JPEG or DICOM.
 
-    Writes label maps on the images' own grids, and an overlay PNG beside each. An image is never overwritten. The exit
-    status is 1 where an image of a folder could not be segmented.
+    Writes label maps on the images' own grids, and an overlay PNG beside each. A model of classes writes a table with
+    their probabilities for each picture. An image is never overwritten. The exit status is 1 where one of a folder
+    could not be used.
     """
     from fedseg.models import load_model, study_of
     from fedseg.predict import asked_of, predict_asked
@@ -33,6 +41,9 @@ def predict(
     from fedseg.tasks.table import task_of
 
     loaded = study_of(model, load_study(study) if study else None)
+    if loaded.study.task == "classification":
+        _classify(model, image, output, loaded)
+        return
     network, asked = load_model(model, loaded), asked_of(image, output, loaded)
     task, failed = task_of(loaded), 0
     for number, one in enumerate(asked, 1):
@@ -47,5 +58,23 @@ def predict(
             continue
         say(f"{progress}labels {one.output}")
         say(f"{progress}overlay {overlay}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _classify(model: Path, source: Path, output: Path, study: "Study") -> None:
+    from fedseg.answers import Answer, answers, pictures_in, write_answers
+    from fedseg.models import load_model
+
+    pictures, found, failed = pictures_in(source, output), list[Answer](), 0
+    for answer in answers(load_model(model, study), pictures, source, study):
+        if isinstance(answer, Answer):
+            found.append(answer)
+            continue
+        failed += 1
+        say(plain("error ", "red", console=errors), str(answer), console=errors)
+    if found:
+        write_answers(found, output, study)
+        say(f"classes of {len(found)} of {len(pictures)} pictures: {output}")
     if failed:
         raise typer.Exit(1)

@@ -53,7 +53,8 @@ def epsilon(
     )
     say(f"who is trusted: {loaded.trust.trusted}; {loaded.trust.because}")
     say(
-        f"noise multiplier {plan.noise_multiplier:.4g}, clip norm {plan.clip_norm:g}, "
+        f"noise multiplier {plan.noise_multiplier:.4g}, "
+        f"{'' if plan.clip_norm is None else f'clip norm {plan.clip_norm:g}, '}"
         f"sample rate {plan.sample_rate:g}, public denominator {plan.denominator}; "
         f"{_second(guarantee.accountants[1], guarantee.epsilon_second)}",
     )

@@ -51,6 +51,7 @@ def simulate(
     """
     from fedseg.budget.plan import noise_multiplier
     from fedseg.data.loading import load_cohort
+    from fedseg.device import device_of
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.simulate import Options, chargeable, trainable_alone
@@ -62,6 +63,7 @@ def simulate(
     loaded = load_study(study).replace(**_changes([*(changes or []), *seeded]))
     if alone and alone not in loaded.site_ids:
         raise ConfigError(f"--alone {alone}: not a site of the study; use one of {', '.join(loaded.site_ids)}")
+    device_of(loaded)
     noise_multiplier(loaded)  # a budget that cannot be met is refused before any image is read
     if alone:
         trainable_alone(loaded)

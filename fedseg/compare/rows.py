@@ -157,6 +157,18 @@ def cells(
                     yield Cell(row, _changed(row, study, epsilon, seed), seed, epsilon, site)
 
 
+def trainable(rows: Sequence[Row], base: Study, own: Mapping[str, Study]) -> tuple[list[Row], list[str]]:
+    """Rows that the studies have settings for, and why the others are left out: a plain study names no clip norm."""
+    kept, said = [], []
+    for row in rows:
+        try:
+            list(cells(base, own, [row], [base.privacy.epsilon or 1.0], 1))
+            kept.append(row)
+        except ConfigError as error:
+            said.append(str(error))
+    return kept, said
+
+
 def fitting(row: str, own: Study, base: Study) -> Study:
     """A row's own study, which may differ in how it trains and in nothing that is compared.
 

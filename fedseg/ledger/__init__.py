@@ -9,7 +9,16 @@ image or secret key is ever named.
 
 from fedseg.ledger.book import FILE, Ledger
 from fedseg.ledger.chain import START, Line, read, verify
-from fedseg.ledger.entries import Entry, MetricsRelease, NoisySteps, NoisySum, UnprotectedRound, distinct, released
+from fedseg.ledger.entries import (
+    Entry,
+    MetricsRelease,
+    NoisySteps,
+    NoisySum,
+    SparseRelease,
+    UnprotectedRound,
+    distinct,
+    released,
+)
 
 __all__ = [
     "FILE",
@@ -20,6 +29,7 @@ __all__ = [
     "MetricsRelease",
     "NoisySteps",
     "NoisySum",
+    "SparseRelease",
     "UnprotectedRound",
     "distinct",
     "read",

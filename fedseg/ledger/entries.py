@@ -13,6 +13,7 @@ from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent, SelfComposedDpEve
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedseg.privacy.accounting import gaussian_steps
+from fedseg.privacy.pure import PureDpEvent
 from fedseg.privacy.shared_noise import SharedNoise
 
 Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
@@ -141,6 +142,36 @@ class NoisySum(_Entry):
         return noise.event(shares, self.sample_rate, 1) if shares > 0 else NonPrivateDpEvent()
 
 
+class SparseRelease(_Entry):
+    """A round of mechanism "svt": a few values of an update, chosen and noised, after which nothing else is shown.
+
+    Attributes:
+        neighbouring: relation between the data sets that an adversary cannot tell apart; any other change of the
+            site's data is hidden alike.
+        epsilon: of the round at delta 0: of choosing and of what was chosen together.
+        released: share of the values that are released at most.
+        clip_range: to which each value of the update is cut first.
+        threshold: what a magnitude has to reach.
+        generator: where the noise comes from. Whoever knows a seed can recompute it.
+    """
+
+    series = "training"
+
+    kind: Literal["svt"] = "svt"
+    neighbouring: Literal["add or remove one"] = "add or remove one"
+    epsilon: float = Field(gt=0)
+    released: float = Field(gt=0, le=1)
+    clip_range: float = Field(gt=0)
+    threshold: float = Field(ge=0)
+    generator: Generator
+
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+        """So much at delta 0; nothing protects where a seed is known."""
+        if self.generator != "os" and not unseeded:
+            return NonPrivateDpEvent()
+        return PureDpEvent(self.epsilon)
+
+
 class UnprotectedRound(_Entry):
     """A round of mechanism "none": after it no epsilon is promised to these patients any more."""
 
@@ -165,7 +196,7 @@ class MetricsRelease(_Entry):
         return
 
 
-Entry: TypeAlias = NoisySteps | NoisySum | UnprotectedRound | MetricsRelease
+Entry: TypeAlias = NoisySteps | NoisySum | SparseRelease | UnprotectedRound | MetricsRelease
 """A line of the ledger. A new kind is one more class here, with an event of its own."""
 
 _OWN: dict[type[Entry], Callable[[Entry], Any]] = {

@@ -139,6 +139,11 @@ class Distributed(Mechanism):
                 f"[training] {field} = {getattr(terms, said)!r}: with mechanism = 'distributed' no site steps by "
                 "itself; leave it away, and choose [study] optimizer and lr"
             )
+        if terms.trainable != "all":
+            return (
+                f"[training] trainable = '{terms.trainable}': with mechanism = 'distributed' the sum holds a "
+                "gradient of every weight; leave it away"
+            )
         if set(terms.weights) != {1.0}:
             return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"
         if terms.sharing.method not in WITHIN:

@@ -49,9 +49,9 @@ class Terms:
     """The public numbers of a study: all that a mechanism knows of it.
 
     Attributes:
-        epsilon, delta, sample_rate, clip_norm, denominator, noise: of `[privacy]`.
+        epsilon, delta, sample_rate, clip_norm, denominator, noise, released, threshold: of `[privacy]`.
         rounds, spare_rounds, local_steps, lr, optimizer: of `[study]`.
-        local_optimizer, weight_decay, schedule, warm_up, batch: of `[training]`.
+        local_optimizer, weight_decay, schedule, warm_up, batch, trainable: of `[training]`.
         seeded: whether the study has a seed, so that nothing is claimed.
         weights: public weights of all sites.
         min_survivors, max_corrupt: of the aggregation policy.
@@ -76,12 +76,15 @@ class Terms:
     schedule: str = "constant"
     warm_up: int = 0
     batch: int = 0
+    trainable: str = "all"
     seeded: bool
     weights: tuple[float, ...]
     min_survivors: int
     max_corrupt: int
     clip_range: float | None
     bits: int
+    released: float | None = None
+    threshold: float = 0.0
     sharing: Sharing = field(default_factory=Sharing)
     federation: Rules = field(default_factory=Rules)
 
@@ -191,11 +194,14 @@ class Mechanism(ABC):
         name: as `[privacy] mechanism`.
         trust: what it claims, and whom one trusts for it.
         needs: fields of `[privacy]` without which a study of it is none.
+        largest_epsilon: that a study may ask for. From 100 on even one patient's presence is as good as shown, whatever
+            delta; what reproduces a published setting of that kind may go beyond, and says what it spends.
     """
 
     name: ClassVar[str]
     trust: ClassVar[Trust]
     needs: ClassVar[tuple[str, ...]]
+    largest_epsilon: ClassVar[float] = 100.0
 
     def refusal(self, terms: Terms) -> str:
         """Why there can be no such study, as one sentence that begins with section and field; empty where it can.
@@ -207,6 +213,11 @@ class Mechanism(ABC):
             return f"{needs}; add clip_range: bound of every value of an update"
         if terms.optimizer != "sgd":
             return f"[study] optimizer = '{terms.optimizer}' goes with mechanism = 'distributed' only; remove it"
+        if terms.federation.corrected and (terms.schedule, terms.warm_up) != ("constant", 0):
+            return (
+                "[federation] corrected with [training] schedule or warm_up: the noise of an update is another one in "
+                "each round; leave either out"
+            )
         if terms.federation.corrected and terms.sharing.method != "full":
             return (
                 f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "

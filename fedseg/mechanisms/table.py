@@ -6,10 +6,12 @@ from fedseg.mechanisms.distributed import Distributed
 from fedseg.mechanisms.local import Local
 from fedseg.mechanisms.mechanism import Mechanism
 from fedseg.mechanisms.none import Unprotected
+from fedseg.mechanisms.svt import SparseVectorTechnique
 from fedseg.privacy.trust import Trust
 
 MECHANISMS: dict[str, Mechanism] = {
-    mechanism.name: mechanism for mechanism in (Local(), Distributed(), Unprotected(), Clipped())
+    mechanism.name: mechanism
+    for mechanism in (Local(), Distributed(), SparseVectorTechnique(), Unprotected(), Clipped())
 }
 """By `[privacy] mechanism`."""
 

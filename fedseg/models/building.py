@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.models.adapting import standardise, train_only
 from fedseg.models.network import GROUPS
 from fedseg.models.table import NETWORKS
 from fedseg.study import Study
@@ -40,6 +41,8 @@ def build_model(study: Study) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
         model = network.make(study, task_of(study).outputs, widths)
+    if study.training.weight_standardisation:
+        standardise(model)
     check_model(model)
     factor = network.factor(study, widths)
     if bad := [side for side in study.data.view if side % factor]:
@@ -47,6 +50,7 @@ def build_model(study: Study) -> torch.nn.Module:
             f"[data] size or patch = {bad[0]}: network '{study.model.name}' with channels = {list(widths)} takes "
             f"multiples of {factor}; choose {-(-bad[0] // factor) * factor}, or fewer levels"
         )
+    train_only(model, study)
     return model
 
 

@@ -35,7 +35,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy.stats import norm
 
 from fedseg.errors import ConfigError, PrivacyError
-from fedseg.privacy import renyi
+from fedseg.privacy import pure, renyi
 from fedseg.privacy.delta import delta_text
 
 LARGEST_NOISE_MULTIPLIER = 1000.0
@@ -172,7 +172,8 @@ def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
     events: a patient who is hardly ever drawn and then shows plainly has a curve that no Gaussian follows. There it is
     large enough for every false alarm between the smaller of `delta` and `LEAST_GUESS` and one less that, and for PLD's
     privacy curve down to `delta`. It is never the central limit. 0 for nothing, infinite where something had no noise,
-    None where there is Skellam noise: a Rényi bound says too little of likely events.
+    None where there is Skellam noise, of which a Rényi bound says too little in likely events, or a release known by
+    its pure epsilon only.
 
     Args:
         spent: what was released.
@@ -183,7 +184,7 @@ def gaussian_dp(spent: Iterable[DpEvent], delta: float) -> float | None:
         return math.inf if composition else 0.0
     if (sigma := _as_one_gaussian(composition)) is not None:
         return 1 / sigma
-    if renyi.has_skellam(composition):
+    if renyi.has_skellam(composition) or any(isinstance(event, pure.PureDpEvent) for event, _ in composition):
         return None
     return _mu_by_curve(composition, delta)
 
@@ -290,6 +291,11 @@ def _pld_epsilon(composition: Composition, delta: float) -> float:
 
 
 def _first_epsilon(composition: Composition, delta: float) -> float:
+    if coins := tuple((event, count) for event, count in composition if isinstance(event, pure.PureDpEvent)):
+        others = tuple((event, count) for event, count in composition if not isinstance(event, pure.PureDpEvent))
+        if not others:
+            return pure.epsilon(coins, delta)
+        return pure.epsilon(coins, delta / 2) + _first_epsilon(others, delta / 2)
     if not renyi.has_skellam(composition):
         return _pld_epsilon(composition, delta)
     together = tuple((event, count) for event, count in composition if renyi.known(event))

@@ -6,6 +6,7 @@ from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.data.roles import FOLDER as ROLES
 from fedseg.data.roles import going_on
+from fedseg.device import device_of
 from fedseg.errors import ConfigError
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.models import build_model
@@ -37,6 +38,7 @@ class Party:
         self.study: Study = folder.study
         self.me = options.site
         torch.set_num_threads(self.study.run.threads)
+        device_of(self.study)
         self.federation = load_federation(options.credentials, self.study)
         self.key = signing_key(options.credentials, self.me)
         try:

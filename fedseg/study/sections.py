@@ -15,9 +15,6 @@ from fedseg.sharing.table import METHODS
 from secagg.policy import Suite
 from secagg.printable import printable
 
-LARGEST_EPSILON = 100.0
-"""From here on even one patient's presence is as good as shown, whatever delta."""
-
 
 def _shown(text: str) -> str:
     if not text.isprintable():
@@ -329,6 +326,14 @@ class TrainingSection(Section):
     deep_supervision: bool = Field(
         default=False, description="lower levels of 'dynunet' and 'segresnet' have a loss of their own in training"
     )
+    trainable: Annotated[str, Field(pattern=r"^(all|norm-bias-head|head|lora:[1-9][0-9]?)$")] = Field(
+        default="all",
+        description="what is trained on the start: 'all', 'norm-bias-head', 'head' (the last layer), or 'lora:R', thin "
+        "matrices of rank R beside every weight, and the head",
+    )
+    weight_standardisation: bool = Field(
+        default=False, description="filters of convolutions have mean 0 and one size, whatever they are trained to"
+    )
 
     @model_validator(mode="after")
     def _mirrored(self) -> Self:
@@ -403,8 +408,17 @@ class PrivacySection(Section):
     denominator: Count = Field(
         description="public constant that divides a step's sum: about the patients that a site draws in a step"
     )
+    multiplicity: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="views of a drawn patient whose gradients are averaged before the patient's is clipped"
+    )
     noise: Literal["discrete-gaussian", "skellam"] = Field(
         default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
+    )
+    released: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="'svt': share of an update's values that a site sends at most"
+    )
+    threshold: float = Field(
+        default=0.0, ge=0, description="'svt': what a value's magnitude has to reach, with noise on both, to be sent"
     )
 
     @model_validator(mode="after")
@@ -414,9 +428,10 @@ class PrivacySection(Section):
                 needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
                 raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
         if MECHANISMS[self.mechanism].trust.claims_epsilon:
-            if self.epsilon is not None and self.epsilon > LARGEST_EPSILON:
+            largest = MECHANISMS[self.mechanism].largest_epsilon
+            if self.epsilon is not None and self.epsilon > largest:
                 raise ValueError(
-                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {LARGEST_EPSILON:g}, and at most 10 "
+                    f"epsilon = {self.epsilon:g} promises nothing; choose at most {largest:g}, and at most 10 "
                     "for a promise that means something"
                 )
             if self.delta is not None and self.delta < SMALLEST_DELTA:
@@ -495,7 +510,16 @@ class ReportSection(Section):
 class RunSection(Section):
     """`[run]`: how fast, never what."""
 
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where a site trains")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu",
+        description="where a site trains and scores; 'cuda' where there is none is refused before anything begins",
+    )
+    mixed_precision: bool = Field(
+        default=False, description="networks compute in bfloat16 where they can; gradients are clipped as ever"
+    )
+    channels_last: bool = Field(
+        default=False, description="images lie in memory with their channels last, which some GPUs are faster with"
+    )
     threads: Count = Field(default=1, description="threads of torch in one process")
     workers: Count = Field(default=1, description="sites of a simulation that train at the same time")
     evaluate_every: Count = Field(default=1, description="rounds after which the model is scored, and after the last")

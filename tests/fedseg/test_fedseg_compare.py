@@ -12,7 +12,7 @@ from fedseg.compare import cells as training
 from fedseg.compare.cells import Judged
 from fedseg.compare.outcome import Comparison
 from fedseg.compare.page import write_page
-from fedseg.compare.rows import ROWS, cells, chosen, fitting
+from fedseg.compare.rows import ROWS, cells, chosen, fitting, trainable
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError
 from fedseg.mechanisms.table import MECHANISMS
@@ -38,8 +38,15 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_that_comes_with_the_package_can_be_compared(path):
     base = load_study(path)
-    found = list(cells(base, {}, chosen([]), [2.0, 8.0], 1))
-    assert {cell.row.name for cell in found} >= {"zero-shot", "pooled", "alone", "federated", "local", "central"}
+    rows, said = trainable(chosen([]), base, {})
+    found = {cell.row.name for cell in cells(base, {}, rows, [2.0, 8.0], 1)}
+    assert found >= {"zero-shot", "pooled", "alone", "federated"}
+    private = {"local", "central", "twin-local"}
+    if base.privacy.clip_norm is None:
+        assert not found & private
+        assert {sentence.split(":")[0] for sentence in said} >= {"row local", "row central", "row twin-local"}
+    elif base.structures:
+        assert found >= private
 
 
 def test_every_row_has_the_same_steps_patients_and_seeds():

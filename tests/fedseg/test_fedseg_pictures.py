@@ -1,5 +1,6 @@
 """Layouts of pictures with a class: PNG and JPEG, DICOM radiographs, MedMNIST; whose they are, what is refused."""
 
+import csv
 import json
 import re
 import sys
@@ -14,6 +15,7 @@ from fedseg.data.layouts.radiographs import read_radiograph
 from fedseg.data.layouts.table import entries
 from fedseg.data.loading import load_site
 from fedseg.errors import CaseError, ConfigError
+from fedseg.models import build_model, metadata_of, save_model
 from fedseg.study import Study, parse_study
 from tests.support.tiny import tiny_classes
 
@@ -261,3 +263,29 @@ def test_the_command_checks_a_folder_of_pictures(images, tmp_path, monkeypatch, 
     assert ended.value.code == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert findings[-1]["message"] == "3 patients, 3 cases to train and 0 to test; 2 clear, 1 cloudy"
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_predict_writes_a_table_of_probabilities(ending, images, tmp_path, monkeypatch, capsys):
+    study = study_of("images")
+    save_model(build_model(study), tmp_path / "model.safetensors", metadata_of(study))
+    (images / "cloudy/broken.png").write_bytes(b"no picture")
+    output = tmp_path / f"answers.{ending}"
+    command = ["fedseg", "predict", str(tmp_path / "model.safetensors"), str(images), str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    told = capsys.readouterr()
+    assert f"classes of 3 of 4 pictures: {output}" in told.out.replace("\n", "")
+    assert "broken.png: cannot be read as a picture" in told.err.replace("\n", "")
+    text = output.read_text()
+    rows = list(csv.DictReader(text.splitlines())) if ending == "csv" else json.loads(text)["pictures"]
+    assert [row["file"] for row in rows] == ["Clear/p1.png", "clear/deep/p2.jpg", "cloudy/p3.jpeg"]
+    for row in rows:
+        likely = {name: float(row[f"p({name})"]) for name in ("clear", "cloudy")}
+        assert sum(likely.values()) == pytest.approx(1, abs=1e-5)
+        assert row["said"] == max(likely, key=likely.get)
+    monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "labels.nii.gz")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "give a name that ends in .csv or .json" in capsys.readouterr().err.replace("\n", " ")

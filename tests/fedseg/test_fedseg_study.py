@@ -52,7 +52,7 @@ BAD = {
     "unknown mechanism": (
         '"local"',
         '"laplace"',
-        "[privacy] mechanism = 'laplace': use 'local' or 'distributed' or 'none'",
+        "[privacy] mechanism = 'laplace': use 'local' or 'distributed' or 'svt' or 'none' or 'clipped'",
     ),
     "weaker unit": ('unit = "patient"', 'unit = "slice"', "[privacy] unit = 'slice': use 'patient'"),
     "sampling above one": (r"sample_rate = .*\n", "sample_rate = 1.5\n", "[privacy] sample_rate = 1.5"),
@@ -141,7 +141,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "8d4224efee3e1d7c80e6dd05129eb43a642507f765b23c203b27129909cfcf6f"
+    assert parse_study(text, "s").hash().hex() == "922f75c1b54b471ec1bfab39cd2856583d09ef703fa0a9d93667142e914622b6"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -85,6 +85,14 @@ class Radiographs:
         return said
 
 
+def is_radiograph(path: Path) -> bool:
+    """Whether a file is DICOM: by its ending, or by what DICOM files begin with."""
+    if path.suffix.lower() == ".dcm":
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def read_radiograph(path: Path, study: Study) -> tuple[NDArray[np.float32], float]:
     """A DICOM file as (1, X, Y, frames) float32, dense bright, and millimetres a pixel (1 where it does not say).
 

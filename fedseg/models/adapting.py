@@ -1,0 +1,76 @@
+"""What of a network is trained, and how its convolutions are written: `[training] trainable`, `weight_standardisation`.
+
+Noise grows with the number of trained values and what they can say does not, so that few of them on a frozen public
+start may bear it better. Sources: Hu et al. 2022 (LoRA), Qiao et al. 2019 and De et al. 2022 (weight standardisation
+under differential privacy).
+"""
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import register_parametrization
+
+from fedseg.study import Study
+from secagg.prg import Stream
+
+LORA = "lora:"
+SMALL = 1e-5
+
+
+class Standardised(nn.Module):
+    """Each filter of a convolution with mean 0 and variance 1 / its inputs, whatever values it is trained to."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as it is used: (outputs, inputs, *kernel)."""
+        rows = weight.flatten(1)
+        centred = rows - rows.mean(1, keepdim=True)
+        spread = torch.sqrt(centred.pow(2).mean(1, keepdim=True) * rows.shape[1] + SMALL)
+        return (centred / spread).view_as(weight)
+
+
+class LowRank(nn.Module):
+    """A weight that stays, and beside it a product of two thin matrices, 0 at the start."""
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        super().__init__()
+        outputs, inputs = weight.flatten(1).shape
+        rank = min(rank, outputs, inputs)
+        self.down = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
+        self.up = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight as it is used."""
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+def standardise(model: nn.Module) -> None:
+    """Write every convolution but the last one standardised."""
+    for layer in _convolutions(model)[:-1]:
+        register_parametrization(layer, "weight", Standardised())
+
+
+def train_only(model: nn.Module, study: Study) -> None:
+    """Freeze what `[training] trainable` leaves out; with LoRA add the thin matrices, the same at every party."""
+    trainable = study.training.trainable
+    if trainable == "all":
+        return
+    head = _convolutions(model)[-1]
+    model.requires_grad_(False)
+    if trainable == "norm-bias-head":
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.requires_grad_(name == "bias" or isinstance(module, nn.GroupNorm))
+    if trainable.startswith(LORA):
+        stream = Stream.seeded(study.study.seed or 0, "lora", study.study.name, study.model.name)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(stream.integers(1, 2**62)[0]))
+            for layer in _convolutions(model)[:-1]:
+                low = LowRank(layer.weight, int(trainable.removeprefix(LORA)))
+                register_parametrization(layer, "weight", low)
+                low.requires_grad_(True)
+    head.requires_grad_(True)
+
+
+def _convolutions(model: nn.Module) -> list[_ConvNd | nn.Linear]:
+    """In the order of definition; the last one is the head, where the task's outputs are made."""
+    return [module for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)]
