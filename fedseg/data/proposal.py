@@ -25,6 +25,7 @@ from fedseg.study import Study, parse_study
 SITE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 SITES = 3  # the fewest whose sum shows nobody
 SMALLEST, LARGEST, STEP = 32, 96, 16
+PICTURES = (".npz", ".png", ".jpg", ".jpeg")
 GUESSED = ("bids", "decathlon", "nnunet", "table", "brats", "dicom")
 BRATS: Mapping[tuple[int, ...], list[list[int]]] = {
     (1, 2, 4): [[1, 2, 4], [1, 4], [4]],
@@ -101,6 +102,11 @@ def _sites(folder: Path) -> tuple[str, tuple[str, ...], Mapping[str, Path]]:
                 said = "; ".join(f"{site} {', '.join(modality)}" for site, modality in found.items())
                 raise ConfigError(f"{folder}: the sites have no modality in common: {said}; give each its own study")
             return layout, tuple(one for one in first if one in common), {site: places[site] for site in found}
+    if any(listed(folder, f"{depth}*{kind}") for kind in PICTURES for depth in ("", "*/", "*/*/")):
+        raise ConfigError(
+            f"{folder}: these are pictures with a class, of which no study is proposed; write it with "
+            'task = "classification" and layout "images" or "medmnist" (docs/howto/your-own-data.md, 6)'
+        )
     raise ConfigError(
         f"{folder}: no layout fits it; arrange it as one of {', '.join(GUESSED)} (docs/study.md), the simplest of "
         "which is a table cases.csv"
