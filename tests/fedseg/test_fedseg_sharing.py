@@ -173,6 +173,14 @@ def test_fixed_tensors_go_with_a_mask_and_with_nothing_that_mixes_them():
         ({"sharing": {"method": "sketch", "bits": 2}, "secagg": {"bits": 60}}, "at most 48 with .sharing. bits"),
         ({"sharing": {"method": "sketch"}, "privacy": {"mechanism": "distributed"}}, "use 'full' or 'random-mask' or"),
         ({"sharing": {"method": "low-rank", "rank": 1, "bits": 2}, "privacy": {"mechanism": "distributed"}}, "bits"),
+        (
+            {"sharing": {"method": "low-rank", "rank": 1}, "training": {"trainable": "head"}},
+            "'low-rank' moves all weights",
+        ),
+        (
+            {"sharing": {"method": "sketch", "rotation": True}, "training": {"trainable": "lora:2"}},
+            "rotation moves all",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_a_sentence(sections, expected):
