@@ -147,7 +147,7 @@ def plan(
     only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
     write: Annotated[bool, typer.Option("--write", help="Put it into the study file.")] = False,
 ) -> None:
-    """Propose working grid, network and batch that follow the images, by nnU-Net's rules.
+    """Propose grid, network and batch that follow the images.
 
     Computed from patients' images: no epsilon covers what of it everybody reads in the study.
     """
