@@ -163,15 +163,10 @@ def test_a_study_is_never_overwritten_and_a_strange_folder_is_told(tmp_path, cap
     path = tmp_path / "study.toml"
     path.write_text("mine")
     bids(tmp_path / "data")
-    for picture in ("chest/one.npz", "clinics/site-a/normal/one.png"):
-        (tmp_path / picture).parent.mkdir(parents=True)
-        (tmp_path / picture).touch()
     for arguments, words in (
         ((path, "--from", tmp_path / "data"), "study.toml exists already; move it away first"),
         ((tmp_path / "new.toml", "--from", tmp_path / "nowhere"), "nowhere: there is no such folder"),
         ((tmp_path / "new.toml", "--from", tmp_path / "data/sub-001"), "no layout fits it; arrange it as one of"),
-        ((tmp_path / "new.toml", "--from", tmp_path / "chest"), 'write it with task = "classification"'),
-        ((tmp_path / "new.toml", "--from", tmp_path / "clinics"), 'write it with task = "classification"'),
     ):
         code, _, error = run(capsys, monkeypatch, "new", *arguments)
         assert (code, is_one_sentence(error)) == (1, True)
