@@ -38,6 +38,7 @@ from secagg.enrolment.papers import grouped
 from secagg.errors import SecAggError
 from secagg.rpc.pem import certificates_in, days_left
 from secagg.rpc.probe import probe
+from secagg.rpc.proof import MTLS, TLS, trusted
 from secagg.rpc.proxy import dial, proxy_for
 from secagg.rpc.tls import COORDINATOR, diagnose
 
@@ -69,6 +70,7 @@ def check_site(
     state: Path,
     out: Path,
     proxy: str | None = None,
+    tls: str = MTLS,
 ) -> Iterator[Row]:
     """What a site needs, as its options say it.
 
@@ -81,14 +83,15 @@ def check_site(
         state: folder of the data set's marks and ledger.
         out: where run folders go.
         proxy: as of `secagg.rpc.proxy.proxy_for`.
+        tls: "mtls" or "tls", as the coordinator has it.
     """
     yield _row("study", lambda: _study(study))
     yield _row("approval", lambda: _approval(study, state))
     yield _row("roster and key", lambda: _roster(credentials, study, site))
-    yield _row("certificate", lambda: _certificate(credentials, site))
+    yield _row("certificate", lambda: _certificate(credentials, site) if tls == MTLS else _balancer(credentials))
     yield _row("proxy", lambda: _proxy(address, proxy))
-    yield _row("coordinator", lambda: _reached(credentials, study, site, address, proxy))
-    yield _row("clock", lambda: _clock(credentials, study, site, address, proxy))
+    yield _row("coordinator", lambda: _reached(credentials, study, site, address, proxy, tls))
+    yield _row("clock", lambda: _clock(credentials, study, site, address, proxy, tls))
     yield _row("data", lambda: _data(data, site, study))
     yield _row("ledger", lambda: _ledger(state))
     yield _row("budget", lambda: _budget(study, site, credentials, state))
@@ -96,12 +99,14 @@ def check_site(
     yield _row("device", lambda: _device(study))
 
 
-def check_coordinator(study: Study, host: str, port: int, credentials: Path, out: Path) -> Iterator[Row]:
+def check_coordinator(
+    study: Study, host: str, port: int, credentials: Path, out: Path, tls: str = MTLS
+) -> Iterator[Row]:
     """What a coordinator needs, as its options say it; arguments as for `check_site`."""
     yield _row("study", lambda: _study(study))
     yield _row("roster and key", lambda: _roster(credentials, study, COORDINATOR))
     yield _row("certificate", lambda: _certificate(credentials, COORDINATOR))
-    yield _row("sites' certificates", lambda: _members(credentials, study))
+    yield _row("sites' certificates", lambda: _members(credentials, study, tls))
     yield _row("run", lambda: _run(credentials, study, out))
     yield _row("port", lambda: _port(host, port))
     yield _row("disk", lambda: _disk(out))
@@ -161,6 +166,16 @@ def _certificate(credentials: Path, name: str) -> Found:
     return OK, f"{days:.0f} days left"
 
 
+def _balancer(credentials: Path) -> Found:
+    """In mode tls a site shows no certificate, and trusts whoever ends TLS."""
+    path = trusted(credentials, TLS)
+    days = days_left(certificates_in(path, "authority")[0])
+    told = f"none is shown in mode tls; {path}, which this site trusts, "
+    if days <= 0:
+        return FAIL, f"{told}has expired: put the present one there"
+    return (OK if days >= WARN_DAYS else WARN), f"{told}has {days:.0f} days left"
+
+
 def _proxy(address: str, option: str | None) -> Found:
     proxy = proxy_for(_split(address)[0], option)
     if proxy is None:
@@ -172,20 +187,25 @@ def _proxy(address: str, option: str | None) -> Found:
     return OK, f"{proxy} answers"
 
 
-def _reached(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
-    tls = site_tls(credentials, site, load_federation(credentials, study))
+def _reached(credentials: Path, study: Study, site: str, address: str, option: str | None, mode: str) -> Found:
+    tls = site_tls(credentials, site, load_federation(credentials, study), mode)
     host, port = _split(address)
     proxy = proxy_for(host, option)
     way = f"{address} through {proxy}" if proxy is not None else address
     if said := diagnose(host, port, tls, proxy):
-        return FAIL, f"no connection to {way}: {said}"
-    if said := probe(host, port, tls, proxy).refused:
-        return FAIL, f"answers at {way}, and refuses this site: {said}"
-    return OK, f"answers at {way} over TLS, and takes this site's certificate"
+        other = "" if mode == MTLS else f"; where the coordinator is in mode {MTLS}, start this site in {MTLS} too"
+        return FAIL, f"no connection to {way}: {said}{other}"
+    found = probe(host, port, tls, proxy)
+    if found.mode not in ("", mode):
+        return FAIL, f"answers at {way} in mode {found.mode}, and this site is in {mode}: start both in the same one"
+    if found.refused:
+        return FAIL, f"answers at {way}, and refuses this site: {found.refused}"
+    proof = "takes this site's certificate" if mode == MTLS else "asks it to prove itself with its signing key"
+    return OK, f"answers at {way} over TLS, and {proof}"
 
 
-def _clock(credentials: Path, study: Study, site: str, address: str, option: str | None) -> Found:
-    tls = site_tls(credentials, site, load_federation(credentials, study))
+def _clock(credentials: Path, study: Study, site: str, address: str, option: str | None, mode: str) -> Found:
+    tls = site_tls(credentials, site, load_federation(credentials, study), mode)
     host, port = _split(address)
     ahead = probe(host, port, tls, proxy_for(host, option)).ahead
     if ahead is None:
@@ -258,13 +278,15 @@ def _device(study: Study) -> Found:
         return FAIL, str(error)
 
 
-def _members(credentials: Path, study: Study) -> Found:
+def _members(credentials: Path, study: Study, mode: str) -> Found:
     coordinator_tls(credentials)
     if not (credentials / OFFICE).is_dir():
         return OK, f"not known here: this folder has no {OFFICE}"
     register = Office(credentials).register
     if gone := [site for site in study.site_ids if site in register.members and site not in register.approved]:
         return FAIL, f"{', '.join(gone)} is in the roster and was revoked ({REVOKED}); publish the next roster"
+    if mode == TLS:
+        return OK, "none is shown in mode tls: the signing keys of the roster say who is who"
     certificates = {site: member.expires for site, member in register.approved.items() if site in study.site_ids}
     soon = [f"{site} on {expires[:10]}" for site, expires in certificates.items() if _soon(expires)]
     if soon:

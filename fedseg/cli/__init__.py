@@ -25,4 +25,20 @@ from secagg.cli.enrol import enrol_app
 
 app.add_typer(enrol_app, name="enrol")
 
+ORDER = (
+    *("new", "plan", "epsilon"),
+    *("simulate", "predict", "evaluate", "compare"),
+    *("demo", "credentials", "coordinator", "site"),
+    *("status", "report", "statement", "verify-run"),
+)
+"""Commands as people come to them: a study, one machine, many machines, what is left of a run; others follow."""
+
+
+def _place(name: str) -> int:
+    """Where a command stands in `--help`."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+app.registered_commands.sort(key=lambda one: _place(one.name or one.callback.__name__ if one.callback else ""))
+
 __all__ = ["app", "main"]

@@ -15,6 +15,7 @@ from fedseg.cli.watching import File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.audit import AUDIT
 from secagg.errors import ProtocolError
+from secagg.service.stopping import saying_so
 from secagg.terminal import Host, Proxy, Tls, TlsMode, say
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ _Leave = Annotated[bool, typer.Option("--leave", help="The site that runs leaves
 
 
 @app.command(cls=Configured)
+@saying_so("the same command goes on with this run")
 def coordinator(
     study: StudyOrConfiguration,
     credentials: Annotated[Path, typer.Option(help="Folder with federation.toml, keys and certificates.")],
@@ -108,7 +110,7 @@ def coordinator(
     if check:
         from fedseg.preflight import check_coordinator
 
-        tell(check_coordinator(loaded, host, port, credentials, runs), as_json)
+        tell(check_coordinator(loaded, host, port, credentials, runs, tls.value), as_json)
         return
     options = Options(
         host=host,
@@ -152,6 +154,7 @@ def _coordinated(folder: "RunFolder", options: "Options") -> Path:
 
 
 @app.command(cls=Configured)
+@saying_so("the same command takes part again")
 def site(
     study: StudyOrConfiguration,
     name: _SiteId,
@@ -196,7 +199,7 @@ def site(
     if check:
         from fedseg.preflight import check_site
 
-        tell(check_site(loaded, name, address, credentials, data, kept, runs, proxy), as_json)
+        tell(check_site(loaded, name, address, credentials, data, kept, runs, proxy, tls.value), as_json)
         return
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])

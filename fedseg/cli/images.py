@@ -65,7 +65,7 @@ def data_fingerprint(
     only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell spacings, sizes, intensities and label volumes.
+    """Tell spacings, sizes, intensities, and label volumes or classes.
 
     It is what nnU-Net calls a fingerprint, computed from every patient and not private: it stays at the site.
     """
@@ -86,11 +86,11 @@ def data_fingerprint(
         say_json({"private": False, "sites": [asdict(one) for one in prints]})
         return
     for one in prints:
-        _tell(one)
+        _tell(one, "the structures" if study.structures else "the pictures")
     say("not private: computed from every patient, it stays at the site")
 
 
-def _tell(found: "Fingerprint") -> None:
+def _tell(found: "Fingerprint", where: str) -> None:
     say(f"{found.site}: {found.cases} cases")
     for sentence in found.left_out:
         say(plain("  left out ", "yellow"), sentence)
@@ -101,7 +101,7 @@ def _tell(found: "Fingerprint") -> None:
             ends = (" x ".join(f"{axis.low:{shape}}-{axis.high:{shape}}" for axis in axes),)
             say(f"  {what}: median {middle}, from {ends[0]}")
     for name, spread in found.intensities.items():
-        say(f"  {name} in the structures: {_of(spread, '.4g')}, mean {spread.mean:.4g}, sd {spread.std:.4g}")
+        say(f"  {name} in {where}: {_of(spread, '.4g')}, mean {spread.mean:.4g}, sd {spread.std:.4g}")
     for name, structure in found.structures.items():
         volume = f", {_of(structure.millilitres, '.3g')} ml" if structure.millilitres else ""
         say(f"  {name}: in {structure.cases} of {found.cases} cases{volume}")
@@ -133,7 +133,7 @@ def new(
     sites = f"{len(found.sites)} sites ({', '.join(found.sites)})"
     say(f"layout {found.layout}: {sites}, modality {', '.join(found.modality)}")
     said = (f"{name} = {', '.join(map(str, values))}" for name, values in found.structures.items())
-    say(f"structures by label value: {'; '.join(said)}")
+    say(f"structures by label value: {'; '.join(said)}" if found.structures else f"classes: {', '.join(found.classes)}")
     say(f"working grid: {data.dims} dimensions, {' x '.join(map(str, data.sides))} voxels")
     say(f"study {study}: read its comments, and decide")
     one = f" --site {next(iter(found.sites))}" if len(found.sites) == 1 else ""
@@ -147,7 +147,7 @@ def plan(
     only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
     write: Annotated[bool, typer.Option("--write", help="Put it into the study file.")] = False,
 ) -> None:
-    """Propose working grid, network and batch that follow the images, by nnU-Net's rules.
+    """Propose grid, network and batch that follow the images.
 
     Computed from patients' images: no epsilon covers what of it everybody reads in the study.
     """

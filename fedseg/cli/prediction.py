@@ -29,7 +29,7 @@ def predict(
     ],
     study: Annotated[Path | None, typer.Option(help="Study, if the model file holds none.", show_default=False)] = None,
 ) -> None:
-    """Segment images in NIfTI or DICOM, or classify pictures in PNG, JPEG or DICOM.
+    """Segment images, or classify pictures, with a model.
 
     Writes label maps on the images' own grids, and an overlay PNG beside each. A model of classes writes a table with
     their probabilities for each picture. An image is never overwritten. The exit status is 1 where one of a folder

@@ -208,6 +208,8 @@ def _changed(row: Row, study: Study, epsilon: float | None, seed: int) -> Study:
     }
     if not shared:
         changes["study"]["optimizer"] = "sgd"
+    if row.who != "federation":
+        changes["federation"] = {"participation": 0}  # who trains alone is in every round
     if epsilon is not None:
         changes["privacy"]["epsilon"] = epsilon
     for section, fields in row.changes.items():

@@ -1,8 +1,9 @@
-"""A fingerprint of a site's images, as nnU-Net takes one: spacings, sizes, intensities, label volumes.
+"""A fingerprint of a site's images, as nnU-Net takes one: spacings, sizes, intensities, label volumes or classes.
 
 It is computed from every patient and is not private: it stays at the site, and nothing sends it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from fedseg.data.background import background_of, box_of, foreground
 from fedseg.data.grid import slices_along, turned
 from fedseg.data.layouts.dicom import DicomEntry
 from fedseg.data.layouts.files import FileEntry
+from fedseg.data.layouts.medmnist import RowEntry
+from fedseg.data.layouts.pictures import PictureEntry
 from fedseg.data.layouts.table import layout_of
 from fedseg.data.scans import Scan
 from fedseg.errors import CaseError, ConfigError
@@ -43,7 +46,7 @@ class Spread:
 
 @dataclass
 class Structure:
-    """Attributes: cases that have it, and its volumes in millilitres there."""
+    """Attributes: cases that have it or are of this class, and the structure's volumes in millilitres there."""
 
     cases: int = 0
     millilitres: Spread | None = None
@@ -60,8 +63,8 @@ class Fingerprint:
         size: voxels along each axis.
         voxel: the same millimetres along the patient's axes: x, y, z.
         extent: millimetres of what is not background along these.
-        intensities: by modality, of the voxels of any structure.
-        structures: by name.
+        intensities: by modality, of the voxels of any structure, or of a whole picture.
+        structures: by name; with classification the classes.
         left_out: sentences on cases that could not be read.
     """
 
@@ -88,11 +91,12 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
     spacings, sizes, voxels_xyz, extents = [], [], [], []
     inside: list[list[NDArray[np.float32]]] = [[] for _ in study.data.modality]
     volumes: dict[str, list[float]] = {name: [] for name in study.structures}
+    classes: Counter[int] = Counter()
     for entry in layout_of(study).entries(folder, site, study):
-        if not isinstance(entry, FileEntry | DicomEntry):
+        if not isinstance(entry, FileEntry | DicomEntry | PictureEntry | RowEntry):
             continue
         try:
-            scan = entry.scan(site, study)
+            scan = entry.scan(study) if isinstance(entry, PictureEntry | RowEntry) else entry.scan(site, study)
         except CaseError as error:
             found.left_out.append(str(error))
             continue
@@ -103,8 +107,9 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
         voxels_xyz.append(voxel)
         extents.append(extent)
         label = np.asarray(scan.label)
+        classes.update([] if study.structures else [int(label)])
         for channel, values in zip(inside, scan.image, strict=True):
-            seen = values[label > 0]
+            seen = values[label > 0] if study.structures else values.ravel()
             channel.append(seen[:: max(len(seen) // SAMPLED, 1)])
         for number, name in enumerate(study.structures, 1):
             voxels = int(np.isin(label, study.regions[number - 1]).sum())
@@ -122,6 +127,7 @@ def fingerprint(folder: Path, site: str, study: Study) -> Fingerprint:
     found.structures = {
         name: Structure(len(those), Spread.of(those) if those else None) for name, those in volumes.items()
     }
+    found.structures |= {name: Structure(classes[number]) for number, name in enumerate(study.study.classes)}
     return found
 
 
@@ -130,4 +136,6 @@ def _extent(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     image, affine = turned(scan.image, scan.affine)
     axis, voxel = slices_along(affine), np.linalg.norm(affine[:3, :3], axis=0)
     seen = np.logical_or.reduce([foreground(channel, background_of(channel, axis)) for channel in image])
+    if scan.framed:
+        return voxel, voxel * seen.shape
     return voxel, voxel * [side.stop - side.start for side in box_of(seen)]

@@ -54,8 +54,10 @@ def planned(prints: Sequence[Fingerprint], study: Study) -> Plan:
         study: gives dims and mechanism.
 
     Raises:
-        ConfigError: no image could be read.
+        ConfigError: no image could be read, or the study is no segmentation.
     """
+    if study.study.task != "segmentation":
+        raise ConfigError(f"[study] task = '{study.study.task}': nnU-Net plans segmentation; choose size and network")
     prints = [one for one in prints if one.cases]
     if not prints:
         raise ConfigError("no image could be read: there is nothing to plan by; `fedseg data check` says why")

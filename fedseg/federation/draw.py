@@ -4,12 +4,13 @@ It is balanced, so that no site is in more rounds than another by more than one:
 as a site is ever in. Who is drawn is public, so that it hides nobody; it saves training and traffic.
 """
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 from secagg.encoding import digest
 
 
-def drawn(study_hash: bytes, sites: Sequence[str], number: int, participation: int) -> frozenset[str]:
+@lru_cache(maxsize=64)
+def drawn(study_hash: bytes, sites: tuple[str, ...], number: int, participation: int) -> frozenset[str]:
     """The sites of a round: those that were in the fewest rounds so far, and among equals as a hash says.
 
     Args:

@@ -17,7 +17,7 @@ class ClippedSteps(UnprotectedSteps):
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
         norm, each = self._terms.clip_norm or 0.0, (loss for _, loss in losses)
-        self._taken.step(clipped_gradient(self._parameters, each, norm, self._terms.denominator))
+        self._taken.step(clipped_gradient(self._parameters, each, norm, self._terms.denominator, self._within))
 
 
 class Clipped(Unprotected):
@@ -32,6 +32,15 @@ class Clipped(Unprotected):
         short="no privacy: clipped without noise, to compare with",
     )
     needs = ("clip_norm",)
+
+    def refusal(self, terms: Terms) -> str:
+        """See `Mechanism.refusal`."""
+        if terms.batch:
+            return (
+                f"[training] batch = {terms.batch} with mechanism = 'clipped': a batch of several patients has one "
+                "gradient, and what is cut is each patient's; leave it at 0"
+            )
+        return super().refusal(terms)
 
     def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
         """See `Mechanism.begin`."""

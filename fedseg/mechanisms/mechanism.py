@@ -223,6 +223,12 @@ class Mechanism(ABC):
                 f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "
                 "another one in each round; leave either out"
             )
+        if terms.trainable != "all" and (terms.sharing.method == "low-rank" or terms.sharing.rotation):
+            what = "rotation" if terms.sharing.rotation else "method = 'low-rank'"
+            return (
+                f"[sharing] {what} moves all weights, and [training] trainable = '{terms.trainable}' leaves some as "
+                "they are; use method = 'random-mask', or train all"
+            )
         return self._own_steps(terms) or self._few_bits(terms)
 
     def _own_steps(self, terms: Terms) -> str:

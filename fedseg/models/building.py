@@ -11,6 +11,7 @@ from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.models.adapting import standardise, train_only
 from fedseg.models.network import GROUPS
 from fedseg.models.table import NETWORKS
+from fedseg.sharing.table import METHODS
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
 from secagg.prg import Stream
@@ -24,7 +25,7 @@ def build_model(study: Study) -> torch.nn.Module:
     supervision a network in training gives a list: the same at full size, and at half, quarter, ... of it.
 
     Raises:
-        ConfigError: the channels or the grid do not fit the network, or the network does not do the study's task.
+        ConfigError: channels, grid or `[sharing]` do not fit the network, or it does not do the study's task.
         UnsupportedModelError: a layer mixes patients.
     """
     network = NETWORKS[study.model.name]
@@ -44,6 +45,9 @@ def build_model(study: Study) -> torch.nn.Module:
     if study.training.weight_standardisation:
         standardise(model)
     check_model(model)
+    sharing = study.terms.sharing  # before any patient is charged
+    if said := METHODS[sharing.method].unfit([name for name, _ in model.named_parameters()], sharing):
+        raise ConfigError(f"[sharing] {said}")
     factor = network.factor(study, widths)
     if bad := [side for side in study.data.view if side % factor]:
         raise ConfigError(

@@ -194,13 +194,19 @@ def plain_gradient(
 
 
 def clipped_gradient(
-    parameters: Sequence[torch.Tensor], losses: Iterable[torch.Tensor], clip_norm: float, denominator: int
+    parameters: Sequence[torch.Tensor],
+    losses: Iterable[torch.Tensor],
+    clip_norm: float,
+    denominator: int,
+    within: Within | None = None,
 ) -> torch.Tensor:
     """Sum of clipped patient gradients / denominator, without noise, for mechanism 'clipped': nobody is protected.
 
-    Args and returns as `plain_gradient`; `clip_norm` is the L2 bound of one patient's gradient.
+    Args and returns as `plain_gradient`; `clip_norm` is the L2 bound of one patient's gradient, where `within` is given
+    of what of it can be sent.
     """
-    return (summed(parameters, losses, clip_norm) / denominator).float()
+    total = summed(parameters, losses, clip_norm, within=within)
+    return ((total if within is None else within.restored(total)) / denominator).float()
 
 
 def summed(

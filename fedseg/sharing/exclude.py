@@ -4,13 +4,13 @@ They are trained within a round and forgotten with it. Zeros are sent in their p
 so that not one byte is saved: `[training] trainable` leaves tensors out of the training, too.
 """
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.errors import ConfigError
 from fedseg.sharing.method import Method, Place, Sharing
 
 
@@ -20,16 +20,15 @@ class Exclude(Method):
     name = "exclude"
     uses = ("leave_out",)
 
-    def reduced(self, update: NDArray[Any], sharing: Sharing, place: Place) -> NDArray[Any]:
-        """0 at the tensors that are left out.
-
-        Raises:
-            ConfigError: a pattern matches no tensor.
-        """
+    def unfit(self, tensors: Sequence[str], sharing: Sharing) -> str:
+        """A pattern that matches no tensor."""
         for pattern in sharing.leave_out:
-            if not any(fnmatchcase(name, pattern) for name, _ in place.tensors):
-                known = ", ".join(name for name, _ in place.tensors[:4])
-                raise ConfigError(f"[sharing] leave_out: '{pattern}' matches no tensor of the network, such as {known}")
+            if not any(fnmatchcase(name, pattern) for name in tensors):
+                return f"leave_out: '{pattern}' matches no tensor of the network, such as {', '.join(tensors[:4])}"
+        return ""
+
+    def reduced(self, update: NDArray[Any], sharing: Sharing, place: Place) -> NDArray[Any]:
+        """0 at the tensors that are left out."""
         kept, start = update.copy(), 0
         for name, size in place.tensors:
             if any(fnmatchcase(name, pattern) for pattern in sharing.leave_out):

@@ -60,6 +60,10 @@ class Method(ABC):
         """How many values are sent of an update of so many."""
         return parameters
 
+    def unfit(self, tensors: Sequence[str], sharing: Sharing) -> str:
+        """Why this cannot be done with a network of tensors so called, as one sentence; empty where it can."""
+        return ""
+
     @abstractmethod
     def reduced(self, update: NDArray[Any], sharing: Sharing, place: Place) -> NDArray[Any]:
         """(d,) floats to the (length,) that are sent."""

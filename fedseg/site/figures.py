@@ -59,7 +59,8 @@ class Figures:
         if completed:
             entry = Validated(round=completed, dice=means, mean=overall_mean(values), epsilon=self.epsilon())
             self._folder.tally.history.append(entry)
-        rows = sorted([None if np.isnan(value) else float(value) for value in row] for row in values)
+        values = values[np.lexsort(values.T[::-1])]  # undefined ones last
+        rows = [[None if np.isnan(value) else float(value) for value in row] for row in values]
         return Metrics(round=completed, rows=rows)
 
     def keep(self, number: int, name: str, values: NDArray[Any]) -> None:

@@ -222,7 +222,7 @@ class Study(Section):
 
     def in_round(self, number: int) -> frozenset[str]:
         """The sites of a round, which every party draws again; see `[federation] participation`."""
-        return drawn(self.hash(), self.site_ids, number, self.federation.participation)
+        return drawn(self.hash(), tuple(self.site_ids), number, self.federation.participation)
 
     def scored_after(self, completed: int) -> bool:
         """Whether the model of so many completed rounds is scored."""

@@ -15,28 +15,30 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from secagg.rpc.proxy import Proxy
 from secagg.rpc.tls import ClientTls
 
-CLOCK_KEY, REFUSED_KEY = "secagg-time", "secagg-refused"
+CLOCK_KEY, REFUSED_KEY, MODE_KEY = "secagg-time", "secagg-refused", "secagg-mode"
 _SECONDS = 20.0
 """As long as a connection may take (row 11), and once more for the answer."""
 
 
 class TellingHealth(health.aio.HealthServicer):  # type: ignore[misc, name-defined]
-    """The health service, with the time, and why this caller would be refused, in the metadata of each answer.
+    """The health service, with the time, the mode, and why this caller would be refused, in each answer's metadata.
 
     Args:
+        mode: "mtls" or "tls", see `secagg.rpc.proof`.
         refusal: says why, from a call's context; "" where it would not be.
     """
 
     clock = staticmethod(time.time)
 
-    def __init__(self, refusal: Callable[[Any], str]) -> None:
+    def __init__(self, mode: str, refusal: Callable[[Any], str]) -> None:
         super().__init__()
-        self._refusal = refusal
+        self._mode, self._refusal = mode, refusal
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """See `grpc.health.v1`."""
         why = self._refusal(context).encode("ascii", "backslashreplace").decode("ascii")
-        await context.send_initial_metadata(((CLOCK_KEY, f"{self.clock():.3f}"), (REFUSED_KEY, why)))
+        told = (CLOCK_KEY, f"{self.clock():.3f}"), (REFUSED_KEY, why), (MODE_KEY, self._mode)
+        await context.send_initial_metadata(told)
         return await super().Check(request, context)
 
 
@@ -47,10 +49,12 @@ class Probed:
     Attributes:
         ahead: seconds by which its clock is ahead of this one; None where it does not answer or say.
         refused: why it would refuse a greeting of this site; "" where it would not, or does not answer.
+        mode: "mtls" or "tls"; "" where it does not answer.
     """
 
     ahead: float | None = None
     refused: str = ""
+    mode: str = ""
 
 
 def probe(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> Probed:
@@ -77,4 +81,6 @@ def probe(host: str, port: int, tls: ClientTls, proxy: Proxy | None = None) -> P
             told = float(metadata[CLOCK_KEY])
         except (grpc.RpcError, KeyError, ValueError):
             return Probed()
-        return Probed(told - (asked + time.time()) / 2, str(metadata.get(REFUSED_KEY, "")))
+        return Probed(
+            told - (asked + time.time()) / 2, *(str(metadata.get(key, "")) for key in (REFUSED_KEY, MODE_KEY))
+        )

@@ -78,11 +78,16 @@ def tls_of(folder: Path, site: str, roster: Collection[str], mode: str) -> Clien
     Raises:
         ConfigError: a file is missing, unreadable or expired, or is another site's.
     """
-    authority = folder / f"{AUTHORITY}.pem"
+    authority = trusted(folder, mode)
     if mode == MTLS:
         return ClientTls.load(authority, folder / f"{site}.pem", folder / f"{site}.key", roster=roster)
+    return ClientTls.without_certificate(authority, site)
+
+
+def trusted(folder: Path, mode: str) -> Path:
+    """The authority file by which a site knows its coordinator, or whoever ends TLS before it."""
     balancer = folder / BALANCER
-    return ClientTls.without_certificate(balancer if balancer.exists() else authority, site)
+    return balancer if mode == TLS and balancer.exists() else folder / f"{AUTHORITY}.pem"
 
 
 def prover_of(signing_key: SigningKey, coordinator: bytes, mode: str) -> Prover | None:

@@ -30,7 +30,7 @@ from secagg.rpc.frames import BACK, GONE, HELLO, Received, Traffic
 from secagg.rpc.pace import Link
 from secagg.rpc.peer import Peer, cost, end
 from secagg.rpc.probe import TellingHealth
-from secagg.rpc.proof import Pinned, fresh_challenge
+from secagg.rpc.proof import MTLS, TLS, Pinned, fresh_challenge
 from secagg.rpc.tls import ServerTls, last_moment, site_named_by
 from secagg.rpc.transport_pb2 import Frame, Greeting, Position, Welcome
 from secagg.rpc.turns import Turns
@@ -105,7 +105,7 @@ class MailboxServer:
         credentials = self._credentials()
         self._server = server = aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers()])
-        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(self._refusal), server)
+        health_pb2_grpc.add_HealthServicer_to_server(TellingHealth(MTLS if named else TLS, self._refusal), server)
         try:
             server.add_secure_port(self._door.inner, credentials)
             await server.start()

@@ -28,6 +28,7 @@ from fedseg.update import adopt, flatten, opened
 from secagg.prg import Stream
 
 CHOOSING = 0.33
+TOGETHER = "pooled", "federated"
 
 
 def roles(site: str, data: SiteData, choosing: bool) -> SiteData:
@@ -101,7 +102,9 @@ def main(*arguments: str) -> None:
                 "dice": None if found is None else found.model_dump(),
                 "structures": structure_means(scores.pooled(), study),
                 "sites": {site: overall_mean(values) for site, values in scores.values.items()},
-                "trained patients": sum(len(data.patients) for data in cohort.values()),
+                "trained patients": sum(
+                    len(data.patients) for site, data in cohort.items() if who in (site, *TOGETHER)
+                ),
                 "parameters": len(flatten(model)),
                 "cpu_seconds": round(trained_seconds),
                 "scoring_cpu_seconds": round(time.process_time() - began - trained_seconds),

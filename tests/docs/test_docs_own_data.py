@@ -63,6 +63,19 @@ def test_a_command_prints_what_the_page_shows(nth, folder, capsys, monkeypatch):
         assert wanted == "..." or known(wanted) in printed, said
 
 
+def test_the_study_of_pictures_takes_what_the_page_says(tmp_path, capsys, monkeypatch):
+    (tmp_path / "chest.toml").write_text(block("toml", 2))
+    arrays = {f"{part}_images": np.tile(np.arange(28, dtype=np.uint8), (8, 28, 1)) for part in ("train", "val", "test")}
+    arrays |= {f"{part}_labels": np.arange(8, dtype=np.uint8)[:, None] // 4 for part in ("train", "val", "test")}
+    for site in load_study(tmp_path / "chest.toml").site_ids:
+        (tmp_path / "chest" / site).mkdir(parents=True)
+        np.savez(tmp_path / "chest" / site / "pneumoniamnist.npz", **arrays)
+    command = ("data", "check", tmp_path / "chest.toml", "--data", tmp_path / "chest")
+    code, said, error = run(capsys, monkeypatch, *command)
+    assert code == 0, (said, error)
+    assert "site-d: 4 patients, 2 cases to train and 2 to test; 2 normal, 2 pneumonia" in said
+
+
 def test_training_and_prediction_run(folder, capsys, monkeypatch):
     train, predict = (shlex.split(block("sh", nth)) for nth in range(2))
     smaller = ["--set", "study.rounds=1", "--set", "study.local_steps=1", "--set", "data.slices_per_patient=1"]

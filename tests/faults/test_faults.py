@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from secagg import home
 from secagg.service.stopping import ENDED_EARLY
 from secagg.steps import CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, UNMASKING
 from tests.faults.faults import FAULTS, ROUND
@@ -184,6 +185,48 @@ def test_a_site_whose_disk_is_nearly_full_joins_no_round_and_is_not_waited_for(t
         assert struck.status() == 0
         made.check_sums()
         assert made.included(1) == list(SITES[:-1])
+
+
+@pytest.mark.slow
+def test_marks_that_were_wiped_or_restored_from_a_copy_are_refused_by_name_until_the_newest_are_back(tmp_path):
+    """Row 14 of the trials: they were accepted. The journal knows, also of another process of the coordinator."""
+    with federation(tmp_path / "federation") as made:
+        made.rejoin_seconds = 60.0
+        made.serve()
+        others = made.join(SITES[0], Strike(BETWEEN, HOLD, 2))
+        for site in SITES[1:]:
+            made.join(site)
+        marks, copy, newest = made.folder / STRUCK / home.MARKS, tmp_path / "copy", tmp_path / "newest"
+        others.held()
+        until(lambda: made.parties[STRUCK].events("completed"), "round 1 is over")
+        shutil.copy(marks, copy)
+        others.strike(Strike(BETWEEN, HOLD, 3))
+        others.go_on()
+        others.held()
+        until(lambda: len(made.parties[STRUCK].events("completed")) == 2, "round 2 is over")
+        made.parties[STRUCK].kill()
+        marks.rename(newest)
+        sentence = f"{STRUCK} took part in round 2 (attempt 0) and its marks know nothing of it"
+        for put_back in (None, copy):
+            if put_back is not None:
+                shutil.copy(put_back, marks)
+                made.coordinator.kill()
+                made.serve()
+            refused = made.join(STRUCK)
+            assert refused.status() == 1, refused.said()
+            assert sentence in refused.said()
+            assert "bring back the newest state folder" in refused.said()
+            until(lambda: sentence in made.coordinator.said(), "the coordinator says so")
+            marks.unlink()
+        newest.rename(marks)
+        made.join(STRUCK)
+        until(made.recovered, "it is back")
+        others.go_on()
+        assert made.coordinator.status() == 0
+        assert [made.parties[site].status() for site in SITES] == [0] * len(SITES)
+        made.check_sums()
+        made.check_logs()
+        assert [made.included(number) for number in range(1, ROUNDS + 1)] == [list(SITES)] * ROUNDS
 
 
 def test_rubbish_at_the_door_ends_nothing(tmp_path):

@@ -19,6 +19,7 @@ from fedseg.records import Metrics
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
+from fedseg.site.figures import Figures
 from fedseg.study import parse_study
 from fedseg.tasks.table import task_of
 from fedseg.train import train_round
@@ -160,6 +161,17 @@ def test_the_report_has_confusion_curves_and_saliency_of_made_patients_only(run)
         assert all(0 <= arrays[f"decisive_{i}"].min() < arrays[f"decisive_{i}"].max() == 1 for i in range(3))
     assert all(one["words"] in page for one in meta)
     assert not (run / "report-private.html").exists()
+
+
+def test_a_site_shares_accuracies_of_several_classes_in_an_order_that_names_nobody(tmp_path):
+    study = tiny_classes(patients=30)
+    data = load_site(None, "site-a", study)
+    assert len({int(case.label) for case in data.test}) == 2  # each is undefined at the other's class
+    with RunFolder.create(tmp_path, study) as folder:
+        figures = Figures(folder, "site-a", data, Ledger(tmp_path / "ledger.jsonl"), None)
+        rows = figures.evaluate(build_model(study), 0).rows
+    assert len(rows) == len(data.test)
+    assert [row[0] is None for row in rows] == sorted(row[0] is None for row in rows)
 
 
 def test_saliency_is_where_the_answer_comes_from():

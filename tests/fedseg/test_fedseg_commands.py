@@ -101,6 +101,12 @@ def test_what_a_command_is_for_stands_whole_in_the_list(app, groups):
         assert [line for line in said.splitlines() if line.endswith("...")] == []
 
 
+def test_help_lists_commands_as_people_come_to_them():
+    said = CliRunner().invoke(fedseg.cli.app, ["-h"], env={"COLUMNS": "80"}).output.partition("Commands:")[2]
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ") and not line.startswith("   ")]
+    assert [name for name in listed if name in fedseg.cli.ORDER] == list(fedseg.cli.ORDER)
+
+
 def test_json_is_one_object(tmp_path):
     study = tmp_path / "study.toml"
     study.write_text(tiny_study(rounds=1).toml())

@@ -18,7 +18,10 @@ from fedseg.errors import ConfigError
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.models import build_model
 from fedseg.privacy.dpsgd import clipped_gradient, plain_gradient
+from fedseg.sharing.method import Sharing
+from fedseg.sharing.space import Space, Within
 from fedseg.study import load_study
+from fedseg.update import flatten
 from tests.support.command import is_one_sentence, run
 from tests.support.tiny import tiny_study
 
@@ -84,6 +87,15 @@ def test_rows_come_with_their_twins_and_unknown_ones_are_told():
         chosen(["tidal"])
     with pytest.raises(ConfigError, match=r"--for local: \[data\] is not that of the study"):
         fitting("local", study().replace(data={"size": 32}), study())
+
+
+def test_only_a_federation_has_some_of_its_sites_in_a_round():
+    """Who trains alone is in every round: such a cell would fail, and be told as a result."""
+    base = tiny_study(sites=4).replace(federation={"participation": 3})
+    parts = {cell.row.name: cell.study.federation.participation for cell in cells(base, {}, list(ROWS), [8.0], 1)}
+    assert {name for name, part in parts.items() if part} == {
+        row.name for row in ROWS if row.who == "federation" and row.name in parts
+    }
 
 
 def test_a_row_of_its_own_study_lends_it_to_its_twin():
@@ -239,6 +251,12 @@ def test_the_noiseless_twin_clips_and_nothing_else():
     assert float(long.norm()) <= 0.1 + 1e-6
     whole = plain_gradient(parameters, losses(1.0), 2)
     torch.testing.assert_close(clipped_gradient(parameters, losses(1.0), 1e9, 2), whole)
+    within = Within(Space.of(flatten(model), Sharing(method="random-mask", share=0.1)), [(True, len(long))])
+    sent = clipped_gradient(parameters, losses(1e3), 0.1, 2, within)
+    assert 0 < int((sent != 0).sum()) <= within.length  # the twin of a study that sends a part trains that part
+    assert float(clipped_gradient(parameters, losses(1e3)[:1], 0.1, 1, within).norm()) > 0.0999
     assert not MECHANISMS["clipped"].trust.claims_epsilon
+    with pytest.raises(ConfigError, match="batch = 2 with mechanism = 'clipped': a batch of several patients"):
+        tiny_study(mechanism="clipped").replace(training={"batch": 2})
     with pytest.raises(ConfigError, match="clip_norm is missing and mechanism = 'clipped' needs it"):
         tiny_study().replace(privacy={"mechanism": "clipped", "clip_norm": None})

@@ -179,7 +179,7 @@ def test_a_run_that_was_interrupted_remembers(tmp_path) -> None:
 )
 def test_the_draw_is_balanced_and_the_same_for_everybody(counts, rounds, study_hash) -> None:
     sites, part = counts
-    names = [f"s{i}" for i in range(sites)]
+    names = tuple(f"s{i}" for i in range(sites))
     rounds_of = dict.fromkeys(names, 0)
     for number in range(1, rounds + 1):
         chosen = drawn(study_hash, names, number, part)

@@ -64,8 +64,8 @@ def test_a_network_goes_through_a_file_and_gives_a_gradient_of_each_patient(
 
 
 def test_a_grid_that_the_network_cannot_halve_is_refused(study: Study) -> None:
-    with pytest.raises(ConfigError, match=r"\[data\] size or patch = 40: network 'dynunet' .* of 16; choose 48"):
-        build_model(study.replace(model={"name": "dynunet", "channels": [4] * 5}, data={"size": [40, 48]}))
+    with pytest.raises(ConfigError, match=r"\[data\] size or patch = 48: network 'dynunet' .* of 32; choose 64"):
+        build_model(study.replace(model={"name": "dynunet", "channels": [4] * 6}, data={"size": 48}))
 
 
 def test_every_party_builds_the_same_weights_and_leaves_the_global_generator_alone(study: Study) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedseg.data.fingerprint import Fingerprint, Spread
+from fedseg.data.layouts.medmnist import PARTS
 from fedseg.data.plan import planned, written
 from fedseg.errors import ConfigError
 from fedseg.study import load_study
 from tests.fedseg.test_fedseg_realdata import folder_of
 from tests.support.command import is_one_sentence, run
+from tests.support.dicom import write_radiograph
 from tests.support.folders import AFFINE, brain, write_decathlon, write_feta
 from tests.support.tiny import tiny_study
 
@@ -94,6 +97,66 @@ def test_a_study_is_written_from_a_folder_and_checks_on_it(layout, whole, tmp_pa
     command = said.splitlines()[-1].removeprefix("next: fedseg ").split(" ")
     code, said, error = run(capsys, monkeypatch, *command)
     assert code == 0, (said, error)
+
+
+def radiographs(folder: Path) -> None:
+    for name in ("clear/P-1/chest", "clear/P-2/chest", "cloudy/P-3/chest"):
+        write_radiograph(folder / f"{name}-{name[-7]}.dcm", np.tile(np.arange(0, 96, 2), (40, 1)), name[-9:-6])
+
+
+def photographs(folder: Path) -> None:
+    for name in ("clear/a", "clear/b", "cloudy/c"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.tile(np.arange(0, 240, 5, dtype=np.uint8), (40, 1))).save(folder / f"{name}.png")
+
+
+def npz(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    arrays = {f"{part}_images": random.integers(0, 255, (12, 28, 28)).astype(np.uint8) for part in PARTS}
+    np.savez(folder / "set.npz", **arrays, **{f"{part}_labels": np.arange(12)[:, None] % 2 for part in PARTS})
+
+
+PICTURES = {
+    "images": (photographs, ["grey"], ["clear", "cloudy"], 48, {"clear": 2, "cloudy": 1}),
+    "radiographs": (radiographs, ["DX"], ["clear", "cloudy"], 48, {"clear": 2, "cloudy": 1}),
+    "medmnist": (npz, ["grey"], ["class-0", "class-1"], 32, {"class-0": 12, "class-1": 12}),
+}
+
+
+@pytest.mark.parametrize("layout", PICTURES)
+@pytest.mark.parametrize("whole", [True, False], ids=["sites", "one hospital"])
+def test_pictures_of_a_class_each_give_a_study_of_classification(layout, whole, tmp_path, capsys, monkeypatch):
+    make, modality, classes, size, counts = PICTURES[layout]
+    source = tmp_path / "data" if whole else tmp_path / "clinic-1"
+    for site in SITES if whole else ("",):
+        (source / site).mkdir(parents=True, exist_ok=True)
+        make(source / site)
+    path = tmp_path / "study.toml"
+    code, said, error = run(capsys, monkeypatch, "new", path, "--from", source)
+    assert code == 0, error
+    assert f"classes: {', '.join(classes)}" in said
+    study = load_study(path)
+    assert (study.study.task, study.data.layout, study.data.size) == ("classification", layout, size)
+    assert (list(study.data.modality), list(study.study.classes)) == (modality, classes)
+    assert study.site_ids == (list(SITES) if whole else ["clinic-1", "site-2", "site-3"])
+    assert study.data.rows == ("dealt" if whole and layout == "medmnist" else "own")  # the same file everywhere
+    if layout == "images":
+        path.write_text(path.read_text().replace("# patient", "patient"))  # which a person decides
+    command = said.splitlines()[-1].removeprefix("next: fedseg ").split(" ")
+    code, said, error = run(capsys, monkeypatch, *command)
+    assert code == 0, (said, error)
+    code, said, error = run(capsys, monkeypatch, "data", "fingerprint", source, "--json")
+    assert code == 0, error
+    found = json.loads(said)["sites"]
+    assert len(found) == (3 if whole else 1)
+    shared = 3 if whole and layout == "medmnist" else 1
+    assert {name: one["cases"] for name, one in found[0]["structures"].items()} == {
+        name: count // shared for name, count in counts.items()
+    }
+    assert found[0]["intensities"][modality[0]]["std"] > 0
+    code, said, error = run(capsys, monkeypatch, "plan", path, "--data", source)
+    assert code == 1
+    assert "nnU-Net plans segmentation" in error
 
 
 def test_a_study_is_never_overwritten_and_a_strange_folder_is_told(tmp_path, capsys, monkeypatch):

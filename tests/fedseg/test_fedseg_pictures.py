@@ -67,7 +67,7 @@ def test_a_table_says_the_class_where_folders_do_not(images):
     found = {entry.case: entry for entry in entries(images, "site-a", study_of("images"))}
     load = lambda name: int(found[name].load("site-a", study_of("images")).label)  # noqa: E731
     assert (load("a"), load("b"), load("p1")) == (1, 0, 1)
-    with pytest.raises(CaseError, match=r"p2.jpg: is in no folder of a class and not in classes.csv"):
+    with pytest.raises(CaseError, match=r"p2.jpg: is in no folder of a class and not in classes.csv; .* add its path"):
         load("p2")
 
 
@@ -82,6 +82,36 @@ def test_a_table_says_the_class_where_folders_do_not(images):
 def test_a_bad_table_is_one_sentence(images, rows, said):
     (images / "classes.csv").write_text(rows)
     assert said in warned(images, study_of("images"))[0]
+
+
+def test_with_privacy_a_line_about_a_picture_leaves_out_that_picture_alone(images):
+    """A site that stays away would tell that such a line, and so such a patient, is there."""
+    private = study_of("images").replace(
+        privacy={"mechanism": "local", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.1}, secagg={"clip_range": 0.5}
+    )
+    rows = "file,class\np1.png,\ndeep/x\np2.jpg,clear\np2.jpg,cloudy\nClear/p1.png,clear\np3.jpeg,cloudy\n"
+    (images / "classes.csv").write_text(rows)
+    with pytest.raises(ConfigError, match="line 2 lacks"):
+        load_site(images, "site-a", study_of("images"))
+    with pytest.warns(UserWarning, match="line 2 lacks") as told:
+        assert load_site(images, "site-a", private).patients == ["p1", "p3"]
+    said = [str(one.message) for one in told]
+    assert any("line 2 lacks its file or its class" in one for one in said)
+    assert any("is of class 'clear and cloudy'" in one for one in said)
+
+
+def test_a_name_without_its_folder_says_nothing_of_several_files(images):
+    """One line would decide about several patients."""
+    for person in ("a", "b"):
+        picture(images / person / "IM-0001.png")
+    (images / "patients.csv").write_text("file,patient\na/IM-0001.png,a\nb/IM-0001.png,b\nClear/p1.png,c\n")
+    (images / "classes.csv").write_text("file,class\nIM-0001.png,clear\np1.png,clear\n")
+    found = {entry.name: entry.entry.said for entry in entries(images, "site-a", study_of("images")) if entry.patient}
+    assert [found[str(images / name)] for name in ("a/IM-0001.png", "b/IM-0001.png", "Clear/p1.png")] == [
+        None,
+        None,
+        "clear",
+    ]
 
 
 def test_what_cannot_be_meant_is_refused(images):
@@ -184,6 +214,34 @@ def test_a_series_with_missing_images_colours_and_burnt_in_letters(radiograph, t
     }.items():
         assert any(one.startswith(f"{tmp_path / path}: ") and why in one for one in said), (path, said)
     assert any("2 of 7 files do not say whether annotations are burnt in" in one for one in said)
+
+
+def test_tags_that_are_no_number_leave_out_their_own_picture(radiograph, tmp_path):
+    """Whatever stands in one patient's file stops nobody else: a site that ends would tell that it is there."""
+    radiograph("clear/a.dcm", person="A")
+    far = radiograph("clear/far.dcm", person="B", SeriesInstanceUID="1.2.3", InstanceNumber=1)
+    radiograph("clear/far2.dcm", person="B", SeriesInstanceUID="1.2.3", InstanceNumber=2_000_000_000)
+    for name, tag, value in (("n.dcm", 0x00200013, b"no"), ("s.dcm", 0x00281053, b"x1"), ("p.dcm", 0x00280030, b"zz")):
+        vr = {0x00200013: "IS", 0x00281053: "DS", 0x00280030: "DS"}[tag]
+        damaged(radiograph(f"cloudy/{name}", person=name[0].upper()), tag, vr, value)
+    study = study_of("radiographs").replace(
+        privacy={"mechanism": "local", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 0.1}, secagg={"clip_range": 0.5}
+    )
+    with pytest.warns(UserWarning, match="left out") as told:
+        patients = load_site(tmp_path, "site-a", study).patients
+    assert set(patients) == {"A", "N"}
+    said = [str(one.message) for one in told]
+    assert any(str(far) in one and "without image 2 (1999999998 are missing)" in one for one in said)
+    assert sum("cannot be read as DICOM" in one for one in said) == 2
+
+
+def damaged(path, tag, vr, value):
+    """Write bytes into a tag that no writer would."""
+    import pydicom
+
+    file = pydicom.dcmread(path)
+    file[tag] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag(tag), vr, len(value), value, 0, False, True)
+    file.save_as(path)
 
 
 @pytest.fixture

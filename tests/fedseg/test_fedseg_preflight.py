@@ -20,6 +20,7 @@ from fedseg.site.control import LEAST_DIGITS, Control
 from fedseg.study import load_study
 from secagg.enrolment.office import Office
 from secagg.rpc import probe
+from secagg.rpc.proof import BALANCER, Pinned
 from secagg.rpc.server import MailboxServer
 from secagg.service.journal import Journal
 from secagg.service.standing import JOURNAL
@@ -30,8 +31,8 @@ from tests.support.tiny import tiny_study
 class Listening:
     """A coordinator's mailbox in a thread of its own."""
 
-    def __init__(self, credentials: Path, sites: list[str]) -> None:
-        self.server = MailboxServer(sites, coordinator_tls(credentials))
+    def __init__(self, credentials: Path, sites: list[str], pinned: Pinned | None = None) -> None:
+        self.server = MailboxServer(sites, coordinator_tls(credentials), pinned=pinned)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
@@ -82,6 +83,34 @@ def test_a_site_that_is_ready_is_told_so_and_its_coordinator_hears_nothing(folde
     assert digits in rows["study"]["said"].replace(" ", "")
     assert "after all of this study" in rows["budget"]["said"]
     assert not list(folder.glob("runs/**/*"))
+
+
+def test_in_mode_tls_a_site_needs_no_certificate_and_is_told_where_the_coordinator_is_in_the_other_mode(folder, look):
+    keys = folder / "keys"
+    federation = load_federation(keys, tiny_study(seed=None))
+    with Listening(keys, ["site-a"], Pinned(federation.server_key, federation.pinned)) as coordinator:
+        _, rows = look(*site(coordinator.port))
+        assert rows["coordinator"]["state"] == "fail"
+        assert "in mode tls, and this site is in mtls: start both in the same one" in rows["coordinator"]["said"]
+        for own in ("site-a.pem", "site-a.key"):
+            (keys / own).rename(folder / own)
+        (keys / BALANCER).write_bytes((keys / "authority.pem").read_bytes())
+        code, rows = look(*site(coordinator.port), "--tls", "tls")
+        assert coordinator.heard() is None
+    assert code == 0
+    assert {row["state"] for row in rows.values()} == {"ok"}
+    assert "prove itself with its signing key" in rows["coordinator"]["said"]
+    assert BALANCER in rows["certificate"]["said"]
+    with Listening(keys, ["site-a"]) as coordinator:
+        _, rows = look(*site(coordinator.port), "--tls", "tls")
+    assert "where the coordinator is in mode mtls, start this site in mtls too" in rows["coordinator"]["said"]
+
+
+def test_a_coordinator_in_mode_tls_looks_at_no_certificate_of_a_site(folder, look):
+    given = ("coordinator", "study.toml", "--host", "0.0.0.0", "--port", "50999", "--tls", "tls")
+    code, rows = look(*given)
+    assert code == 0
+    assert "none is shown in mode tls" in rows["sites' certificates"]["said"]
 
 
 def test_a_clock_that_is_wrong_is_told_by_how_much(folder, look, monkeypatch):

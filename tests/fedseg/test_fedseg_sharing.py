@@ -173,11 +173,27 @@ def test_fixed_tensors_go_with_a_mask_and_with_nothing_that_mixes_them():
         ({"sharing": {"method": "sketch", "bits": 2}, "secagg": {"bits": 60}}, "at most 48 with .sharing. bits"),
         ({"sharing": {"method": "sketch"}, "privacy": {"mechanism": "distributed"}}, "use 'full' or 'random-mask' or"),
         ({"sharing": {"method": "low-rank", "rank": 1, "bits": 2}, "privacy": {"mechanism": "distributed"}}, "bits"),
+        (
+            {"sharing": {"method": "low-rank", "rank": 1}, "training": {"trainable": "head"}},
+            "'low-rank' moves all weights",
+        ),
+        (
+            {"sharing": {"method": "sketch", "rotation": True}, "training": {"trainable": "lora:2"}},
+            "rotation moves all",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_a_sentence(sections, expected):
     with pytest.raises(ConfigError, match=expected):
         tiny_study(mechanism="local").replace(**sections)
+
+
+def test_a_pattern_without_a_tensor_is_a_sentence_before_anybody_is_charged():
+    study = tiny_study(mechanism="local").replace(sharing={"method": "exclude", "leave_out": ["*.bias", "tail.*"]})
+    with pytest.raises(
+        ConfigError, match=r"\[sharing\] leave_out: 'tail\.\*' matches no tensor of the network, such as"
+    ):
+        build_model(study)
 
 
 def test_every_method_has_a_name_in_a_study_file():

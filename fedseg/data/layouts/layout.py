@@ -89,3 +89,10 @@ class Layout(Protocol):
 
     def remarks(self, folder: Path, study: Study) -> Sequence[str]:
         """Sentences on what of the folder is left alone; raises as `entries`."""
+
+
+class PictureLayout(Layout, Protocol):
+    """A way to keep pictures of which each is of a class."""
+
+    def classes(self, folder: Path) -> tuple[str, ...]:
+        """What the classes are called, in the order that a study takes them in."""

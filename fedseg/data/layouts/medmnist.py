@@ -65,7 +65,11 @@ class RowEntry:
         return ()
 
     def load(self, site: str, study: Study) -> Case:
-        """Bring the row onto the study's working grid; the file's own split says whether it is held out.
+        """Bring the row onto the study's working grid; the file's own split says whether it is held out."""
+        return replace(working_case(self.scan(study), site, study), tests=self.part != "train")
+
+    def scan(self, study: Study) -> Scan:
+        """The row as the file has it.
 
         Raises:
             CaseError: other channels than the study's, several labels, or a class that the study does not have.
@@ -77,8 +81,7 @@ class RowEntry:
         if self.label.size != 1:
             raise CaseError(self.name, f"has {self.label.size} labels; a picture is of one class here")
         image, label = upright(values.astype(np.float32)), self.label.reshape(())
-        scan = Scan(self.patient, self.name, image, where(1.0), label, self.name, oriented=False, framed=True)
-        return replace(working_case(scan, site, study), tests=self.part != "train")
+        return Scan(self.patient, self.name, image, where(1.0), label, self.name, oriented=False, framed=True)
 
 
 class MedMnist:

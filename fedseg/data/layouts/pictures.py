@@ -5,6 +5,8 @@ unlike a scan it is not cut to what is brighter than its sides.
 """
 
 import csv
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
@@ -70,7 +72,11 @@ class PictureEntry:
         return ()
 
     def load(self, site: str, study: Study) -> Case:
-        """Read the picture and bring it onto the study's working grid.
+        """Bring the picture onto the study's working grid; raises as `scan`."""
+        return working_case(self.scan(study), site, study)
+
+    def scan(self, study: Study) -> Scan:
+        """Read the picture.
 
         Raises:
             CaseError: it is damaged or in other colours than the study's, or its class is none of the study's.
@@ -79,11 +85,7 @@ class PictureEntry:
             raise self.wrong
         label = class_number(self.said, self.name, study)
         image, pixel = self.read(self.path, study)
-        return working_case(
-            Scan(self.patient, self.name, image, where(pixel), label, self.name, oriented=False, framed=True),
-            site,
-            study,
-        )
+        return Scan(self.patient, self.name, image, where(pixel), label, self.name, oriented=False, framed=True)
 
 
 class Images:
@@ -94,7 +96,8 @@ class Images:
 
     def entries(self, folder: Path, site: str, study: Study) -> Iterator[PictureEntry]:
         """An entry for every picture."""
-        for path, said in classified(folder, lambda path: path.suffix.lower() in ENDINGS):
+        going_on = study.trust.claims_epsilon
+        for path, said in classified(folder, lambda path: path.suffix.lower() in ENDINGS, going_on):
             yield PictureEntry(path, said, read_picture)
 
     def modalities(self, folder: Path) -> tuple[str, ...]:
@@ -128,8 +131,15 @@ def files_below(folder: Path) -> list[Path]:
     )
 
 
-def classified(folder: Path, wanted: Callable[[Path], bool]) -> list[tuple[Path, str | None]]:
+def classified(folder: Path, wanted: Callable[[Path], bool], going_on: bool = False) -> list[tuple[Path, str | None]]:
     """Pictures and what their class is called: by `classes.csv` where it is there, else by their first folder.
+
+    A file's name alone says nothing of several files that are called so: one line would be about several patients.
+
+    Args:
+        folder: the site's own.
+        wanted: which files are pictures.
+        going_on: as of `rows_of`.
 
     Raises:
         ConfigError: the table is malformed.
@@ -138,12 +148,22 @@ def classified(folder: Path, wanted: Callable[[Path], bool]) -> list[tuple[Path,
     if not (folder / INDEX).is_file():
         parts = [(path, path.relative_to(folder).parts) for path in files]
         return [(path, part[0] if len(part) > 1 else None) for path, part in parts]
-    rows = rows_of(folder / INDEX)
-    return [(path, rows.get(path.relative_to(folder).as_posix(), rows.get(path.name))) for path in files]
+    rows = rows_of(folder / INDEX, going_on)
+    places = {path: path.relative_to(folder).as_posix() for path in files}
+    named = Counter(path.name for path, place in places.items() if place not in rows)
+    return [
+        (path, rows.get(place, rows.get(path.name) if named[path.name] == 1 else None))
+        for path, place in places.items()
+    ]
 
 
-def rows_of(table: Path) -> Mapping[str, str]:
+def rows_of(table: Path, going_on: bool = False) -> Mapping[str, str]:
     """File to class, as a table says, whose columns are `file` and `class`.
+
+    Args:
+        table: the file.
+        going_on: with differential privacy a line leaves out whom it is about, with a warning, and nobody else: one
+            that lacks something, and both of a file with two classes, of which no study has the two as one.
 
     Raises:
         ConfigError: a column is missing, a row is not filled in, or a file has two classes.
@@ -157,11 +177,20 @@ def rows_of(table: Path) -> Mapping[str, str]:
         if "file" not in plain or "class" not in plain:
             raise ConfigError(f"{table}: its first line must name the columns 'file' and 'class'; correct it")
         if not plain["file"] or not plain["class"]:
-            raise ConfigError(f"{table}: line {number} lacks its file or its class; fill it in or remove it")
+            _told(f"{table}: line {number} lacks its file or its class; fill it in or remove it", going_on)
+            continue
         name = plain["file"].replace("\\", "/").removeprefix("./")
         if found.setdefault(name, plain["class"]) != plain["class"]:
-            raise ConfigError(f"{table}: line {number} gives {name} another class than a line before; correct either")
+            said = f"{table}: line {number} gives {name} another class than a line before; correct either"
+            _told(said, going_on)
+            found[name] = f"{found[name]} and {plain['class']}"
     return found
+
+
+def _told(said: str, going_on: bool) -> None:
+    if not going_on:
+        raise ConfigError(said)
+    warnings.warn(said, stacklevel=2)
 
 
 def class_number(said: str | None, name: str, study: Study) -> NDArray[np.uint8]:
@@ -171,7 +200,7 @@ def class_number(said: str | None, name: str, study: Study) -> NDArray[np.uint8]
         CaseError: nothing says it, or the study has no such class.
     """
     if said is None:
-        raise CaseError(name, f"is in no folder of a class and not in {INDEX}; put it into one, or add a line")
+        raise CaseError(name, f"is in no folder of a class and not in {INDEX}; put it into one, or add its path")
     names = [known.casefold() for known in study.names]
     if said.casefold() not in names:
         raise CaseError(name, f"is of class '{said}', and [study] classes are {', '.join(study.names)}; correct either")

@@ -8,6 +8,7 @@ name.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Radiographs:
         """An entry for every DICOM file with pixels; PatientID says whose it is."""
         headers = _headers(folder)
         missing = _missing(headers)
-        for path, said in classified(folder, headers.__contains__):
+        for path, said in classified(folder, headers.__contains__, study.trust.claims_epsilon):
             header = headers[path]
             burnt = str(header.get("BurnedInAnnotation") or "").upper() == "YES"
             why = missing.get(str(header.get("SeriesInstanceUID") or ""))
@@ -99,12 +100,18 @@ def read_radiograph(path: Path, study: Study) -> tuple[NDArray[np.float32], floa
     Raises:
         CaseError: damaged, compressed in a way that cannot be read here, colours, or pixels that are not square.
     """
-    _, pydicom = modules()
     try:
-        header = pydicom.dcmread(path)
-        stored = np.asarray(header.pixel_array)
-    except Exception as error:  # readers raise anything on damaged bytes
+        return _read(path, study)
+    except CaseError:
+        raise
+    except Exception as error:  # readers raise anything on damaged bytes, also where a tag is looked at
         raise CaseError(str(path), f"cannot be read as DICOM ({error}); export it again") from error
+
+
+def _read(path: Path, study: Study) -> tuple[NDArray[np.float32], float]:
+    _, pydicom = modules()
+    header = pydicom.dcmread(path)
+    stored = np.asarray(header.pixel_array)
     light = str(header.get("PhotometricInterpretation") or "")
     if light not in ("MONOCHROME1", "MONOCHROME2"):
         raise CaseError(str(path), f"has colours ({light or 'it does not say which'}); export it as grey values")
@@ -161,13 +168,22 @@ def _missing(headers: Mapping[Path, Any]) -> dict[str, str]:
             series[uid].append(header)
     found = {}
     for uid, those in series.items():
-        counted = max(int(header.get("NumberOfSeriesRelatedInstances") or 0) for header in those)
-        numbers = {int(header.InstanceNumber) for header in those if header.get("InstanceNumber") is not None}
-        lost = sorted(set(range(min(numbers), max(numbers) + 1)) - numbers) if numbers else []
+        counted = max(_number(header, "NumberOfSeriesRelatedInstances") or 0 for header in those)
+        numbers = sorted({n for header in those if (n := _number(header, "InstanceNumber")) is not None})
+        gaps = [(before + 1, after - before - 1) for before, after in pairwise(numbers) if after > before + 1]
         if counted > len(those):
             found[uid] = f"is of a series with {len(those)} of {counted} images; export the whole series again"
-        elif lost:
+        elif gaps:
+            lost = sum(count for _, count in gaps)
             found[uid] = (
-                f"is of a series without image {lost[0]} ({len(lost)} are missing); export the whole series again"
+                f"is of a series without image {gaps[0][0]} ({lost} are missing); export the whole series again"
             )
     return found
+
+
+def _number(header: Any, tag: str) -> int | None:
+    """A tag's whole number; None where it is missing or is none, which is for nobody else to stop at."""
+    try:
+        return int(header.get(tag))
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -8,7 +8,7 @@ from fedseg.data.layouts.brats import Brats
 from fedseg.data.layouts.channels import told_apart
 from fedseg.data.layouts.decathlon import Decathlon
 from fedseg.data.layouts.dicom import Dicom
-from fedseg.data.layouts.layout import Entry, Layout
+from fedseg.data.layouts.layout import Entry, Layout, PictureLayout
 from fedseg.data.layouts.made import Made
 from fedseg.data.layouts.medmnist import MedMnist
 from fedseg.data.layouts.nnunet import NnUNet
@@ -19,6 +19,8 @@ from fedseg.data.layouts.rows import Rows
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 
+PICTURES: Mapping[str, PictureLayout] = {"images": Images(), "radiographs": Radiographs(), "medmnist": MedMnist()}
+
 LAYOUTS: Mapping[str, Layout] = {
     "feta": Bids(),
     "bids": Bids(),
@@ -27,9 +29,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "brats": Brats(),
     "table": Rows(),
     "dicom": Dicom(),
-    "images": Images(),
-    "radiographs": Radiographs(),
-    "medmnist": MedMnist(),
+    **PICTURES,
     "phantom": Made(),
 }
 
