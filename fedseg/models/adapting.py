@@ -14,6 +14,7 @@ from fedseg.study import Study
 from secagg.prg import Stream
 
 LORA = "lora:"
+HEADS = {"head", "heads"}
 SMALL = 1e-5
 
 
@@ -44,8 +45,8 @@ class LowRank(nn.Module):
 
 
 def standardise(model: nn.Module) -> None:
-    """Write every convolution but the last one standardised."""
-    for layer in _convolutions(model)[:-1]:
+    """Write every convolution standardised but those that make outputs."""
+    for layer in _split(model)[0]:
         register_parametrization(layer, "weight", Standardised())
 
 
@@ -54,7 +55,7 @@ def train_only(model: nn.Module, study: Study) -> None:
     trainable = study.training.trainable
     if trainable == "all":
         return
-    head = _convolutions(model)[-1]
+    inner, heads = _split(model)
     model.requires_grad_(False)
     if trainable == "norm-bias-head":
         for module in model.modules():
@@ -64,13 +65,20 @@ def train_only(model: nn.Module, study: Study) -> None:
         stream = Stream.seeded(study.study.seed or 0, "lora", study.study.name, study.model.name)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(stream.integers(1, 2**62)[0]))
-            for layer in _convolutions(model)[:-1]:
+            for layer in inner:
                 low = LowRank(layer.weight, int(trainable.removeprefix(LORA)))
                 register_parametrization(layer, "weight", low)
                 low.requires_grad_(True)
-    head.requires_grad_(True)
+    for head in heads:
+        head.requires_grad_(True)
 
 
-def _convolutions(model: nn.Module) -> list[_ConvNd | nn.Linear]:
-    """In the order of definition; the last one is the head, where the task's outputs are made."""
-    return [module for module in model.modules() if isinstance(module, _ConvNd | nn.Linear)]
+def _split(model: nn.Module) -> tuple[list[_ConvNd | nn.Linear], list[_ConvNd | nn.Linear]]:
+    """Convolutions and linear layers in the order of definition: the inner ones, and those that make outputs.
+
+    Outputs are made by layers that are called heads, of several sizes with deep supervision; else by the last one.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)]
+    named = {name for name, _ in layers if HEADS & set(name.split("."))} or {layers[-1][0]}
+    inner = [module for name, module in layers if name not in named]
+    return inner, [module for name, module in layers if name in named]

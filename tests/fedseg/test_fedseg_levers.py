@@ -74,6 +74,16 @@ def test_the_head_is_the_layer_that_makes_the_tasks_outputs() -> None:
     assert len(trained) == 2  # its weight and its bias
 
 
+@pytest.mark.parametrize(("name", "channels"), [("dynunet", [8, 8, 8]), ("segresnet", [])])
+def test_with_deep_supervision_every_output_is_a_head(name, channels) -> None:
+    """The one at full size is what a prediction is made of; a frozen one would say what it said at the start."""
+    levers = {"trainable": "head", "deep_supervision": True}
+    network = build_model(STUDY.replace(model={"name": name, "channels": channels}, training=levers))
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {name for name, _ in network.named_parameters() if {"head", "heads"} & set(name.split("."))} == trained
+    assert len({name.rsplit(".", 1)[0] for name in trained}) == 2
+
+
 def test_thin_matrices_begin_at_the_start_and_go_with_the_model(tmp_path) -> None:
     """The first answer is the frozen start's; every party builds the same; a model file holds them."""
     low = STUDY.replace(training={"trainable": "lora:2"})
