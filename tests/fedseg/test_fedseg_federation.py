@@ -101,7 +101,8 @@ def test_the_noise_in_a_mean_is_the_variance_that_is_claimed(steps) -> None:
     model = torch.nn.Linear(50, 100, bias=False)
     nobody = SiteData("nobody", (), ())
     updates = [
-        local_steps(model, nobody, study, site=site, round_number=1).update(site, "e", lambda _: bytes(32)).vector for site in SITES
+        local_steps(model, nobody, study, site=site, round_number=1).update(site, "e", lambda _: bytes(32)).vector
+        for site in SITES
     ]
     claimed = study.mechanism.noise_in_mean(5000, SITES, study.policy(5000), study.terms)
     assert np.var(np.mean(updates, 0)) == pytest.approx(claimed, rel=0.08)

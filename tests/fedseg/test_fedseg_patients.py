@@ -170,10 +170,10 @@ class Trace:
         return watched
 
     def _noisy_gradient(self, real):
-        def watched(parameters, losses, protection, stream):
+        def watched(parameters, losses, protection, stream, within):
             length = sum(parameter.numel() for parameter in parameters)
             self.sums.append(torch.zeros(length, dtype=torch.float64))
-            gradient = real(parameters, losses, protection, stream)
+            gradient = real(parameters, losses, protection, stream, within)
             self.told.append(("divisor", protection.denominator, protection.noise_multiplier))
             self.sums[-1] = self.sums[-1] * protection.grid(length).step
             np.testing.assert_allclose(

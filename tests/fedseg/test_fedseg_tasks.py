@@ -80,7 +80,7 @@ def linear(study: Study, outputs: int, widths: tuple[int, ...]) -> torch.nn.Modu
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setitem(table.TASKS, "sides", Sides)
-    monkeypatch.setitem(NETWORKS, "linear", Network(linear, (), "sides"))
+    monkeypatch.setitem(NETWORKS, "linear", Network(linear, (), task="sides"))
     made = tiny_study(rounds=1, steps=6, mechanism="none")
     section = made.study.model_copy(update={"task": "sides", "lr": 0.2})
     return made.model_copy(update={"study": section, "model": made.model.model_copy(update={"name": "linear"})})

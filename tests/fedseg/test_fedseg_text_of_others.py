@@ -185,7 +185,7 @@ def finished(tmp_path_factory):
 
 def is_text(target: Path) -> None:
     page = target.read_text(encoding="utf-8")
-    assert not acting(page)
+    assert acting(page) <= {"\u00a0"}  # our own between an epsilon and its number; of a peer's text none stays
     assert not re.search(r"<(script|img)", page)
 
 

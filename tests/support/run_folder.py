@@ -105,7 +105,12 @@ def make_events(name, sites, structures, rounds, mechanism, secure, seed, drop_r
         "min_survivors": 4,
         "bits": 32,
     }
-    first |= {"party": "", "spare_rounds": 0, "trust": "nobody is trusted" if mechanism != "none" else ""}
+    first |= {
+        "party": "",
+        "task": "segmentation",
+        "spare_rounds": 0,
+        "trust": "nobody is trusted" if mechanism != "none" else "",
+    }
     events = [first | {"seed": seed, "secure": secure, "start": "phantom"}]
     t, gone = 1.2, None
     for number in range(1, rounds + 1):
