@@ -335,7 +335,7 @@ def test_a_round_that_the_coordinator_ends_is_held_as_long(tmp_path, monkeypatch
             monkeypatch.setattr("fedseg.site.run.train_round", lambda *_, on_step, **__: (over.set(), on_step(1, 2)))
             monkeypatch.setattr(site.member, "tell", lambda message: None)
             with pytest.raises(RoundFailedError, match="the round is over"):
-                await asyncio.to_thread(site.work, 1, over)
+                await asyncio.to_thread(site.work(1), over)
             site.store.close()
             return facts.seconds
 
