@@ -65,7 +65,7 @@ def data_fingerprint(
     only: Annotated[str, typer.Option("--site", help="This site only; --data is then its own folder.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell spacings, sizes, intensities, and label volumes or classes.
+    """Tell spacings, sizes, intensities, and labels.
 
     It is what nnU-Net calls a fingerprint, computed from every patient and not private: it stays at the site.
     """
