@@ -116,6 +116,7 @@ def _area(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats
     steps = int(place.max()) + 1 if len(place) else 0
 
     def some(rows: Floats) -> Floats:
+        """Of these rows: shares of patients in each, as they were drawn."""
         at = np.arange(len(rows))[:, None] * steps + place[None]
         mine, theirs = (
             np.bincount(at.ravel(), (rows * part).ravel(), len(rows) * steps).reshape(len(rows), steps)

@@ -91,6 +91,7 @@ class _Site:
         steps: list[int] = []
 
         def train(site: str) -> Update:
+            """See `train_round`."""
             return train_round(
                 self._model,
                 self._data,

@@ -37,6 +37,7 @@ class Scores:
         values: Dice, or what the task calls `measure`.
         examples: that of a case over its structures, the case, and what the model says of it on the working grid.
         others: the task's other measures by name, as `values`.
+        cases: by site, every case's name and its (measures, names) values, one by one.
         final: whether they are of each case's own file, where it has one.
     """
 
@@ -44,6 +45,7 @@ class Scores:
     values: Mapping[str, NDArray[np.float64]]
     examples: tuple[tuple[float, Case, NDArray[np.uint8]], ...] = ()
     others: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    cases: Mapping[str, Sequence[tuple[str, NDArray[np.float64]]]] = field(default_factory=dict)
     final: bool = False
 
     def pooled(self) -> NDArray[np.float64]:
@@ -80,21 +82,22 @@ def _scores(
     """Of every held-out patient, what `judged` gives of a case: a prediction, and (measures, names) values."""
     patients: dict[str, list[str]] = {}
     values: list[dict[str, NDArray[np.float64]]] = [{} for _ in measures]
+    cases: dict[str, list[tuple[str, NDArray[np.float64]]]] = {}
     examples = []
     for site, data in cohort.items():
-        scores: list[NDArray[np.float64]] = []
+        cases[site] = []
         for case in data.test:
             prediction, found = judged(case)
-            scores.append(found)
+            cases[site].append((case.name, found))
             if not np.isnan(found[0]).all():
                 examples.append((float(np.nanmean(found[0])), case, prediction))
         names = [case.patient for case in data.test]
         patients[site] = sorted(set(names))
         for place, of_measure in enumerate(values):
-            rows = [found[place] for found in scores]
+            rows = [found[place] for _, found in cases[site]]
             of_measure[site] = by_patient(names, rows) if rows else np.empty((0, len(task.names)))
     others = {measure.name: found for measure, found in zip(measures[1:], values[1:], strict=True)}
-    return Scores(patients, values[0], tuple(sorted(examples, key=lambda example: example[0])), others)
+    return Scores(patients, values[0], tuple(sorted(examples, key=lambda example: example[0])), others, cases)
 
 
 def interval(values: NDArray[np.float64]) -> Interval | None:

@@ -14,7 +14,7 @@ from secagg.printable import printable
 from secagg.writing import write_whole
 
 STYLE = Path(__file__).parent / "report"
-"""Folder with the style that all pages share."""
+"""Folder with the style and the head that all pages share."""
 
 _NO_BREAK = "\u00a0"
 

@@ -137,6 +137,7 @@ def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, st
     """
 
     def once() -> torch.Tensor:
+        """The loss of one view."""
         case = cases[int(stream.integers(1, len(cases))[0])]
         images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
         return _loss(model, images, targets, study)

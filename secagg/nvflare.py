@@ -256,6 +256,7 @@ class SecAggServer:
         seconds = self._seconds[1] if training else self._seconds[0]
 
         def call(site: str, parts: list[bytes]) -> None:
+            """Ask one site, in a thread of its own."""
             set_call_context(context)
             try:
                 self._answers.put((site, proxies[site](timeout=seconds).secagg(parts, model)))

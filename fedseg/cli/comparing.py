@@ -136,17 +136,20 @@ class _Comparing:
     def __init__(
         self, base: "Study", todo: "Sequence[Cell]", cohort: "Cohort", folder: Path, command: str, console: object
     ) -> None:
-        from fedseg.compare.cells import folder_of
+        from fedseg.compare.cells import folders_of
 
         self._base, self._cohort, self._folder, self._command, self._console = base, cohort, folder, command, console
-        self._places: Mapping[Cell, Path] = {cell: folder_of(cell, cohort, folder) for cell in todo}
+        self._places: Mapping[Cell, Path] = folders_of(todo, cohort, folder)
 
     def missing(self) -> "list[Cell]":
+        """What was not trained yet, or failed: a full disk, say, is mended and the same command given again."""
         from fedseg.compare.cells import judged
 
-        return [cell for cell, place in self._places.items() if judged(place) is None]
+        found = {cell: judged(place) for cell, place in self._places.items()}
+        return [cell for cell, one in found.items() if one is None or one.failed]
 
     def tell_cost(self, prices: "Prices") -> None:
+        """Say how much there is to do, before it is done."""
         missing = self.missing()
         self._prices = {cell: prices.of(cell) for cell in missing}
         seconds = sum(self._prices.values())
@@ -159,6 +162,7 @@ class _Comparing:
         )
 
     def train(self) -> None:
+        """Train what is missing; what is interrupted leaves tables and page of what is there."""
         from fedseg.compare.cells import train
         from fedseg.events import Trained
 
@@ -181,6 +185,7 @@ class _Comparing:
                 one = progress.add_task(f"{cell.title}, seed {cell.seed}", total=steps * sites)
 
                 def heard(event: "AnyEvent", one: object = one) -> None:
+                    """Move the bar of this training."""
                     if isinstance(event, Trained) and event.step:
                         progress.advance(one)  # type: ignore[arg-type]
 

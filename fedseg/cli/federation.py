@@ -218,6 +218,7 @@ def site(
     )
 
     def live() -> Path:
+        """One life of the site; a full disk may end it."""
         with (
             RunFolder.create(runs, loaded, *view.listeners) as folder,
             told_of_expiry(folder.emit, credentials, name),

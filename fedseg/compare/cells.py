@@ -1,13 +1,14 @@
 """Trains the cells of a comparison, each in a folder of its own, and remembers what came out.
 
-A cell's folder is named after everything that it depends on: what it trains, its study's hash and who is trained on and
-held out. It holds an ordinary run folder and, once that is complete and judged, its mark `scores.json`. So a command
-that was killed anywhere goes on with what is missing, and one with other settings trains anew beside it.
+A cell's folder is named after everything that it depends on: what it trains, its study's hash, who is trained on and
+held out, and their images and labels. It holds an ordinary run folder and, once that is complete and judged, its mark
+`scores.json`. So a command that was killed anywhere goes on with what is missing, and one with other settings trains
+anew beside it.
 """
 
-import json
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedseg.compare.rows import Cell, Cohort
+from fedseg.data.cases import Case
 from fedseg.errors import FedSegError
 from fedseg.evaluation import Scores, assess
 from fedseg.events import Listener
@@ -60,16 +62,34 @@ class Judged(Record):
         }
 
 
-def folder_of(cell: Cell, cohort: Cohort, out: Path) -> Path:
-    """Where a cell's run and its mark are."""
-    roles = [
-        (site, case.patient, role)
-        for site, data in sorted(cohort.items())
-        for role, cases in (("train", data.train), ("test", data.test))
-        for case in cases
-    ]
-    told = digest("cell", cell.study.hash(), cell.row.name, cell.site, json.dumps(roles))
-    return out / "cells" / f"{cell.name.replace(' ', '-')}-seed{cell.seed}-{told.hex()[:8]}"
+def folders_of(cells: Iterable[Cell], cohort: Cohort, out: Path) -> dict[Cell, Path]:
+    """Where each cell's run and its mark are."""
+    contents, found = contents_of(cohort), {}
+    for cell in cells:
+        told = digest("cell", cell.study.hash(), cell.row.name, cell.site, contents)
+        found[cell] = out / "cells" / f"{cell.name.replace(' ', '-')}-seed{cell.seed}-{told.hex()[:8]}"
+    return found
+
+
+def contents_of(cohort: Cohort) -> bytes:
+    """Digest of who is trained on and held out, and of their images and labels, 32 bytes: a corrected file counts."""
+    return digest(
+        "cohort",
+        [
+            [site, role, case.patient, *map(_digest, _arrays(case))]
+            for site, data in sorted(cohort.items())
+            for role, cases in (("train", data.train), ("test", data.test))
+            for case in cases
+        ],
+    )
+
+
+def _arrays(case: Case) -> list[NDArray[Any] | None]:
+    return [case.image, case.label, None if case.original is None else case.original.label]
+
+
+def _digest(values: NDArray[Any] | None) -> bytes:
+    return b"" if values is None else hashlib.sha256(np.ascontiguousarray(values).data).digest()
 
 
 def judged(folder: Path) -> Judged | None:
@@ -81,7 +101,7 @@ def judged(folder: Path) -> Judged | None:
 def train(cell: Cell, cohort: Cohort, folder: Path, command: str, *listeners: Listener) -> Judged:
     """Train and judge a cell, or go on with it, and leave its mark.
 
-    A study that cannot be trained is a result too: the reason is kept in place of figures.
+    A study that cannot be trained is a result too: the reason is kept in place of figures, until it is tried again.
     """
     folder.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     began = time.process_time()

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 
-from fedseg.compare.cells import complete_run
+from fedseg.compare.cells import complete_run, contents_of
 from fedseg.compare.rows import Cohort
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import entries, layout_of
@@ -21,6 +20,7 @@ from fedseg.records import Dice, Measured, Record
 from fedseg.simulate import Options, trainable_without
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
+from secagg.encoding import digest
 
 ELSEWHERE = "elsewhere"
 """What a folder is called that is no site's of the study."""
@@ -63,15 +63,13 @@ class Judgement(Record):
         task, scores = task_of(study), assess(model, cohort, study)
         names = [measure.name for measure in task.measures]
         found = []
-        for site, data in cohort.items():
-            for case in data.test:
-                one = assess(model, {site: SiteData(site, (), (case,))}, study)
-                rows = [one.values[site][0], *(values[site][0] for values in one.others.values())]
+        for site, cases in scores.cases.items():
+            for case, rows in cases:
                 values = {
                     name: [None if math.isnan(value) else float(value) for value in row]
-                    for name, row in zip(names, np.array(rows), strict=True)
+                    for name, row in zip(names, rows, strict=True)
                 }
-                found.append(CaseFigures(site=site, case=case.name, values=values))
+                found.append(CaseFigures(site=site, case=case, values=values))
         return cls(
             dice=dice_table(scores, {}, study),
             measures=measure_tables(scores, study),
@@ -146,7 +144,8 @@ def left_out(
     whole = load_cohort(data, study)
     tested = replace(whole[site], train=(), test=(*whole[site].train, *whole[site].test))
     cohort = {name: tested if name == site else replace(one, test=()) for name, one in whole.items()}
-    folder = out / f"{study.study.name}-without-{site}-{study.hash().hex()[:8]}"
+    told = digest("left out", study.hash(), contents_of(cohort))
+    folder = out / f"{study.study.name}-without-{site}-{told.hex()[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     run = complete_run(folder, study, cohort, Options(plain=True, leave_out=site, command=command))
     tell(f"run {run}")

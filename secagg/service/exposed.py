@@ -133,6 +133,7 @@ def replay(
     receipts: list[Receipt] = []
 
     def follow(rounds: tuple[RoundReport, ...]) -> None:
+        """Tell the one receipt before the round counts."""
         receipts.extend(report.receipt for report in rounds if report.receipt is not None)
         (receipt,) = receipts
         before(receipt)

@@ -20,6 +20,9 @@ RESERVE_BYTES = 64 << 20
 """Free bytes of the disk with its marks below which a member joins no round."""
 
 _LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 5.0
+"""Between two lives at least: what is full may be another disk than the one that is looked at."""
+
 _T = TypeVar("_T")
 
 
@@ -49,7 +52,8 @@ def outlasting(live: Callable[[], _T], folder: Path, say: Callable[[str], None],
             if not _of_a_full_disk(error):
                 raise
             sentence = (
-                f"the disk is full ({error}); this site waits until {RESERVE_BYTES >> 20} MB are free in {folder}"
+                f"the disk is full ({error}); free some space there: this site waits for {RESERVE_BYTES >> 20} MB in "
+                f"{folder}"
             )
         with suppress(OSError):
             say(f"{sentence}, and goes on by itself")
@@ -57,6 +61,7 @@ def outlasting(live: Callable[[], _T], folder: Path, say: Callable[[str], None],
 
 
 async def _room(folder: Path) -> None:
+    await asyncio.sleep(_AGAIN_SECONDS)
     while lacks_room(folder):
         await asyncio.sleep(_LOOK_SECONDS)
 

@@ -24,6 +24,7 @@ class Work:
         self.outcome: asyncio.Future[Any] = loop.create_future()
 
         def run() -> None:
+            """Compute, and hand the outcome to the loop."""
             result: object = None
             error: BaseException | None = None
             try:

@@ -1,6 +1,7 @@
 """`fedseg compare` and `fedseg evaluate`: same patients, same steps, held against each other, through interruptions."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,29 @@ def test_what_cannot_be_trained_is_a_line_of_the_table(file, tmp_path, capsys, m
     failed = {row["row"]: row["failed"] for row in json.loads(said)["rows"]}
     assert "diverged" in failed["federated"]
     assert failed["zero-shot"] == ""
+
+
+def test_what_failed_is_tried_again_by_the_same_command(file, tmp_path, capsys, monkeypatch, undrawn):
+    """A full disk is freed; what was trained before it stays."""
+    command = ("compare", file, "--out", tmp_path / "out", *ARGUMENTS[:4], "--rows", "federated", "--json")
+    with monkeypatch.context() as full:
+        full.setattr(training, "complete_run", lambda *_: (_ for _ in ()).throw(ConfigError("no space is left")))
+        rows = json.loads(run(capsys, full, *command)[1])["rows"]
+    assert {row["row"]: row["failed"] for row in rows} == {"zero-shot": "", "federated": "no space is left"}
+    rows = json.loads(run(capsys, monkeypatch, *command)[1])["rows"]
+    assert [(row["failed"], row["mean"] is None) for row in rows] == [("", False)] * 2
+
+
+def test_a_label_that_was_corrected_is_another_training():
+    cohort = load_cohort(None, study())
+    cell = next(cells(study(), {}, chosen(["federated"]), [8.0], 1))
+    before = training.folders_of([cell], cohort, Path())
+    assert training.folders_of([cell], cohort, Path()) == before
+    site = next(iter(cohort))
+    first, *rest = cohort[site].train
+    corrected = replace(first, label=1 - np.minimum(first.label, 1))
+    changed = {**cohort, site: replace(cohort[site], train=(corrected, *rest))}
+    assert training.folders_of([cell], changed, Path()) != before
 
 
 def test_a_site_that_is_left_out_is_judged_on_by_a_model_that_never_saw_it(file, tmp_path, capsys, monkeypatch):

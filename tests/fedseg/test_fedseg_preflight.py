@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,8 @@ def test_a_coordinator_is_told_what_its_command_would_do_with_the_run(folder, lo
     assert rows["run"]["state"] == "ok"
     assert "0 of 2 rounds" in rows["run"]["said"]
     assert "the same command goes on with it" in rows["run"]["said"]
-    Journal(made.path / JOURNAL, {"run": "run"}).commit({"finished": b"1"})
+    with closing(Journal(made.path / JOURNAL, {"run": "run"})) as journal:
+        journal.commit({"finished": b"1"})
     _, rows = look(*words)
     assert rows["run"]["state"] == "warn"
     assert "is over; publish the next roster with the name of a new run" in rows["run"]["said"]
