@@ -31,6 +31,10 @@ class CaseError(FedSegError):
         self.case = case
 
 
+class SiteWarning(UserWarning):
+    """Something that a person at this computer should know, and that nobody else is told: every command shows it."""
+
+
 class PrivacyError(FedSegError):
     """The promised guarantee cannot be given."""
 

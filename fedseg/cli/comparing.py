@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedseg.cli.ending import cell_of, show_figures
-from fedseg.cli.terminal import DataFolder, StudyFile, app, command_line
+from fedseg.cli.terminal import DataFolder, StudyFile, app, command_line, reading
 from fedseg.errors import ConfigError
 from secagg.terminal import AsJson, errors, out, plain, say, say_json
 
@@ -115,7 +115,8 @@ def compare(
         for sentence in left:
             say(plain("left out: ", "yellow", console=errors), sentence, console=errors)
     todo = list(cells(base, studies, wanted, _epsilons(epsilon), seeds))
-    cohort = load_cohort(data, base)
+    with reading(data):
+        cohort = load_cohort(data, base)
     comparing = _Comparing(base, todo, cohort, folder, command_line(), errors if as_json else out)
     comparing.tell_cost(Prices(cohort, comparing.missing()))
     if not cost:

@@ -10,7 +10,7 @@ import typer
 from fedseg.cli.checking import Check, CheckJson, tell, told_of_expiry
 from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
-from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line
+from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line, reading
 from fedseg.cli.watching import File, Format, LogFormat, Where, seen
 from fedseg.errors import ConfigError, RoundFailedError
 from secagg.audit import AUDIT
@@ -244,7 +244,8 @@ def _asked(
     signing_key(credentials, site)
     site_tls(credentials, site, federation, tls.value)
     device_of(study)
-    found = load_site(data, site, study)
+    with reading(data):
+        found = load_site(data, site, study)
     _approved(study, site, found, state, federation.training_run, typed)
     return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedseg.cli.ending import conclude
-from fedseg.cli.terminal import DataFolder, Runs, StudyFile, app, command_line
+from fedseg.cli.terminal import DataFolder, Runs, StudyFile, app, command_line, reading
 from fedseg.errors import ConfigError
 from secagg.terminal import out
 
@@ -69,7 +69,8 @@ def simulate(
         trainable_alone(loaded)
     if charge:
         chargeable(loaded)
-    cohort = load_cohort(data, loaded)
+    with reading(data):
+        cohort = load_cohort(data, loaded)
     with Screen(out) as screen:
         if not resume:
             starting_model(loaded, screen.starting)  # from here on it is kept

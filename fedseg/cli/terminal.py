@@ -4,13 +4,15 @@ import shlex
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from fedseg.errors import FedSegError, UnfinishedError
+from fedseg.errors import FedSegError, SiteWarning, UnfinishedError
 from secagg.errors import SecAggError
 from secagg.service.errors import StoppedError
 from secagg.service.stopping import WORK, end_now
@@ -51,8 +53,15 @@ def main() -> None:
 
 def _warn(message: Warning | str, category: type[Warning], *_: object) -> None:
     """Our own warnings are for people; those of libraries are not."""
-    if category is UserWarning and str(message).startswith("["):
+    if issubclass(category, SiteWarning):
         say(plain("warning: ", "yellow", console=errors), str(message), console=errors)
+
+
+@contextmanager
+def reading(data: Path | None) -> Iterator[None]:
+    """Say that images are read, which may take minutes: while it lasts, and where somebody looks."""
+    with errors.status(plain("reading images" if data is None else f"reading images in {data}", console=errors)):
+        yield
 
 
 def command_line() -> str:

@@ -14,7 +14,7 @@ from fedseg.compare.rows import Cohort
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import entries, layout_of
 from fedseg.data.loading import load_cohort, load_site
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError, ConfigError, SiteWarning
 from fedseg.evaluation import assess, dice_table, measure_tables
 from fedseg.records import Dice, Measured, Record
 from fedseg.simulate import Options, trainable_without
@@ -116,6 +116,7 @@ def _elsewhere(folder: Path, study: Study) -> SiteData:
     warnings.warn(
         f"[{folder}] is no site's folder of the study: all its {len(cases)} images are judged on; had the model been "
         "trained on any of them, these figures would be too good",
+        SiteWarning,
         stacklevel=2,
     )
     return SiteData(ELSEWHERE, (), tuple(cases))

@@ -14,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 from monai.networks.layers import gaussian_1d
 from monai.transforms import Orientation, SpatialResample
+from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -110,6 +111,8 @@ def grid_around(
 
 def turned(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """The same voxels in the closest canonical orientation (RAS), and their affine."""
+    if aff2axcodes(affine) == ("R", "A", "S"):  # as pictures are, thousands of them
+        return values, affine
     turn = Orientation(axcodes="RAS", labels=None)
     result = turn(MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine)))
     return result.numpy(), np.asarray(result.affine, dtype=np.float64)

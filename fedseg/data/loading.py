@@ -15,7 +15,7 @@ from fedseg.data.layouts.declarations import contradictions, declaration_of
 from fedseg.data.layouts.layout import Entry
 from fedseg.data.layouts.patients import Alike
 from fedseg.data.layouts.table import entries, layout_of
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError, ConfigError, SiteWarning
 from fedseg.privacy.delta import too_large
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
@@ -37,7 +37,7 @@ def load_cohort(data_dir: Path | None, study: Study) -> dict[str, SiteData]:
     cohort = {site: load_site(None if data_dir is None else data_dir / site, site, study) for site in study.site_ids}
     patients = sum(len({case.patient for case in (*data.train, *data.test)}) for data in cohort.values())
     if study.trust.claims_epsilon and (said := too_large(study.privacy.delta, patients)):
-        warnings.warn(f"[privacy] {said}", stacklevel=2)
+        warnings.warn(f"[privacy] {said}", SiteWarning, stacklevel=2)
     return cohort
 
 
@@ -61,9 +61,11 @@ def load_site(folder: Path | None, site: str, study: Study) -> SiteData:
     if lost := [(case, said[0]) for case in (*data.train, *data.test) if (said := task.lost(case))]:
         case, first = lost[0]
         told = f"{len(lost)} label maps lose or change structures on the working grid; of {case.name} {first}"
-        warnings.warn(f"[{site}] {told}. `fedseg data check` lists them all", stacklevel=2)
+        warnings.warn(f"[{site}] {told}. `fedseg data check` lists them all", SiteWarning, stacklevel=2)
     if not data.train:
-        warnings.warn(f"[{site}] nobody is in training: this site's updates will hold no patient", stacklevel=2)
+        warnings.warn(
+            f"[{site}] nobody is in training: this site's updates will hold no patient", SiteWarning, stacklevel=2
+        )
     return data
 
 
@@ -81,7 +83,7 @@ def declared_at(folder: Path, site: str, study: Study) -> Declaration:
 
 def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
     for said in dict.fromkeys(entry.why for entry in listed if isinstance(entry, Alike)):
-        warnings.warn(f"[{site}] left out: {said}", stacklevel=2)
+        warnings.warn(f"[{site}] left out: {said}", SiteWarning, stacklevel=2)
     for entry in listed:
         if isinstance(entry, Alike):
             continue
@@ -90,4 +92,4 @@ def _cases(listed: list[Entry], site: str, study: Study) -> Iterator[Case]:
         except CaseError as error:
             if not study.trust.claims_epsilon:
                 raise
-            warnings.warn(f"[{site}] left out: {error}", stacklevel=2)
+            warnings.warn(f"[{site}] left out: {error}", SiteWarning, stacklevel=2)

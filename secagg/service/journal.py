@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from secagg.errors import ConfigError
@@ -25,14 +26,15 @@ class Journal:
         path: the file; made for its owner only where it is absent, with its folder.
         identity: what the run is: a journal of another one is refused.
 
-    It belongs to one process at a time.
+    It belongs to one process at a time, and to one of its threads: SQLite does not survive that a file is closed while
+    another thread, whose coroutine was cancelled, still writes to it.
 
     Raises:
         ConfigError: another process has it open, it is another run's, or it is no journal.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, str]) -> None:
-        self.path = path
+        self.path, self._turn = path, Lock()
         try:
             path.parent.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
             path.touch(mode=PRIVATE)
@@ -49,7 +51,8 @@ class Journal:
 
     def get(self, key: str) -> bytes | None:
         """What was last put there."""
-        row = self._database.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
+        with self._turn:
+            row = self._database.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def get_json(self, key: str, default: Any) -> Any:
@@ -59,8 +62,9 @@ class Journal:
 
     def all(self, prefix: str) -> dict[str, bytes]:
         """Everything whose key begins so, sorted."""
-        rows = self._database.execute("SELECT key, value FROM state WHERE key GLOB ? ORDER BY key", (f"{prefix}*",))
-        return {key: bytes(value) for key, value in rows.fetchall()}
+        wanted = "SELECT key, value FROM state WHERE key GLOB ? ORDER BY key"
+        with self._turn:
+            return {key: bytes(value) for key, value in self._database.execute(wanted, (f"{prefix}*",)).fetchall()}
 
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         """One change, whole and on the disk when this returns.
@@ -69,25 +73,33 @@ class Journal:
             changes: by key what is put there; None removes it.
 
         Raises:
-            OSError: it cannot be written now, such as on a full disk; nothing of it was.
+            OSError: it cannot be written now, such as on a full disk, or was closed; nothing of it was.
         """
+        with self._turn:
+            try:
+                self._write(changes)
+            except sqlite3.Error as error:
+                raise OSError(_told(self.path, error)) from None
+
+    def close(self) -> None:
+        """Close the file: another process may open it."""
+        with self._turn:
+            self._database.close()
+
+    def _write(self, changes: Mapping[str, bytes | None]) -> None:
         database = self._database
+        database.execute("BEGIN IMMEDIATE")
         try:
-            database.execute("BEGIN IMMEDIATE")
             for key, value in changes.items():
                 if value is None:
                     database.execute("DELETE FROM state WHERE key = ?", (key,))
                 else:
                     database.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
             database.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException:
             if database.in_transaction:
                 database.execute("ROLLBACK")
-            raise OSError(_told(self.path, error)) from None
-
-    def close(self) -> None:
-        """Close the file: another process may open it."""
-        self._database.close()
+            raise
 
     def _open(self, identity: dict[str, str]) -> None:
         database = self._database

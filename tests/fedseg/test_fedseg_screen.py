@@ -16,7 +16,7 @@ from fedseg.credentials import make_credentials, signing_key
 from fedseg.data.declaration import Declaration
 from fedseg.dialogue import Declares, Progress
 from fedseg.dialogue import Metrics as Shared
-from fedseg.errors import ConfigError
+from fedseg.errors import ConfigError, SiteWarning
 from fedseg.events import AnyEvent, Burned, Dropped, EpsilonSpent, Left, Note, RoundEnded, RoundStarted, Trained
 from fedseg.records import Metrics
 from fedseg.runfolder import RunFolder
@@ -255,9 +255,9 @@ def test_errors_warnings_and_figures_of_the_command(kind, monkeypatch, capsys):
     monkeypatch.setattr(command, "app", fail)
     with pytest.raises(SystemExit):
         command.main()
-    command._warn(f"[{text}", UserWarning)
+    command._warn(text, SiteWarning)
     printed = capsys.readouterr().err
-    assert printed == f"fedseg: {printable(text)}\nwarning: [{printable(text)}\n"
+    assert printed == f"fedseg: {printable(text)}\nwarning: {printable(text)}\n"
     figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     column = {"mean": figure, "structures": {text: figure}}
     metrics = {

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import fedseg.simulate as simulation
 from fedseg.budget.charge import charge
 from fedseg.cli import main
+from fedseg.cli import terminal as command
 from fedseg.data.cases import held_out
 from fedseg.data.declaration import Declaration, agree
 from fedseg.data.layouts.files import FileEntry
@@ -158,6 +160,19 @@ def test_with_privacy_a_line_that_lacks_something_leaves_out_whom_it_is_about(tm
     (folder / "patients.tsv").write_text("file\tpatient\na\tAnna\na\tEve\n")
     with pytest.raises(ConfigError, match="line 3 gives a to Eve and another line to Anna"):
         load_site(folder, SITE, study)
+
+
+def test_the_command_tells_what_it_leaves_out(tmp_path, capsys, monkeypatch):
+    study = private(STUDY).replace(data={"holdout": 0.0})
+    folder = write(tmp_path, ["a.nii.gz", "b.nii.gz"])
+    (folder / "patients.tsv").write_text("file\tpatient\na\tAnna\nb\t\n")
+    monkeypatch.setattr(command, "app", lambda: load_site(folder, SITE, study))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        command.main()
+    said = capsys.readouterr().err
+    assert "patients.tsv: line 3 lacks its file or its patient; fill it in or remove it" in said
+    assert f"warning: [{SITE}] left out: " in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import math
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
 from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, Summed, TurnedAway
+from secagg.service.journal import Journal
 from secagg.service.standing import NOTES, SLOWEST_BYTES_PER_SECOND
 from secagg.transcript_files import verify
 from tests.support.service import Hub, Killed
@@ -387,3 +389,31 @@ def test_a_member_that_drips_holds_a_step_no_longer_than_its_largest_message_may
         hub.close()
 
     asyncio.run(scenario())
+
+
+def test_a_journal_that_is_closed_lets_a_thread_finish_what_it_writes(tmp_path):
+    """A coroutine that is cancelled leaves its thread behind; SQLite does not survive a file closed under it."""
+    journal = Journal(tmp_path / "journal", {"run": "r"})
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(dict):
+        def items(self):
+            writing.set()
+            go_on.wait(10)
+            return super().items()
+
+    writer = threading.Thread(target=journal.commit, args=(Slow(key=b"value"),))
+    closer = threading.Thread(target=journal.close)
+    writer.start()
+    writing.wait(10)
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    go_on.set()
+    writer.join(10)
+    closer.join(10)
+    with pytest.raises(OSError, match="closed"):
+        journal.commit({"key": b"later"})
+    again = Journal(tmp_path / "journal", {"run": "r"})
+    assert again.get("key") == b"value"
+    again.close()

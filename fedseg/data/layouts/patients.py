@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fedseg.data.cases import Case
 from fedseg.data.layouts.layout import Entry
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError, ConfigError, SiteWarning
 from fedseg.files import read_text
 from fedseg.study import Study
 
@@ -186,7 +186,7 @@ def rows_of(table: Path, going_on: bool = False) -> dict[str, str]:
             said = f"{table}: line {number} lacks its file or its patient; fill it in or remove it"
             if not going_on:
                 raise ConfigError(said)
-            warnings.warn(said, stacklevel=2)
+            warnings.warn(said, SiteWarning, stacklevel=2)
             continue
         name, whose = row[file].strip().replace("\\", "/").removeprefix("./"), row[patient].strip()
         if found.setdefault(name, whose) != whose:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from fedseg.data.cases import Case
 from fedseg.data.layouts.layout import Declared
 from fedseg.data.scans import Scan, working_case
-from fedseg.errors import CaseError, ConfigError
+from fedseg.errors import CaseError, ConfigError, SiteWarning
 from fedseg.files import read_text
 from fedseg.study import Study
 
@@ -190,7 +190,7 @@ def rows_of(table: Path, going_on: bool = False) -> Mapping[str, str]:
 def _told(said: str, going_on: bool) -> None:
     if not going_on:
         raise ConfigError(said)
-    warnings.warn(said, stacklevel=2)
+    warnings.warn(said, SiteWarning, stacklevel=2)
 
 
 def class_number(said: str | None, name: str, study: Study) -> NDArray[np.uint8]:
