@@ -95,7 +95,8 @@ def planted() -> list[tuple[str, str]]:
         module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for line in lines.splitlines():
             imported = line.split()[1]
-            found.append((module, imported if imported.startswith(("secagg", "fedseg", "audits")) else imported.split(".")[0]))
+            ours = imported.startswith(("secagg", "fedseg", "audits"))
+            found.append((module, imported if ours else imported.split(".")[0]))
     return found
 
 
