@@ -6,7 +6,9 @@ product ends: at a vector that somebody saw.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +23,36 @@ from fedseg.budget.plan import plan_of
 from fedseg.data.cases import Case, SiteData
 from fedseg.data.phantoms.table import phantom_of
 from fedseg.ledger import Ledger
+from fedseg.models import build_model
 from fedseg.parties import Agreed, InProcess, rounding_of
 from fedseg.privacy.accounting import gaussian_dp
 from fedseg.privacy.delta import delta_text
 from fedseg.study import Study, parse_study
 from fedseg.train import train_round
-from fedseg.update import Update, flatten, model_hash
+from fedseg.update import Update, assign, flatten, model_hash
 from secagg import PinnedRoster, RoundBook, SigningKey
 from secagg.policy import Policy
 
-STRUCTURES = "external CSF, grey matter, white matter, ventricles, cerebellum, deep grey matter, brainstem".split(", ")
+STRUCTURES = (
+    "external CSF",
+    "grey matter",
+    "white matter",
+    "ventricles",
+    "cerebellum",
+    "deep grey matter",
+    "brainstem",
+)
 DELTA = 1e-5
 CERTAINTY = 0.99
 """Of every interval: of a hundred audits of a product that keeps its promise, about one alarms by chance."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for ledgers and marks, gone afterwards; one thread, as audits are timed on one core."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="audit-") as folder:
+        yield Path(folder)
 
 
 def study_of(
@@ -58,7 +77,9 @@ def study_of(
         channels: of the small U-Net.
         mechanism: of `[privacy]`.
         epsilon: for all rounds, with delta 1e-5 and one patient more or less.
-        rounds, steps, lr: of `[study]`.
+        rounds: of `[study]`.
+        steps: of a site in a round.
+        lr: learning rate.
         clip_norm: of a patient's gradient, where it is clipped.
         clip_range: of a value of an update.
         training: fields of `[training]`.
@@ -101,9 +122,9 @@ def study_of(
 
 
 def patients(study: Study, count: int, seed: int) -> list[Case]:
-    """Made patients of one slice each, the one that shows most structure, so that who knows a patient knows its gradient.
+    """Made patients of all hospitals in turn, each with its slice that shows most structure.
 
-    They are of all hospitals in turn.
+    Who knows a patient of one slice knows its gradient.
     """
     phantom, ids, found = phantom_of(study, "layout", "use 'phantom'"), study.site_ids, list[Case]()
     for number, made in enumerate(phantom.site_seeds("attack", count, seed)):
@@ -192,6 +213,21 @@ def update_of(
     )
 
 
+def trained(study: Study, cases: Sequence[Case], steps: int, folder: Path, lr: float = 0.02) -> torch.nn.Module:
+    """The study's network after so many steps without privacy on these patients, who are nobody's.
+
+    Later in a run two patients' gradients are less alike than at its start, which is the better moment for an attack.
+    """
+    own = study.replace(
+        study={"local_steps": steps, "lr": lr},
+        privacy={"mechanism": "none"},
+        training={"batch": 8, "optimizer": "adamw"},
+    )
+    model = build_model(own)
+    assign(model, flatten(model) + update_of(own, model, cases, own.site_ids[0], folder).vector)
+    return model
+
+
 def interval(hits: int, trials: int, certainty: float = CERTAINTY) -> tuple[float, float]:
     """Two-sided interval of a rate by Clopper and Pearson (1934)."""
     tail = (1 - certainty) / 2
@@ -237,7 +273,7 @@ def alike(values: NDArray[Any], candidates: NDArray[Any]) -> NDArray[np.float64]
     """Cosine of a vector (d,) and each row of (m, d); 0 where either is 0."""
     lengths = np.linalg.norm(candidates, axis=1) * np.linalg.norm(values)
     products = candidates.astype(np.float64) @ values.astype(np.float64)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return np.asarray(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
 
 
 def nearest(picture: NDArray[Any], candidates: Sequence[NDArray[Any]]) -> int:

@@ -56,10 +56,14 @@ def against_epsilon(
             color=LIGHT["s0"],
             label="measured, with noise (bars: 99 % intervals)",
         )
-        axes.plot(epsilons, [bounds[one] for one in epsilons], color=LIGHT["s5"], lw=2, label="nobody can be above this")
+        axes.plot(
+            epsilons, [bounds[one] for one in epsilons], color=LIGHT["s5"], lw=2, label="nobody can be above this"
+        )
         for (words, value), dashes in zip(lines.items(), DASHES, strict=False):
             axes.axhline(value, color=MUTED, lw=1.2, ls=dashes)
-            axes.annotate(words, (1.0, value), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", color=MUTED)
+            axes.annotate(
+                words, (1.0, value), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", color=MUTED
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(epsilons, [f"{one:g}" for one in epsilons])
         axes.set(xlabel="epsilon: less is more noise", ylabel="the right patient is named", ylim=(-0.03, 1.1))
@@ -88,7 +92,9 @@ def grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[tuple[st
         for cell in cells.flat:
             cell.set_axis_off()
         for line, (name, panels) in zip(cells, rows, strict=True):
-            line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=9)
+            line[0].text(
+                -0.12, 0.5, name, transform=line[0].transAxes, rotation=90, va="center", ha="right", fontsize=9
+            )
             for cell, panel in zip(line, panels, strict=False):
                 cell.imshow(panel.pixels, cmap="gray", vmin=0, vmax=1.2, interpolation="nearest")
                 cell.text(0.5, -0.04, panel.words, transform=cell.transAxes, va="top", ha="center", fontsize=8)
