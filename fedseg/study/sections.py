@@ -180,7 +180,7 @@ class DataSection(Section):
     rows: Literal["own", "dealt"] = Field(
         default="own",
         description="of 'medmnist': 'own' where a site's file has its rows only; 'dealt' where all sites have one "
-        "file, of which each takes every n-th row of n sites, in the order of [[sites]]",
+        "file, of which each row is at the one site that its own pixels say",
     )
     tested: Literal["test", "val"] = Field(
         default="test",
