@@ -165,7 +165,8 @@ def mixed_loss(
 
     Args:
         model: the network.
-        one, other: images (k, C, *size) and targets (k, ...); of more views than the other has none is mixed.
+        one: images (k, C, *size) and targets (k, ...); of more views than the other has none is mixed.
+        other: the same.
         share: of `one`, 0 to 1.
         study: gives the task.
     """
