@@ -183,7 +183,7 @@ def between(alpha: float, stream: Stream) -> float:
         drawn = stream.uniform(2)
         first, second = (float(one) ** (1 / alpha) for one in drawn)
         if first + second == 0:  # a small alpha, of which hardly anything but 0 and 1 comes
-            return float(drawn[0] > drawn[1])
+            return 1.0 if drawn[0] > drawn[1] else 0.0
         if first + second <= 1:
             return first / (first + second)
 
