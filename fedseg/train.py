@@ -6,6 +6,7 @@ Each patient has streams of its own in each step: what it adds depends on nobody
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -181,7 +182,7 @@ def between(alpha: float, stream: Stream) -> float:
     """A draw of Beta(alpha, alpha), alpha above 0 and at most 1, by Joehnk's way (1964)."""
     while True:
         drawn = stream.uniform(2)
-        first, second = (float(one) ** (1 / alpha) for one in drawn)
+        first, second = (math.pow(one, 1 / alpha) for one in drawn)
         if first + second == 0:  # a small alpha, of which hardly anything but 0 and 1 comes
             return 1.0 if drawn[0] > drawn[1] else 0.0
         if first + second <= 1:
