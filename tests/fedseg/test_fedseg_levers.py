@@ -24,6 +24,7 @@ LEVERS = [
     {"training": {"trainable": "lora:2"}},
     {"training": {"weight_standardisation": True}},
     {"training": {"mixup": 0.4, "augmentation": "light"}},
+    {"training": {"optimizer": "adamw"}},
 ]
 
 
