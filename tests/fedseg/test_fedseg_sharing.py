@@ -164,10 +164,6 @@ def test_noise_covers_what_is_sent_and_nothing_else_moves(sharing):
         ({"sharing": {"method": "sketch"}, "privacy": {"mechanism": "distributed"}}, "use 'full' or 'random-mask' or"),
         ({"sharing": {"method": "low-rank", "rank": 1, "bits": 2}, "privacy": {"mechanism": "distributed"}}, "bits"),
         (
-            {"sharing": {"method": "low-rank", "rank": 1}, "training": {"trainable": "head"}},
-            "'low-rank' moves all weights",
-        ),
-        (
             {"sharing": {"method": "sketch", "rotation": True}, "training": {"trainable": "lora:2"}},
             "rotation moves all",
         ),
