@@ -163,10 +163,6 @@ def test_noise_covers_what_is_sent_and_nothing_else_moves(sharing):
         ({"sharing": {"method": "sketch", "bits": 2}, "secagg": {"bits": 60}}, "at most 48 with .sharing. bits"),
         ({"sharing": {"method": "sketch"}, "privacy": {"mechanism": "distributed"}}, "use 'full' or 'random-mask' or"),
         ({"sharing": {"method": "low-rank", "rank": 1, "bits": 2}, "privacy": {"mechanism": "distributed"}}, "bits"),
-        (
-            {"sharing": {"method": "sketch", "rotation": True}, "training": {"trainable": "lora:2"}},
-            "rotation moves all",
-        ),
     ],
 )
 def test_what_does_not_go_together_is_a_sentence(sections, expected):
