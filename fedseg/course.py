@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.study import Study
-from fedseg.update import assign, flatten, moving
+from fedseg.update import assign, flatten, moving, opened
 from secagg.policy import Policy
 
 
@@ -53,7 +53,7 @@ class Course:
 
     def opened(self, model: torch.nn.Module) -> NDArray[np.float32]:
         """The state in which a study starts: the model's weights, and behind them zeros."""
-        return np.concatenate([flatten(model), np.zeros(self.kept, np.float32)])
+        return opened(model, self.kept)
 
     def following(
         self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy

@@ -46,6 +46,11 @@ def assign(model: torch.nn.Module, vector: NDArray[np.float32]) -> None:
         vector_to_parameters(values, parameters)
 
 
+def opened(model: torch.nn.Module, kept: int) -> NDArray[np.float32]:
+    """The state in which a study starts: the model's weights, and behind them `kept` zeros."""
+    return np.concatenate([flatten(model), np.zeros(kept, np.float32)])
+
+
 def moving(model: torch.nn.Module, personal: str = "") -> NDArray[np.bool_]:
     """Which values a sum moves, (d,) in the order of `flatten`: what is trained, less what stays at its site.
 
