@@ -6,6 +6,7 @@ Each patient has streams of its own in each step: what it adds depends on nobody
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 
 from fedseg.augment import viewed
 from fedseg.budget.charge import charge
+from fedseg.course import Own
 from fedseg.data.cases import Case, SiteData
 from fedseg.device import asked, on_device
 from fedseg.errors import ConfigError
@@ -44,8 +46,9 @@ def train_round(
     ledger: Ledger,
     on_step: OnStep | None = None,
     owed: Owed | None = None,
+    own: Own | None = None,
 ) -> Update:
-    """Charge the round, train it, and return the difference of weights; `model` is left as it was.
+    """Charge the round, train it, and return the difference of weights; `model` is left as it was but for `own`.
 
     Args:
         model: the global model; tensors that require no gradient stay as they are.
@@ -57,6 +60,7 @@ def train_round(
         ledger: the site's ledger.
         on_step: called after every step with its number and the number of steps.
         owed: what this site's earlier updates owe, with error feedback.
+        own: what stays at this site: it is put into the model, and told where the steps lead.
 
     Raises:
         BudgetExceededError: this round would pass the budget; nothing was trained.
@@ -70,7 +74,11 @@ def train_round(
     payers = ledger.payers
     if payers is not None:  # who has spent too much elsewhere is as if absent
         data = replace(data, train=tuple(case for case in data.train if case.patient in payers.staying))
+    if own is not None:
+        own.put_into(model)
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
+    if own is not None:
+        own.then(steps.weights)
     return steps.update(site, event_id, partial(_key, study, site, round_number, 0), owed)
 
 
@@ -136,15 +144,56 @@ def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, st
     one gradient that is clipped, so that epsilon is what it was.
     """
 
-    def once() -> torch.Tensor:
-        """The loss of one view."""
+    def view() -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices or patches of one of the patient's cases."""
         case = cases[int(stream.integers(1, len(cases))[0])]
-        images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
-        return _loss(model, images, targets, study)
+        return viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
+
+    def once() -> torch.Tensor:
+        """The loss of one view, or of two that are mixed."""
+        images, targets = view()
+        if not study.training.mixup:
+            return _loss(model, images, targets, study)
+        others, theirs = view()
+        return mixed_loss(model, (images, targets), (others, theirs), between(study.training.mixup, stream), study)
 
     if study.privacy.multiplicity == 1:
         return once()
     return torch.stack([once() for _ in range(study.privacy.multiplicity)]).mean()
+
+
+def mixed_loss(
+    model: torch.nn.Module,
+    one: tuple[torch.Tensor, torch.Tensor],
+    other: tuple[torch.Tensor, torch.Tensor],
+    share: float,
+    study: Study,
+) -> torch.Tensor:
+    """MixUp (Zhang et al. 2018) of two views of one patient: what is said of the mixture is held against both.
+
+    Args:
+        model: the network.
+        one: images (k, C, *size) and targets (k, ...); of more views than the other has none is mixed.
+        other: the same.
+        share: of `one`, 0 to 1.
+        study: gives the task.
+    """
+    k = min(len(one[0]), len(other[0]))
+    outputs = asked(model, share * one[0][:k] + (1 - share) * other[0][:k], study)
+    task, device = task_of(study), next(model.parameters()).device
+    first, second = (task.loss(outputs, targets[:k].to(device)) for _, targets in (one, other))
+    return share * first + (1 - share) * second
+
+
+def between(alpha: float, stream: Stream) -> float:
+    """A draw of Beta(alpha, alpha), alpha above 0 and at most 1, by Joehnk's way (1964)."""
+    while True:
+        drawn = stream.uniform(2)
+        first, second = (math.pow(one, 1 / alpha) for one in drawn)
+        if first + second == 0:  # a small alpha, of which hardly anything but 0 and 1 comes
+            return 1.0 if drawn[0] > drawn[1] else 0.0
+        if first + second <= 1:
+            return first / (first + second)
 
 
 def batch_loss(
