@@ -1,0 +1,122 @@
+"""Specification, section "Transcripts": one file into its records, each with its one encoding (T-20)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from audits.verifier.encoding import MalformedError, encode, items, split
+
+LARGEST = 2**20
+FORMAT = 2
+
+# The fields of each kind, in their order: `bytes` with the sizes that are allowed, or a list of the same.
+HASH, NUMBER, ID, NAME, SIGNATURE, ANY = "hash", "number", "id", "name", "signature", "any"
+NAMED = (ID, ANY)
+
+CLAIM = (HASH, NAME, NUMBER, NUMBER, *[HASH] * 6, [(ID, SIGNATURE)])
+HEADER = (HASH, HASH, ID, HASH, HASH, SIGNATURE)
+BUNDLE = (HASH, "hash or none", HASH, HASH, "hash or none")
+KINDS: dict[str, tuple[Any, ...]] = {
+    "header": HEADER,
+    "advertisement": (HASH, ID, ANY, ANY, ANY, "nonce", HASH, [CLAIM], SIGNATURE),
+    "shares": (HEADER, [BUNDLE]),
+    "report": (HASH, HASH, HASH, ID, "id or none", SIGNATURE),
+    "input": (HASH, HASH, HASH, HASH, ID, HASH, SIGNATURE),
+    "block": (ANY,),
+    "attestation": (HASH, ID, SIGNATURE),
+    "release": (HASH, HASH, ID, HASH, [(ID, "share")], [(ID, "share")], [(ID, HASH)], SIGNATURE),
+    "pair": (ID, ID, HASH),
+    "result": (NAME, NUMBER, HASH, HASH, HASH, HASH, HASH, "signature or none"),
+    "confirmation": (HASH, ID, SIGNATURE),
+    "closing": (HASH, "signature or none"),
+}
+SIZES = {
+    HASH: {32},
+    NUMBER: {8},
+    SIGNATURE: {64},
+    "nonce": {16},
+    "share": {33},
+    "hash or none": {0, 32},
+    "signature or none": {0, 64},
+}
+
+
+class Record(NamedTuple):
+    """One record: its place in the file from 0, its kind, its bytes, its fields in the order of the text."""
+
+    place: int
+    kind: str
+    data: bytes
+    fields: list[Any]
+
+
+@dataclass
+class Cut:
+    """What the cutting of a file into records came to."""
+
+    rest: int = 0  # bytes at the end that are no record
+
+
+def cut(data: bytes, result: Cut) -> Iterator[bytes]:
+    """The records' bytes, each preceded by its length as u32. What is left over is counted in `result`."""
+    at = 0
+    while at + 4 <= len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size > LARGEST or at + 4 + size > len(data):
+            break
+        yield data[at + 4 : at + 4 + size]
+        at += 4 + size
+    result.rest = len(data) - at
+
+
+def parsed(place: int, data: bytes) -> Record:
+    """A record with its fields.
+
+    Raises:
+        MalformedError: it is not the one encoding of a record of a known kind.
+    """
+    label, *fields = split(data)
+    kind = label.decode("ascii", "replace").removeprefix("secagg/2 transcript-")
+    if kind == "opening":
+        return Record(place, kind, data, fields)
+    if kind not in KINDS or label != f"secagg/2 transcript-{kind}".encode():
+        raise MalformedError(f"it is of an unknown kind, {kind[:40]!r}")
+    return Record(place, kind, data, _read(fields, KINDS[kind]))
+
+
+def _read(fields: list[bytes], shape: tuple[Any, ...]) -> list[Any]:
+    if len(fields) != len(shape):
+        raise MalformedError("it has another number of fields")
+    return [_one(data, what) for data, what in zip(fields, shape, strict=True)]
+
+
+def _one(data: bytes, what: Any) -> Any:
+    if isinstance(what, list):
+        return [_read(items(item), what[0]) for item in items(data)]
+    if isinstance(what, tuple):
+        return _read(items(data), what)
+    if what in SIZES:
+        if len(data) not in SIZES[what]:
+            raise MalformedError(f"a {what} has {len(data)} bytes")
+        return int.from_bytes(data, "big") if what == NUMBER else data
+    if what in (ID, NAME, "id or none"):
+        return name_of(data, empty=what == "id or none")
+    return data
+
+
+def name_of(data: bytes, *, empty: bool = False) -> str:
+    """An id or the name of a run: printable ASCII without spaces, 1 to 64 characters.
+
+    Raises:
+        MalformedError: it is none.
+    """
+    if not (empty and not data) and not (1 <= len(data) <= 64 and all(0x21 <= byte <= 0x7E for byte in data)):
+        raise MalformedError("a name is not of 1 to 64 printable ASCII characters")
+    return data.decode("ascii")
+
+
+def record(kind: str, *fields: Any) -> bytes:
+    """The bytes of a record, as they stand after its length."""
+    return encode(f"transcript-{kind}", *fields)
