@@ -6,10 +6,11 @@ square roots of float64, in a fixed order, and one rounding to float32: every ma
 Kingma and Ba 2015 (Adam), Tang and others 2024 (its correction for the noise of private gradients).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 MOMENTUM = 0.9
@@ -74,6 +75,38 @@ def power(base: float, exponent: int) -> float:
     for _ in range(exponent):
         result *= base
     return result
+
+
+class CorrectedAdam(torch.optim.Optimizer):
+    """Adam at a site, on gradients with noise of a known size, which is taken from the second moment.
+
+    Adam alone takes the noise for the size of every gradient, and steps as plain SGD would (Tang and others 2024,
+    DP-AdamBC). The variance is public, so that nothing of it costs privacy.
+
+    Args:
+        parameters: what is stepped.
+        lr: learning rate.
+        noise: variance of the noise in each value of a gradient, above 0.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], lr: float, noise: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self._noise, self._done = noise, 0
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step by the gradients that the parameters hold."""
+        self._done += 1
+        unbiased = [1 - power(beta, self._done) for beta in BETAS]
+        for group in self.param_groups:
+            for values in group["params"]:
+                kept = self.state[values]
+                if not kept:
+                    kept["mean"], kept["square"] = torch.zeros_like(values), torch.zeros_like(values)
+                kept["mean"].mul_(BETAS[0]).add_(values.grad, alpha=1 - BETAS[0])
+                kept["square"].mul_(BETAS[1]).addcmul_(values.grad, values.grad, value=1 - BETAS[1])
+                seen = (kept["square"] / unbiased[1] - self._noise).clamp_min(FLOOR * self._noise)
+                values.sub_(kept["mean"] / seen.sqrt(), alpha=group["lr"] / unbiased[0])
 
 
 OPTIMISERS = {

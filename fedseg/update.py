@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.errors import ConfigError
+from fedseg.optimisers import CorrectedAdam
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
 from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.sparse_vector import Release
@@ -71,6 +72,7 @@ class _Steps(Unsent):
         lr: learning rate.
         momentum: share of the last step's velocity that is kept.
         adaptive: AdamW in place of SGD with momentum.
+        noise: variance of the noise in each value of a gradient, which AdamW is corrected for; 0 where there is none.
         decay: share of the rate by which weights shrink in a step.
         pull: factor of the way back to the start, which is added to each gradient; see `Algorithm.pull`.
 
@@ -87,6 +89,7 @@ class _Steps(Unsent):
         *,
         adaptive: bool = False,
         decay: float = 0.0,
+        noise: float = 0.0,
     ) -> None:
         self._parameters = list(model.parameters())
         self._start = [parameter.detach().clone() for parameter in self._parameters]
@@ -98,7 +101,9 @@ class _Steps(Unsent):
         self._pull = pull
         self.rate, self._decay = lr, decay
         self._optimiser: torch.optim.Optimizer
-        if adaptive:
+        if adaptive and noise:
+            self._optimiser = CorrectedAdam(self._trained, lr, noise)
+        elif adaptive:
             self._optimiser = torch.optim.AdamW(self._trained, lr=lr, weight_decay=0.0)
         else:
             self._optimiser = torch.optim.SGD(self._trained, lr=lr, momentum=momentum)

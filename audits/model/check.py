@@ -65,7 +65,7 @@ def check(case: Case) -> tuple[bool | None, int, str]:
     with tempfile.TemporaryDirectory() as folder:
 
         def run(*command: str, seconds: int | None = None) -> str:
-            return subprocess.run(  # noqa: S603  own commands
+            return subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
             ).stdout
 

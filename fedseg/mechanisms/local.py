@@ -16,6 +16,7 @@ from fedseg.privacy.accounting import gaussian_steps, noise_multiplier_for
 from fedseg.privacy.dpsgd import Protection, noisy_gradient
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
 from fedseg.sharing.sending import Owed
+from fedseg.sharing.table import METHODS
 from fedseg.update import NoisedSteps, NoisedUpdate
 from secagg.policy import Policy
 from secagg.prg import Stream
@@ -26,7 +27,9 @@ class LocalSteps(Steps):
 
     def __init__(self, model: torch.nn.Module, terms: Terms, protection: Protection) -> None:
         super().__init__(model, terms)
-        self._taken, self._protection = NoisedSteps(model, terms.lr, MOMENTUM, **terms.own_steps), protection
+        noise = protection.variance(sum(parameter.numel() for parameter in self._parameters))
+        self._taken = NoisedSteps(model, terms.lr, MOMENTUM, **terms.own_steps, noise=noise)
+        self._protection = protection
 
     def at(self, rate: float) -> None:
         """See `Steps.at`."""
@@ -60,6 +63,20 @@ class Local(Mechanism):
     )
     needs = ("epsilon", "delta", "clip_norm")
 
+    def refusal(self, terms: Terms) -> str:
+        """See `Mechanism.refusal`."""
+        if terms.local_optimizer != "sgd" and METHODS[terms.sharing.method].within:
+            return (
+                f"[training] optimizer = '{terms.local_optimizer}' with [sharing] method = '{terms.sharing.method}': "
+                "the noise that it is corrected for is another one in each value; use 'sgd'"
+            )
+        if terms.local_optimizer != "sgd" and terms.federation.corrected:
+            return (
+                f"[federation] corrected with [training] optimizer = '{terms.local_optimizer}': what is left of the "
+                "noise in an update is not known; leave either out"
+            )
+        return super().refusal(terms)
+
     def noise_multiplier(self, terms: Terms) -> float:
         """See `Mechanism.noise_multiplier`: the smallest that keeps all planned steps within the budget."""
         return noise_multiplier_for(terms.epsilon or 0.0, terms.delta or 0.0, terms.sample_rate, terms.steps)
@@ -88,15 +105,13 @@ class Local(Mechanism):
     def noise_in_mean(self, parameters: int, included: Sequence[str], policy: Policy, terms: Terms) -> float:
         """See `Mechanism.noise_in_mean`: the noise of each step goes on as its momentum does."""
         protection, steps = self.protection(terms), terms.local_steps
-        grid = protection.grid(parameters)
         reach = squared = 0.0
         for _ in range(steps):  # from the last step, whose noise counts once, to the first
             reach = 1.0 + MOMENTUM * reach
             squared += reach * reach
         weight = sum(policy.weight(site) for site in included)
         share = sum((policy.weight(site) / weight) ** 2 for site in included)
-        step = terms.lr * grid.step / protection.denominator
-        return step * step * grid.variance * squared * share
+        return terms.lr**2 * protection.variance(parameters) * squared * share
 
     def protection(self, terms: Terms) -> Protection:
         """How each step is protected."""

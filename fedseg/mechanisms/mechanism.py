@@ -233,11 +233,6 @@ class Mechanism(ABC):
 
     def _own_steps(self, terms: Terms) -> str:
         """Why a site cannot step as it should; empty where it can."""
-        if self.trust.claims_epsilon and terms.local_optimizer != "sgd":
-            return (
-                f"[training] optimizer = '{terms.local_optimizer}' with mechanism = '{self.name}': noise would be most "
-                "of what it divides by, and a site with few patients would pull as hard as any; use 'sgd'"
-            )
         if self.trust.claims_epsilon and terms.batch:
             return (
                 f"[training] batch = {terms.batch} with mechanism = '{self.name}': epsilon holds for patients that "

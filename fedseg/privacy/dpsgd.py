@@ -89,6 +89,11 @@ class Protection:
         # See `shared_noise`: of the discrete Gaussian's variance, all but a little is a continuous Gaussian's.
         return Grid(step, limit, math.ceil(self.noise_multiplier**2 * (limit + 1)) + SMOOTHED)
 
+    def variance(self, length: int) -> float:
+        """Of the noise in each value of a gradient of so many, divided as it is."""
+        grid = self.grid(length)
+        return (grid.step / self.denominator) ** 2 * grid.variance
+
     def __post_init__(self) -> None:
         if not (self.clip_norm > 0 and self.noise_multiplier > 0):
             raise ValueError(f"{self} protects nobody: clip_norm and noise_multiplier must be above 0")

@@ -287,7 +287,8 @@ class TrainingSection(Section):
 
     optimizer: Literal["sgd", "adamw"] = Field(
         default="sgd",
-        description="of the local steps, fresh in every round: SGD with momentum 0.9, or AdamW ('none' only)",
+        description="of the local steps, fresh in every round: SGD with momentum 0.9, or AdamW, which is corrected for "
+        "the noise of 'local'; not 'distributed'",
     )
     weight_decay: float = Field(
         default=0.0,

@@ -22,6 +22,7 @@ LEVERS = [
     {"training": {"trainable": "norm-bias-head"}},
     {"training": {"trainable": "lora:2"}},
     {"training": {"weight_standardisation": True}},
+    {"training": {"optimizer": "adamw"}},
 ]
 
 

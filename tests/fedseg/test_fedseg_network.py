@@ -299,7 +299,7 @@ def test_what_a_site_sends_depends_on_no_patient(tmp_path, site, fewer, roles, s
         told.append(dict(sent))
         events = verify(folder / f"{site}-state" / "ledger.jsonl").values()
         stays = {"study_hash": "0" * 64, "patients": "", "charged": ""}  # who paid stays at the site
-        # The thread that trains and the one that answers write as they come: what was paid is compared, not who was first.
+        # The thread that trains and the one that answers write as they come: what was paid counts, not who was first.
         charged.append(sorted(event.model_copy(update=stays).model_dump_json() for event in events))
     assert told[0] == told[1]
     assert charged[0] == charged[1]

@@ -72,10 +72,15 @@ BAD = {
     "three sides of a slice": (r"size = \d+", "size = [64, 64, 64]", "[data] size lists 3 numbers with dims = 2"),
     "patch beyond the grid": ("dims = 2", "dims = 2\npatch = [64, 72]", "[data] patch = [64, 72]: is larger than size"),
     "spacing of made images": ("dims = 2", "dims = 2\nspacing = [1.0]", "[data] layout = 'phantom': made images"),
-    "private AdamW": (
+    "private AdamW within a part": (
         r"\[privacy\]",
-        '[training]\noptimizer = "adamw"\n[privacy]',
-        "[training] optimizer = 'adamw' with",
+        '[training]\noptimizer = "adamw"\n[sharing]\nmethod = "random-mask"\nshare = 0.5\n[privacy]',
+        "[training] optimizer = 'adamw' with [sharing] method = 'random-mask'",
+    ),
+    "twice corrected": (
+        r"\[privacy\]",
+        '[training]\noptimizer = "adamw"\n[federation]\nalgorithm = "fedadam"\ncorrected = true\n[privacy]',
+        "[federation] corrected with [training] optimizer = 'adamw'",
     ),
     "private batch": (
         r"\[privacy\]",

@@ -13,6 +13,8 @@ from fedseg.data.grid import grid_around
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError
 from fedseg.models import build_model
+from fedseg.optimisers import CorrectedAdam
+from fedseg.privacy.dpsgd import noisy_gradient
 from fedseg.study import Study, load_study
 from fedseg.tasks.segmentation import Segmentation
 from fedseg.tasks.table import batch_of
@@ -75,6 +77,34 @@ def test_adamw_steps_are_torchs_with_the_rate_and_decay_of_each_step() -> None:
         optimiser.step()
     np.testing.assert_allclose(start + steps.difference, flatten(theirs), rtol=1e-5)
     np.testing.assert_allclose(flatten(model), flatten(theirs), rtol=1e-5)
+
+
+def test_the_corrected_adam_is_what_a_hand_calculates() -> None:
+    """Two steps of one value: gradients 0.5 and 0.3 with noise of variance 0.16, betas 0.9 and 0.999."""
+    value = torch.tensor([1.0])
+    optimiser = CorrectedAdam([value], 0.1, 0.16)
+    value.grad = torch.tensor([0.5])
+    optimiser.step()  # mean 0.5, square 0.25, less 0.16 is 0.09: 0.1 * 0.5 / 0.3
+    assert value.item() == pytest.approx(1 - 0.166667, abs=1e-5)
+    value.grad = torch.tensor([0.3])
+    optimiser.step()  # mean 0.075 / 0.19, square 0.00033975 / 0.001999 less 0.16 is below a tenth of 0.16: 0.016
+    assert value.item() == pytest.approx(1 - 0.166667 - 0.1 * 0.394737 / 0.126491, abs=1e-5)
+
+
+def test_a_private_adam_is_corrected_for_the_noise_of_its_own_gradients() -> None:
+    """A step in which nobody is drawn: what it moves by follows from the noise alone, and from its public variance."""
+    study = tiny_study().replace(training={"optimizer": "adamw"}, study={"lr": 0.01})
+    model, terms = build_model(study), study.terms
+    protection = study.mechanism.protection(terms)
+    noise = noisy_gradient(list(model.parameters()), [], protection, Stream(b"n" * 32)).values
+    variance = protection.variance(len(noise))
+    assert noise.var().item() == pytest.approx(variance, rel=0.1)
+    taken = study.mechanism.begin(model, terms)
+    taken.at(0.01)
+    taken.step([], {"noise": b"n" * 32}.__getitem__)
+    moved = taken.update("site-a", "e", lambda purpose: bytes(32)).vector
+    spread = np.sqrt(np.maximum(noise.numpy() ** 2 - variance, 0.1 * variance))
+    np.testing.assert_allclose(moved, -0.01 * noise.numpy() / spread, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize(

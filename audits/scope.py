@@ -1,0 +1,69 @@
+"""What was audited, and where: the commit, a hash of every file, and the machine."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The sources of a result.
+
+    Attributes:
+        commit: 40 hex digits, or "unknown" outside a git checkout.
+        modified: whether files differ from the commit.
+        contents: SHA-256 over the names and contents of all files that git does not ignore.
+    """
+
+    commit: str
+    modified: bool
+    contents: str
+
+
+@cache
+def scope(root: Path = ROOT) -> Scope:
+    """The sources as they lie there now."""
+    total = hashlib.sha256()
+    for name in _files(root):
+        path = root / name
+        if path.is_file():
+            total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return Scope(
+        _git(root, "rev-parse", "HEAD").strip() or "unknown", bool(_git(root, "status", "-s")), total.hexdigest()
+    )
+
+
+def machine() -> str:
+    """Processor, cores and Python in one line, for the record."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _files(root: Path) -> list[str]:
+    known = _git(root, "ls-files", "-co", "--exclude-standard", "-z").split("\0")[:-1]
+    return sorted(known or (str(path.relative_to(root)) for path in root.rglob("*.*") if "/." not in str(path)))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says, or nothing where there is no git or no checkout."""
+    try:
+        asked = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return asked.stdout if asked.returncode == 0 else ""
