@@ -26,11 +26,8 @@ def t01_chain(r: Round, judge: Judge) -> None:
 def t02_result(r: Round, judge: Judge) -> None:
     """Receipt and confirmations are of the head recomputed from the file; a quorum of U3 confirmed."""
     f, place = r.file, r.place("result")
-    expected = [f.run, f.number, r.round_id, r.attested, r.total_hash, f.previous_head, r.head]
+    expected = [f.run, f.number, r.named, r.attested, r.total_hash, f.previous_head, r.head]
     judge.hold("T-02", r.receipt[:-1] == expected, "the receipt is not of this round, sum and head", place)
-    key = r.policy.server_key
-    sealed = verifies(key, signed("result", r.receipt), r.receipt[-1]) if key else not r.receipt[-1]
-    judge.hold("T-02", sealed, "the receipt is not signed by the server's key", place)
     for u, fields in r.confirmations.items():
         judge.hold("T-02", fields[0] == r.head, "it confirms another head", r.place("confirmation", u), u)
     confirmed = len(r.confirmations.keys() & set(r.u3))
@@ -39,21 +36,22 @@ def t02_result(r: Round, judge: Judge) -> None:
 
 def t03_slot(r: Round, judge: Judge) -> None:
     """The sites signed the slot that policy, roster and context make."""
-    for u, fields in (r.advertised or r.headers).items():
-        place = r.place("advertisement", u) or r.place("header", u)
-        judge.hold("T-03", fields[0] == r.slot, "it is of another project, policy, roster, run or attempt", place, u)
+    for u, header in list(r.headers.items())[:1]:  # the others are held against the same slot by T-04
+        about = "the sites signed another project, policy, roster, run, number or attempt than the opening says"
+        judge.hold("T-03", header[0] == r.slot, about, 0, u)
 
 
 def t04_signatures(r: Round, judge: Judge) -> None:
     """Every message is signed by its sender, for this slot, roster1, roster2, H(U2) and round."""
+    of_round = [r.named] if r.inputs else []
     about = {
         "advertisement": [r.slot],
         "shares": [r.slot, r.roster1],
         "header": [r.slot],
         "report": [r.slot, r.roster1, r.roster2],
-        "input": [None, r.roster1, r.roster2, r.sharers],
+        "input": [None, r.roster1, r.roster2, r.sharers],  # its round: T-07
         "attestation": [],
-        "release": [r.round_id],
+        "release": of_round,
         "confirmation": [],
     }
     for kind, bound in about.items():
@@ -64,6 +62,10 @@ def t04_signatures(r: Round, judge: Judge) -> None:
             covered = signed("header" if kind == "shares" else kind, fields)
             own = verifies(r.reader.roster.get(u, b""), covered, fields[-1])
             judge.hold("T-04", own, f"its {kind} is not signed by its key in your roster", record.place, u)
+    if r.receipt:
+        key, signature = r.policy.server_key, r.receipt[-1]
+        own = verifies(key, signed("result", r.receipt), signature) if key else not signature
+        judge.hold("T-04", own, "the receipt is not signed by the server's key", r.place("result"))
     for u, bundles in r.bundles.items():
         leaves = [H("bundle", *bundle) for bundle in bundles]
         same = len(leaves) == len(r.u1) - 1 and root_over(leaves) == r.headers[u][4]

@@ -128,6 +128,7 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
     of_policy += [p.value_bits, p.weight_list, p.server_key, *p.layout_list, reader.roster_hash]
     expected = split(encode("", FORMAT, *of_policy))[1:]
     context = fields[len(expected) :]
+    judge.hold("T-20", len(fields) > 4 and _spelt(fields[4]), "a number is not spelt in the one way that it can be", 0)
     judge.hold("T-03", fields[: len(expected)] == expected, "policy and roster are not yours", 0)
     try:
         run, number, attempt, model, task, previous_head, whole = context
@@ -135,6 +136,8 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
         sizes = [len(value) for value in context[1:]]
         if sizes != [8, 8, 32, 32, 32, 8] or numbers[2] > 1:
             raise MalformedError("the context of the opening has other sizes")
+        possible = 1 <= numbers[0] < 2**63 and numbers[1] < 2**63
+        judge.hold("T-03", possible, "round numbers start at 1, attempts at 0, and both stay below 2^63", 0)
         opened = Transcript(path, name_of(run), numbers[0], numbers[1], model, task, previous_head, bool(numbers[2]))
     except (MalformedError, ValueError) as error:
         judge.hold("T-20", False, str(error), 0)
@@ -143,15 +146,26 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
     return opened
 
 
+def _spelt(literal: bytes) -> bool:
+    """Whether it is the one hexadecimal literal of a float."""
+    try:
+        return float.fromhex(literal.decode("ascii")).hex().encode() == literal
+    except (ValueError, OverflowError):
+        return False
+
+
 def _in_order(transcript: Transcript, record: Record, judge: Judge) -> None:
     """T-19: kinds in their order, within a kind by sender, each once."""
-    before, now = ((ORDER.index(one.kind), sender_of(one)) for one in (transcript.records[-1], record))
+    last = transcript.records[-1]
+    once = record.kind != "opening" and last.kind != "closing"
+    judge.hold("T-20", once, "a transcript opens once, and ends with its closing record", record.place)
+    before, now = ((ORDER.index(one.kind), sender_of(one)) for one in (last, record))
     judge.hold("T-19", before < now, "it stands in the wrong place, or a second time", record.place, now[1])
 
 
 def _follows_a_vector(transcript: Transcript, place: int, judge: Judge) -> None:
     owner = transcript.records[-1].kind
-    judge.hold("T-20", owner in ("input", "result"), "a block belongs to no vector", place)
+    judge.hold("T-18", owner in ("input", "result"), "a block belongs to no vector", place)
 
 
 def _end_of_vector(transcript: Transcript, blocks: list[Record], policy: Policy, judge: Judge) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from audits.verifier.encoding import MalformedError, encode, items, split
+from audits.verifier.primitives import P
 
 LARGEST = 2**20
 FORMAT = 2
@@ -83,7 +84,23 @@ def parsed(place: int, data: bytes) -> Record:
         return Record(place, kind, data, fields)
     if kind not in KINDS or label != f"secagg/2 transcript-{kind}".encode():
         raise MalformedError(f"it is of an unknown kind, {kind[:40]!r}")
-    return Record(place, kind, data, _read(fields, KINDS[kind]))
+    read = Record(place, kind, data, _read(fields, KINDS[kind]))
+    if kind == "release":
+        _release(*read.fields[4:7])
+    return read
+
+
+def _release(b: list[Any], s: list[Any], pairs: list[Any]) -> None:
+    """M-01 of unmasking shares: lists sorted, shares below p, nobody's both kinds, no pair with an included client."""
+    for entries in (b, s, pairs):
+        if [name for name, _ in entries] != sorted({name for name, _ in entries}):
+            raise MalformedError("a list of a release is not sorted, or names a client twice")
+    if any(int.from_bytes(value, "big") >= P for _, value in (*b, *s)):
+        raise MalformedError("a share is not below the prime")
+    if {name for name, _ in b} & {name for name, _ in s}:
+        raise MalformedError("a release has shares of both kinds for one client")
+    if not {name for name, _ in pairs} <= {name for name, _ in s}:
+        raise MalformedError("a release has a pair secret with a client of which it has no share of s")
 
 
 def _read(fields: list[bytes], shape: tuple[Any, ...]) -> list[Any]:
@@ -100,6 +117,8 @@ def _one(data: bytes, what: Any) -> Any:
     if what in SIZES:
         if len(data) not in SIZES[what]:
             raise MalformedError(f"a {what} has {len(data)} bytes")
+        if what == NUMBER and data[0] >= 0x80:
+            raise MalformedError("a round number or attempt is not below 2^63")
         return int.from_bytes(data, "big") if what == NUMBER else data
     if what in (ID, NAME, "id or none"):
         return name_of(data, empty=what == "id or none")

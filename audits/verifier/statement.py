@@ -61,9 +61,14 @@ class Round:
         return H("round", self.slot, self.roster2, self.sharers, f.model, f.task, f.previous_head)
 
     @cached_property
+    def named(self) -> bytes:
+        """The round id that the first input names: what is bound to a round is held against it, and T-07 against ours."""
+        return bytes(self.inputs[self.u3[0]][0])
+
+    @cached_property
     def attested(self) -> bytes:
         """The one statement of U3 and the inputs' hashes that a quorum signs."""
-        return H("attested", self.round_id, H("inputs", self.u3, [self.inputs[u][5] for u in self.u3]))
+        return H("attested", self.named, H("inputs", self.u3, [self.inputs[u][5] for u in self.u3]))
 
     @cached_property
     def total_hash(self) -> bytes:
@@ -73,7 +78,7 @@ class Round:
     @cached_property
     def head(self) -> bytes:
         """The head after this round."""
-        return H("head", self.file.previous_head, self.round_id, self.attested, self.total_hash)
+        return H("head", self.file.previous_head, self.named, self.attested, self.total_hash)
 
     def place(self, kind: str, u: str = "") -> int | None:
         """Where in the file a record lies."""

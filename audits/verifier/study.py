@@ -72,6 +72,9 @@ def verify(paths: Sequence[Path], reader: Reader, without: Collection[str] = ())
             _follows(transcript, verdict.rounds, judge)
             verdict.rounds.append(_one(Round(transcript, reader), judge, earlier, verdict))
         _claims(verdict, judge)
+        for r in verdict.rounds:
+            if not r.file.finished and not not_taken(r, verdict.rounds):
+                verdict.missing.append(f"{r.file.path.name}: it is not shown that no sum was taken")
     except ViolationError as violation:
         verdict.violation = violation
     verdict.no_power = list(judge.not_run.values())
@@ -134,3 +137,22 @@ def _attested(claim: Fields, r: Round) -> bool:
         if verifies(r.reader.roster.get(u, b""), encode("attestation", attested, u), signature)
     }  # fmt: skip
     return len(good) == len(claim[10]) and len(good) >= r.policy.threshold
+
+
+def not_taken(r: Round, rounds: Sequence[Round]) -> bool:
+    """Whether enough sites say, in their next advertisement of the run, that they released in no such attempt.
+
+    At most c of them lie, and fewer than t sites can have released where n - t + c + 1 did not.
+    """
+    of_run = [other for other in rounds if other.file.run == r.file.run and other.file.finished]
+    own = (r.file.number, r.file.attempt)
+    before = {other.round_id for other in of_run if (other.file.number, other.file.attempt) < own}
+    later = sorted((other for other in of_run if (other.file.number, other.file.attempt) > own),
+                   key=lambda other: (other.file.number, other.file.attempt))  # fmt: skip
+    said: dict[str, bytes] = {}
+    for other in later:
+        for u, fields in other.advertised.items():
+            said.setdefault(u, fields[6])
+    policy = r.policy
+    elsewhere = sum(released == NONE or released in before for released in said.values())
+    return elsewhere >= policy.clients - policy.threshold + policy.max_corrupt + 1
