@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from audits.verifier.encoding import H
-from audits.verifier.negatives import (
+from audits.transcripts.negatives import (
     A, B, C, CONTEXT, E, F, FRESH, IDS, LATE, OTHER, SEALED, SECOND, SIGNED, Case, drop, flipped, put, put_record,
 )  # fmt: skip
-from audits.verifier.play import NONE, P, Lie, Play, closed, drawn, framed
+from audits.transcripts.play import NONE, P, Lie, Play, closed, drawn, framed
 from audits.verifier.records import record
 
 PQ = {"suite": "MLKEM768_X25519"}
@@ -212,7 +212,7 @@ SHAPE = [
 
 def claim_of(play: Play, signers: tuple[str, ...]) -> list[Any]:
     """A claim about round 9 of the session, attested by these."""
-    from audits.verifier.play import signing
+    from audits.transcripts.play import signing
     from audits.verifier.encoding import encode
 
     body = [play.reader.session, "run-0", 9, 0, OTHER, OTHER, NONE, OTHER, OTHER, OTHER]
