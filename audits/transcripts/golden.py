@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audits.transcripts.play import framed
 from audits.transcripts.wire import decode, values
-from audits.verifier.encoding import H, encode
+from audits.verifier.encoding import HV, H, encode
 from audits.verifier.policy import Policy
 from audits.verifier.primitives import pair_secret
 from audits.verifier.reading import Reader
@@ -119,8 +119,6 @@ def _fields(kind: str, message: dict[str, Any], vector: bytes) -> list[Any]:
     if kind == "result":
         return list(fields[0])
     if kind == "input":
-        from audits.verifier.encoding import HV
-
         return [*fields[:-1], HV("masked-vector", vector), fields[-1]]
     if kind == "shares":
         for bundle in fields[1]:
@@ -133,12 +131,19 @@ def load(name: str) -> dict[str, Any]:
     return dict(json.loads((VECTORS / f"{name}.json").read_text()))
 
 
-def vector(name: str) -> Vector:
-    """The rounds of a file: what the server accepted. Of a lie that a server refused, the round with the lie in it."""
+def vector(name: str) -> Vector | None:
+    """The rounds of a file: what the server accepted. Of a lie that a server refused, the round with the lie in it.
+
+    None where the file is of something else, or of a lie that no transcript could hold.
+    """
     own = load(name)
-    base = load(own["base"]) if "base" in own else own
+    base = own
+    while "base" in base:
+        base = load(base["base"])
     messages = {**base["messages"], **own["messages"]}
     operations = own["operations"]
+    if name.startswith("bad_") and (operations[-1]["operation"] != "server_receive" or "_w01_" in name):
+        return None
     lies = [o for o in operations if not o.get("success", True) and o["operation"] == "server_receive"]
     if base is not own:
         operations = [*lies, *base["operations"]] if lies else [*base["operations"][: own["replayed"]], *operations]

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from audits.verifier.encoding import H
+from audits.verifier.encoding import HV, H, encode
 from audits.transcripts.negatives import (
-    A, B, C, CONTEXT, E, F, FRESH, IDS, LATE, OTHER, SEALED, SECOND, SIGNED, Case, drop, flipped, put, put_record,
+    A, B, C, CONTEXT, E, F, FRESH, IDS, LATE, OTHER, SEALED, SECOND, SIGNED, Case, before, drop, flipped, put, put_record,
 )  # fmt: skip
-from audits.transcripts.play import NONE, P, Lie, Play, closed, drawn, framed
+from audits.transcripts.play import NONE, P, Lie, Play, closed, framed, signing
 from audits.verifier.records import record
 
 PQ = {"suite": "MLKEM768_X25519"}
@@ -86,9 +86,10 @@ def value(u: str, at: int, number: int) -> Lie:
     return lie
 
 
-def another_y(play: Play) -> None:
-    """The vector on record is another one than the signed one, and the sum follows from it."""
-    play.blocks[A] = play.packed(play.y[A] ^ np.eye(1, len(play.y[A]), 3, dtype=np.uint64)[0])
+def signed_padding(play: Play) -> None:
+    """Site a signs a vector whose last row is not filled up with zeros."""
+    play.blocks[A] = [flipped(play.blocks[A][0], len(play.blocks[A][0]) - 1)]
+    play.sent["input"][A][5] = HV("masked-vector", play.blocks[A][0])
 
 
 SETS = [
@@ -152,6 +153,7 @@ OPENED = [
     Case("T-18", "masked vector without its block", "records", put_record("block", A, lambda play, place: None)),
     Case("T-18", "block that is a word too long", "records",
          put_record("block", A, lambda play, place: record("block", play.blocks[A][0] + bytes(4)))),
+    Case("T-18", "bit set in what a client signed", "input", signed_padding),
     Case("T-18", "sum without its block", "records", put_record("block", "", lambda play, place: None)),
 ]  # fmt: skip
 
@@ -181,9 +183,9 @@ SHAPE = [
       for kind in ("advertisement", "shares", "report", "attestation", "release", "confirmation")),
     *(Case("T-19", f"{kind} that occurs twice", "records", twice(kind)) for kind in ("report", "confirmation")),
     Case("T-19", "report behind the confirmations", "records", at_the_end("report")),
-    Case("T-19", "round of the same number again", before=({},), about={"model": OTHER}),
-    Case("T-19", "round of an earlier number", before=({**SECOND["about"], "follows": ()},), about={}),
-    Case("T-19", "round that does not continue the heads", before=({},), about={"number": 2, "previous_head": OTHER}),
+    Case("T-19", "round of the same number again", earlier=({},), about={"model": OTHER}),
+    Case("T-19", "round of an earlier number", earlier=({**SECOND["about"], "follows": ()},), about={}),
+    Case("T-19", "round that does not continue the heads", earlier=({},), about={"number": 2, "previous_head": OTHER}),
     Case("T-20", "bytes behind the closing", file=lambda records: closed(records) + b"\x00\x00"),
     Case("T-20", "record behind the closing", file=lambda records: closed(records) + framed(records[-1])),
     Case("T-20", "last byte missing", file=lambda records: closed(records)[:-1]),
@@ -210,24 +212,56 @@ SHAPE = [
 ]  # fmt: skip
 
 
-def claim_of(play: Play, signers: tuple[str, ...]) -> list[Any]:
-    """A claim about round 9 of the session, attested by these."""
-    from audits.transcripts.play import signing
-    from audits.verifier.encoding import encode
-
-    body = [play.reader.session, "run-0", 9, 0, OTHER, OTHER, NONE, OTHER, OTHER, OTHER]
-    slot = H("slot", *body[:4])
-    attested = H("attested", H("round", slot, *body[7:9], *body[4:7]), body[9])
+def claim_of(play: Play, signers: tuple[str, ...], of: Play | None = None) -> list[Any]:
+    """A claim that these attested, about a round of the session; about one without a file where none is given."""
+    if of is None:
+        body = [play.reader.session, "run-0", 9, 0, OTHER, OTHER, NONE, OTHER, OTHER, OTHER]
+    else:
+        inputs = H("inputs", of.u3, [of.sent["input"][u][5] for u in of.u3])
+        about = [of.run, of.number, of.attempt, of.model, of.task, of.previous_head, of.roster2, of.sharers, inputs]
+        body = [play.reader.session, *about]
+    attested = H("attested", H("round", H("slot", *body[:4]), *body[7:9], *body[4:7]), body[9])
     return [*body, [[u, signing(u).sign(encode("attestation", attested, u))] for u in signers]]
 
 
+def claims(*signers: str, of_round_1: bool = False) -> Lie:
+    """Site a claims that it released in a round that these attested."""
+
+    def lie(play: Play) -> None:
+        play.sent["advertisement"][A][7] = [claim_of(play, signers, before(play) if of_round_1 else None)]
+
+    return lie
+
+
+def not_following(play: Play) -> None:
+    """Site c deals a pair secret to site a that does not follow from its mask key; it matches its commitment."""
+    play.odd_secrets[C, A] = OTHER
+
+
 CLAIMS = [
-    Case("T-22", "claim that no quorum attested", "advertisement",
-         lambda play: play.sent["advertisement"][A].__setitem__(7, [claim_of(play, (A, B, C))])),
-    Case("", "claim of a round without a file", "advertisement",
-         lambda play: play.sent["advertisement"][A].__setitem__(7, [claim_of(play, (A, B, C, E))])),
-    Case("", "release named that no file shows", "advertisement", put("advertisement", A, 6, OTHER)),
+    Case("T-22", "claim that no quorum attested", "advertisement", claims(A, B, C)),
+    Case("T-22", "claim of the round before that no quorum attested", "advertisement",
+         claims(A, B, C, of_round_1=True), **SECOND),
+    Case("T-21", "claim of a round without a file", "advertisement", claims(A, B, C, E)),
+    Case("T-21", "release named that no file shows", "advertisement", put("advertisement", A, 6, OTHER)),
+]  # fmt: skip
+
+HONEST = [
+    Case("", "nobody dropped out", about={"absent": {}}),
+    Case("", "one dropped out, one fell silent"),
+    Case("", "one dropped out, one fell silent, post-quantum", rules=PQ),
+    Case("", "dealer that came too late to report", about={"absent": {A: "report", C: "input"}}),
+    Case("", "sharer that came too late to deal", about={"absent": {B: "header"}}, rules=PQ),
+    Case("", "masked vectors by hash only", about={"whole": False}),
+    Case("", "values of 64 bits", rules={"bits": 64}),
+    Case("", "values of 40 bits", rules={"bits": 40}),
+    Case("", "vector of two blocks", rules={"length": 2**16}),
+    Case("", "public weights", rules={"weights": {u: 1.0 + i / 2 for i, u in enumerate(IDS)}}),
+    Case("", "two rounds", earlier=({},), about=SECOND["about"]),
+    Case("", "claim of the round before", "advertisement", claims(A, B, C, E, of_round_1=True), **SECOND),
     Case("", "round without a sum, and nothing after it", without_sum=True),
+    Case("", "round without a sum, then one with", earlier=({"without_sum": True, "number": 1},), about={"number": 2}),
+    Case("", "pair secret that does not follow from s", "before", not_following, rules=PQ),
 ]  # fmt: skip
 
 CASES = (*SEALED, *CONTEXT, *SIGNED, *FRESH, *SETS, *OPENED, *SHAPE, *CLAIMS)

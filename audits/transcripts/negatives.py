@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.verifier.encoding import encode
-from audits.transcripts.play import NONE, Lie, Play, closed, drawn, framed, played, public, signing
+from audits.transcripts.play import Lie, Play, closed, drawn, framed, played, public, signing
 from audits.verifier.policy import Policy
 from audits.verifier.reading import Reader
 from audits.verifier.records import record
@@ -32,8 +32,8 @@ def policy(**changes: Any) -> Policy:
 class Case:
     """One lie: the check that must fire, the step at which it is told, and what the round is otherwise.
 
-    Steps: a kind of message (before it is signed), "bundles", "plain" and "total" (vectors), "context" (after all is
-    signed), "records" (before the file is closed). `file` makes the bytes of the file itself.
+    Steps: "before" all, a kind of message (before it is signed), "bundles", "plain" and "total" (vectors), "context"
+    (after all is signed), "records" (before the file is closed). `file` makes the bytes of the file itself.
     """
 
     check: str
@@ -44,21 +44,23 @@ class Case:
     about: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     without_sum: bool = False
-    before: Sequence[dict[str, Any]] = ()  # honest rounds whose files come before
+    earlier: Sequence[dict[str, Any]] = ()  # honest rounds whose files come before
 
     def write(self, folder: Path) -> tuple[Reader, list[Path]]:
         """What an honest reader brings, and the files."""
         reader = Play(policy(**self.rules), "honest", IDS).reader
         paths = []
-        for i, about in enumerate((*self.before, self.about)):
-            last = i == len(self.before)
+        for i, about in enumerate((*self.earlier, self.about)):
+            last = i == len(self.earlier)
             lies = {self.at: self.lie} if last else {}
-            play = Play(policy(**self.rules), "honest", IDS, **{"absent": LATE, **about}, lies=lies)
-            played(play, without_sum=last and self.without_sum)
+            about = {"absent": LATE, **about}
+            without_sum = about.pop("without_sum", last and self.without_sum)
+            play = Play(policy(**self.rules), "honest", IDS, **about, lies=lies)
+            played(play, without_sum=without_sum)
             if last and self.at == "context":
                 self.lie(play)
             path = folder / f"{i}-{self.name.replace(' ', '_')}.transcript"
-            play.write(path, without_sum=last and self.without_sum)
+            play.write(path, without_sum=without_sum)
             if last:
                 path.write_bytes(self.file(play.records))
             paths.append(path)
@@ -210,10 +212,10 @@ def same_commitment(play: Play) -> None:
 
 
 NEXT = {"number": 2, "model": drawn("model 2")}
-SECOND: dict[str, Any] = {"before": ({},), "about": {**NEXT, "follows": ({},)}}
+SECOND: dict[str, Any] = {"earlier": ({},), "about": {**NEXT, "follows": ({},)}}
 
 
-def of_round_1(play: Play) -> Play:
+def before(play: Play) -> Play:
     """The honest round before."""
     return played(Play(play.policy, "honest", IDS, absent=LATE))
 
@@ -224,9 +226,9 @@ FRESH = [
     Case("T-05", "one key for two purposes", "advertisement", copied(3, 2, A)),
     Case("T-05", "commitment that occurs twice", "bundles", same_commitment),
     Case("T-05", "nonce of the round before", "advertisement",
-         put("advertisement", A, 5, lambda play: of_round_1(play).sent["advertisement"][A][5]), **SECOND),
+         put("advertisement", A, 5, lambda play: before(play).sent["advertisement"][A][5]), **SECOND),
     Case("T-05", "channel key of the round before", "advertisement",
-         put("advertisement", A, 2, lambda play: of_round_1(play).sent["advertisement"][A][2]), **SECOND),
+         put("advertisement", A, 2, lambda play: before(play).sent["advertisement"][A][2]), **SECOND),
     Case("T-06", "channel key of zero", "advertisement", put("advertisement", A, 2, bytes(32))),
     Case("T-06", "channel key at the prime", "advertisement",
          put("advertisement", A, 2, (2**255 - 19).to_bytes(32, "little"))),

@@ -71,6 +71,7 @@ class Play:
     bundles: dict[str, list[list[bytes]]] = field(default_factory=dict)
     y: dict[str, np.ndarray] = field(default_factory=dict)
     follows: Sequence[Mapping[str, Any]] = ()  # the rounds before, whose head this one continues
+    odd_secrets: dict[tuple[str, str], bytes] = field(default_factory=dict)
     pairs: list[list[Any]] = field(default_factory=list)
     blocks: dict[str, list[bytes]] = field(default_factory=dict)
     records: list[bytes] = field(default_factory=list)
@@ -118,6 +119,8 @@ class Play:
     def r(self, u: str, v: str) -> bytes:
         """The pair's secret."""
         dealer = self.dealer(u, v)
+        if (u, v) in self.odd_secrets or (v, u) in self.odd_secrets:
+            return self.odd_secrets.get((u, v)) or self.odd_secrets[v, u]
         return pair_secret(self.s[dealer], v if dealer == u else u, self.policy.suite)
 
     def pair_seed(self, u: str, v: str) -> bytes:
@@ -304,6 +307,7 @@ def public(key: Ed25519PrivateKey) -> bytes:
 
 def played(play: Play, *, without_sum: bool = False) -> Play:
     """All steps, or those before masking."""
+    play.lies.get("before", lambda play: None)(play)
     play.advertise()
     play.deal()
     play.report()

@@ -130,6 +130,8 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
     context = fields[len(expected) :]
     judge.hold("T-20", len(fields) > 4 and _spelt(fields[4]), "a number is not spelt in the one way that it can be", 0)
     judge.hold("T-03", fields[: len(expected)] == expected, "policy and roster are not yours", 0)
+    if len(context) < 7:
+        raise UnreadableError(f"{path} is no transcript: its opening lacks the context of a round.")
     try:
         run, number, attempt, model, task, previous_head, whole = context
         numbers = [int.from_bytes(value, "big") for value in (number, attempt, whole)]

@@ -13,12 +13,12 @@ LARGEST = 2**20
 FORMAT = 2
 
 # The fields of each kind, in their order: `bytes` with the sizes that are allowed, or a list of the same.
-HASH, NUMBER, ID, NAME, SIGNATURE, ANY = "hash", "number", "id", "name", "signature", "any"
-NAMED = (ID, ANY)
+HASH, NUMBER, ID, NAME, ANY = "hash", "number", "id", "name", "any"
+SIGNATURE = ANY  # of whatever length: T-04 says whether it is one
 
 CLAIM = (HASH, NAME, NUMBER, NUMBER, *[HASH] * 6, [(ID, SIGNATURE)])
 HEADER = (HASH, HASH, ID, HASH, HASH, SIGNATURE)
-BUNDLE = (HASH, "hash or none", HASH, HASH, "hash or none")
+BUNDLE = (ANY, ANY, ANY, ANY, ANY)  # T-08
 KINDS: dict[str, tuple[Any, ...]] = {
     "header": HEADER,
     "advertisement": (HASH, ID, ANY, ANY, ANY, "nonce", HASH, [CLAIM], SIGNATURE),
@@ -29,18 +29,15 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "attestation": (HASH, ID, SIGNATURE),
     "release": (HASH, HASH, ID, HASH, [(ID, "share")], [(ID, "share")], [(ID, HASH)], SIGNATURE),
     "pair": (ID, ID, HASH),
-    "result": (NAME, NUMBER, HASH, HASH, HASH, HASH, HASH, "signature or none"),
+    "result": (NAME, NUMBER, HASH, HASH, HASH, HASH, HASH, SIGNATURE),
     "confirmation": (HASH, ID, SIGNATURE),
-    "closing": (HASH, "signature or none"),
+    "closing": (HASH, SIGNATURE),
 }
 SIZES = {
     HASH: {32},
     NUMBER: {8},
-    SIGNATURE: {64},
     "nonce": {16},
     "share": {33},
-    "hash or none": {0, 32},
-    "signature or none": {0, 64},
 }
 
 
@@ -87,7 +84,16 @@ def parsed(place: int, data: bytes) -> Record:
     read = Record(place, kind, data, _read(fields, KINDS[kind]))
     if kind == "release":
         _release(*read.fields[4:7])
+    if kind == "advertisement":
+        _claims(read.fields[7])
     return read
+
+
+def _claims(claims: list[Any]) -> None:
+    """M-01 of release claims: 8 at most, each with the sorted attestations of 1 to 256 clients."""
+    names = [[name for name, _ in claim[10]] for claim in claims]
+    if len(claims) > 8 or any(each != sorted(set(each)) or not 1 <= len(each) <= 256 for each in names):
+        raise MalformedError("it has more than 8 claims, or one without sorted attestations")
 
 
 def _release(b: list[Any], s: list[Any], pairs: list[Any]) -> None:
@@ -121,18 +127,19 @@ def _one(data: bytes, what: Any) -> Any:
             raise MalformedError("a round number or attempt is not below 2^63")
         return int.from_bytes(data, "big") if what == NUMBER else data
     if what in (ID, NAME, "id or none"):
-        return name_of(data, empty=what == "id or none")
+        return name_of(data, what)
     return data
 
 
-def name_of(data: bytes, *, empty: bool = False) -> str:
-    """An id or the name of a run: printable ASCII without spaces, 1 to 64 characters.
+def name_of(data: bytes, what: str = NAME) -> str:
+    """An id, of 1 to 64 ASCII characters, or the name of a run, of 1 to 256 printable ones.
 
     Raises:
         MalformedError: it is none.
     """
-    if not (empty and not data) and not (1 <= len(data) <= 64 and all(0x21 <= byte <= 0x7E for byte in data)):
-        raise MalformedError("a name is not of 1 to 64 printable ASCII characters")
+    sound = data.isascii() and (data.decode().isprintable() and len(data) <= 256 if what == NAME else len(data) <= 64)
+    if not sound or (not data and what != "id or none"):
+        raise MalformedError(f"its {what} is no text of that kind")
     return data.decode("ascii")
 
 
