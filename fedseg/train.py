@@ -6,6 +6,7 @@ Each patient has streams of its own in each step: what it adds depends on nobody
 PyTorch, NumPy and the cipher release the interpreter lock while they compute, so a heartbeat in another thread lives.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -136,15 +137,56 @@ def patient_loss(model: torch.nn.Module, cases: Sequence[Case], study: Study, st
     one gradient that is clipped, so that epsilon is what it was.
     """
 
-    def once() -> torch.Tensor:
-        """The loss of one view."""
+    def view() -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices or patches of one of the patient's cases."""
         case = cases[int(stream.integers(1, len(cases))[0])]
-        images, targets = viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
-        return _loss(model, images, targets, study)
+        return viewed(*batch_of(case, study, stream), study, case.slice_axis, stream)
+
+    def once() -> torch.Tensor:
+        """The loss of one view, or of two that are mixed."""
+        images, targets = view()
+        if not study.training.mixup:
+            return _loss(model, images, targets, study)
+        others, theirs = view()
+        return mixed_loss(model, (images, targets), (others, theirs), between(study.training.mixup, stream), study)
 
     if study.privacy.multiplicity == 1:
         return once()
     return torch.stack([once() for _ in range(study.privacy.multiplicity)]).mean()
+
+
+def mixed_loss(
+    model: torch.nn.Module,
+    one: tuple[torch.Tensor, torch.Tensor],
+    other: tuple[torch.Tensor, torch.Tensor],
+    share: float,
+    study: Study,
+) -> torch.Tensor:
+    """MixUp (Zhang et al. 2018) of two views of one patient: what is said of the mixture is held against both.
+
+    Args:
+        model: the network.
+        one: images (k, C, *size) and targets (k, ...); of more views than the other has none is mixed.
+        other: the same.
+        share: of `one`, 0 to 1.
+        study: gives the task.
+    """
+    k = min(len(one[0]), len(other[0]))
+    outputs = asked(model, share * one[0][:k] + (1 - share) * other[0][:k], study)
+    task, device = task_of(study), next(model.parameters()).device
+    first, second = (task.loss(outputs, targets[:k].to(device)) for _, targets in (one, other))
+    return share * first + (1 - share) * second
+
+
+def between(alpha: float, stream: Stream) -> float:
+    """A draw of Beta(alpha, alpha), alpha above 0 and at most 1, by Joehnk's way (1964)."""
+    while True:
+        drawn = stream.uniform(2)
+        first, second = (math.pow(one, 1 / alpha) for one in drawn)
+        if first + second == 0:  # a small alpha, of which hardly anything but 0 and 1 comes
+            return 1.0 if drawn[0] > drawn[1] else 0.0
+        if first + second <= 1:
+            return first / (first + second)
 
 
 def batch_loss(

@@ -180,7 +180,7 @@ class DataSection(Section):
     rows: Literal["own", "dealt"] = Field(
         default="own",
         description="of 'medmnist': 'own' where a site's file has its rows only; 'dealt' where all sites have one "
-        "file, of which each takes every n-th row of n sites, in the order of [[sites]]",
+        "file, of which each row is at the one site that its own pixels say",
     )
     tested: Literal["test", "val"] = Field(
         default="test",
@@ -321,6 +321,13 @@ class TrainingSection(Section):
         description="axes along which training images are mirrored at random: x is left to right, y back to front, z "
         "upwards; none where a structure's side has a meaning",
     )
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="two views of one patient are mixed, and what is said of them, by a share drawn from "
+        "Beta(mixup, mixup); never those of two patients; 0 mixes nothing",
+    )
     test_flips: bool = Field(
         default=False, description="predictions are the mean over the image and its mirror images along mirror"
     )
@@ -343,6 +350,11 @@ class TrainingSection(Section):
         if self.test_flips and not self.mirror:
             raise ValueError(
                 "test_flips: mirror names no axis along which images may be flipped; name some, such as ['x']"
+            )
+        if self.mixup and self.batch:
+            raise ValueError(
+                f"mixup = {self.mixup:g} with batch = {self.batch}: what is mixed is one patient's, and a batch is of "
+                "several; leave either at 0"
             )
         return self
 

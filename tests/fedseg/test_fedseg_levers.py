@@ -11,7 +11,8 @@ from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.models.adapting import Standardised
 from fedseg.privacy.dpsgd import Protection, stream_of, summed
 from fedseg.start import starting_model
-from fedseg.train import local_steps, patient_loss
+from fedseg.tasks.table import batch_of, task_of
+from fedseg.train import between, local_steps, patient_loss
 from tests.support.tiny import tiny_study
 
 STUDY = tiny_study(mechanism="none")
@@ -22,6 +23,7 @@ LEVERS = [
     {"training": {"trainable": "norm-bias-head"}},
     {"training": {"trainable": "lora:2"}},
     {"training": {"weight_standardisation": True}},
+    {"training": {"mixup": 0.4, "augmentation": "light"}},
     {"training": {"optimizer": "adamw"}},
 ]
 
@@ -131,12 +133,38 @@ def test_views_of_a_patient_are_averaged_before_the_patient_is_clipped() -> None
     assert len({loss.item() for loss in each}) == 3
 
 
+def test_what_is_mixed_is_one_patients_and_is_held_against_both() -> None:
+    study = STUDY.replace(training={"mixup": 0.4})
+    case = load_cohort(None, study)["site-a"].train[0]
+    model = build_model(study)
+    mixed = patient_loss(model, [case], study, stream_of("p", KEY))
+    stream = stream_of("p", KEY)
+    views = []
+    for _ in range(2):
+        stream.integers(1, 1)
+        views.append(batch_of(case, study, stream))
+    (images, targets), (others, theirs), share = *views, between(0.4, stream)
+    outputs, task = model(share * images + (1 - share) * others), task_of(study)
+    by_hand = share * task.loss(outputs, targets) + (1 - share) * task.loss(outputs, theirs)
+    torch.testing.assert_close(mixed, by_hand)
+    assert 0 < share < 1
+
+
+def test_shares_of_a_mixture_are_betas() -> None:
+    stream = stream_of("p", KEY)
+    for alpha, variance in ((1.0, 1 / 12), (0.4, 1 / (4 * 1.8)), (1e-9, 1 / 4)):
+        shares = np.array([between(alpha, stream) for _ in range(3000)])
+        assert abs(shares.mean() - 0.5) < 0.03
+        assert abs(shares.var() - variance) < 0.01
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"training": {"trainable": "lora:0"}}, "trainable"),
         ({"training": {"trainable": "body"}}, "trainable"),
         ({"privacy": {"multiplicity": 0}}, "multiplicity"),
+        ({"training": {"mixup": 0.4, "batch": 4}}, "what is mixed is one patient's, and a batch is of several"),
         ({"training": {"trainable": "head"}, "privacy": {"mechanism": "distributed"}}, "leave it away"),
     ],
 )

@@ -261,10 +261,28 @@ def test_a_files_own_parts_are_the_roles_and_every_row_is_dealt_to_one_site(medm
     tested = [case.patient for data in dealt.values() for case in data.test]
     assert sorted(trained) == sorted(f"train-{n}" for n in range(12))
     assert sorted(tested) == sorted(f"test-{n}" for n in range(7))
-    assert [case.patient for case in dealt["site-b"].train] == ["train-1", "train-4", "train-7", "train-10"]
     choosing = load_site(medmnist, "site-a", study.replace(data={"rows": "own", "tested": "val"}))
     assert [case.patient for case in choosing.test] == ["val-0", "val-1", "val-2"]
     assert len(choosing.train) == 12
+
+
+@pytest.mark.parametrize("row", [0, 5])
+def test_a_row_more_in_a_file_that_is_dealt_moves_no_other_row(medmnist, row):
+    """By its number a row more moved all rows behind it to other sites: epsilon speaks for one row at one site."""
+    study = study_of("medmnist", rows="dealt")
+
+    def held():
+        found = {site: load_site(medmnist, site, study).train for site in study.site_ids}
+        return {site: {case.image.tobytes() for case in cases} for site, cases in found.items()}
+
+    before, arrays = held(), dict(np.load(medmnist / "set.npz"))
+    one = np.arange(28 * 28, dtype=np.uint8).reshape(1, 28, 28)
+    arrays["train_images"] = np.insert(arrays["train_images"], row, one, axis=0)
+    arrays["train_labels"] = np.insert(arrays["train_labels"], row, 1, axis=0)
+    np.savez(medmnist / "set.npz", **arrays)
+    after = held()
+    assert sorted(len(after[site] ^ before[site]) for site in study.site_ids) == [0, 0, 1]
+    assert all(before[site] <= after[site] for site in study.site_ids)
 
 
 def test_a_row_is_a_patient_unless_a_table_says_otherwise_and_that_is_said(medmnist):
