@@ -4,7 +4,7 @@ from audits.base import Audit, Result, Task
 
 
 def agreement(task: Task) -> Result:
-    """Honest transcripts, the rounds of tests/vectors, one lie each, one flipped bit each: the same verdict and check."""
+    """Honest transcripts, rounds of tests/vectors, one lie each, one flipped bit each: the same verdict and check."""
     from audits.transcripts.agreement import of_flips, of_lies, of_vectors
     from audits.transcripts.lies import CASES, HONEST
 
@@ -57,10 +57,12 @@ def switched_off(task: Task) -> Result:
         except UnreadableError:
             continue
     needless = [check for check in CHECKS if not passed[check]]
-    rows = tuple({"check": check, "lies": told[check], "get by without it": passed[check]} for check in CHECKS)
+    rows: tuple[dict[str, float | int | str], ...] = tuple(
+        {"check": check, "lies": told[check], "get by without it": passed[check]} for check in CHECKS
+    )
     says = (
-        f"{len(CASES)} transcripts with one lie each: with its check switched off, at least one gets by for each of the "
-        f"{len(CHECKS)} checks."
+        f"{len(CASES)} transcripts with one lie each: for each of the {len(CHECKS)} checks at least one gets by "
+        "where it is switched off."
         if not needless
         else f"No lie gets by although {', '.join(needless)} is switched off: the check is not seen to work."
     )

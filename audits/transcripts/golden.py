@@ -88,7 +88,15 @@ class Vector:
 
     def _opening(self, attempt: Attempt) -> bytes:
         p, c = self.reader.policy, attempt.context
-        of_policy = [p.project, p.clients, p.length, p.clip_range.hex(), p.max_corrupt, p.min_survivors, p.suite]
+        of_policy: list[Any] = [
+            p.project,
+            p.clients,
+            p.length,
+            p.clip_range.hex(),
+            p.max_corrupt,
+            p.min_survivors,
+            p.suite,
+        ]
         of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, *p.layout_list, self.reader.roster_hash]
         hashes = [bytes.fromhex(c[name]) for name in ("model_hash", "task_hash", "previous_head")]
         return record("opening", 2, *of_policy, c["training_run"], c["round_number"], c["attempt"], *hashes, 1)

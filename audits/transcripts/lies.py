@@ -6,11 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from audits.verifier.encoding import HV, H, encode
 from audits.transcripts.negatives import (
-    A, B, C, CONTEXT, E, F, FRESH, IDS, LATE, OTHER, SEALED, SECOND, SIGNED, Case, before, drop, flipped, put, put_record,
+    CONTEXT,
+    FRESH,
+    IDS,
+    OTHER,
+    SEALED,
+    SECOND,
+    SIGNED,
+    A,
+    B,
+    C,
+    Case,
+    E,
+    F,
+    before,
+    drop,
+    flipped,
+    put,
+    put_record,
 )  # fmt: skip
-from audits.transcripts.play import NONE, P, Lie, Play, closed, framed, signing
+from audits.transcripts.play import NONE, Lie, Play, closed, framed, signing
+from audits.verifier.encoding import HV, H, encode
+from audits.verifier.primitives import P
 from audits.verifier.records import record
 
 PQ = {"suite": "MLKEM768_X25519"}
@@ -114,7 +132,8 @@ SETS = [
     Case("T-10", "one attestation short of a quorum", "attestation", drop("attestation", A, B)),
     Case("T-10", "release for another set", "release", put("release", A, 1, OTHER)),
     Case("T-20", "share of b of the dropped beside that of s", "release", listed(4, C, bytes(33))),
-    Case("T-11", "share of b of the dropped in place of that of s", "release", both(listed(4, C, bytes(33)), listed(5, C, None))),
+    Case("T-11", "share of b of the dropped in place of that of s", "release",
+         both(listed(4, C, bytes(33)), listed(5, C, None))),
     Case("T-11", "share of b that is missing", "release", listed(4, B, None)),
     Case("T-11", "share of s of an included client", "release", both(listed(5, B, bytes(33)), listed(4, B, None))),
     Case("T-11", "share of s that is missing", "release", listed(5, C, None)),
@@ -214,6 +233,7 @@ SHAPE = [
 
 def claim_of(play: Play, signers: tuple[str, ...], of: Play | None = None) -> list[Any]:
     """A claim that these attested, about a round of the session; about one without a file where none is given."""
+    body: list[Any]
     if of is None:
         body = [play.reader.session, "run-0", 9, 0, OTHER, OTHER, NONE, OTHER, OTHER, OTHER]
     else:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audits.verifier.encoding import encode
 from audits.transcripts.play import Lie, Play, closed, drawn, framed, played, public, signing
+from audits.verifier.encoding import encode
 from audits.verifier.policy import Policy
 from audits.verifier.reading import Reader
 from audits.verifier.records import record

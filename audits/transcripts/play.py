@@ -1,6 +1,6 @@
 """A round played from the specification, every message of it, to write a transcript: honest, or with one lie in it.
 
-Nothing here is of the product either. Sealed envelopes do not stand in a transcript, only their hashes, so none is made.
+Nothing here is of the product either. Of sealed envelopes only hashes stand in a transcript, so none is made.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ Lie = Callable[["Play"], None]
 NONE = bytes(32)
 
 
+def _honest(play: Play) -> None:
+    """No lie."""
+
+
 def drawn(label: str, size: int = 32) -> bytes:
     """Bytes that look random and are the same in every run."""
     return hashlib.shake_256(label.encode()).digest(size)
@@ -38,13 +43,9 @@ def pack(values: np.ndarray, bits: int) -> list[bytes]:
     for start in range(0, len(values), BLOCK):
         block = values[start : start + BLOCK]
         rows = np.concatenate([block, np.zeros(-len(block) % 32, dtype=np.uint64)]).reshape(32, -1)
-        for_all = []
-        for k in range(bits):
-            plane = np.zeros(rows.shape[1], dtype=np.uint64)
-            for r in range(32):
-                plane |= ((rows[r] >> np.uint64(k)) & np.uint64(1)) << np.uint64(r)
-            for_all.append(plane.astype("<u4").tobytes())
-        packed.append(b"".join(for_all))
+        planes, places = (np.arange(size, dtype=np.uint64) for size in (bits, 32))
+        taken = (rows[None] >> planes[:, None, None] & np.uint64(1)) << places[None, :, None]
+        packed.append(taken.sum(axis=1, dtype=np.uint64).astype("<u4").tobytes())
     return packed
 
 
@@ -75,6 +76,8 @@ class Play:
     pairs: list[list[Any]] = field(default_factory=list)
     blocks: dict[str, list[bytes]] = field(default_factory=dict)
     records: list[bytes] = field(default_factory=list)
+    plain: dict[str, np.ndarray] = field(default_factory=dict)
+    head: bytes = NONE
 
     def __post_init__(self) -> None:
         for about in self.follows:
@@ -87,7 +90,7 @@ class Play:
         self.s = {u: drawn(f"{name} s {u}") for u in self.ids}
         self.b = {u: drawn(f"{name} b {u}") for u in self.ids}
         self.name = name
-        polynomials = {}
+        polynomials: dict[tuple[str, str], list[int]] = {}
         for kind, secrets in (("s", self.s), ("b", self.b)):
             for u in self.ids:
                 rest = [drawn(f"{name} {kind} {u} {k}", 40) for k in range(1, self.policy.threshold)]
@@ -102,7 +105,7 @@ class Play:
 
     def sign(self, kind: str) -> None:
         """Tell the lie of this step, then sign everybody's message."""
-        self.lies.get(kind, lambda play: None)(self)
+        self.lies.get(kind, _honest)(self)
         for u, fields in self.sent[kind].items():
             key = signing("server" if kind == "result" else self.resigned.get(f"{kind} {u}", u))
             fields.append(key.sign(encode(PURPOSE[kind], *fields)))
@@ -110,7 +113,8 @@ class Play:
     def share(self, kind: str, of: str, holder: str) -> bytes:
         """The share of `of`'s secret that the holder has."""
         x = 1 + self.u1.index(holder)
-        return (sum(c * x**k for k, c in enumerate(self.polynomials[kind, of])) % P).to_bytes(33, "big")
+        value = sum(c * x**k for k, c in enumerate(self.polynomials[kind, of])) % P
+        return int(value).to_bytes(33, "big")
 
     def dealer(self, u: str, v: str) -> str:
         """Who deals the pair."""
@@ -119,9 +123,8 @@ class Play:
     def r(self, u: str, v: str) -> bytes:
         """The pair's secret."""
         dealer = self.dealer(u, v)
-        if (u, v) in self.odd_secrets or (v, u) in self.odd_secrets:
-            return self.odd_secrets.get((u, v)) or self.odd_secrets[v, u]
-        return pair_secret(self.s[dealer], v if dealer == u else u, self.policy.suite)
+        odd = self.odd_secrets.get((u, v)) or self.odd_secrets.get((v, u))
+        return odd or pair_secret(self.s[dealer], v if dealer == u else u, self.policy.suite)
 
     def pair_seed(self, u: str, v: str) -> bytes:
         """The seed of the pair's mask."""
@@ -156,7 +159,7 @@ class Play:
                     *(H("share-commit", *about, kind, self.share(kind, u, v)) for kind in "sb"),
                     H("pair-commit", self.slot, u, v, self.r(u, v)) if due else b"",
                 ])  # fmt: skip
-        self.lies.get("bundles", lambda play: None)(self)
+        self.lies.get("bundles", _honest)(self)
         for u, bundles in self.bundles.items():
             root = root_over([H("bundle", *bundle) for bundle in bundles])
             commitment = H("self-commit", self.slot, u, self.b[u])
@@ -179,12 +182,11 @@ class Play:
         d, slots, bits = self.policy.length, self.policy.slots, self.policy.bits
         width = 4 if bits <= 32 else 8
         constants = [int.from_bytes(H("constant-slot", self.round_id, i)[:8], "little") % 2**bits for i in range(slots)]
-        self.plain = {}
         for u in self.there("input", self.u2):
             x = np.frombuffer(drawn(f"{self.name} x {u}", 2 * d), dtype="<i2").astype(np.int64).view(np.uint64)
             x = x // np.uint64(1) if self.policy.value_bits == 16 else np.zeros(d, dtype=np.uint64)
             self.plain[u] = reduced(np.concatenate([x, np.array(constants, dtype=np.uint64)]), bits)
-        self.lies.get("plain", lambda play: None)(self)
+        self.lies.get("plain", _honest)(self)
         for u, x in self.plain.items():
             seed = hkdf(self.roster1, self.b[u], encode("self-mask", self.round_id, u))
             masked = x + words(seed, d + slots, width)
@@ -219,7 +221,7 @@ class Play:
         """Result and confirmations."""
         total = sum((self.plain[u] for u in self.u3), np.zeros(self.policy.length + self.policy.slots, dtype=np.uint64))
         self.total = total
-        self.lies.get("total", lambda play: None)(self)
+        self.lies.get("total", _honest)(self)
         self.blocks[""] = self.packed(self.total)
         total_hash = HV("total", b"".join(self.blocks[""]))
         self.head = H("head", self.previous_head, self.round_id, self.attested, total_hash)
@@ -248,7 +250,15 @@ class Play:
     def opening(self) -> bytes:
         """The first record."""
         p = self.policy
-        of_policy = [p.project, p.clients, p.length, p.clip_range.hex(), p.max_corrupt, p.min_survivors, p.suite]
+        of_policy: list[Any] = [
+            p.project,
+            p.clients,
+            p.length,
+            p.clip_range.hex(),
+            p.max_corrupt,
+            p.min_survivors,
+            p.suite,
+        ]
         of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, *p.layout_list, self.reader.roster_hash]
         context = [self.run, self.number, self.attempt, self.model, self.task, self.previous_head, int(self.whole)]
         return record("opening", 2, *of_policy, *context)
@@ -260,7 +270,7 @@ class Play:
             self.records += [record("header", *self.sent["header"][u]) for u in sorted(self.bundles)]
         else:
             self._all_records()
-        self.lies.get("records", lambda play: None)(self)
+        self.lies.get("records", _honest)(self)
         path.write_bytes(closed(self.records))
         return path
 
@@ -295,6 +305,7 @@ def framed(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
+@cache
 def signing(name: str) -> Ed25519PrivateKey:
     """The signing key of this name: the same in every run."""
     return Ed25519PrivateKey.from_private_bytes(drawn(f"signing key of {name}"))
@@ -307,7 +318,7 @@ def public(key: Ed25519PrivateKey) -> bytes:
 
 def played(play: Play, *, without_sum: bool = False) -> Play:
     """All steps, or those before masking."""
-    play.lies.get("before", lambda play: None)(play)
+    play.lies.get("before", _honest)(play)
     play.advertise()
     play.deal()
     play.report()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from audits.verifier.encoding import H, encode, root_over
 from audits.verifier.judge import Judge
@@ -44,8 +45,8 @@ def t03_slot(r: Round, judge: Judge) -> None:
 
 def t04_signatures(r: Round, judge: Judge) -> None:
     """Every message is signed by its sender, for this slot, roster1, roster2, H(U2) and round."""
-    of_round = [r.named] if r.inputs else []
-    about = {
+    of_round: list[bytes | None] = [r.named] if r.inputs else []
+    about: dict[str, list[bytes | None]] = {
         "advertisement": [r.slot],
         "shares": [r.slot, r.roster1],
         "header": [r.slot],
@@ -129,8 +130,8 @@ def t08_envelopes(r: Round, judge: Judge) -> None:
 def t09_sets(r: Round, judge: Judge) -> None:
     """Sets nest; U1, dealers, U2 and U3 hold at least min_survivors; nobody complained."""
     sets = {"U1": r.u1, "dealers": r.dealers, "U2": r.u2, "U3": r.u3}
-    chain = list(sets.items()) + [("U4", sorted(r.attestations)), ("U5", r.u5)]
-    for (outer, around), (inner, within) in zip(chain, chain[1:], strict=False):
+    chain = [*sets.items(), ("U4", sorted(r.attestations)), ("U5", r.u5)]
+    for (outer, around), (inner, within) in pairwise(chain):
         judge.hold("T-09", set(within) <= set(around), f"{inner} does not lie within {outer}")
     for name, members in sets.items():
         judge.hold("T-09", len(members) >= r.policy.min_survivors, f"{name} has {len(members)} members only")

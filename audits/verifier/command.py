@@ -1,7 +1,5 @@
 """`python -m audits verify-transcript`: the second opinion, with the arguments of `secagg verify-transcript`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

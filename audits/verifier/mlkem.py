@@ -58,7 +58,7 @@ def packed(f: Polynomial) -> bytes:
 
 
 def public_key(d: bytes) -> bytes:
-    """Algorithm 13: the encapsulation key of the seed d, 1184 bytes. (The other seed, z, is for decapsulation only.)"""
+    """Algorithm 13: the encapsulation key of the seed d (z is for decapsulation only), 1184 bytes."""
     expanded = hashlib.sha3_512(d + bytes([K])).digest()
     rho, sigma = expanded[:32], expanded[32:]
     secret = [ntt(binomial(sigma, i)) for i in range(K)]

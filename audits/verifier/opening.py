@@ -70,7 +70,7 @@ def _together(r: Round, judge: Judge, of: str, at: int) -> bytes:
 
 
 def t13_sum(r: Round, judge: Judge, opened: dict[str, bytes]) -> None:
-    """y is as signed, and the sum is that of all y without the masks, values and constant slots, bit for bit."""
+    """Y is as signed, and the sum is that of all y without the masks, values and constant slots, bit for bit."""
     if not r.file.whole:
         judge.not_run["T-13"] = f"{r.file.path.name}: masked vectors were published by hash only"
         return
@@ -91,7 +91,7 @@ def t13_sum(r: Round, judge: Judge, opened: dict[str, bytes]) -> None:
             mask = words(hkdf(r.roster1, secret, about), count, width)
             total += -mask if u < w else mask
     same = np.array_equal(reduced(total, bits), unpack(r.file.total, r.policy))
-    judge.hold("T-13", same, "the published sum is not that of the masked vectors without their masks", r.place("result"))
+    judge.hold("T-13", same, "the published sum is not that of the vectors without masks", r.place("result"))
 
 
 def t14_range(r: Round, judge: Judge) -> None:

@@ -93,9 +93,7 @@ class Policy:
     @property
     def layout_list(self) -> list[Value]:
         """The layout as one more field; nothing where there is none."""
-        named: list[Value] = [
-            [f.name, f.kind, list(f.shape), float(f.number).hex(), f.bits] for f in self.layout
-        ]
+        named: list[Value] = [[f.name, f.kind, list(f.shape), float(f.number).hex(), f.bits] for f in self.layout]
         return [named] if named else []
 
     @property

@@ -4,10 +4,10 @@
 |---|---|---|
 | Ed25519 | PyNaCl | cryptography (OpenSSL) |
 | X25519 | cryptography | PyNaCl (libsodium) |
-| mask generator | AES-256-CTR or GCM of cryptography | AES-256-GCM of libsodium, chunk by chunk as the text defines it |
+| mask generator | AES-256-CTR or GCM of cryptography | AES-256-GCM of libsodium, by chunks as the text says |
 | ML-KEM-768 keys | cryptography | `mlkem`, plain Python after FIPS 203 |
 | HKDF | cryptography | two lines of `hmac` |
-| SHA-256, BLAKE3 | hashlib, blake3 | the same: Python has no second BLAKE3; its authors' known answers are in the product's tests |
+| SHA-256, BLAKE3 | hashlib, blake3 | the same; there is no second BLAKE3 for Python |
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def hkdf(salt: bytes, ikm: bytes, info: bytes) -> bytes:
 
 def words(seed: bytes, count: int, width: int) -> np.ndarray:
     """`count` words of `width` bytes off the keystream of a seed, as uint64 of shape (count,)."""
-    chunks = -(-count * width // CHUNK)
+    size = count * width
     stream = b"".join(
-        bindings.crypto_aead_aes256gcm_encrypt(bytes(CHUNK), None, i.to_bytes(12, "big"), seed)[:CHUNK]
-        for i in range(chunks)
+        bindings.crypto_aead_aes256gcm_encrypt(zeros, None, i.to_bytes(12, "big"), seed)[: len(zeros)]
+        for i, zeros in enumerate(bytes(min(CHUNK, size - start)) for start in range(0, size, CHUNK))
     )
-    return np.frombuffer(stream[: count * width], dtype=f"<u{width}").astype(np.uint64)
+    return np.frombuffer(stream, dtype=f"<u{width}").astype(np.uint64)
 
 
 def combine(shares: Mapping[int, bytes]) -> int:

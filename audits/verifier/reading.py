@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audits.verifier.encoding import H, MalformedError, encode, split
+from audits.verifier.encoding import H, MalformedError, Value, encode, split
 from audits.verifier.judge import Judge
 from audits.verifier.policy import Policy, UnreadableError
 from audits.verifier.records import FORMAT, Cut, Record, cut, name_of, parsed
@@ -18,7 +18,15 @@ ORDER = (
     *("confirmation", "closing"),
 )
 OF_A_SUM = ("advertisement", "shares", "report", "input", "attestation", "release", "result")
-SENDER_AT = {"header": 2, "advertisement": 1, "report": 3, "input": 4, "attestation": 1, "release": 2, "confirmation": 1}
+SENDER_AT = {
+    "header": 2,
+    "advertisement": 1,
+    "report": 3,
+    "input": 4,
+    "attestation": 1,
+    "release": 2,
+    "confirmation": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,16 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
     if label != b"secagg/2 transcript-opening" or not fields or fields[0] != FORMAT.to_bytes(8, "big"):
         raise UnreadableError(f"{path} is no transcript: it does not begin with an opening of format {FORMAT}.")
     p = reader.policy
-    of_policy = [p.project, p.clients, p.length, p.clip_range.hex(), p.max_corrupt, p.min_survivors, p.suite, p.bits]
+    of_policy: list[Value] = [
+        p.project,
+        p.clients,
+        p.length,
+        p.clip_range.hex(),
+        p.max_corrupt,
+        p.min_survivors,
+        p.suite,
+        p.bits,
+    ]
     of_policy += [p.value_bits, p.weight_list, p.server_key, *p.layout_list, reader.roster_hash]
     expected = split(encode("", FORMAT, *of_policy))[1:]
     context = fields[len(expected) :]

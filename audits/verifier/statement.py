@@ -62,7 +62,7 @@ class Round:
 
     @cached_property
     def named(self) -> bytes:
-        """The round id that the first input names: what is bound to a round is held against it, and T-07 against ours."""
+        """The round id that the first input names; T-07 holds it, and every other one, against ours."""
         return bytes(self.inputs[self.u3[0]][0])
 
     @cached_property

@@ -119,7 +119,7 @@ def _claims(verdict: Verdict, judge: Judge) -> None:
             said = {fields[6]} - {NONE}
             for claim in fields[7]:
                 if claim[0] == r.reader.session:
-                    judge.hold("T-22", _attested(claim, r), f"no quorum attested {checks.one_claim(claim)}, which it names",
+                    judge.hold("T-22", _attested(claim, r), f"no quorum attested {checks.one_claim(claim)}",
                                r.place("advertisement", u), u)  # fmt: skip
                     said.add(round_of_claim(claim))
             for round_id in said - finished:

@@ -20,12 +20,10 @@ def block_sizes(policy: Policy) -> list[tuple[int, int]]:
 
 def planes(block: bytes, bits: int) -> np.ndarray:
     """A block as its rows: uint64 of shape (32 * L,), value r * L + l being bit r of word l in each plane."""
-    packed = np.frombuffer(block, dtype="<u4").reshape(bits, -1).astype(np.uint64)
-    values = np.zeros((32, packed.shape[1]), dtype=np.uint64)
-    for k in range(bits):
-        for r in range(32):
-            values[r] |= ((packed[k] >> np.uint64(r)) & np.uint64(1)) << np.uint64(k)
-    return values.reshape(-1)
+    packed = np.frombuffer(block, dtype="<u4").reshape(bits, 1, -1).astype(np.uint64)
+    k, r = (np.arange(size, dtype=np.uint64) for size in (bits, 32))
+    taken = (packed >> r[None, :, None] & np.uint64(1)) << k[:, None, None]
+    return np.asarray(taken.sum(axis=0, dtype=np.uint64).reshape(-1))
 
 
 def padding_is_zero(block: bytes, values: int, bits: int) -> bool:
