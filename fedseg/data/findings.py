@@ -81,9 +81,8 @@ def _parts(cases: list[Case], study: Study) -> list[str]:
         return []
     whole, seen = (" x ".join(map(str, sides)) for sides in (usual, study.data.view))
     return [
-        f"a usual image fills {whole} voxels of the working grid and the network sees {seen} at once: a part at random. "
-        f"If that is meant say so, [data] patch = {list(study.data.view)}; "
-        f"else give [data] size = {usual}"
+        f"a usual image fills {whole} voxels of the working grid and the network sees {seen} at once: a part at "
+        f"random. If that is meant say so, [data] patch = {list(study.data.view)}; else give [data] size = {usual}"
     ]
 
 
