@@ -100,17 +100,15 @@ def _attacked(task: Task, models: int, pool: int, steps: int, rounds: int, folde
     shares = [one.detected / len(one.members) for one in (control, ours, noised)]
     return Result(
         verdict,
-        f"At 1 % false alarms LiRA with {models - 2} shadow models detects {shares[0]:.0%} of those whom a model learned "
-        f"by heart (control), {shares[1]:.1%} in a federated model without privacy, of which nothing is promised, and "
+        f"At 1 % false alarms LiRA with {models - 2} shadow models detects {shares[0]:.0%} of those whom a model "
+        f"learned by heart (control), {shares[1]:.1%} in a federated model without privacy, which promises nothing, and "
         f"{shares[2]:.1%} under {promise(private)}; nobody can detect more than {bound:.1%} there.",
         figures={
             "seed": task.seed,
             "patients": pool,
             "models of each kind": models,
-            **{
-                f"{name}: detected at 1 % false alarms": rate(one.detected, len(one.members))
-                for name, one in judged.items()
-            },
+            **{f"{name}: detected": rate(one.detected, len(one.members)) for name, one in judged.items()},
+            "false alarms at which it is counted": ALARMS,
             "bound under DP, Phi(Phi^-1(0.01) + mu)": bound,
             "protection": promise(private),
             "note": "intervals take the patients of several models for independent",

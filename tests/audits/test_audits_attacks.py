@@ -38,6 +38,7 @@ def test_an_imprint_reads_images_off_a_sum_and_every_real_site_refuses_it(task):
         "allow-list of networks",
         "length of the study's network",
         "C-23",
+        "the start of the study, recomputed (T-16)",
         "the next model, recomputed (T-16)",
     ]
     assert found.verdict == "holds"
