@@ -21,7 +21,9 @@ BUDGET = "budget.toml"
 """In a state folder, where a site gives its data set a budget for life."""
 
 
-def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
+def charge(
+    ledger: Ledger, study: Study, site: str, training_run: str, round_number: int, *, asking: bool = False
+) -> str:
     """Charge a whole round before it trains. Charging the same round again returns the id that it has.
 
     The budgets, the study's and the data set's own for life, hold for everything in the ledger: earlier training runs
@@ -35,6 +37,7 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
         site: the site's id.
         training_run: name of the run whose rounds are counted.
         round_number: at least 1; attempts at one round share its charge.
+        asking: whether the round is of statistics.
 
     Returns:
         The id of the ledger's entry.
@@ -44,16 +47,18 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
         LedgerError: the ledger is damaged, another site's or has this training run of another study, or cannot be
             written.
     """
-    entry = round_entry(study, site, training_run, round_number)
+    entry = round_entry(study, site, training_run, round_number, asking=asking)
     caps = _caps(ledger, study)
     with ledger.charging() as enter:
         _check(ledger, entry, caps)
         return enter(_with_payers(ledger, entry, caps))
 
 
-def affordable(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> None:
+def affordable(
+    ledger: Ledger, study: Study, site: str, training_run: str, round_number: int, *, asking: bool = False
+) -> None:
     """Whether `charge` would charge this round; nothing is charged. Takes and raises what `charge` does."""
-    _check(ledger, round_entry(study, site, training_run, round_number), _caps(ledger, study))
+    _check(ledger, round_entry(study, site, training_run, round_number, asking=asking), _caps(ledger, study))
 
 
 def _check(ledger: Ledger, entry: Entry, caps: Sequence["Cap"]) -> None:
