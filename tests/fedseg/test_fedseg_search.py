@@ -140,7 +140,7 @@ def test_a_space_that_is_none_is_one_sentence(tmp_path, text, said):
         read_space(tmp_path / "space.toml")
 
 
-@py @ pytest.mark.parametrize("flags", [[], ["--charge", "--public"]])
+@pytest.mark.parametrize("flags", [[], ["--charge", "--public"]])
 def test_whose_images_they_are_has_to_be_said(tmp_path, space, flags, capsys, monkeypatch):
     study = json.loads(STUDY.model_dump_json())
     study["data"]["layout"] = "images"
