@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedseg.coordinator.figures import Figures
+from fedseg.course import Course
 from fedseg.dialogue import Metrics, Progress, content_of, state_in
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded, Trained
@@ -15,7 +17,7 @@ from fedseg.models import build_model
 from fedseg.models.standardising import follow
 from fedseg.runfolder import RunFolder, Tally
 from fedseg.summary import found_in
-from fedseg.update import flatten, model_hash, opened
+from fedseg.update import model_hash
 from secagg.book import RoundBook
 from secagg.driver import Completed
 from secagg.policy import Policy
@@ -48,8 +50,9 @@ class Training:
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._study = folder, folder.study
         self.model = build_model(self._study)
-        self.parameters = len(flatten(self.model))
-        self.vector: NDArray[np.float32] = opened(self.model, self._study.kept(self.parameters))
+        self.course = Course(self._study, self.model)
+        self.parameters = self.course.parameters
+        self.vector: NDArray[np.float32] = self.course.opened(self.model)
         self.policy: Policy | None = None
         self.book: RoundBook | None = None
         self.figures = Figures(folder)
@@ -68,6 +71,11 @@ class Training:
         """Whether rounds of the study are left."""
         return len(book.receipts) < self.rounds
 
+    @property
+    def given_out(self) -> torch.nn.Module:
+        """The last model, or with `[federation] ema` the average."""
+        return self.course.given_out(self.model, self.vector)
+
     def about(self, book: RoundBook) -> bytes:
         """Hash of the model that the next attempt is about."""
         self._trained.clear()
@@ -83,7 +91,7 @@ class Training:
         if policy is None:
             raise RoundFailedError("a sum came before the run began")
         asked = self._study.asks(self.vector)
-        self.vector = self._study.following(self.vector, done.total, done.included, policy)
+        self.vector = self.course.following(self.vector, done.total, done.included, policy)
         if asked:
             self._folder.emit(Note(text=found_in(self._study, self.vector)))
         follow(self.model, self.vector, self._study)
@@ -104,7 +112,7 @@ class Training:
         """Write the round into the run's folder."""
         if self._ended is not None and self._folder.tally.last_round < self._ended.round:
             self.figures.record(self._ended.round)
-            self._folder.end_round(self.model, self.book, self._ended)
+            self._folder.end_round(self.given_out, self.book, self._ended)
 
     def state(self) -> bytes:
         """The model, and what the run's folder shows: so that it can be written again."""
@@ -134,10 +142,10 @@ class Training:
         if told:  # a run that was given up has its report, and no checkpoint
             self.figures.count(self._ended.round)
             self._folder.tally.add(self._ended)
-            self._folder.checkpoint(self.model, self.book)
+            self._folder.checkpoint(self.given_out, self.book)
         else:
             self.figures.record(self._ended.round)
-            self._folder.end_round(self.model, self.book, self._ended)
+            self._folder.end_round(self.given_out, self.book, self._ended)
 
     def heard(self, site: str, message: Message) -> None:
         """How far a site's training is, or what it shares of its held-out patients."""

@@ -233,6 +233,7 @@ class Study(Section):
             corrected=federation.corrected,
             proximal=federation.proximal,
             participation=federation.participation,
+            personal=federation.personal,
         )
 
     def _unaskable(self) -> str:
@@ -276,21 +277,14 @@ class Study(Section):
         return completed % self.run.evaluate_every == 0 or completed == self.study.rounds
 
     def kept(self, parameters: int) -> int:
-        """How many values a state has behind the weights of such a model; see `Mechanism.kept`."""
-        asked = self.asked
-        return self.mechanism.kept(parameters, self.terms) + (0 if asked is None else asked.kept)
+        """How many values are kept behind so many that a sum moves; see `Mechanism.kept`."""
+        return self.mechanism.kept(parameters, self.terms)
 
     def following(
         self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
     ) -> NDArray[np.float32]:
-        """The next state: what was found is at its end, behind all that `Mechanism.following` knows of."""
-        if (asked := self.asked) is None:
-            return self.mechanism.following(state, total, included, policy, self.terms)
-        training, found = state[: -asked.kept], state[-asked.kept :]
-        if asked.read(state) is None:
-            return np.concatenate([training, asked.found(total[-asked.length :])])
-        moved = self.mechanism.following(training, total[: -asked.length], included, policy, self.terms)
-        return np.concatenate([moved, found])
+        """The next state of what a sum moves; see `Mechanism.following`, and `fedseg.course` of a whole model."""
+        return self.mechanism.following(state, total, included, policy, self.terms)
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""
@@ -298,7 +292,7 @@ class Study(Section):
         return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
 
     def policy(self, parameters: int, server_key: bytes = b"") -> Policy:
-        """The pinned aggregation policy for updates of a model with so many parameters.
+        """The pinned aggregation policy for updates of so many values.
 
         Raises:
             ConfigError: the parameters are unsafe; names the study's field.
