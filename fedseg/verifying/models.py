@@ -16,7 +16,6 @@ from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
 from fedseg.models import load_model
 from fedseg.models.standardising import MEAN, SD
 from fedseg.start import same_everywhere, starting_model
-from fedseg.study import Study
 from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Material, Run
 from secagg.context import GENESIS
