@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.attacks import identification, imprint, inversion, reruns
+from audits.attacks import identification, imprint, inversion, membership, reruns
 from audits.base import Task
 
 
@@ -73,3 +73,19 @@ def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task, monkeypatc
     assert found.figures["unprotected: median PSNR in dB"] > 12
     assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
     assert "made fetal brains" in found.figures["images"]
+
+
+def test_who_lowers_a_models_loss_is_detected_and_who_does_not_is_not():
+    random = np.random.default_rng(1)
+    inside = random.random((4, 200)) < 0.5
+    dealt = np.stack([row for half in inside for row in (half, ~half)])
+    noise = random.normal(size=dealt.shape)
+    by_heart, blind = (membership.lira(np.exp(0.2 * noise - drop * dealt), dealt) for drop in (2, 0))
+    assert by_heart.detected > 0.9 * len(by_heart.members)
+    assert blind.detected < 0.1 * len(blind.members)
+
+
+def test_an_attack_without_a_control_that_succeeds_has_no_power(task):
+    found = membership.attacked(task, models=4, pool=16, steps=1, rounds=1)
+    assert found.verdict == "no power"
+    assert all(picture.is_file() for picture in found.pictures)
