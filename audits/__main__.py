@@ -12,7 +12,7 @@ from rich.table import Table
 from audits import report as reports
 from audits.base import VERDICTS, Audit, Depth, worst
 from audits.running import OUT, Record, all_kept, depth_of, run
-from audits.table import AUDITS, COMMANDS, named
+from audits.table import AUDITS, COMMANDS, at, named
 from secagg.terminal import App, any_code_page, errors, out, plain, say, say_json
 
 app = App("Audits: each tries to prove a claim wrong. Exit status: 0 holds, 1 violated, 2 no power, 3 could not begin.")
@@ -28,20 +28,20 @@ Again = Annotated[bool, typer.Option("--again", help="Run also what was run on t
 @app.command()
 def quick(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """What fits into ten minutes on one core."""
-    _audit(AUDITS, "quick", seed, to, as_json, again)
+    _audit(at("quick"), "quick", seed, to, as_json, again)
 
 
 @app.command()
 def full(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """Everything: 45 minutes on one core."""
-    _audit(AUDITS, "full", seed, to, as_json, again)
+    _audit(at("full"), "full", seed, to, as_json, again)
 
 
 @app.command()
 def report(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, full: bool = False) -> None:
     """Write audit.json and audit.html of results of these sources that were kept; run nothing."""
     depth: Depth = "full" if full else "quick"
-    _end(all_kept(AUDITS, depth, seed, to), depth, seed, to, as_json)
+    _end(all_kept(at(depth), depth, seed, to), depth, seed, to, as_json)
 
 
 @app.command("list")
@@ -67,19 +67,17 @@ def run_named(
     full: Annotated[bool, typer.Option("--full", help="As deep as `full` goes.")] = False,
 ) -> None:
     """Audits by name: `python -m audits NAME...` is the same."""
+    depth: Depth = "full" if full else "quick"
     try:
-        chosen = named(names)
+        chosen = named(names, depth)
     except LookupError as error:
         say(f"audits: {error.args[0]}", console=errors)
         raise typer.Exit(COULD_NOT_BEGIN) from None
-    _audit(tuple(chosen), "full" if full else "quick", seed, to, as_json, again, named=True)
+    _audit(chosen, depth, seed, to, as_json, again)
 
 
-def _audit(
-    audits: tuple[Audit, ...], depth: Depth, seed: int, to: Path, as_json: bool, again: bool, *, named: bool = False
-) -> None:
+def _audit(chosen: list[Audit], depth: Depth, seed: int, to: Path, as_json: bool, again: bool) -> None:
     """Run audits, show each as it ends, write the files, and end with the status of the worst."""
-    chosen = [audit for audit in audits if named or depth in audit.seconds]
     seconds = sum(audit.seconds[depth_of(audit, depth)] for audit in chosen)
     say(f"{len(chosen)} audits, about {seconds / 60:.0f} minutes on one core; results in {to}", console=errors)
     done: list[Record] = []
@@ -105,7 +103,7 @@ def _audit(
 
 
 def _show(record: Record, kept: bool) -> None:
-    took = "kept" if kept else f"{record.seconds:.0f} s"
+    took = "kept" if kept else f"{record.seconds:.0f} s, {record.cpu_seconds:.0f} of work"
     say(plain(f"{record.verdict:9}", _COLOURS[record.verdict]), f" {record.name} ({took}): {record.says}")
 
 

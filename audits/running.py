@@ -5,6 +5,7 @@ where one of these differs, the audit is run again.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,6 +38,7 @@ class Record:
         depth: "quick" or "full".
         seed: of all draws.
         seconds: wall time.
+        cpu_seconds: of this process and those that it started.
         began: UTC.
         machine: processor, cores, Python.
         scope: which sources.
@@ -53,6 +55,7 @@ class Record:
     depth: Depth
     seed: int
     seconds: float
+    cpu_seconds: float
     began: str
     machine: str
     scope: Scope
@@ -109,7 +112,7 @@ def _kept(audit: Audit, task: Task) -> Record | None:
 def _run(audit: Audit, task: Task, out: Path) -> Record:
     shutil.rmtree(task.out, ignore_errors=True)
     task.out.mkdir(parents=True)
-    began, clock = datetime.now(UTC), time.monotonic()
+    began, clock, work = datetime.now(UTC), time.monotonic(), sum(os.times()[:4])
     result, keep = _result(audit, task)
     record = Record(
         name=audit.name,
@@ -123,6 +126,7 @@ def _run(audit: Audit, task: Task, out: Path) -> Record:
         depth=task.depth,
         seed=task.seed,
         seconds=round(time.monotonic() - clock, 1),
+        cpu_seconds=round(sum(os.times()[:4]) - work, 1),
         began=began.isoformat(timespec="seconds"),
         machine=machine(),
         scope=scope(),

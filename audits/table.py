@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from audits.base import Audit
+from audits.base import Audit, Depth
 
 ROOMS = (
     *("claims", "supply", "verifier", "transcripts"),
@@ -29,13 +29,24 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 
-def named(names: list[str]) -> list[Audit]:
-    """Audits by name, or all of a room by the room's name. LookupError says which names there are."""
-    for name in names:
-        if not any(_is(audit, name) for audit in AUDITS):
-            raise LookupError(f"no audit or room is called {name}; `python -m audits list` shows them")
-    return [audit for audit in AUDITS if any(_is(audit, name) for name in names)]
+def at(depth: Depth) -> list[Audit]:
+    """All audits that are run at a depth."""
+    return [audit for audit in AUDITS if depth in audit.seconds]
 
 
-def _is(audit: Audit, name: str) -> bool:
-    return audit.name == name or audit.name.startswith(name + ".")
+def named(names: list[str], depth: Depth = "full") -> list[Audit]:
+    """Audits by name, and those of a room by the room's name that are run at this depth.
+
+    LookupError where there is none of a name.
+    """
+    chosen = [audit for name in names for audit in _of(name, depth)]
+    return [audit for audit in AUDITS if audit in chosen]
+
+
+def _of(name: str, depth: Depth) -> list[Audit]:
+    found = [audit for audit in AUDITS if audit.name == name] or [
+        audit for audit in at(depth) if audit.name.startswith(name + ".")
+    ]
+    if not found:
+        raise LookupError(f"no audit or room is called {name}; `python -m audits list` shows them")
+    return found
