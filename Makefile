@@ -14,7 +14,7 @@ help:
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make adapters  secagg inside Flower, NVFlare and Ray: environments of their own, and their tests"
-	@echo "make encrypted  the environment of fedseg encrypted in build/encrypted, and its tests: 3 GB"
+	@echo "make encrypted  the environment of fedseg encrypted in build/encrypted, 2 GB, and its tests"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
