@@ -128,6 +128,34 @@ def ask(
         raise typer.Exit(1)
 
 
+@encrypted_app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
+    questions: Annotated[int, typer.Option(min=1, help="How many made pictures are asked.")] = 2,
+) -> None:
+    """At the model's owner: whether encrypted answers are the plain ones.
+
+    All three parties run on this computer, and pictures are made. The exit status is 1 where an output differs by more
+    than 0.001.
+    """
+    from fedseg.encrypted.session import needs_engine
+
+    needs_engine()
+    from fedseg.encrypted.checking import ALLOWED, agreement
+    from fedseg.models import load_model, study_of
+
+    study = study_of(model)
+    with _waiting("asking all three parties on this computer"):
+        found = agreement(load_model(model, study), study, questions)
+    say(
+        f"outputs differ by {found.apart:.1e} at most, where the largest is {found.largest:.3g}; allowed is {ALLOWED:g}"
+    )
+    say(f"the likeliest class is the same in {found.alike} of {found.places} places")
+    say(f"seconds for each picture, the first time with preparation: {' '.join(f'{s:.1f}' for s in found.seconds)}")
+    if not found.holds:
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _waiting(what: str) -> Iterator[None]:
     with errors.status(plain(what, console=errors)):

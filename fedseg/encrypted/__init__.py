@@ -10,5 +10,6 @@ curious, and no two of them put together what they have: docs/howto/encrypted.md
     parties      parties.toml: addresses, certificates, the model's hash
     engine       the process that computes (needs spu)
     session      what its owner sees of that process: one sentence for whatever goes wrong
+    checking     all three on one computer, held against PyTorch
     asking       the data owner's end, in the place of a network (needs torch)
 """

@@ -1,7 +1,8 @@
 """A program in JAX, written for numbers with few binary places: SPU computes with integers that stand for fractions.
 
 Each step is PyTorch's own up to rounding. What is rewritten: a mean divides in two steps, for 1 / 200704 has hardly any
-binary places left; a transposed convolution spreads its input out first; a pool looks along one side, then the other.
+binary places left; the root in GroupNorm takes a step of Newton's more, which makes answers ten times more exact; a
+transposed convolution spreads its input out first; a pool looks along one side, then the other.
 """
 
 import math
@@ -57,8 +58,10 @@ def _norm(values: Array, gain: Array, shift: Array, groups: float, small: float)
     k, features, height, width = values.shape
     grouped = values.reshape(k, int(groups), -1, height, width)
     centred = grouped - _mean(grouped)
-    spread = lax.rsqrt(_mean(centred * centred) + small)
-    scale = spread.reshape(k, int(groups), 1) * gain.reshape(1, int(groups), -1)
+    spread = _mean(centred * centred) + small
+    found = lax.rsqrt(spread)
+    found = found * (1.5 - 0.5 * spread * found * found)
+    scale = found.reshape(k, int(groups), 1) * gain.reshape(1, int(groups), -1)
     return centred.reshape(values.shape) * scale.reshape(k, features, 1, 1) + shift.reshape(1, -1, 1, 1)
 
 

@@ -33,8 +33,8 @@ VERSION = "1"
 """Of what the parties say to each other."""
 DATA, MODEL = 0, 1
 PARTIES = 3
-PLACES = 18
-"""Binary places of a number: with 64 bits, what is multiplied must stay below 2^27."""
+PLACES = 20
+"""Binary places of a number: with 64 bits, products stay right below 2^22."""
 SECRET = libspu.Visibility.VIS_SECRET
 _ANSWER = "answer"
 

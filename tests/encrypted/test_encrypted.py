@@ -16,9 +16,8 @@ from fedseg.encrypted.program import Program
 from fedseg.encrypted.tracing import program_of
 from fedseg.errors import ConfigError
 from fedseg.models import build_model
-from fedseg.study import parse_study
 from tests.support.command import is_one_sentence, run
-from tests.support.tiny import tiny_classes, tiny_study
+from tests.support.tiny import study_with
 
 TORCH = {
     "conv": lambda x, w, *more: functional.conv2d(x, w, *more[:-2] or (None,), int(more[-2]), int(more[-1])),
@@ -32,16 +31,6 @@ TORCH = {
     "add": torch.add,
     "join": lambda one, other: torch.cat([one, other], 1),
 }
-
-
-def study_with(network, size=32, channels="[]", **others):
-    """The tiny study of a network's task, with this network."""
-    text = (tiny_classes() if network in ("cnn-small", "resnet18") else tiny_study()).toml()
-    text = re.sub(r"(?m)^size = \d+", f"size = {size}", text)
-    text = re.sub(r'name = "(unet|cnn)-small"\nchannels = .*', f'name = "{network}"\nchannels = {channels}', text)
-    for name, value in others.items():
-        text = re.sub(rf"(?m)^{name} = .*", f"{name} = {value}", text)
-    return parse_study(text, network)
 
 
 CASES = [
