@@ -47,7 +47,7 @@ from fedseg.parties import Agreed, InProcess, rounding_of
 from fedseg.site import Site
 from fedseg.site.following import Following
 from fedseg.study import Study
-from fedseg.update import model_hash, opened
+from fedseg.update import flatten, model_hash
 from secagg import RoundBook
 from secagg.messages import RoundStart
 
@@ -222,7 +222,7 @@ def refusals(folder: Path) -> tuple[Refusal, ...]:
     """Every way that is tried, at a site of its own each."""
     study = study_of(sites=SITES, rounds=3, mechanism="local")
     desk = Desk(study, folder)
-    state = opened(build_model(study), 0)
+    state = flatten(build_model(study))
     poison = np.full_like(state, 0.5)
     longer = np.concatenate([poison, poison])
     return (
