@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from unittest.mock import patch
 
 import numpy as np
@@ -17,6 +18,9 @@ from audits.base import Result, Task
 from audits.conformance.testing import Tried, concluded, exact
 from audits.conformance.training import SITE, sent, site_of, study_of
 from fedseg import train
+from fedseg.mechanisms.distributed import rotation
+from fedseg.models import build_model
+from fedseg.update import flatten
 from secagg.prg import Stream
 
 MECHANISMS = ("local", "distributed", "svt")
@@ -32,8 +36,8 @@ def audit(task: Task) -> Result:
     study = study_of("local", None)
     tried |= birthdays(lambda number: train._key(study, SITE, 1, 1, "noise"))
     bugs = {
-        "one key for all rounds": lambda: tests(_with(lambda count: bytes(count), task)),
-        "keys of 16 bits": lambda: tests(_with(_of_16_bits(), task)),
+        "one key for all rounds": lambda: tests(_with(bytes, task)),
+        "the same keys at every site": lambda: tests(_with(_again_after(3 * ROUNDS), task)),
         "keys of 32 bits": lambda: birthdays(_of_32_bits()),
     }
     figures: dict[str, float | int | str] = {f"streams, {mechanism}": len(seen) for mechanism, seen in opened.items()}
@@ -57,18 +61,18 @@ def streams(mechanism: str, task: Task) -> list[bytes]:
         for site in study.site_ids:
             for number in range(1, ROUNDS + 1):
                 sent(study, site_of(study), round_number=number, site=site)
-    return opened
+    turned = hashlib.sha256(rotation(flatten(build_model(study)))).digest()  # public, and the same at all sites
+    return [key for key in opened if key != turned]
 
 
 @contextmanager
 def recorded(opened: list[bytes]) -> Iterator[None]:
     """Keeps a hash of each key that a `Stream` is made with; public ones of a seed do not count."""
     honest, seeded = Stream.__init__, Stream.seeded
-    public: set[bytes] = set()
 
     def init(stream: Stream, key: bytes | None = None) -> None:
         honest(stream, key)
-        if key is not None and hashlib.sha256(key).digest() not in public:
+        if key is not None:
             opened.append(hashlib.sha256(key).digest())
 
     def of_seed(seed: int, *labels: str | int) -> Stream:
@@ -101,9 +105,10 @@ def _with(token: Callable[[int], bytes], task: Task) -> list[bytes]:
         return streams("local", task)
 
 
-def _of_16_bits() -> Callable[[int], bytes]:
-    draws = np.random.default_rng(3)
-    return lambda count: hashlib.sha256(int(draws.integers(2**16)).to_bytes(4, "big")).digest()[:count]
+def _again_after(keys: int) -> Callable[[int], bytes]:
+    """As many keys as a site needs, which are sampling, slices and noise of each round, and the same ones again."""
+    numbers = count()
+    return lambda size: hashlib.sha256((next(numbers) % keys).to_bytes(4, "big")).digest()[:size]
 
 
 def _of_32_bits() -> Callable[[int], bytes]:
