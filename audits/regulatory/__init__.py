@@ -1,4 +1,4 @@
-"""What a data protection officer asks for: the ledger's schema, an assessment with blanks, and words that are never used."""
+"""What a data protection officer asks for: the ledger's schema, an assessment with blanks, words never used."""
 
 from audits.base import Audit
 from audits.regulatory import words

@@ -1,4 +1,4 @@
-"""Words that the project never uses of itself, blanks that a template keeps, and the ledger's schema as the code has it."""
+"""Words that the project never uses of itself, blanks that a template keeps, and the ledger's schema as it is."""
 
 import json
 import re
