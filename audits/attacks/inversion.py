@@ -2,11 +2,11 @@
 
 As in Ziller et al. 2021, "Differentially private federated deep learning for multi-site medical image segmentation", on
 the product's own small U-Net: the attacker looks for the image whose gradient is the update, by L-BFGS in double
-precision, and is even told the label map. From one site's update the patient is recognisable; the sum of eight sites
-and an update under differential privacy lead to no picture of anybody.
+precision, and is even told the label map. From one site's update the patient is recognisable, from an update under
+differential privacy nobody is. A sum of eight sites is held against another one that the patient is not in: what both
+show comes from the label map and from what all patients have in common, and not from the patient's part of the sum.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,6 @@ from audits.attacks.common import (
     mu_of,
     nearest,
     one_round,
-    one_slice,
     patients,
     pixels,
     promise,
@@ -35,7 +34,6 @@ from audits.attacks.common import (
 )
 from audits.base import Result, Task, Verdict
 from fedseg.data.cases import Case
-from fedseg.data.loading import load_site
 from fedseg.models import build_model
 from fedseg.study import Study
 from fedseg.tasks.table import task_of
@@ -46,6 +44,7 @@ LR = 1.0
 SMOOTH = 1e-6
 """Weight of the picture's total variation against the misfit, which is 1 for a gradient of 0."""
 POWER = 0.5
+IMAGES = "made fetal brains: the real ones at hand are averages, on which no claim about a patient may rest"
 
 
 class Found(NamedTuple):
@@ -76,7 +75,7 @@ class Found(NamedTuple):
 def run(task: Task) -> Result:
     """See the module."""
     return attacked(
-        task, targets={"quick": 4, "full": 16}[task.depth], iterations={"quick": 150, "full": 400}[task.depth]
+        task, targets={"quick": 2, "full": 12}[task.depth], iterations={"quick": 80, "full": 300}[task.depth]
     )
 
 
@@ -98,10 +97,9 @@ def _attacked(task: Task, targets: int, iterations: int, candidates: int, size: 
     plain = study_of(sites=SITES, size=size, channels=CHANNELS, lr=LR)
     private = study_of(sites=SITES, size=size, channels=CHANNELS, lr=LR, mechanism="local", epsilon=EPSILON)
     model = build_model(plain)
-    pool, whose = cohort(plain, candidates, task.seed)
-    candidates = len(pool)
+    pool = patients(plain, candidates, task.seed)
     attack = Inversion(plain, model, iterations)
-    alone, summed, noised = [], [], []
+    alone, summed, absent, noised = [], [], [], []
     for number in range(targets):
         task.progress(f"patient {number + 1} of {targets}: from the update, from the sum, under privacy")
         case, others = pool[number], [pool[(number + i) % candidates] for i in range(1, SITES)]
@@ -109,20 +107,22 @@ def _attacked(task: Task, targets: int, iterations: int, candidates: int, size: 
         seen = one_round(plain, model, data, folder / f"plain-{number}")
         alone.append(attack(seen.updates[plain.site_ids[0]], case))
         summed.append(attack(seen.total / SITES, case))
+        without = seen.total - seen.updates[plain.site_ids[0]]
+        absent.append(attack(without / (SITES - 1), case))
         update = update_of(private, model, [case], plain.site_ids[0], folder / f"private-{number}")
         noised.append(attack(update.vector, case))
     found = {
         "unprotected": Found.of(alone, pool),
         f"from the secure sum of {SITES}": Found.of(summed, pool),
+        "from a sum without the patient": Found.of(absent, pool),
         f"local DP, epsilon {EPSILON:g}": Found.of(noised, pool),
     }
-    one, total, dp = found.values()
+    one, total, other, dp = found.values()
     bound = largest_success(mu_of(private), 1 / candidates)
-    broken = interval(dp.hits, targets)[0] > bound or interval(total.hits, targets)[0] > 1 / SITES
-    verdict: Verdict = "violated" if broken else "holds"
+    verdict: Verdict = "violated" if interval(dp.hits, targets)[0] > bound else "holds"
     if one.hits / targets < POWER:
         verdict = "no power"
-    figures: dict[str, float | int | str] = {"seed": task.seed, "patients attacked": targets, "images": whose}
+    figures: dict[str, float | int | str] = {"seed": task.seed, "patients attacked": targets, "images": IMAGES}
     for name, those in found.items():
         figures |= {
             f"{name}: identified among {candidates}": rate(those.hits, targets),
@@ -139,30 +139,13 @@ def _attacked(task: Task, targets: int, iterations: int, candidates: int, size: 
         verdict,
         f"L-BFGS on a small U-Net's gradient: of {targets} patients {one.hits} are recognised among {candidates} from "
         f"a site's update (median {one.psnr:.0f} dB, SSIM {one.ssim:.2f}), {total.hits} from the secure sum of {SITES} "
-        f"({total.psnr:.0f} dB, SSIM {total.ssim:.2f}) and {dp.hits} from an update under {promise(private)} "
-        f"({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). On the sum this attack fails; that every attack fails is promised "
-        "by noise alone.",
+        f"({total.psnr:.0f} dB, SSIM {total.ssim:.2f}), {other.hits} from a sum that they are not in ({other.psnr:.0f} dB: "
+        f"what the label map, which the attacker is told, gives away) and {dp.hits} from an update under {promise(private)} "
+        f"({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). A sum alone promises nothing against this; "
+        "noise does.",
         figures,
-        pictures=(_picture(task.out / "inversion.png", pool, found, targets, candidates, private, whose),),
+        pictures=(_picture(task.out / "inversion.png", pool, found, targets, candidates, private),),
     )
-
-
-def cohort(study: Study, count: int, seed: int) -> tuple[list[Case], str]:
-    """Slices of real fetal brains where they are on this machine, else made ones; and which.
-
-    The real ones are averaged volumes, one a week of gestation, under CC0: nobody's, and of true anatomy. They are
-    never in the repository.
-    """
-    data = Path(os.environ.get("FEDSEG_DATA", "../shared/data")) / "fetal"
-    own = study_of(sites=SITES, size=study.data.view[0], layout="feta")
-    found = [
-        one_slice(case)
-        for folder in sorted(data.glob("site-*"))
-        for case in load_site(folder, study.site_ids[0], own).train
-    ]
-    if len(found) > SITES:
-        return found[:count], "averaged real fetal brains, CC0"
-    return patients(study, count, seed), f"made fetal brains, as there are no real ones in {data}"
 
 
 class Inversion:
@@ -217,7 +200,7 @@ def _variation(image: torch.Tensor) -> torch.Tensor:
 
 
 def _picture(
-    path: Path, pool: Sequence[Case], found: dict[str, Found], targets: int, candidates: int, study: Study, whose: str
+    path: Path, pool: Sequence[Case], found: dict[str, Found], targets: int, candidates: int, study: Study
 ) -> Path:
     """A row a patient: the original, and what each attack came to."""
     rows = []
@@ -231,7 +214,7 @@ def _picture(
         rows.append((f"patient {number + 1}", panels))
     heads = [f"{name}\nrecognised: {those.hits} of {targets}" for name, those in found.items()]
     title = (
-        f"What L-BFGS makes of a gradient: {whose}; recognised among {candidates}; "
-        f"delta {study.privacy.delta:g}, unit: patient, nobody trusted"
+        f"What L-BFGS makes of a gradient, recognised among {candidates}\n"
+        f"(delta {study.privacy.delta:g}, unit: one patient, nobody is trusted)"
     )
     return pictures.grid(path, title, ["original", *heads], rows)

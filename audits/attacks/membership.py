@@ -53,7 +53,9 @@ class Judged(NamedTuple):
 def run(task: Task) -> Result:
     """See the module."""
     full = task.depth == "full"
-    return attacked(task, models=16 if full else 8, pool=96 if full else 64, steps=400 if full else 300, rounds=15)
+    return attacked(
+        task, models=16 if full else 8, pool=96 if full else 64, steps=400 if full else 200, rounds=15 if full else 8
+    )
 
 
 def attacked(task: Task, *, models: int, pool: int, steps: int, rounds: int) -> Result:

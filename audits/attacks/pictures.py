@@ -85,7 +85,7 @@ def grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[tuple[st
     """
     with rc_context({**STYLE, "font.size": 8}):
         figure = Figure(
-            figsize=(1.75 * len(columns) + 0.8, 2.25 * len(rows) + 0.9), facecolor=PAPER, layout="constrained", dpi=DPI
+            figsize=(1.75 * len(columns) + 0.8, 1.95 * len(rows) + 0.9), facecolor=PAPER, layout="constrained", dpi=DPI
         )
         figure.suptitle(title, fontsize=11, color=INK)
         cells = figure.subplots(len(rows), len(columns), squeeze=False)
