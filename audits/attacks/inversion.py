@@ -139,9 +139,9 @@ def _attacked(task: Task, targets: int, iterations: int, candidates: int, size: 
         verdict,
         f"L-BFGS on a small U-Net's gradient: of {targets} patients {one.hits} are recognised among {candidates} from "
         f"a site's update (median {one.psnr:.0f} dB, SSIM {one.ssim:.2f}), {total.hits} from the secure sum of {SITES} "
-        f"({total.psnr:.0f} dB, SSIM {total.ssim:.2f}), {other.hits} from a sum that they are not in ({other.psnr:.0f} dB: "
-        f"what the label map, which the attacker is told, gives away) and {dp.hits} from an update under {promise(private)} "
-        f"({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). A sum alone promises nothing against this; "
+        f"({total.psnr:.0f} dB, SSIM {total.ssim:.2f}), {other.hits} from a sum that they are not in "
+        f"({other.psnr:.0f} dB: what the label map tells, which the attacker has) and {dp.hits} from an update "
+        f"under {promise(private)} ({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). A sum alone promises nothing against this; "
         "noise does.",
         figures,
         pictures=(_picture(task.out / "inversion.png", pool, found, targets, candidates, private),),
