@@ -18,9 +18,12 @@ import fedseg
 from fedseg.errors import ConfigError
 from fedseg.models import load_model, study_of
 from fedseg.study import Study
+from fedseg.study.sections import BRIGHTEST, FARTHEST
 from secagg.writing import PUBLIC, write_whole
 
 COPIED = ("data/background.py", "data/grid.py", "data/intensity.py", "errors.py", "export/segment.py")
+SECTIONS = f"BRIGHTEST, FARTHEST, DataSection = {BRIGHTEST!r}, {FARTHEST!r}, object\n"
+"""What of a study file's sections the copies need."""
 SETTINGS = "configs/settings.json"
 
 
@@ -49,6 +52,7 @@ def export(model: Path, folder: Path) -> Path:
     _write(folder / SETTINGS, _settings(study))
     _script(load_model(model, study), study, folder / "models/model.ts")
     write_whole(folder / "scripts/__init__.py", "", PUBLIC)
+    write_whole(folder / "scripts/sections.py", SECTIONS, PUBLIC)
     for name in COPIED:
         text = (Path(fedseg.__file__).parent / name).read_text(encoding="utf-8")
         write_whole(folder / "scripts" / Path(name).name, standing_alone(text), PUBLIC)
@@ -57,8 +61,7 @@ def export(model: Path, folder: Path) -> Path:
 
 
 def standing_alone(text: str) -> str:
-    """A file of ours whose imports are of `scripts`: of a study nothing but a type is left."""
-    text = text.replace("from fedseg.study.sections import DataSection", "from typing import Any as DataSection")
+    """A file of ours whose imports are of `scripts`."""
     return re.sub(r"from fedseg\.(?:[a-z]+\.)*([a-z]+) import", r"from scripts.\1 import", text)
 
 
@@ -85,9 +88,14 @@ def _inference() -> dict[str, Any]:
         "settings": f"$@bundle_root + '/{SETTINGS}'",
         "network": "$torch.jit.load(@bundle_root + '/models/model.ts').eval()",
         "initialize": ["$sys.path.insert(0, @bundle_root)"],
-        "run": [
-            "$print(__import__('scripts.segment', fromlist=['run']).run(@network, @images, @output_dir, @settings))"
-        ],
+        "segmented": {
+            "_target_": "scripts.segment.run",
+            "network": "@network",
+            "images": "@images",
+            "output": "@output_dir",
+            "settings": "@settings",
+        },
+        "run": ["$print(@segmented)"],
     }
 
 
