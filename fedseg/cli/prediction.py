@@ -62,20 +62,6 @@ def predict(
         raise typer.Exit(1)
 
 
-@app.command()
-def export(
-    model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
-    folder: Annotated[Path, typer.Argument(help="The bundle, a folder to be made.", show_default=False)],
-) -> None:
-    """Write a model as a MONAI bundle.
-
-    It segments by `python -m monai.bundle run --config_file configs/inference.json` where there is no fedseg.
-    """
-    from fedseg.export import export as bundle
-
-    say(f"bundle {bundle(model, folder)}")
-
-
 def _classify(model: Path, source: Path, output: Path, study: "Study") -> None:
     from fedseg.answers import Answer, answers, pictures_in, write_answers
     from fedseg.models import load_model
