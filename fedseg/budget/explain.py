@@ -169,8 +169,8 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         )
         if spread > study.expected_patients / 10:
             notes.append(
-                f"of about {study.expected_patients} patients that noise leaves no mean and no deviation, and images would "
-                "be put on a scale that is mostly noise: use [data] statistics = 'public'"
+                f"of about {study.expected_patients} patients that noise leaves no mean or deviation, and images would be "
+                "put on a scale that is mostly noise: use [data] statistics = 'public'"
             )
     if plan.participation:
         notes.append(
