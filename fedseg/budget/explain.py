@@ -169,7 +169,7 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         )
         if spread > study.expected_patients / 10:
             notes.append(
-                f"of about {study.expected_patients} patients that noise leaves no mean or deviation, and images would be "
+                f"of about {study.expected_patients} patients that noise leaves no mean or deviation, and images are "
                 "put on a scale that is mostly noise: use [data] statistics = 'public'"
             )
     if plan.participation:
