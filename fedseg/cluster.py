@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.attempt import Emit
+from fedseg.course import Course
 from fedseg.data.loading import load_site
 from fedseg.errors import ConfigError
 from fedseg.events import Note, Trained
@@ -24,7 +25,7 @@ from fedseg.models import build_model
 from fedseg.parties import Agreed, Party, Train, identity, rounding_of
 from fedseg.study import parse_study
 from fedseg.train import train_round
-from fedseg.update import Update, adopt, flatten, model_hash
+from fedseg.update import Update, adopt, model_hash
 from secagg import PinnedRoster, wire
 
 try:
@@ -66,7 +67,7 @@ class _Site:
         torch.set_num_threads(self._study.run.threads)
         study, run = self._study, Path(place.run)
         self._model = build_model(study)
-        policy = study.policy(len(flatten(self._model)), place.server_key)
+        policy = Course(study, self._model).policy(place.server_key)
         private = study.trust.each_update_private
         agreed = Agreed(policy, PinnedRoster(place.pinned), place.training_run, study.hash(), private)
         marks = run / "marks"

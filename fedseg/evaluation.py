@@ -100,6 +100,19 @@ def _scores(
     return Scores(patients, values[0], tuple(sorted(examples, key=lambda example: example[0])), others, cases)
 
 
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Of several sites, each judged by itself, as where each has a model of its own."""
+    names = parts[0].others
+    return Scores(
+        patients={site: found for part in parts for site, found in part.patients.items()},
+        values={site: found for part in parts for site, found in part.values.items()},
+        examples=tuple(sorted((one for part in parts for one in part.examples), key=lambda example: example[0])),
+        others={name: {site: found for part in parts for site, found in part.others[name].items()} for name in names},
+        cases={site: found for part in parts for site, found in part.cases.items()},
+        final=parts[0].final,
+    )
+
+
 def interval(values: NDArray[np.float64]) -> Interval | None:
     """Bootstrap interval of one score per patient; None where nobody has one."""
     return bootstrap(values, BOOTSTRAP_SEED)

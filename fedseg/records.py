@@ -207,6 +207,7 @@ class Metrics(Record):
     Attributes:
         charged_for_life: of a simulation on real images: whether it was charged in the ledgers that these have for
             life. None elsewhere: sites always charge, and made patients are nobody's.
+        ema, personal: of `[federation]`: which model was given out, and what of it is each site's own.
     """
 
     format: int = 1
@@ -224,6 +225,8 @@ class Metrics(Record):
     mechanism: Words
     privacy: Privacy | None = None
     charged_for_life: bool | None = None
+    ema: float = 0.0
+    personal: Words = "none"
     dice: Dice = Dice()
     measures: dict[Words, Measured] = {}
     classes: Classes | None = None

@@ -44,6 +44,8 @@ IDENTITY = "coordinator.json"
 """Of a coordinator's run: which run it is, beside its journal."""
 JOURNAL = "journal.sqlite"
 """The same: everything from which it goes on."""
+OWN_MODELS = "own-models"
+"""Of a study with `[federation] personal`: each site's own model, as far as it is here."""
 LIFETIME = "lifetime.json"
 """Of a simulation that was charged for life: in which state folder each site's ledger is."""
 KEPT = (
@@ -54,6 +56,7 @@ KEPT = (
     "examples.npz",
     "ledger",
     TRANSCRIPTS,
+    OWN_MODELS,
     POLICY,
     FEDERATION,
     LIFETIME,
@@ -249,7 +252,7 @@ class RunFolder:
         Args:
             model: the last one.
             book: the server's.
-            kept: what an optimiser remembers beside the model.
+            kept: what a simulation goes on from beside the model: the last state, and what is a site's own.
         """
         name = f"model-{self.tally.completed}.safetensors"
         save_model(model, self.path / name, metadata_of(self.study))
@@ -275,11 +278,17 @@ class RunFolder:
         return load_model(self.path / self.state()["model"], self.study)
 
     def kept(self) -> NDArray[np.float32]:
-        """What an optimiser remembered at the last checkpoint."""
+        """What the last checkpoint kept beside the model."""
         found: NDArray[np.float32] = np.load(
             (self.path / self.state()["model"]).with_suffix(".npy"), allow_pickle=False
         )
         return found
+
+    def keep_own(self, site: str, model: torch.nn.Module) -> None:
+        """Write a site's own model beside the shared one."""
+        folder = self.path / OWN_MODELS
+        folder.mkdir(PRIVATE_FOLDER, exist_ok=True)
+        save_model(model, folder / f"{site}.safetensors", metadata_of(self.study))
 
     def complete(self, metrics: Metrics, examples: Sequence[Picture]) -> Path:
         """Write what is left, drop what only an interrupted run needs, and take the final name."""

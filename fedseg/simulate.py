@@ -7,7 +7,7 @@ aggregation is there to be exercised and measured, and `plain` replaces it by a 
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,17 +20,20 @@ from numpy.typing import NDArray
 
 from fedseg.aggregate import PlainSum, SecureSum
 from fedseg.budget.charge import charge, spent
+from fedseg.course import Course, own_of
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import layout_of
 from fedseg.data.roles import FOLDER as ROLES
 from fedseg.data.roles import going_on
 from fedseg.device import device_of
-from fedseg.errors import BudgetExceededError, ConfigError, LedgerError, RoundFailedError
+from fedseg.errors import EARLIER, BudgetExceededError, ConfigError, LedgerError, RoundFailedError
 from fedseg.evaluation import (
+    Scores,
     assess,
     classes_of,
     dice_table,
     evaluate,
+    joined,
     mean_interval,
     measure_tables,
     overall_mean,
@@ -49,7 +52,7 @@ from fedseg.start import starting_model
 from fedseg.study import Study
 from fedseg.summary import before_training, metrics_of, study_event
 from fedseg.train import train_round
-from fedseg.update import Update, adopt, flatten, model_hash, opened
+from fedseg.update import Update, adopt, model_hash
 from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SqliteStore
 from secagg.files import Federation, federation_text, policy_text
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -123,6 +126,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
         )
     if options.ray and folder.study.sharing.error_feedback:
         raise ConfigError("--ray with [sharing] error_feedback: actors keep nothing between rounds; leave either away")
+    if options.ray and folder.study.federation.personal != "none":
+        raise ConfigError("--ray with [federation] personal: actors keep nothing between rounds; leave either away")
     with ExitStack() as closing:
         return _Simulation(folder, cohort, options, closing).run()
 
@@ -202,12 +207,14 @@ class _Simulation:
         if resumed and self.owed:
             folder.emit(Note(text=LOST))
         self.model = folder.model() if resumed else starting_model(self.study)
-        self.parameters = len(flatten(self.model))
-        self.state = opened(self.model, self.study.kept(self.parameters))
+        self.course = Course(self.study, self.model)
+        self.parameters = self.course.parameters
+        self.own = {site: own for site in self.sites if (own := own_of(self.study, self.model)) is not None}
+        self.state = self.course.opened(self.model)
         if resumed:
-            self.state[self.parameters :] = folder.kept()
+            self._go_on(folder.kept())
         server_key = identity(folder.path, "server")
-        self.policy = self.study.policy(self.parameters, server_key.verify_key)
+        self.policy = self.course.policy(server_key.verify_key)
         self.book = RoundBook(folder.path.name, self.study.hash(), server_key, self.policy.max_corrupt)
         self.aggregator: PlainSum | SecureSum
         self.cluster: OnRay | None = None
@@ -292,7 +299,7 @@ class _Simulation:
     def _begin(self) -> None:
         secure = isinstance(self.aggregator, SecureSum)
         self.folder.emit(study_event(self.study, self.parameters, secure=secure))
-        scores = assess(self.model, self.cohort, self.study)
+        scores = self._judged(assess)
         self.folder.tally.baselines[before_training(self.study)] = mean_interval(scores.pooled())
         self._checkpoint()
 
@@ -347,9 +354,11 @@ class _Simulation:
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with self._training(sites, number) as train:
             outcome = self.aggregator.round(started, sites, train, emit, silent)
-        self.state = self.study.following(self.state, outcome.total, outcome.ended.included, self.policy)
+        self.state = self.course.following(self.state, outcome.total, outcome.ended.included, self.policy)
         for site, owed in self.owed.items():
             owed.settle(included=site in outcome.ended.included)
+        for site, own in self.own.items():
+            own.settle(included=site in outcome.ended.included)
         adopt(self.model, self.state)
         self._record(sites, outcome.ended)
 
@@ -384,22 +393,46 @@ class _Simulation:
             ledger=self.ledgers[site],
             on_step=on_step,
             owed=self.owed.get(site),
+            own=self.own.get(site),
         )
 
     def _record(self, sites: list[str], ended: RoundEnded) -> None:
         for site in sites:
             epsilon = spent(self.ledgers[site], self.study) if self.study.trust.claims_epsilon else None
             self.folder.emit(EpsilonSpent(round=ended.round, site=site, spent=epsilon))
-        self.folder.end_round(self.model, self.book, ended, self._memory)
+        self.folder.end_round(self._given_out, self.book, ended, self._kept_beside)
         if not self._scored():
             self._score()
 
     @property
-    def _memory(self) -> NDArray[np.float32]:
-        return self.state[self.parameters :]
+    def _given_out(self) -> torch.nn.Module:
+        return self.course.given_out(self.model, self.state)
+
+    @property
+    def _kept_beside(self) -> NDArray[np.float32]:
+        """The state, and what each site has of its own."""
+        return np.concatenate([self.state, *(own.kept for own in self.own.values())])
+
+    def _go_on(self, kept: NDArray[np.float32]) -> None:
+        if len(kept) != len(self._kept_beside):
+            raise ConfigError(f"{self.folder.path}: {EARLIER}")
+        self.state, *parts = np.split(
+            kept, np.cumsum([len(self.state), *(len(o.kept) for o in self.own.values())])[:-1]
+        )
+        adopt(self.model, self.state)
+        for own, part in zip(self.own.values(), parts, strict=True):
+            own.kept = part
+
+    def _judged(self, judge: Callable[[torch.nn.Module, Mapping[str, SiteData], Study], Scores]) -> Scores:
+        """Scores of the model that is given out, or of each site's own."""
+        model = self._given_out
+        if not self.own:
+            return judge(model, self.cohort, self.study)
+        models = {site: self.own[site].model(model) if site in self.own else model for site in self.cohort}
+        return joined([judge(models[site], {site: data}, self.study) for site, data in self.cohort.items()])
 
     def _checkpoint(self) -> None:
-        self.folder.checkpoint(self.model, self.book, self._memory)
+        self.folder.checkpoint(self._given_out, self.book, self._kept_beside)
 
     def _scored(self) -> bool:
         """Whether the last whole round has its figures, or is one that gets none."""
@@ -410,7 +443,7 @@ class _Simulation:
     def _score(self) -> None:
         """Dice of the last whole round's model, once it can no longer be lost."""
         folder, tally, number = self.folder, self.folder.tally, self.folder.tally.last_round
-        scores = evaluate(self.model, self.cohort, self.study)
+        scores = self._judged(evaluate)
         for site, values in scores.values.items():
             means = structure_means(values, self.study)
             folder.emit(Scored(round=number, site=site, values=means, n=len(values)))
@@ -428,15 +461,17 @@ class _Simulation:
 
     def _finish(self, reason: str) -> Path:
         self.folder.tally.burned = self.aggregator.number - 1 - self.folder.tally.completed
-        scores = assess(self.model, self.cohort, self.study)
+        scores = self._judged(assess)
         trained = {site: len(self.cohort[site].patients) if site in self.sites else 0 for site in self.cohort}
         per_site = {site: spent(ledger, self.study) for site, ledger in self.ledgers.items()}
         table, others = dice_table(scores, trained, self.study), measure_tables(scores, self.study)
-        classes = classes_of(self.model, self.cohort, self.study)
+        classes = None if self.own else classes_of(self._given_out, self.cohort, self.study)
+        for site, own in self.own.items():
+            self.folder.keep_own(site, own.model(self._given_out))
         self.folder.emit(Ended(seconds=self.folder.seconds))
         metrics = metrics_of(
             self.folder, self.parameters, self.options.command, table, per_site, reason, others, classes
         )
         if layout_of(self.study).needs_folder:
             metrics = metrics.model_copy(update={"charged_for_life": self.options.charged is not None})
-        return self.folder.complete(metrics, shown(self.model, scores, self.study))
+        return self.folder.complete(metrics, shown(self._given_out, scores, self.study))

@@ -124,6 +124,8 @@ def metrics_of(
         parameters=parameters,
         versions=versions(),
         mechanism=study.privacy.mechanism,
+        ema=study.federation.ema,
+        personal=study.federation.personal,
         privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values())),
         dice=table,
         measures=dict(measures or {}),

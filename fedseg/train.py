@@ -17,6 +17,7 @@ import torch
 
 from fedseg.augment import viewed
 from fedseg.budget.charge import charge
+from fedseg.course import Own
 from fedseg.data.cases import Case, SiteData
 from fedseg.device import asked, on_device
 from fedseg.errors import ConfigError
@@ -45,8 +46,9 @@ def train_round(
     ledger: Ledger,
     on_step: OnStep | None = None,
     owed: Owed | None = None,
+    own: Own | None = None,
 ) -> Update:
-    """Charge the round, train it, and return the difference of weights; `model` is left as it was.
+    """Charge the round, train it, and return the difference of weights; `model` is left as it was but for `own`.
 
     Args:
         model: the global model; tensors that require no gradient stay as they are.
@@ -58,6 +60,7 @@ def train_round(
         ledger: the site's ledger.
         on_step: called after every step with its number and the number of steps.
         owed: what this site's earlier updates owe, with error feedback.
+        own: what stays at this site: it is put into the model, and told where the steps lead.
 
     Raises:
         BudgetExceededError: this round would pass the budget; nothing was trained.
@@ -71,7 +74,11 @@ def train_round(
     payers = ledger.payers
     if payers is not None:  # who has spent too much elsewhere is as if absent
         data = replace(data, train=tuple(case for case in data.train if case.patient in payers.staying))
+    if own is not None:
+        own.put_into(model)
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
+    if own is not None:
+        own.then(steps.weights)
     return steps.update(site, event_id, partial(_key, study, site, round_number, 0), owed)
 
 

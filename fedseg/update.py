@@ -51,6 +51,22 @@ def opened(model: torch.nn.Module, kept: int) -> NDArray[np.float32]:
     return np.concatenate([flatten(model), np.zeros(kept, np.float32)])
 
 
+def moving(model: torch.nn.Module, personal: str = "") -> NDArray[np.bool_]:
+    """Which values a sum moves, (d,) in the order of `flatten`: what is trained, less what stays at its site.
+
+    Args:
+        model: of which some parameters may be frozen.
+        personal: as `[federation] personal`: "norm" for scale and shift of every norm, of which a network has GroupNorm
+            only; "none" or "" for nothing.
+    """
+    own = {id(one) for layer in model.modules() if isinstance(layer, torch.nn.GroupNorm) for one in layer.parameters()}
+    own = own if personal == "norm" else set()
+    each = [
+        (parameter.requires_grad and id(parameter) not in own, parameter.numel()) for parameter in model.parameters()
+    ]
+    return np.repeat([moves for moves, _ in each], [size for _, size in each])
+
+
 def adopt(model: torch.nn.Module, state: NDArray[np.float32]) -> None:
     """Set all parameters from the beginning of a state; what else an optimiser keeps lies behind them."""
     assign(model, state[: sum(parameter.numel() for parameter in model.parameters())])
@@ -75,6 +91,7 @@ class _Steps(Unsent):
         noise: variance of the noise in each value of a gradient, which AdamW is corrected for; 0 where there is none.
         decay: share of the rate by which weights shrink in a step.
         pull: factor of the way back to the start, which is added to each gradient; see `Algorithm.pull`.
+        personal: what stays at the site, see `moving`.
 
     Attributes:
         rate: learning rate of the next step.
@@ -90,6 +107,7 @@ class _Steps(Unsent):
         adaptive: bool = False,
         decay: float = 0.0,
         noise: float = 0.0,
+        personal: str = "",
     ) -> None:
         self._parameters = list(model.parameters())
         self._start = [parameter.detach().clone() for parameter in self._parameters]
@@ -98,7 +116,7 @@ class _Steps(Unsent):
         self._trained = [now for parameter, now in pairs if parameter.requires_grad]
         starts = zip(self._parameters, self._start, strict=True)
         self._begun = [start for parameter, start in starts if parameter.requires_grad]
-        self._pull = pull
+        self._pull, self._moves = pull, moving(model, personal)
         self.rate, self._decay = lr, decay
         self._optimiser: torch.optim.Optimizer
         if adaptive and noise:
@@ -110,9 +128,19 @@ class _Steps(Unsent):
 
     @property
     def difference(self) -> NDArray[np.float32]:
-        """(d,) float32, all steps together, in the order of `flatten`; 0 where a tensor is not trained."""
+        """(t,) float32, all steps together, of the values that a sum moves, in the order of `flatten`."""
         moved = [(now - start).reshape(-1) for now, start in zip(self._now, self._start, strict=True)]
-        return np.array(torch.cat(moved).to("cpu", torch.float32).numpy())
+        return np.array(torch.cat(moved).to("cpu", torch.float32).numpy()[self._moves])
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers, those that stay at the site among them."""
+        return all(bool(torch.isfinite(now).all()) for now in self._now)
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """(d,) float32 that the steps lead to."""
+        return np.array(torch.cat([now.reshape(-1) for now in self._now]).to("cpu", torch.float32).numpy())
 
     def _move(self, gradient: torch.Tensor) -> None:
         sizes = [values.numel() for values in self._trained]
@@ -165,7 +193,7 @@ class NoisedUpdate(Unsent):
         sending: looks at noised differences and public numbers only; None sends all as it is.
 
     Attributes:
-        vector: (d,) float32, in the order of `flatten`, or what is sent of it; read-only.
+        vector: (t,) float32, in the order of `flatten`, or what is sent of it; read-only.
         site: whose.
         event_id: the ledger's event; empty only where `unprotected` made the update.
 

@@ -48,13 +48,15 @@ def say_report(report: Path) -> None:
 
 def show_metrics(metrics: "Metrics") -> None:
     """Dice per structure and site, epsilon with everything that belongs to it, bytes and seconds."""
-    from fedseg.report.claims import below_start, life_sentence, privacy_sentence
+    from fedseg.report.claims import below_start, life_sentence, privacy_sentence, which_model
 
     show_figures(metrics.dice, metrics.measures)
     for name, figure in (metrics.classes.measures if metrics.classes else {}).items():
         say(f"{name}: {cell_of(figure, ' ')}")
     for name, found in metrics.baselines.items():
         say(f"{name}: mean {metrics.dice.measure} {cell_of(found, ' ')}")
+    if told := which_model(metrics):
+        say(told)
     if told := below_start(metrics):
         say(plain("warning: ", "bold red"), told)
     say(stressed(*privacy_sentence(metrics)))

@@ -287,23 +287,24 @@ def _settle(
     study: "Study", site: str, credentials: Path, state: Path, accepted: list[str], transcripts: list[Path]
 ) -> None:
     """What an operator does about rounds that keep the site out."""
+    from fedseg.course import Course
     from fedseg.credentials import load_federation
     from fedseg.exposure import accept_round, marks_of
     from fedseg.models import build_model
     from fedseg.site.following import Following
-    from fedseg.update import flatten
     from secagg.policy import session_id
     from secagg.service.exposed import replay
 
     for round_id in accepted:
         say(accept_round(study, credentials, state, site, round_id))
     federation = load_federation(credentials, study)
-    policy = study.policy(len(flatten(build_model(study))), federation.server_key)
+    course = Course(study, build_model(study))
+    policy = course.policy(federation.server_key)
     following = Following(state, f"{session_id(policy, federation.pinned).hex()}/{federation.training_run}")
     for path in transcripts:
 
         def follow(_: object, path: Path = path) -> None:
-            following.replayed(path, study, policy)
+            following.replayed(path, course, policy)
 
         with marks_of(state, site) as store:
             receipt = replay(store, policy, federation.pinned, path, follow)

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedseg.compare.rows import Cell, Cohort
+from fedseg.course import Course
 from fedseg.data.cases import Case
 from fedseg.errors import FedSegError
 from fedseg.evaluation import Scores, assess
 from fedseg.events import Listener
-from fedseg.models import load_model
+from fedseg.models import build_model, load_model
 from fedseg.records import Metrics, Record
 from fedseg.runfolder import PARTIAL, RunFolder
 from fedseg.simulate import Options, simulate
@@ -158,5 +159,5 @@ def _known(value: Any) -> float | None:
 
 def _vectors(study: Study, metrics: Metrics) -> int:
     """Bytes of the masked vectors that the rounds of a plain sum stand for."""
-    policy = study.policy(metrics.parameters)
+    policy = Course(study, build_model(study)).policy()
     return metrics.protocol.rounds_completed * len(study.site_ids) * policy.length * policy.bits // 8

@@ -29,7 +29,7 @@ from fedseg.errors import ConfigError, RoundFailedError, UnfinishedError
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
-from fedseg.update import adopt, model_hash, opened
+from fedseg.update import adopt, model_hash
 from secagg.errors import ConfigError as SecAggConfigError
 from secagg.errors import ProtocolError
 from secagg.files import policy_text
@@ -60,7 +60,7 @@ class Coordinator(Engine):
         key = signing_key(options.credentials, COORDINATOR)
         torch.set_num_threads(self.study.run.threads)
         self.training = training = Training(folder)
-        policy = self.study.policy(training.parameters, key.verify_key)
+        policy = training.course.policy(key.verify_key)
         training.policy, training.running = policy, lambda: self.facts.round if self.driver.running else 0
         self._tls = tls = coordinator_tls(options.credentials)
         running = Running(state=folder.path, **{how.name: getattr(options, how.name) for how in fields(How)})
@@ -141,7 +141,7 @@ class Coordinator(Engine):
 
     def _finish_folder(self, reason: str) -> Path:
         self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
-        return self.figures.finish(self.model, self.parameters, self._command, reason)
+        return self.figures.finish(self.training.given_out, self.parameters, self._command, reason)
 
     async def _resume(self) -> None:
         if self.saved is None:
@@ -152,7 +152,7 @@ class Coordinator(Engine):
             if self.study.model.start == "phantom":
                 self.folder.emit(told.Note(text="the public start is read, or trained now if fedseg ships none"))
             model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
-            self.state = opened(model, self.study.kept(self.parameters))
+            self.state = self.training.course.opened(model)
             adopt(self.model, self.state)
         await super()._resume()
 

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedseg.coordinator.figures import Figures
+from fedseg.course import Course
 from fedseg.dialogue import Metrics, Progress, content_of, state_in
 from fedseg.errors import RoundFailedError
 from fedseg.events import RoundEnded, Trained
 from fedseg.models import build_model
 from fedseg.runfolder import RunFolder, Tally
-from fedseg.update import adopt, flatten, model_hash, opened
+from fedseg.update import adopt, model_hash
 from secagg.book import RoundBook
 from secagg.driver import Completed
 from secagg.policy import Policy
@@ -46,8 +48,9 @@ class Training:
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self._study = folder, folder.study
         self.model = build_model(self._study)
-        self.parameters = len(flatten(self.model))
-        self.vector: NDArray[np.float32] = opened(self.model, self._study.kept(self.parameters))
+        self.course = Course(self._study, self.model)
+        self.parameters = self.course.parameters
+        self.vector: NDArray[np.float32] = self.course.opened(self.model)
         self.policy: Policy | None = None
         self.book: RoundBook | None = None
         self.figures = Figures(folder)
@@ -66,6 +69,11 @@ class Training:
         """Whether rounds of the study are left."""
         return len(book.receipts) < self.rounds
 
+    @property
+    def given_out(self) -> torch.nn.Module:
+        """The last model, or with `[federation] ema` the average."""
+        return self.course.given_out(self.model, self.vector)
+
     def about(self, book: RoundBook) -> bytes:
         """Hash of the model that the next attempt is about."""
         self._trained.clear()
@@ -80,7 +88,7 @@ class Training:
         policy = self.policy
         if policy is None:
             raise RoundFailedError("a sum came before the run began")
-        self.vector = self._study.following(self.vector, done.total, done.included, policy)
+        self.vector = self.course.following(self.vector, done.total, done.included, policy)
         adopt(self.model, self.vector)
         self._ended = RoundEnded(
             round=summed.round,
@@ -99,7 +107,7 @@ class Training:
         """Write the round into the run's folder."""
         if self._ended is not None and self._folder.tally.last_round < self._ended.round:
             self.figures.record(self._ended.round)
-            self._folder.end_round(self.model, self.book, self._ended)
+            self._folder.end_round(self.given_out, self.book, self._ended)
 
     def state(self) -> bytes:
         """The model, and what the run's folder shows: so that it can be written again."""
@@ -129,10 +137,10 @@ class Training:
         if told:  # a run that was given up has its report, and no checkpoint
             self.figures.count(self._ended.round)
             self._folder.tally.add(self._ended)
-            self._folder.checkpoint(self.model, self.book)
+            self._folder.checkpoint(self.given_out, self.book)
         else:
             self.figures.record(self._ended.round)
-            self._folder.end_round(self.model, self.book, self._ended)
+            self._folder.end_round(self.given_out, self.book, self._ended)
 
     def heard(self, site: str, message: Message) -> None:
         """How far a site's training is, or what it shares of its held-out patients."""

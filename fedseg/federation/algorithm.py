@@ -20,6 +20,7 @@ class Rules:
         corrected: whether FedAdam takes the noise's variance from its second moment.
         proximal: mu of FedProx.
         participation: sites of a round; 0 for all.
+        personal: what stays at its site; see `fedseg.update.moving`.
     """
 
     algorithm: str = "fedavg"
@@ -30,6 +31,7 @@ class Rules:
     corrected: bool = False
     proximal: float = 0.0
     participation: int = 0
+    personal: str = "none"
 
 
 class Moved(NamedTuple):

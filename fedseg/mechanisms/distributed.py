@@ -15,7 +15,6 @@ import torch
 from dp_accounting.dp_event import DpEvent
 from numpy.typing import NDArray
 
-from fedseg.errors import UnsupportedModelError
 from fedseg.ledger import Entry, NoisySum
 from fedseg.mechanisms.mechanism import MOST_BITS, Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
 from fedseg.optimisers import OPTIMISERS
@@ -26,7 +25,7 @@ from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
 from fedseg.sharing.sending import Owed
 from fedseg.sharing.space import Space
 from fedseg.sharing.table import METHODS
-from fedseg.update import NoiseShared, flatten
+from fedseg.update import NoiseShared, moving
 from secagg.encoding import digest
 from secagg.layout import Field, Layout
 from secagg.policy import Policy
@@ -78,7 +77,7 @@ class SharedSteps(Steps):
     def __init__(self, model: torch.nn.Module, terms: Terms, grid: Grid, noise: SharedNoise) -> None:
         super().__init__(model, terms)
         self._grid, self._noise = grid, noise
-        self._rotation = rotation(flatten(model))
+        self._rotation = rotation(self._weights)
         self._share: NoiseShare | None = None
 
     def step(self, losses: Losses, keys: Keys) -> None:
@@ -139,10 +138,10 @@ class Distributed(Mechanism):
                 f"[training] {field} = {getattr(terms, said)!r}: with mechanism = 'distributed' no site steps by "
                 "itself; leave it away, and choose [study] optimizer and lr"
             )
-        if terms.trainable != "all":
+        if terms.federation.personal != "none":
             return (
-                f"[training] trainable = '{terms.trainable}': with mechanism = 'distributed' the sum holds a "
-                "gradient of every weight; leave it away"
+                f"[federation] personal = '{terms.federation.personal}' with mechanism = 'distributed': only a sum is "
+                "private, and what stays at a site is in none, but shapes its gradients; leave it away, or use 'local'"
             )
         if set(terms.weights) != {1.0}:
             return "[[sites]] weight: with mechanism = 'distributed' every patient counts the same; leave weights out"
@@ -199,14 +198,8 @@ class Distributed(Mechanism):
         )
 
     def begin(self, model: torch.nn.Module, terms: Terms) -> Steps:
-        """See `Mechanism.begin`.
-
-        Raises:
-            UnsupportedModelError: some weights are not trained; the noise of the sum would move them.
-        """
-        if not all(parameter.requires_grad for parameter in model.parameters()):
-            raise UnsupportedModelError("mechanism 'distributed' moves all weights, and some of this model are fixed")
-        grid = self._grid(terms, sum(parameter.numel() for parameter in model.parameters()))
+        """See `Mechanism.begin`."""
+        grid = self._grid(terms, int(moving(model).sum()))
         return SharedSteps(model, terms, grid, noise_of(terms))
 
     def kept(self, parameters: int, terms: Terms) -> int:

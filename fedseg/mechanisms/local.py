@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from dp_accounting.dp_event import DpEvent
+from numpy.typing import NDArray
 
 from fedseg.ledger import Entry, NoisySteps
 from fedseg.mechanisms.mechanism import MOMENTUM, Keys, Losses, Mechanism, Said, Steps, Terms
@@ -43,7 +44,12 @@ class LocalSteps(Steps):
     @property
     def diverged(self) -> bool:
         """See `Steps.diverged`."""
-        return not np.isfinite(self._taken.difference).all()
+        return not self._taken.finite
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """See `Steps.weights`."""
+        return self._taken.weights
 
     def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoisedUpdate:
         """See `Steps.update`."""

@@ -22,7 +22,7 @@ from fedseg.sharing.method import Sharing
 from fedseg.sharing.sending import Owed, Sending
 from fedseg.sharing.space import Space, Within
 from fedseg.sharing.table import METHODS
-from fedseg.update import Update, flatten
+from fedseg.update import Update, flatten, moving
 from secagg.layout import Field, Layout
 from secagg.policy import Policy
 from secagg.prg import Stream
@@ -98,7 +98,12 @@ class Terms:
     @property
     def own_steps(self) -> dict[str, Any]:
         """How a site steps by itself, as `fedseg.update` takes it."""
-        return {"adaptive": self.local_optimizer == "adamw", "decay": self.weight_decay, "pull": self.pull}
+        return {
+            "adaptive": self.local_optimizer == "adamw",
+            "decay": self.weight_decay,
+            "pull": self.pull,
+            "personal": self.federation.personal,
+        }
 
     @property
     def steps(self) -> int:
@@ -154,11 +159,15 @@ class Steps(ABC):
     def __init__(self, model: torch.nn.Module, terms: Terms) -> None:
         self._terms = terms
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        tensors = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
-        self._space = Space.of(flatten(model), terms.sharing, tensors)
-        self._within: Within | None = None
-        if METHODS[terms.sharing.method].within:
-            self._within = Within(self._space, [(one.requires_grad, one.numel()) for one in model.parameters()])
+        moves, tensors, start = moving(model, terms.federation.personal), list[tuple[str, int]](), 0
+        for name, parameter in model.named_parameters():
+            if moves[start]:
+                tensors.append((name, parameter.numel()))
+            start += parameter.numel()
+        self._begun = flatten(model)
+        self._weights = self._begun[moves]
+        self._space = Space.of(self._weights, terms.sharing, tensors)
+        self._within = Within(self._space) if METHODS[terms.sharing.method].within else None
 
     def at(self, rate: float) -> None:  # noqa: B027  where the sum is stepped by, no site chooses the rate
         """Set the learning rate of the next step, where the site steps by itself."""
@@ -171,6 +180,11 @@ class Steps(ABC):
     @abstractmethod
     def diverged(self) -> bool:
         """Whether the steps have left the numbers."""
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """(d,) that a site's own steps lead to: those of the round, where it makes none."""
+        return self._begun
 
     @abstractmethod
     def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> Update:
@@ -223,11 +237,11 @@ class Mechanism(ABC):
                 f"[federation] corrected with [sharing] method = '{terms.sharing.method}': the noise of a value is "
                 "another one in each round; leave either out"
             )
-        if terms.trainable != "all" and (terms.sharing.method == "low-rank" or terms.sharing.rotation):
-            what = "rotation" if terms.sharing.rotation else "method = 'low-rank'"
+        if terms.federation.personal != "none" and METHODS[terms.sharing.method].within:
             return (
-                f"[sharing] {what} moves all weights, and [training] trainable = '{terms.trainable}' leaves some as "
-                "they are; use method = 'random-mask', or train all"
+                f"[federation] personal = '{terms.federation.personal}' with [sharing] method = "
+                f"'{terms.sharing.method}': a site trains within what is sent, and what stays there is not; leave "
+                "either out"
             )
         return self._own_steps(terms) or self._few_bits(terms)
 
@@ -300,7 +314,7 @@ class Mechanism(ABC):
         """A site's steps of one round, from this model on."""
 
     def kept(self, parameters: int, terms: Terms) -> int:
-        """How many values are kept from round to round behind the weights of such a model, all 0 at the start."""
+        """How many values are kept from round to round behind so many that a sum moves, all 0 at the start."""
         return ALGORITHMS[terms.federation.algorithm].kept(parameters)
 
     def noise_in_mean(self, parameters: int, included: Sequence[str], policy: Policy, terms: Terms) -> float:
@@ -318,7 +332,7 @@ class Mechanism(ABC):
         """The next state, which every party computes bit for bit: here the study's algorithm moves by the mean.
 
         Args:
-            state: of the round: d weights, and behind them what is kept.
+            state: of the round: d weights that a sum moves, and behind them what is kept.
             total: (policy.length,) weighted sum of the included updates.
             included: their sites.
             policy: gives the weights.

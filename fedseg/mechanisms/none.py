@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent
+from numpy.typing import NDArray
 
 from fedseg.ledger import Entry, UnprotectedRound
 from fedseg.mechanisms.mechanism import MOMENTUM, Keys, Losses, Mechanism, Said, Steps, Terms
@@ -34,7 +35,12 @@ class UnprotectedSteps(Steps):
     @property
     def diverged(self) -> bool:
         """See `Steps.diverged`."""
-        return not np.isfinite(self._taken.difference).all()
+        return not self._taken.finite
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """See `Steps.weights`."""
+        return self._taken.weights
 
     def update(self, site: str, event_id: str, keys: Keys, owed: Owed | None = None) -> NoisedUpdate:
         """See `Steps.update`; nothing was charged that an update could name."""

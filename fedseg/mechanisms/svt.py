@@ -80,6 +80,11 @@ class SparseVectorTechnique(Mechanism):
 
     def refusal(self, terms: Terms) -> str:
         """See `Mechanism.refusal`."""
+        if terms.federation.personal != "none":
+            return (
+                f"[federation] personal = '{terms.federation.personal}' with mechanism = 'svt': a site trains without "
+                "noise, so that nothing would protect what stays there once it is shown; leave it away, or use 'local'"
+            )
         if terms.sharing.method not in FITTING:
             return (
                 f"[sharing] method = '{terms.sharing.method}' with mechanism = 'svt', which chooses what is sent: use "

@@ -100,6 +100,7 @@ def _render(run: Run, *, with_patients: bool = False) -> str:
         withheld=hidden and not with_patients,
         private_page=PRIVATE,
         grid=claims.grid_sentence(run.metrics.dice, curve=True),
+        which_model=claims.which_model(run.metrics),
         measures_said=claims.MEASURES_SAID,
         warnings=list(claims.warnings(run, with_patients=with_patients)),
         dropped=dropouts(run),

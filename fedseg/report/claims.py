@@ -88,6 +88,16 @@ def grid_sentence(dice: Dice, curve: bool = False) -> str:
     return f"Dice is computed on the {working}{wide}{apart}; {reason}."
 
 
+def which_model(metrics: Metrics) -> str:
+    """Which model was scored and given out, where it is not simply the last one; else empty."""
+    said = ""
+    if metrics.ema:
+        said = f"The model is the running average of all rounds' models (ema = {metrics.ema:g})."
+    if metrics.personal == "norm":
+        said += " Scale and shift of every norm are each site's own and in no sum: a site is judged by its own model."
+    return said.strip()
+
+
 def below_start(metrics: Metrics) -> str:
     """That training has made a model worse, or taught it nothing; empty where it is better, or nobody can say."""
     final = metrics.dice.mean

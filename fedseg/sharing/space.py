@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedseg.errors import UnsupportedModelError
 from fedseg.sharing.method import Method, Place, Sharing, seed_of
 from fedseg.sharing.table import METHODS
 
@@ -54,31 +53,21 @@ class Within:
 
     Args:
         space: of the round.
-        trained: for each tensor of the model whether it is trained, and its size.
 
     Attributes:
         length: values of a reduced gradient.
-
-    Raises:
-        UnsupportedModelError: some tensors are fixed, and the space knows no single values that could be left alone.
     """
 
-    def __init__(self, space: Space, trained: Sequence[tuple[bool, int]]) -> None:
-        if not all(moves for moves, _ in trained) and space.sharing.method != "random-mask":
-            raise UnsupportedModelError(
-                f"[sharing] method = '{space.sharing.method}' moves all weights, and some of this model are fixed; use "
-                "'random-mask', or train all"
-            )
+    def __init__(self, space: Space) -> None:
         self._space, self.length = space, space.length
-        self._moves = np.repeat([moves for moves, _ in trained], [size for _, size in trained])
 
     def reduced(self, gradient: torch.Tensor) -> torch.Tensor:
         """(t,) of the trained tensors to (length,) float64 on the same device."""
-        whole = np.zeros(len(self._moves))
-        whole[self._moves] = gradient.detach().to("cpu", torch.float64).numpy()
-        return torch.from_numpy(np.asarray(self._space.reduced(whole), dtype=np.float64)).to(gradient.device)
+        reduced = self._space.reduced(gradient.detach().to("cpu", torch.float64).numpy())
+        return torch.from_numpy(np.asarray(reduced, dtype=np.float64)).to(gradient.device)
 
     def restored(self, values: torch.Tensor) -> torch.Tensor:
         """(length,) to (t,) float64 on the same device."""
-        whole = self._space.restored(values.detach().to("cpu", torch.float64).numpy())
-        return torch.from_numpy(whole[self._moves]).to(values.device)
+        return torch.from_numpy(self._space.restored(values.detach().to("cpu", torch.float64).numpy())).to(
+            values.device
+        )

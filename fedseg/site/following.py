@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.course import Course
 from fedseg.dialogue import content_of, state_in
 from fedseg.errors import RoundFailedError
-from fedseg.study import Study
 from fedseg.update import model_hash
 from secagg.encoding import digest
 from secagg.messages import RoundStart
@@ -65,12 +65,12 @@ class Following:
         """An attempt is joined on this model: kept until the next one, also by another process."""
         write_whole(self._opened, content_of(state), PRIVATE)
 
-    def replayed(self, transcript: Path, study: Study, policy: Policy) -> None:
+    def replayed(self, transcript: Path, course: Course, policy: Policy) -> None:
         """Expect what follows from a round that was confirmed late, or never: its session was gone before the result.
 
         Args:
             transcript: of a round of this federation, just replayed.
-            study: own.
+            course: of the own study.
             policy: own.
         """
         found = published(transcript, policy)
@@ -79,7 +79,7 @@ class Following:
         state = state_in(self._opened.read_bytes())
         if model_hash(state) == found.context.model_hash:
             total = dequantize(found.total, policy)
-            self.expect(found.receipt.head, model_hash(study.following(state, total, found.included, policy)))
+            self.expect(found.receipt.head, model_hash(course.following(state, total, found.included, policy)))
 
     def _kept(self) -> dict[str, list[str]]:
         return dict(json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else {}

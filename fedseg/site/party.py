@@ -1,7 +1,9 @@
 """What a site has before it connects: its keys, its marks and ledger, its model, and its line to the coordinator."""
 
+import numpy as np
 import torch
 
+from fedseg.course import Course, own_of
 from fedseg.credentials import load_federation, signing_key, site_tls
 from fedseg.data.cases import SiteData
 from fedseg.data.roles import FOLDER as ROLES
@@ -15,14 +17,16 @@ from fedseg.site.figures import Figures
 from fedseg.site.following import Following
 from fedseg.site.options import Options
 from fedseg.study import Study
-from fedseg.update import flatten, opened
 from secagg.encoding import digest
 from secagg.policy import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.proof import prover_of
 from secagg.sqlite import SqliteStore
-from secagg.writing import PRIVATE_FOLDER
+from secagg.writing import PRIVATE_FOLDER, replacing
+
+OWN = ".own.npy"
+"""How a file in the state folder ends that holds what of a run's model stays at the site."""
 
 
 class Party:
@@ -50,9 +54,10 @@ class Party:
         self.store = SqliteStore(options.state / MARKS, self.me)
         self.ledger = data_set_ledger(options.state, self.store, self.key, self.data)
         self.model = build_model(self.study)
-        self.parameters = len(flatten(self.model))
-        self.state = opened(self.model, self.study.kept(self.parameters))
-        self.policy = self.study.policy(self.parameters, self.federation.server_key)
+        self.course = Course(self.study, self.model)
+        self.parameters = self.course.parameters
+        self.state = self.course.opened(self.model)
+        self.policy = self.course.policy(self.federation.server_key)
         # Whole transcripts come, one masked input a site, unless each update is private alone (C-05).
         vectors = 1 if self.study.trust.each_update_private else 1 + self.policy.clients
         limit = vectors * message_limit(self.policy) + 4 * len(self.state)
@@ -69,7 +74,18 @@ class Party:
         self.session = session_id(self.policy, self.federation.pinned)
         self.refuse_used_name()
         self.following = Following(options.state, f"{self.session.hex()}/{self.federation.training_run}")
-        self.figures = Figures(folder, self.me, self.data, self.ledger, options.audit)
+        self.own = own_of(self.study, self.model)
+        self._own_path = options.state / f"{digest('own', self.session, self.federation.training_run).hex()[:16]}{OWN}"
+        if self.own is not None and self._own_path.is_file():
+            self.own.kept = np.load(self._own_path, allow_pickle=False)
+        self.figures = Figures(folder, self.me, self.data, self.ledger, options.audit, self.own)
+
+    def settle_own(self, *, included: bool) -> None:
+        """Take over what of a model stays at this site, with the round that it was trained in."""
+        if self.own is not None:
+            self.own.settle(included=included)
+            with replacing(self._own_path) as beside:
+                np.save(beside, self.own.kept, allow_pickle=False)
 
     def refuse_used_name(self) -> None:
         """Refuse a run whose rounds the ledger would take for those of an earlier one, and would not charge.

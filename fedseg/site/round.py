@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedseg.attempt import Emit, Facts
+from fedseg.course import Course
 from fedseg.events import RoundEnded
 from fedseg.study import Study
 from secagg.driver import Completed
@@ -48,9 +49,9 @@ class Round:
             return Stream.seeded(study.study.seed, "rounding", self.me, self.number)
         return Stream()
 
-    def following(self, done: Completed, policy: Policy, study: Study) -> NDArray[np.float32]:
+    def following(self, done: Completed, policy: Policy, course: Course) -> NDArray[np.float32]:
         """The state that this sum gives."""
-        return study.following(self.opened_on, done.total, done.included, policy)
+        return course.following(self.opened_on, done.total, done.included, policy)
 
     def ended(self, done: Completed, clip_rate: float | None) -> RoundEnded:
         """The round as this site saw it to its end; says who dropped out of it."""

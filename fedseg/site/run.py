@@ -121,7 +121,7 @@ class Site(Party, Application):
             except (RunFailedError, DialogueError) as error:
                 raise RoundFailedError(str(error)) from error
         self.folder.emit(Note(text=finished.reason))
-        return self.figures.finish(self.model, self.parameters, self.options.command, finished.reason)
+        return self.figures.finish(self.given_out, self.parameters, self.options.command, finished.reason)
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class Site(Party, Application):
         if self.options.audit is not None:
             self.round.quantised = np.zeros(self.policy.length, dtype_for(self.policy.bits))
         if self.study.scored_after(self.rounds_done):
-            self._scoring = copy.deepcopy(self.model), self.rounds_done
+            self._scoring = copy.deepcopy(self.given_out), self.rounds_done
 
     def _adopt(self, start: RoundStart, content: bytes) -> None:
         self.state = self._right(start, content)
@@ -210,6 +210,7 @@ class Site(Party, Application):
                 ledger=self.ledger,
                 on_step=on_step,
                 owed=self.owed,
+                own=self.own,
             )
         finally:
             # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
@@ -239,7 +240,8 @@ class Site(Party, Application):
         head = done.receipt.head
         if self.owed is not None:
             self.owed.settle(included=self.me in done.included)
-        following = current.following(done, self.policy, self.study)
+        self.settle_own(included=self.me in done.included)
+        following = current.following(done, self.policy, self.course)
         self.following.expect(head, model_hash(following))
         self.state = following
         adopt(self.model, following)
@@ -248,7 +250,7 @@ class Site(Party, Application):
         if self.study.trust.claims_epsilon:
             self.folder.emit(EpsilonSpent(round=current.number, site=self.me, spent=self.figures.epsilon()))
         self.seen[current.number] = head
-        self.folder.end_round(self.model, None, ended)
+        self.folder.end_round(self.given_out, None, ended)
         self.round = None
 
     def burned(self, number: int, attempt: int, reason: str) -> None:
@@ -256,6 +258,11 @@ class Site(Party, Application):
         if self.round is not None:
             self.folder.emit(Burned(round=number, attempt=attempt, reason=reason))
             self.round = None
+
+    @property
+    def given_out(self) -> torch.nn.Module:
+        """The last model, or with `[federation] ema` the average."""
+        return self.course.given_out(self.model, self.state)
 
     # --- Models and figures ------------------------------------------------------------------------------------------
 
@@ -269,7 +276,7 @@ class Site(Party, Application):
         if not isinstance(message, dialogue.ToEvaluate):
             return None
         self._take_model(message.start, message.content)
-        return partial(self._evaluate, copy.deepcopy(self.model), self.rounds_done)
+        return partial(self._evaluate, copy.deepcopy(self.given_out), self.rounds_done)
 
     def _evaluate(self, model: torch.nn.Module, completed: int) -> None:
         """Dice of the global model on own held-out patients; leaves only where the study says so."""
@@ -314,7 +321,7 @@ class Site(Party, Application):
             self.seen[number] = receipt.head
             facts = Facts(number, None, self.folder.emit)
             ended = facts.ended(tuple(account.included.by_id), account.dropped, receipt.head)
-            self.folder.end_round(self.model, None, ended)
+            self.folder.end_round(self.given_out, None, ended)
 
     def _spent(self) -> float | None:
         epsilon = self.figures.epsilon()
@@ -337,7 +344,7 @@ class Site(Party, Application):
         kept.mkdir(PRIVATE_FOLDER, exist_ok=True)
         path = kept / f"{receipt.round_number:04d}-{receipt.round_id.hex()[:16]}.transcript"
         write_whole(path, transcript)
-        self.following.replayed(path, self.study, self.policy)
+        self.following.replayed(path, self.course, self.policy)
 
     def public(self, error: Exception) -> str:
         """A lie of the coordinator is no secret."""

@@ -203,6 +203,7 @@ class Study(Section):
             corrected=federation.corrected,
             proximal=federation.proximal,
             participation=federation.participation,
+            personal=federation.personal,
         )
 
     def _too_few(self) -> str:
@@ -229,13 +230,13 @@ class Study(Section):
         return completed % self.run.evaluate_every == 0 or completed == self.study.rounds
 
     def kept(self, parameters: int) -> int:
-        """How many values a state has behind the weights of such a model; see `Mechanism.kept`."""
+        """How many values are kept behind so many that a sum moves; see `Mechanism.kept`."""
         return self.mechanism.kept(parameters, self.terms)
 
     def following(
         self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
     ) -> NDArray[np.float32]:
-        """The next state; see `Mechanism.following`."""
+        """The next state of what a sum moves; see `Mechanism.following`, and `fedseg.course` of a whole model."""
         return self.mechanism.following(state, total, included, policy, self.terms)
 
     def hash(self) -> bytes:
@@ -244,7 +245,7 @@ class Study(Section):
         return digest("study", json.dumps(content, sort_keys=True, separators=(",", ":")))
 
     def policy(self, parameters: int, server_key: bytes = b"") -> Policy:
-        """The pinned aggregation policy for updates of a model with so many parameters.
+        """The pinned aggregation policy for updates of so many values.
 
         Raises:
             ConfigError: the parameters are unsafe; names the study's field.

@@ -385,6 +385,16 @@ class FederationSection(Section):
     participation: Annotated[int, Field(ge=0)] = Field(
         default=0, description="sites of a round, by a public draw that is the same at every party; 0 for all"
     )
+    personal: Literal["none", "norm"] = Field(
+        default="none",
+        description="what is trained at each site and never leaves it: nothing, or scale and shift of every 'norm'; "
+        "not 'distributed' or 'svt'",
+    )
+    ema: Share = Field(
+        default=0.0,
+        description="share of the running average of all rounds' models that stays in a round, such as 0.9; it is what "
+        "is scored and given out. 0 gives out the last model",
+    )
 
     @model_validator(mode="after")
     def _used(self) -> Self:

@@ -251,7 +251,7 @@ def _other_model(given: Material, ledger: Charged) -> Iterator[str]:
             last = run.ended[max(run.ended)].head if run.ended else ""
             if name.endswith(f"/{given.run_name}") and head == last and run.model.is_file():
                 vector = flatten(load_model(run.model, run.study))
-                if given.study.kept(len(vector)):
+                if given.course.kept:
                     reached = reached_in(given)
                     if reached.round != max(run.ended):
                         continue

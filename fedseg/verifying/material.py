@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fedseg.course import Course
 from fedseg.errors import ConfigError, LedgerError
 from fedseg.events import Event, Listening, RoundEnded, StudyStarted, Trained, event_of
 from fedseg.ledger import FILE, Entry, Line, read, verify
@@ -24,7 +25,6 @@ from fedseg.models import build_model
 from fedseg.records import Metrics
 from fedseg.runfolder import LIFETIME, POLICY, read_state
 from fedseg.study import Study, load_study
-from fedseg.update import flatten
 from secagg.files import Federation, load_policy, read_federation
 from secagg.policy import Policy
 from secagg.sqlite import SqliteStore
@@ -162,7 +162,12 @@ class Material:
         else:
             path = next((run.path / POLICY for run in self.runs if (run.path / POLICY).is_file()), None)
             server_key = load_policy(path).server_key if path else b""
-        return self.study.policy(len(flatten(build_model(self.study))), server_key)
+        return self.course.policy(server_key)
+
+    @cached_property
+    def course(self) -> Course:
+        """How the study's model goes from round to round."""
+        return Course(self.study, build_model(self.study))
 
     @cached_property
     def rounds(self) -> dict[int, tuple[Path, Published]]:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedseg.course import Course
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
 from fedseg.models import load_model
 from fedseg.pretraining import recipe_hash
 from fedseg.start import checksums, starting_model
 from fedseg.study import Study
-from fedseg.update import flatten, model_hash, opened
+from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Material, Run
 from secagg.context import GENESIS
 from secagg.quantize import dequantize
@@ -44,7 +45,7 @@ def t16_next_model(given: Material) -> Iterator[Finding]:
         yield Finding("T-16", reached.outcome, "models", reached.why)
         return
     for run in given.runs:
-        yield _last(run, reached)
+        yield _last(run, reached, given.course)
 
 
 def reached_in(given: Material) -> Reached:
@@ -57,7 +58,7 @@ def reached_in(given: Material) -> Reached:
         model = starting_model(given.study)
     except ConfigError as error:
         return Reached(0, nothing, NOT_CHECKED, f"the start of the study is not here: {error}")
-    state, head, last = opened(model, given.study.kept(len(flatten(model)))), GENESIS, 0
+    state, head, last = given.course.opened(model), GENESIS, 0
     for number, (path, told) in given.rounds.items():
         if told.context.previous_head != head:
             said = f"transcripts are missing between rounds {last} and {number}: models after them were not made again"
@@ -71,7 +72,7 @@ def reached_in(given: Material) -> Reached:
         if strangers := sorted(set(told.included) - given.study.in_round(number)):
             said = f"{path.name}: {', '.join(strangers)} in the sum of round {number}, which is not drawn into it"
             return Reached(last, state, VIOLATED, said)
-        state = given.study.following(state, dequantize(told.total, given.policy), told.included, given.policy)
+        state = given.course.following(state, dequantize(told.total, given.policy), told.included, given.policy)
         head, last = told.receipt.head, number
     return Reached(last, state, HELD, "")
 
@@ -81,7 +82,7 @@ def _same_everywhere(study: Study) -> bool:
     return study.model.start != "phantom" or f"{recipe_hash(study)}.safetensors" in checksums()
 
 
-def _last(run: Run, reached: Reached) -> Finding:
+def _last(run: Run, reached: Reached, course: Course) -> Finding:
     """The model file of a run against the last model that was made again."""
     if not run.model.is_file():
         return Finding("T-16", NOT_CHECKED, str(run), f"{run.model.name} is not there")
@@ -96,9 +97,10 @@ def _last(run: Run, reached: Reached) -> Finding:
     if last < reached.round:
         said = f"broke off after round {last}: its model is not the last one"
         return Finding("T-16", NOT_CHECKED, str(run), said)
-    made = reached.state[: len(vector)]
+    made = course.weights(reached.state)
     if vector.tobytes() == made.tobytes():
-        told = f"{run.model.name} is the model after round {last}, bit for bit"
+        which = "the running average of the models up to" if course.study.federation.ema else "the model after"
+        told = f"{run.model.name} is {which} round {last}, bit for bit"
         return Finding("T-16", HELD, str(run), told, len(vector))
     differing = int(np.count_nonzero(vector.view(np.uint32) != made.view(np.uint32)))
     said = f"{differing} of {len(vector)} values of {run.model.name} are not those of the last model plus the last sum"

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
+from fedseg.course import Course
 from fedseg.data.cases import Case, SiteData, held_out
 from fedseg.data.loading import load_cohort, load_site
 from fedseg.evaluation import assess, mean_interval, overall_mean, structure_means
 from fedseg.start import starting_model
 from fedseg.study import Study, load_study
 from fedseg.train import local_steps
-from fedseg.update import adopt, flatten, opened
+from fedseg.update import adopt, flatten
 from secagg.prg import Stream
 
 CHOOSING = 0.33
@@ -54,7 +55,8 @@ def trained(study: Study, cohort: dict[str, SiteData], who: str) -> torch.nn.Mod
     """The model after all rounds."""
     at = {"pooled": everybody(cohort)} if who == "pooled" else cohort if who == "federated" else {who: cohort[who]}
     model = starting_model(study)
-    policy, state = study.policy(len(flatten(model))), opened(model, study.kept(len(flatten(model))))
+    course = Course(study, model)
+    policy, state = course.policy(), course.opened(model)
     for number in range(1, study.study.rounds + 1):
         moved = []
         for site, data in at.items():

@@ -275,7 +275,7 @@ def test_the_noiseless_twin_clips_and_nothing_else():
     assert float(long.norm()) <= 0.1 + 1e-6
     whole = plain_gradient(parameters, losses(1.0), 2)
     torch.testing.assert_close(clipped_gradient(parameters, losses(1.0), 1e9, 2), whole)
-    within = Within(Space.of(flatten(model), Sharing(method="random-mask", share=0.1)), [(True, len(long))])
+    within = Within(Space.of(flatten(model), Sharing(method="random-mask", share=0.1)))
     sent = clipped_gradient(parameters, losses(1e3), 0.1, 2, within)
     assert 0 < int((sent != 0).sum()) <= within.length  # the twin of a study that sends a part trains that part
     assert float(clipped_gradient(parameters, losses(1e3)[:1], 0.1, 1, within).norm()) > 0.0999

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedseg.budget.achieved import achieved
 from fedseg.data.loading import load_cohort
-from fedseg.errors import ConfigError, UnsupportedModelError
+from fedseg.errors import ConfigError
 from fedseg.evidence import HELD
 from fedseg.ledger import Ledger, NoisySum
 from fedseg.mechanisms import distributed
@@ -278,16 +278,12 @@ def test_a_study_that_cannot_be_is_a_sentence(case):
         shared().replace(**changes)
 
 
-def test_weights_of_sites_and_fixed_parameters_are_refused():
+def test_weights_of_sites_and_too_large_models_are_refused():
     study = shared()
     content = study.model_dump(mode="json")
     content["sites"][0]["weight"] = 2.0
     with pytest.raises(ValueError, match="every patient counts the same"):
         type(study).model_validate_json(json.dumps(content))
-    model = build_model(study)
-    next(model.parameters()).requires_grad_(False)
-    with pytest.raises(UnsupportedModelError, match="some of this model are fixed"):
-        study.mechanism.begin(model, study.terms)
     with pytest.raises(ConfigError, match="take a smaller model"):
         Grid(10**6, CLIP, 300)
 

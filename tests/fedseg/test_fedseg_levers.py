@@ -62,12 +62,8 @@ def test_what_is_frozen_is_not_moved_by_noise_either(trainable) -> None:
     model = build_model(study)
     taken = local_steps(model, load_cohort(None, study)["site-a"], study, site="site-a", round_number=1)
     moved = taken.update("site-a", "e", lambda purpose: bytes(32)).vector
-    place = 0
-    for parameter in model.parameters():
-        piece = moved[place : place + parameter.numel()]
-        place += parameter.numel()
-        assert (np.count_nonzero(piece) > 0) == parameter.requires_grad
-    assert place == len(moved)
+    assert np.count_nonzero(moved) > 0.9 * len(moved)  # noise is on each value that is sent, and no other is
+    assert len(moved) == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_the_head_is_the_layer_that_makes_the_tasks_outputs() -> None:
@@ -165,7 +161,6 @@ def test_shares_of_a_mixture_are_betas() -> None:
         ({"training": {"trainable": "body"}}, "trainable"),
         ({"privacy": {"multiplicity": 0}}, "multiplicity"),
         ({"training": {"mixup": 0.4, "batch": 4}}, "what is mixed is one patient's, and a batch is of several"),
-        ({"training": {"trainable": "head"}, "privacy": {"mechanism": "distributed"}}, "leave it away"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes, said) -> None:

@@ -235,6 +235,13 @@ def test_patients_are_nowhere_by_name_and_the_salt_is_its_owners(site, feta_fold
         assert path.is_dir() or b"sub-00" not in path.read_bytes()
 
 
+def test_a_patients_digest_follows_from_the_salt(tmp_path):
+    """Else whoever sees a set could look whether a name is in it."""
+    one, other = (PatientSets(tmp_path, bytes([byte]) * 32) for byte in (1, 2))
+    assert one.digest_of("sub-001") == PatientSets(tmp_path / "elsewhere", bytes([1]) * 32).digest_of("sub-001")
+    assert one.digest_of("sub-001") != other.digest_of("sub-001")
+
+
 def test_a_round_whose_patients_changed_between_two_attempts_is_one_use(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     for patients in ("a" * 64, "b" * 64, "a" * 64):

@@ -147,7 +147,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "922f75c1b54b471ec1bfab39cd2856583d09ef703fa0a9d93667142e914622b6"
+    assert parse_study(text, "s").hash().hex() == "78f5af031ab53d66ed1b24e59bfa0d51ce8401fd94fbc01910d6c3616513103c"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

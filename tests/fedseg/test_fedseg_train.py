@@ -182,6 +182,13 @@ def test_nobody_drawn_is_a_noise_only_step(one_round, study, monkeypatch):
     assert np.array_equal(one_round(rare).vector, one_round(rare, SiteData("a", (), ())).vector)
 
 
+def test_every_planned_step_is_made_whatever_the_loss(one_round, study, no_signal):
+    """A site that stopped where its own patients are learned would tell of them, which no epsilon covers."""
+    steps = []
+    one_round(study.replace(study={"local_steps": 4}), on_step=lambda step, of: steps.append((step, of)))
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_a_wild_patient_moves_the_update_no_further_than_the_clip(one_round, study, monkeypatch):
     once = study.replace(study={"local_steps": 1})
     before = one_round(once, site_data(3)).vector.astype(np.float64)

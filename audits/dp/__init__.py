@@ -1,0 +1,90 @@
+"""Lower bounds of epsilon: what an attacker who looks at the worst patients really proves, against what is claimed.
+
+`estimators` are the bounds, and `published` what they have to reproduce. `canary`, `games` and `pipeline` put the worst
+patients through the real code, `judging` comes to a verdict, `trials` are the audits. `alarms` asks whether right
+mechanisms are blamed, and whether planted bugs are found.
+"""
+
+from audits.base import Audit, Result, Task
+
+
+def _estimators(task: Task) -> Result:
+    from audits.dp.published import audit
+
+    return audit(task)
+
+
+def _local(task: Task) -> Result:
+    from audits.dp.trials import local
+
+    return local(task)
+
+
+def _distributed(task: Task) -> Result:
+    from audits.dp.trials import distributed
+
+    return distributed(task)
+
+
+def _svt(task: Task) -> Result:
+    from audits.dp.trials import svt
+
+    return svt(task)
+
+
+def _pipeline(task: Task) -> Result:
+    from audits.dp.trials import pipeline
+
+    return pipeline(task)
+
+
+def _alarms(task: Task) -> Result:
+    from audits.dp.alarms import audit
+
+    return audit(task)
+
+
+AUDITS = (
+    Audit(
+        "dp.estimators",
+        "Lower bounds of epsilon reproduce published and derived numbers",
+        ("privacy.lower-bounds",),
+        {"quick": 2, "full": 2},
+        _estimators,
+    ),
+    Audit(
+        "dp.canary.local",
+        "Canaries in the updates of mechanism local prove less than is claimed",
+        ("privacy.local",),
+        {"quick": 30, "full": 240},
+        _local,
+    ),
+    Audit(
+        "dp.canary.distributed",
+        "Canaries in the sum of the fewest honest sites prove less than is claimed",
+        ("privacy.distributed",),
+        {"quick": 30, "full": 120},
+        _distributed,
+    ),
+    Audit(
+        "dp.canary.svt",
+        "Canaries in the releases of mechanism svt prove less than is claimed",
+        ("privacy.svt",),
+        {"quick": 20, "full": 70},
+        _svt,
+    ),
+    Audit(
+        "dp.pipeline",
+        "Canaries in the sums of verified transcripts prove less than is claimed",
+        ("privacy.local", "privacy.distributed", "privacy.svt"),
+        {"quick": 35, "full": 150},
+        _pipeline,
+    ),
+    Audit(
+        "dp.false-alarms",
+        "Right mechanisms are blamed at most 5 % of the time, and planted bugs are found",
+        ("privacy.lower-bounds",),
+        {"quick": 30, "full": 140},
+        _alarms,
+    ),
+)

@@ -1,0 +1,31 @@
+"""`python -m audits verify-transcript`: the second opinion, with the arguments of `secagg verify-transcript`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audits.verifier.policy import UnreadableError, load_policy, load_roster
+from audits.verifier.reading import Reader
+from audits.verifier.study import verify
+
+Files = Annotated[list[Path], typer.Argument(help="Transcripts, those of each run in the order of its rounds.")]
+Roster = Annotated[Path, typer.Option(help="Your own roster; never the server's.")]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="Your own policy; never the server's.")]
+
+
+def verify_transcript(files: Files, roster: Roster, policy: PolicyFile) -> None:
+    """Verify transcripts with the second verifier, which shares no line with secagg.
+
+    Ends with 0 where everything holds, 1 where something is violated, 2 where something is missing or could not be
+    checked, 3 where nothing could be read.
+    """
+    try:
+        verdict = verify(files, Reader(load_policy(policy), load_roster(roster)))
+    except (UnreadableError, OSError) as error:
+        typer.echo(f"verify-transcript: {error}", err=True)
+        raise typer.Exit(3) from None
+    typer.echo(verdict.sentence)
+    for note in verdict.notes:
+        typer.echo(f"Note: {note}.")
+    raise typer.Exit(verdict.exit_code)

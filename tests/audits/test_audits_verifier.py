@@ -1,0 +1,88 @@
+"""The second verifier of transcripts: each check refuses something, and it agrees with the first one."""
+
+import pytest
+from typer.testing import CliRunner
+
+from audits.__main__ import app
+from audits.transcripts.agreement import compared, of_flips, policy_text
+from audits.transcripts.golden import vector
+from audits.transcripts.lies import CASES, HONEST
+from audits.verifier import checks, study
+from audits.verifier.judge import CHECKS
+
+# One lie that only its own check sees.
+ALONE = {
+    "T-01": "closing that a site signed",
+    "T-02": "receipt of another sum",
+    "T-03": "opening with another project",
+    "T-04": "header that somebody else signed",
+    "T-05": "nonce that another site has too",
+    "T-06": "channel key of order eight",
+    "T-07": "input for another model",
+    "T-08": "envelope that was sent twice",
+    "T-09": "complaint",
+    "T-10": "release for another set",
+    "T-11": "pair that did not have to be opened",
+    "T-12": "pair commitment that does not follow from s",
+    "T-13": "sum that is one too large in a value",
+    "T-14": "value beyond what the included can send",
+    "T-18": "bit set in what a client signed",
+    "T-19": "two of kind report swapped",
+    "T-20": "bytes behind the closing",
+    "T-21": "release named that no file shows",
+    "T-22": "claim of the round before that no quorum attested",
+}
+
+
+def case(name):
+    return next(each for each in (*CASES, *HONEST) if each.name == name)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_lie_is_refused_by_its_check_and_gets_by_without_it(check, tmp_path):
+    lie = case(ALONE[check])
+    reader, paths = lie.write(tmp_path)
+    verdict = study.verify(paths, reader)
+    assert lie.check == check
+    assert (verdict.exit_code, verdict.check) == ((2, "") if check == "T-21" else (1, check)), verdict.sentence
+    assert study.verify(paths, reader, {check}).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["one dropped out, one fell silent, post-quantum", "two rounds", "public weights"])
+def test_an_honest_round_holds_for_both(name, tmp_path):
+    reader, paths = case(name).write(tmp_path)
+    both = compared(name, reader, paths, tmp_path, "")
+    assert both.agree
+    assert both.ours.status == 0
+
+
+@pytest.mark.parametrize("name", ["round_n5_silent_mask_input", "round_n3_b64", "bad_s16_wrong_share_of_b"])
+def test_rounds_of_the_vectors_are_judged_alike(name, tmp_path):
+    made = vector(name)
+    both = compared(name, made.reader, made.write(tmp_path), tmp_path, None)
+    assert both.agree
+    assert both.ours.status == name.startswith("bad_")
+
+
+def test_a_disagreement_is_seen(tmp_path, monkeypatch):
+    assert all(one.agree for one in of_flips(tmp_path, 4, seed=3))
+    monkeypatch.setattr(checks, "verifies", lambda key, signed, signature: True)
+    reader, paths = case("header that somebody else signed").write(tmp_path)
+    assert not compared("forged", reader, paths, tmp_path, "T-04").agree
+
+
+def test_the_command_names_the_check_and_ends_with_1(tmp_path):
+    for name, status, said in (
+        ("one dropped out, one fell silent", 0, "Everything holds."),
+        ("receipt of another sum", 1, "T-02"),
+        ("masked vectors by hash only", 2, "by hash only"),
+    ):
+        reader, paths = case(name).write(tmp_path)
+        (tmp_path / "policy.toml").write_text(policy_text(reader.policy))
+        keys = "".join(f'"{u}" = "{key.hex()}"\n' for u, key in reader.roster.items())
+        (tmp_path / "roster.toml").write_text(f"[clients]\n{keys}")
+        own = ["--roster", str(tmp_path / "roster.toml"), "--policy", str(tmp_path / "policy.toml")]
+        answer = CliRunner().invoke(app, ["verify-transcript", *map(str, paths), *own])
+        assert (answer.exit_code, said in answer.output) == (status, True)
+    answer = CliRunner().invoke(app, ["verify-transcript", str(tmp_path / "policy.toml"), *own])
+    assert answer.exit_code == 3
