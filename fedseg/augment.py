@@ -8,6 +8,7 @@ All randomness is the patient's own, so that its views depend on nobody else's b
 """
 
 import math
+import threading
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from secagg.prg import Stream
 TURN = math.radians(4)
 SCALE, SHIFT, BEND = 0.03, 0.02, 0.015
 CONTRAST, GAMMA, FIELD, NOISE, GAIN = 0.05, 0.10, 0.10, 0.03, 0.10
+
+_THREAD = threading.local()
 
 
 def augmented(images: Tensor, labels: Tensor, structures: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -107,7 +110,7 @@ def viewed(images: Tensor, targets: Tensor, study: Study, slice_axis: int, strea
     flips = mirror_axes(study, slice_axis)
     if training.augmentation == "none" and not flips:
         return images, targets
-    transform = _transform(study, maps) if training.augmentation != "none" else None
+    transform = _kept(study, maps) if training.augmentation != "none" else None
     seen, said = [], []
     for image, target in zip(images, targets, strict=True):
         pair: dict[str, Any] = {"image": image, "label": target[None].float()} if maps else {"image": image}
@@ -124,9 +127,16 @@ def viewed(images: Tensor, targets: Tensor, study: Study, slice_axis: int, strea
     return torch.stack(seen), torch.stack(said)
 
 
-def _transform(study: Study, maps: bool) -> Compose:
-    """Fresh for every patient: sites of a simulation train in threads, and a transform holds its generator."""
-    dims, full = study.data.dims, study.training.augmentation == "full"
+def _kept(study: Study, maps: bool) -> Compose:
+    """The study's transform, one a thread: it holds its generator, which every image sets anew, and is slow to make."""
+    asked = study.data.dims, study.training.augmentation == "full", study.data.view, maps
+    made: dict[tuple[object, ...], Compose] = _THREAD.__dict__.setdefault("made", {})
+    if asked not in made:
+        made[asked] = _transform(*asked)
+    return made[asked]
+
+
+def _transform(dims: int, full: bool, view: tuple[int, ...], maps: bool) -> Compose:
     keys, modes = (["image", "label"], ["bilinear", "nearest"]) if maps else (["image"], ["bilinear"])
     same: dict[str, Any] = {"keys": keys, "mode": modes, "padding_mode": "zeros"}
     turn = math.radians(30 if full else 8)
@@ -136,7 +146,7 @@ def _transform(study: Study, maps: bool) -> Compose:
             prob=0.5,
             rotate_range=[turn] * (1 if dims == 2 else 3),
             scale_range=[(-0.3, 0.4) if full else (-0.1, 0.1)] * dims,
-            translate_range=[0.05 * side for side in study.data.view],
+            translate_range=[0.05 * side for side in view],
         ),
         RandScaleIntensityd("image", 0.25 if full else 0.1, prob=0.3, channel_wise=True),
     ]

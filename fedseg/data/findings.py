@@ -46,6 +46,7 @@ def check_site(folder: Path | None, site: str, study: Study) -> list[Finding]:
             findings.append(Finding("error", site, str(error)))
     task = task_of(study)
     remarks += [f"{case.name}: {sentence}" for case in cases for sentence in task.odd(case)]
+    remarks += _parts(cases, study)
     warnings = [Finding("warning", site, sentence) for sentence in remarks]
     return [*findings, *warnings, *_overview(site, cases, study)]
 
@@ -67,6 +68,22 @@ def check_between(folders: Mapping[str, Path | None], study: Study) -> list[Find
 def _by_class(cases: list[Case], study: Study) -> str:
     counts = [sum(case.label == number for case in cases) for number in range(len(study.names))]
     return ", ".join(f"{count} {name}" for name, count in zip(study.names, counts, strict=True))
+
+
+def _parts(cases: list[Case], study: Study) -> list[str]:
+    """That the network sees parts of most images although the study names no `patch`: axes in another order, say."""
+    if study.data.patch or not study.structures or not cases:
+        return []
+    planar = [[axis for axis in range(3) if case.axes == 3 or axis != case.slice_axis] for case in cases]
+    extents = [[case.image.shape[1 + axis] for axis in axes] for case, axes in zip(cases, planar, strict=True)]
+    usual = [int(side) for side in np.median(extents, axis=0)]
+    if not any(side > seen for side, seen in zip(usual, study.data.view, strict=True)):
+        return []
+    whole, seen = (" x ".join(map(str, sides)) for sides in (usual, study.data.view))
+    return [
+        f"a usual image fills {whole} voxels of the working grid and the network sees {seen} at once: a part at "
+        f"random. If that is meant say so, [data] patch = {list(study.data.view)}; else give [data] size = {usual}"
+    ]
 
 
 def _overview(site: str, cases: list[Case], study: Study) -> list[Finding]:

@@ -57,6 +57,21 @@ def test_decathlon_layout_takes_channels_and_float_labels(tmp_path: Path, lgg: S
     assert {case.patient for case in (*data.train, *data.test)} == {"P0", "P1", "P2"}
 
 
+def test_a_network_that_sees_parts_of_images_only_is_told_unless_the_study_means_it(tmp_path: Path, lgg: Study) -> None:
+    """Two sides in another order trained on parts of 40 of 51 millimetres, and cost a fifth of the Dice."""
+    write_decathlon(tmp_path)
+
+    def told(**data: object) -> list[str]:
+        asked = lgg.replace(data={"spacing": [1.0, 1.0], **data})
+        return [found.message for found in check_site(tmp_path, "site-CS", asked) if "at once" in found.message]
+
+    assert told(size=[40, 40]) == []
+    assert told(size=[40, 24], patch=[40, 16]) == []
+    (one,) = told(size=[40, 16])
+    assert "fills 40 x 24 voxels of the working grid and the network sees 40 x 16 at once" in one
+    assert one.endswith("else give [data] size = [40, 24]")
+
+
 def test_a_cohort_has_a_folder_per_site_and_a_large_delta_is_told(tmp_path: Path, feta: Study) -> None:
     for site in feta.site_ids:
         write_feta(tmp_path / site, patients=7)
