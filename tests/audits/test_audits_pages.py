@@ -1,4 +1,4 @@
-"""The auditor's pages: links and names lead somewhere; a threat has a check, a claim or is open; the report is whole."""
+"""The auditor's pages: links and names lead somewhere; each threat has a check, a claim or is open. The report."""
 
 import json
 import re
