@@ -18,6 +18,7 @@ from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded
 from fedseg.parties import Agreed, Rounding, Sites, Train
+from fedseg.update import values_of
 from secagg import (
     AbortedError,
     ExposureError,
@@ -65,8 +66,10 @@ class PlainSum:
         clip_rate = {}
         for site in sorted(sites):
             update = train(site)
-            values, share = quantize(update.vector, self._policy, site, self._rounding(site, self.number))
-            if self._policy.layout is None:  # floats, which are clipped
+            values, share = quantize(
+                values_of(update, self._policy), self._policy, site, self._rounding(site, self.number)
+            )
+            if any(field.kind.value == "float" for field in self._policy.fields.values()):
                 clip_rate[site] = share
             if site in included:
                 total += values

@@ -3,8 +3,8 @@
 A sum moves the values that are trained and shared. What is frozen is the start's, and `[federation] personal` stays at
 its site. The state of a model is one vector, which is hashed and signed as a whole: all d weights; behind them what the
 mechanism or the algorithm remembers of the t values that move; and with `[federation] ema` the running average of
-those, which is what is given out while training goes on from the weights themselves. Everything here is post-processing
-of public sums.
+those, which is what is given out while training goes on from the weights themselves. At its end is what a sum of
+statistics found, where a study asks for one, which is the first. Everything here is post-processing of public sums.
 """
 
 import copy
@@ -41,7 +41,9 @@ class Course:
     @property
     def kept(self) -> int:
         """How many values a state has behind the weights."""
-        return self._remembered + (self.moved + 1 if self.study.federation.ema else 0)
+        asked = self.study.asked
+        found = 0 if asked is None else asked.kept
+        return self._remembered + (self.moved + 1 if self.study.federation.ema else 0) + found
 
     @property
     def _remembered(self) -> int:
@@ -66,6 +68,22 @@ class Course:
             included: their sites.
             policy: gives the weights.
         """
+        if (asked := self.study.asked) is not None:
+            state, found = self._apart(state)
+            if asked.read(found) is None:
+                return np.concatenate([state, asked.found(total[-asked.length :])])
+            return np.concatenate([self._trained(state, total[: -asked.length], included, policy), found])
+        return self._trained(state, total, included, policy)
+
+    def _apart(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """A state without what was found, and that."""
+        kept = 0 if (asked := self.study.asked) is None else asked.kept
+        return state[: len(state) - kept], state[len(state) - kept :]
+
+    def _trained(
+        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+    ) -> NDArray[np.float32]:
+        """The next state after a sum of updates."""
         d, end = self.parameters, self.parameters + self._remembered
         own = np.concatenate([state[:d][self._moves], state[d:end]])
         moved = self.study.following(own, total, included, policy)
@@ -79,6 +97,7 @@ class Course:
 
     def weights(self, state: NDArray[np.float32]) -> NDArray[np.float32]:
         """The (d,) weights that are given out in this state: of the average where there is one."""
+        state, _ = self._apart(state)
         found = state[: self.parameters].copy()
         if self.study.federation.ema and state[-1] > 0:
             average = state[-1 - self.moved : -1].astype(np.float64) / float(state[-1])

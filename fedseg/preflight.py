@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedseg.budget.charge import Cap, lifetime
-from fedseg.budget.plan import plan_of, round_entry
+from fedseg.budget.plan import planned_entries
 from fedseg.coordinator.finding import earlier_folder, run_is_over
 from fedseg.credentials import (
     WARN_DAYS,
@@ -248,8 +248,7 @@ def _budget(study: Study, site: str, credentials: Path, state: Path) -> Found:
         caps.append(Cap("this study's budget", "", privacy.epsilon, privacy.delta, study.study.seed is not None))
     if not caps:
         return WARN, "this study promises no epsilon, and no budget.toml in the state folder caps what is spent"
-    asked = [round_entry(study, site, run, number + 1) for number in range(plan_of(study).most_rounds)]
-    new = [entry for entry in asked if not any(old.same_use(entry) for old in entries)]
+    new = [entry for entry in planned_entries(study, site, run) if not any(old.same_use(entry) for old in entries)]
     told, state_of = [], OK
     for cap in caps:
         spent, whole = cap.spent(entries), cap.spent([*entries, *new])

@@ -44,15 +44,17 @@ from fedseg.events import Burned, Ended, EpsilonSpent, Left, Note, RoundEnded, R
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.ledger import Ledger
 from fedseg.ledger.home import Home
+from fedseg.models.standardising import follow
 from fedseg.parties import Agreed, InProcess, Sites, Train, identity, rounding_of
 from fedseg.records import Validated
 from fedseg.runfolder import FEDERATION, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
 from fedseg.sharing.sending import LOST, Owed
 from fedseg.start import starting_model
+from fedseg.statistics import answer
 from fedseg.study import Study
-from fedseg.summary import before_training, metrics_of, study_event
+from fedseg.summary import before_training, found_in, metrics_of, study_event
 from fedseg.train import train_round
-from fedseg.update import Update, adopt, model_hash
+from fedseg.update import Update, model_hash
 from secagg import ExposureError, PinnedRoster, ProtocolError, RoundBook, SqliteStore
 from secagg.files import Federation, federation_text, policy_text
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -124,6 +126,8 @@ def simulate(folder: RunFolder, cohort: Mapping[str, SiteData], options: Options
             "--ray: on a cluster a site sends masked updates only and has the ledger of this run, so it goes with none "
             "of --plain, --alone and --charge; leave one of them away"
         )
+    if options.ray and folder.study.asked is not None:
+        raise ConfigError("--ray with [data] statistics = 'secure': actors answer with updates only; leave either away")
     if options.ray and folder.study.sharing.error_feedback:
         raise ConfigError("--ray with [sharing] error_feedback: actors keep nothing between rounds; leave either away")
     if options.ray and folder.study.federation.personal != "none":
@@ -336,7 +340,8 @@ class _Simulation:
         staying = []
         for site in self._drawn():
             try:
-                charge(self.ledgers[site], self.study, site, self.book.training_run, self.aggregator.number)
+                run, asking = self.book.training_run, self.study.asks(self.state)
+                charge(self.ledgers[site], self.study, site, run, self.aggregator.number, asking=asking)
             except BudgetExceededError as error:
                 self.folder.emit(Left(site=site, reason=str(error)))
                 continue
@@ -354,12 +359,15 @@ class _Simulation:
         silent = dict(self.options.silent or {}) if number == self.options.silent_round else {}
         with self._training(sites, number) as train:
             outcome = self.aggregator.round(started, sites, train, emit, silent)
+        asked = self.study.asks(self.state)
         self.state = self.course.following(self.state, outcome.total, outcome.ended.included, self.policy)
         for site, owed in self.owed.items():
             owed.settle(included=site in outcome.ended.included)
         for site, own in self.own.items():
             own.settle(included=site in outcome.ended.included)
-        adopt(self.model, self.state)
+        follow(self.model, self.state, self.study)
+        if asked:
+            emit(Note(text=found_in(self.study, self.state)))
         self._record(sites, outcome.ended)
 
     @contextmanager
@@ -378,6 +386,15 @@ class _Simulation:
                     update.cancel()
 
     def _train(self, site: str, number: int) -> Update:
+        if self.study.asks(self.state):
+            return answer(
+                *(self.cohort[site], self.study),
+                site=site,
+                training_run=self.book.training_run,
+                round_number=number,
+                ledger=self.ledgers[site],
+            )
+
         def on_step(step: int, steps: int) -> None:
             self.folder.emit(Trained(round=number, site=site, step=step, steps=steps))
 
@@ -419,7 +436,7 @@ class _Simulation:
         self.state, *parts = np.split(
             kept, np.cumsum([len(self.state), *(len(o.kept) for o in self.own.values())])[:-1]
         )
-        adopt(self.model, self.state)
+        follow(self.model, self.state, self.study)
         for own, part in zip(self.own.values(), parts, strict=True):
             own.kept = part
 

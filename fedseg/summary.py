@@ -7,10 +7,14 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedseg.budget.achieved import achieved
 from fedseg.budget.explain import guarantee_of
 from fedseg.budget.plan import plan_of
 from fedseg.events import StudyStarted
+from fedseg.mechanisms.asking import SIZES
 from fedseg.records import Classes, Dice, Measured, Metrics, Privacy, Protocol
 from fedseg.runfolder import FORMAT, RunFolder
 from fedseg.study import Study
@@ -30,6 +34,25 @@ def versions() -> dict[str, str]:
 def before_training(study: Study) -> str:
     """What this study's model is called before the first round: one of `STARTS`."""
     return STARTS[study.model.start != "scratch"]
+
+
+def found_in(study: Study, state: NDArray[np.float32]) -> str:
+    """What the sum of statistics found, as one sentence for people; empty where nobody was asked."""
+    found = study.asked.read(state) if study.asked is not None else None
+    if found is None:
+        return ""
+    shares = ", ".join(f"{name} {share:.6g}" for name, share in zip(study.names, found.shares, strict=True))
+    ends = [f"to {end:g}" for end in SIZES] + [f"above {SIZES[-1]:g}"]
+    sizes = ", ".join(f"{end} {share:.6g}" for end, share in zip(ends, found.sizes, strict=True))
+    channels = ", ".join(
+        f"{name} {mean:.4f} +- {sd:.4f}"
+        for name, mean, sd in zip(study.data.modality, found.mean, found.sd, strict=True)
+    )
+    noise = "exact" if study.asked is None or study.asked.noise is None else "with noise"
+    return (
+        f"statistics of {found.patients:.6g} patients in training, {noise}: {shares}; longest side in mm: {sizes}; "
+        f"mean and deviation of images: {channels}"
+    )
 
 
 def study_event(study: Study, parameters: int, *, secure: bool, party: str = "") -> StudyStarted:

@@ -16,12 +16,15 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fedseg.errors import ConfigError
 from fedseg.optimisers import CorrectedAdam
+from fedseg.privacy.counted import Counted
 from fedseg.privacy.dpsgd import NoisedGradient, Unsent
 from fedseg.privacy.shares import NoiseShare
 from fedseg.privacy.sparse_vector import Release
 from fedseg.privacy.trust import Trust
 from fedseg.sharing.sending import Sending
 from secagg.encoding import digest
+from secagg.layout import Values
+from secagg.policy import Policy
 
 
 def flatten(model: torch.nn.Module) -> NDArray[np.float32]:
@@ -274,8 +277,55 @@ class NoiseShared(Unsent):
         _fill(self, share.values & np.int64((1 << bits) - 1), site, event_id)
 
 
-Update: TypeAlias = NoisedUpdate | NoiseShared
+@final
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class StatisticsUpdate(Unsent):
+    """What may be aggregated where a study asks for statistics before training; no model is in it.
+
+    Args:
+        total: of the site's patients.
+        site: whose.
+        event_id: the ledger's event that was charged for it.
+        trust: row of the study's mechanism.
+        bits: b of the sum, modulo 2^b of which the total is taken as well.
+
+    Attributes:
+        vector: (k,) int64, of which the low b bits are not 0; read-only.
+        site: whose.
+        event_id: the ledger's event.
+
+    Raises:
+        TypeError: it is something else than counted, or has no noise where an epsilon is claimed.
+    """
+
+    vector: NDArray[np.int64] = field(repr=False)
+    site: str
+    event_id: str
+
+    def __init__(self, total: Counted, site: str, event_id: str, trust: Trust, bits: int) -> None:
+        if not isinstance(total, Counted):
+            raise TypeError(f"statistics come from counted and from nowhere else; this is {type(total)}")
+        if trust.claims_epsilon and not total.noised:
+            raise TypeError("the mechanism claims an epsilon, so statistics without noise do not leave")
+        _fill(self, total.values & np.int64((1 << bits) - 1), site, event_id)
+
+
+Update: TypeAlias = NoisedUpdate | NoiseShared | StatisticsUpdate
 """What an aggregation takes."""
+
+
+def values_of(update: Update, policy: Policy) -> Values:
+    """What the policy's fields take of an update: where statistics are asked for, they or it, and else zeros."""
+    if policy.layout is None or len(policy.layout) == 1:
+        return update.vector
+    *_, last = policy.layout
+    asked = isinstance(update, StatisticsUpdate)
+    return {
+        name: update.vector
+        if (name == last) == asked
+        else np.zeros(each.shape, np.float32 if each.kind.value == "float" else np.int64)
+        for name, each in policy.layout.items()
+    }
 
 
 def _fill(update: Update, vector: NDArray[Any], site: str, event_id: str) -> None:

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from fedseg.budget.plan import plan_of
+from fedseg.budget.plan import plan_of, shown_in
 from fedseg.privacy.accounting import epsilon
 from fedseg.records import Achieved
 from fedseg.study import Study
@@ -34,14 +34,18 @@ def achieved(study: Study, in_sums: Mapping[int, int], burned: int) -> Achieved 
     by_shares = Counter({fewest: burned})
     for sites, times in in_sums.items():
         by_shares[sites - corrupt] += times
+    if plan.asked:  # nobody says here which sum was of statistics: as if it had the fewest shares, and training those
+        by_shares[max(shares for shares, times in by_shares.items() if times)] -= 1
     events = [
         study.mechanism.achieved(terms, times * plan.local_steps, shares)
         for shares, times in sorted(by_shares.items())
         if times
     ]
+    if study.asked is not None:
+        events.append(study.asked.released(1))
     known = [event for event in events if event is not None]
     spent = epsilon(known, plan.delta) if len(known) == len(events) else None
-    charged = epsilon([study.mechanism.released(terms, rounds * plan.local_steps)], plan.delta)
+    charged = epsilon(shown_in(study, rounds) or [], plan.delta)
     sentence = (
         f"planned for at least {fewest} honest share{'s' if fewest > 1 else ''} of the noise: epsilon {_up(charged)}; "
         f"with the sites that were really in each sum: {'no bound' if spent is None else _up(spent)}, for whoever "

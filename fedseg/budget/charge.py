@@ -21,7 +21,9 @@ BUDGET = "budget.toml"
 """In a state folder, where a site gives its data set a budget for life."""
 
 
-def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> str:
+def charge(
+    ledger: Ledger, study: Study, site: str, training_run: str, round_number: int, *, asking: bool = False
+) -> str:
     """Charge a whole round before it trains. Charging the same round again returns the id that it has.
 
     The budgets, the study's and the data set's own for life, hold for everything in the ledger: earlier training runs
@@ -35,6 +37,7 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
         site: the site's id.
         training_run: name of the run whose rounds are counted.
         round_number: at least 1; attempts at one round share its charge.
+        asking: whether the round is of statistics.
 
     Returns:
         The id of the ledger's entry.
@@ -44,16 +47,58 @@ def charge(ledger: Ledger, study: Study, site: str, training_run: str, round_num
         LedgerError: the ledger is damaged, another site's or has this training run of another study, or cannot be
             written.
     """
-    entry = round_entry(study, site, training_run, round_number)
+    entry = round_entry(study, site, training_run, round_number, asking=asking)
     caps = _caps(ledger, study)
     with ledger.charging() as enter:
         _check(ledger, entry, caps)
         return enter(_with_payers(ledger, entry, caps))
 
 
-def affordable(ledger: Ledger, study: Study, site: str, training_run: str, round_number: int) -> None:
+def affordable(
+    ledger: Ledger, study: Study, site: str, training_run: str, round_number: int, *, asking: bool = False
+) -> None:
     """Whether `charge` would charge this round; nothing is charged. Takes and raises what `charge` does."""
-    _check(ledger, round_entry(study, site, training_run, round_number), _caps(ledger, study))
+    _check(ledger, round_entry(study, site, training_run, round_number, asking=asking), _caps(ledger, study))
+
+
+def affordable_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None:
+    """Whether `charge_all` would charge these entries; nothing is charged. Takes and raises what `charge_all` does."""
+    own = ledger.entries()
+    if any(old.site != entry.site for old in own for entry in entries[:1]):
+        raise LedgerError(f"{ledger.path}: belongs to another site; every site has a ledger of its own")
+    new = [entry for entry in entries if not any(old.same_use(entry) for old in own)]
+    for most in _with_lifetime(ledger, cap):
+        before, total = most.spent(distinct(own)), most.spent(distinct([*own, *new]))
+        if new and total > most.epsilon:
+            raise BudgetExceededError(
+                f"site {entries[0].site}: {len(new)} rounds would bring epsilon from {before:.3g} to {total:.3g}, "
+                f"above {most.budget} of {most.epsilon:g} (delta {delta_text(most.delta)}); nothing was charged: "
+                f"{most.remedy}"
+            )
+
+
+def charge_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None:
+    """Charge several rounds at once and before the first, or none of them.
+
+    Args:
+        ledger: of the site's data set.
+        entries: of one training run.
+        cap: holds for everything in the ledger, as the data set's own for life does.
+
+    Raises:
+        BudgetExceededError: all of them would pass a budget; nothing was charged.
+        LedgerError: the ledger is damaged, another site's, or cannot be written.
+    """
+    caps = _with_lifetime(ledger, cap)
+    with ledger.charging() as enter:
+        affordable_all(ledger, entries, cap)
+        for entry in entries:
+            enter(_with_payers(ledger, entry, caps))
+
+
+def _with_lifetime(ledger: Ledger, cap: "Cap") -> list["Cap"]:
+    given = lifetime(ledger.path.parent)
+    return [cap] if given is None else [given, cap]
 
 
 def _check(ledger: Ledger, entry: Entry, caps: Sequence["Cap"]) -> None:

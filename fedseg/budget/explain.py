@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedseg.budget.plan import Plan, plan_of
+from fedseg.budget.plan import Plan, plan_of, shown_in
 from fedseg.privacy.accounting import accountants, cross_check, epsilon, gaussian_dp, in_words
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import SEEDED
@@ -107,8 +107,8 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
     def of(honest: int) -> float:
         """Epsilon where so many shares of the noise count; each is computed once."""
         if honest not in found:
-            event = study.mechanism.achieved(terms, plan.steps, honest)
-            found[honest] = math.inf if event is None else epsilon([event], plan.delta or 0.0)
+            shown = shown_in(study, plan.most_rounds, honest)
+            found[honest] = math.inf if shown is None else epsilon(shown, plan.delta or 0.0)
         return found[honest]
 
     watching = {
@@ -129,17 +129,17 @@ def guarantee_of(study: Study) -> Guarantee | None:
     Raises:
         PrivacyError: the two accountants disagree.
     """
-    plan, terms = plan_of(study), study.terms
+    plan = plan_of(study)
     if plan.delta is None:
         return None
     # One composition takes up to a second, so that a thousand rounds are not all asked.
     rounds = sorted({max(1, round(plan.most_rounds * part / 5)) for part in range(6)})
-    spent = {done: study.mechanism.released(terms, done * plan.local_steps) for done in rounds}
-    everything = [spent[plan.most_rounds]]
+    spent = {done: shown_in(study, done) or [] for done in rounds}
+    everything = spent[plan.most_rounds]
     total, second = cross_check(everything, plan.delta)
     mu = gaussian_dp(everything, plan.delta)
     words = in_words(mu, loss=total, delta=plan.delta)
-    curve = {done: epsilon([event], plan.delta) for done, event in spent.items()}
+    curve = {done: epsilon(events, plan.delta) for done, events in spent.items()}
     return Guarantee(curve, total, second, accountants(everything), mu, words)
 
 
@@ -160,6 +160,12 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
         notes.append(
             f"the noise is planned for {plan.spare_rounds} spare rounds beside the {plan.rounds} that are to complete: "
             "so many may burn without ending the study, and where none does less epsilon is spent"
+        )
+    if (asked := study.asked) is not None and (noise := asked.noise) is not None:
+        spread = math.sqrt(noise.variance) / asked.scale
+        notes.append(
+            f"the first round asks for statistics of all patients: {study.privacy.statistics:g} of epsilon and delta "
+            f"is set aside for it, and each site's noise on a count of patients has a deviation of {spread:.3g}"
         )
     if plan.participation:
         notes.append(

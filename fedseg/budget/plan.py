@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dp_accounting.dp_event import DpEvent
+
 from fedseg.federation.draw import rounds_of_a_site
 from fedseg.ledger import Entry, MetricsRelease
 from fedseg.mechanisms.mechanism import Said
@@ -26,6 +28,7 @@ class Plan:
         spare_rounds: rounds more that the noise is planned for; a burned round stays charged and takes one of them.
         local_steps: steps of a round.
         sites, participation: of the study, and those of a round; 0 for all.
+        asked: rounds among them that are of statistics and not of training.
     """
 
     mechanism: str
@@ -42,6 +45,7 @@ class Plan:
     spare_rounds: int = 0
     sites: int = 0
     participation: int = 0
+    asked: int = 0
 
     @property
     def most_rounds(self) -> int:
@@ -51,7 +55,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Steps of a site in the whole study, those of spare rounds included."""
-        return self.most_rounds * self.local_steps
+        return (self.most_rounds - self.asked) * self.local_steps
 
 
 def plan_of(study: Study) -> Plan:
@@ -76,6 +80,7 @@ def plan_of(study: Study) -> Plan:
         spare_rounds=study.study.spare_rounds,
         sites=len(study.sites),
         participation=study.federation.participation,
+        asked=int(study.asked is not None),
     )
 
 
@@ -88,7 +93,37 @@ def noise_multiplier(study: Study) -> float:
     return study.mechanism.noise_multiplier(study.terms)
 
 
-def round_entry(study: Study, site: str, training_run: str, round_number: int) -> Entry:
+def shown_in(study: Study, rounds: int, honest: int | None = None) -> list[DpEvent] | None:
+    """What so many of a site's rounds show of its patients, the sum of statistics among them.
+
+    Args:
+        study: the study.
+        rounds: that were completed, of the first ones.
+        honest: sites whose noise is not known to whoever looks; None for as many as planned.
+
+    Returns:
+        None where no noise is left.
+    """
+    terms, asked = study.terms, study.asked
+    steps = max(rounds - int(asked is not None), 0) * terms.local_steps
+    mechanism = study.mechanism
+    training = mechanism.released(terms, steps) if honest is None else mechanism.achieved(terms, steps, honest)
+    events = [] if asked is None else [asked.released(1, honest)]
+    events += [training] if steps else []
+    shown = [event for event in events if event is not None]
+    return shown if len(shown) == len(events) else None
+
+
+def planned_entries(study: Study, site: str, training_run: str) -> list[Entry]:
+    """What the rounds of a site cost, one after the other, where none is burned; arguments of `round_entry`."""
+    plan = plan_of(study)
+    return [
+        round_entry(study, site, training_run, number, asking=number <= plan.asked)
+        for number in range(1, plan.most_rounds + 1)
+    ]
+
+
+def round_entry(study: Study, site: str, training_run: str, round_number: int, *, asking: bool = False) -> Entry:
     """What one round of `site` costs, as the ledger has it.
 
     Args:
@@ -96,7 +131,10 @@ def round_entry(study: Study, site: str, training_run: str, round_number: int) -
         site: the site's id.
         training_run: name of the run whose rounds are counted.
         round_number: at least 1.
+        asking: whether the round is of statistics.
     """
+    if asking and study.asked is not None:
+        return study.asked.entry(_said(study, site, training_run, round_number))
     return study.mechanism.entry(_said(study, site, training_run, round_number), study.terms)
 
 

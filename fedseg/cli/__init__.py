@@ -15,6 +15,7 @@ from fedseg.cli import (  # noqa: F401
     prediction,
     privacy,
     reports,
+    searching,
     simulation,
     stating,
     verifying,
@@ -27,7 +28,7 @@ app.add_typer(enrol_app, name="enrol")
 
 ORDER = (
     *("new", "plan", "epsilon"),
-    *("simulate", "predict", "evaluate", "compare"),
+    *("simulate", "predict", "evaluate", "compare", "search"),
     *("demo", "credentials", "coordinator", "site"),
     *("status", "report", "statement", "verify-run"),
 )

@@ -193,15 +193,17 @@ def _of_row(row: Row, base: Study, own: Mapping[str, Study]) -> Study:
 
 def _changed(row: Row, study: Study, epsilon: float | None, seed: int) -> Study:
     """The study of one training: the same number of steps in the form that the row's mechanism has."""
-    steps = study.study.rounds * study.study.local_steps
-    rounds, denominator = (study.study.rounds, study.study.local_steps), study.privacy.denominator
+    asked = int(study.asked is not None)
+    trained = study.study.rounds - asked
+    steps, denominator = trained * study.study.local_steps, study.privacy.denominator
+    rounds = trained, study.study.local_steps
     if row.who == "everybody":
         rounds, denominator = (1, steps), denominator * len(study.site_ids)
     elif row.mechanism == "distributed":
         rounds = steps, 1
     shared = row.mechanism == "distributed"
     changes: dict[str, dict[str, Any]] = {
-        "study": {"rounds": rounds[0], "local_steps": rounds[1], "spare_rounds": 0, "seed": seed},
+        "study": {"rounds": asked + rounds[0], "local_steps": rounds[1], "spare_rounds": 0, "seed": seed},
         "privacy": {"mechanism": row.mechanism, "denominator": denominator},
         "secagg": {} if shared or study.secagg.clip_range else {"clip_range": CLIP_RANGE},
         "run": {"evaluate_every": NEVER},

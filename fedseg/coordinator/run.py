@@ -26,10 +26,11 @@ from fedseg.credentials import coordinator_tls, load_federation, signing_key
 from fedseg.data.declaration import Declaration, agree, odd_ones
 from fedseg.dialogue import Declares, ToEvaluate, content_of
 from fedseg.errors import ConfigError, RoundFailedError, UnfinishedError
+from fedseg.models.standardising import follow
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.start import starting_model
 from fedseg.summary import study_event
-from fedseg.update import adopt, model_hash
+from fedseg.update import model_hash
 from secagg.errors import ConfigError as SecAggConfigError
 from secagg.errors import ProtocolError
 from secagg.files import policy_text
@@ -153,7 +154,7 @@ class Coordinator(Engine):
                 self.folder.emit(told.Note(text="the public start is read, or trained now if fedseg ships none"))
             model = await asyncio.to_thread(starting_model, self.study)  # sites load their images meanwhile
             self.state = self.training.course.opened(model)
-            adopt(self.model, self.state)
+            follow(self.model, self.state, self.study)
         await super()._resume()
 
     async def _rounds(self) -> tuple[str, bool]:

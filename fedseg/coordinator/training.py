@@ -12,10 +12,12 @@ from fedseg.coordinator.figures import Figures
 from fedseg.course import Course
 from fedseg.dialogue import Metrics, Progress, content_of, state_in
 from fedseg.errors import RoundFailedError
-from fedseg.events import RoundEnded, Trained
+from fedseg.events import Note, RoundEnded, Trained
 from fedseg.models import build_model
+from fedseg.models.standardising import follow
 from fedseg.runfolder import RunFolder, Tally
-from fedseg.update import adopt, model_hash
+from fedseg.summary import found_in
+from fedseg.update import model_hash
 from secagg.book import RoundBook
 from secagg.driver import Completed
 from secagg.policy import Policy
@@ -88,8 +90,11 @@ class Training:
         policy = self.policy
         if policy is None:
             raise RoundFailedError("a sum came before the run began")
+        asked = self._study.asks(self.vector)
         self.vector = self.course.following(self.vector, done.total, done.included, policy)
-        adopt(self.model, self.vector)
+        if asked:
+            self._folder.emit(Note(text=found_in(self._study, self.vector)))
+        follow(self.model, self.vector, self._study)
         self._ended = RoundEnded(
             round=summed.round,
             attempt=summed.attempt,
@@ -124,7 +129,7 @@ class Training:
         end = _LENGTH_BYTES + int.from_bytes(state[:_LENGTH_BYTES], "big")
         told = json.loads(state[_LENGTH_BYTES:end])
         self.vector, self.restored = state_in(state[end:]), True
-        adopt(self.model, self.vector)
+        follow(self.model, self.vector, self._study)
         self.figures.restore(told["figures"])
         self._ended = RoundEnded.model_validate(told["ended"])
         before = Tally.model_validate(told["tally"])

@@ -12,11 +12,7 @@ from numpy.typing import NDArray
 
 from fedseg.data.background import Background
 from fedseg.errors import CaseError
-from fedseg.study.sections import DataSection
-
-BRIGHTEST = 1.5
-FARTHEST = 5.0
-"""Standard deviations: what lies beyond is cut."""
+from fedseg.study.sections import BRIGHTEST, FARTHEST, DataSection
 
 Array: TypeAlias = NDArray[np.float32]
 

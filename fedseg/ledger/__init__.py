@@ -12,6 +12,7 @@ from fedseg.ledger.chain import START, Line, read, verify
 from fedseg.ledger.entries import (
     Entry,
     MetricsRelease,
+    NoisyStatistics,
     NoisySteps,
     NoisySum,
     SparseRelease,
@@ -27,6 +28,7 @@ __all__ = [
     "Ledger",
     "Line",
     "MetricsRelease",
+    "NoisyStatistics",
     "NoisySteps",
     "NoisySum",
     "SparseRelease",

@@ -142,6 +142,37 @@ class NoisySum(_Entry):
         return noise.event(shares, self.sample_rate, 1) if shares > 0 else NonPrivateDpEvent()
 
 
+class NoisyStatistics(_Entry):
+    """Statistics of all patients in training: one release of one sum, in which nobody is drawn and everybody is.
+
+    Attributes:
+        neighbouring: relation between the data sets that an adversary cannot tell apart.
+        variance: of one site's discrete Gaussian noise.
+        sensitivity: L2 norm that the whole numbers of one unit never exceed.
+        shares: how many sites' noise counts; 1 where each site's is the whole.
+        survivors: sites that every sum has at least; 0 where each site's noise is the whole.
+        generator: where the noise comes from. Whoever knows a seed can recompute it.
+    """
+
+    series = "training"
+
+    kind: Literal["statistics"] = "statistics"
+    neighbouring: Literal["add or remove one"] = "add or remove one"
+    variance: int = Field(ge=1)
+    sensitivity: int = Field(ge=1)
+    shares: int = Field(ge=1)
+    survivors: int = Field(ge=0)
+    generator: Generator
+
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+        """The noise of all shares that count, on a sum over everybody; nothing protects where a seed is known."""
+        if self.generator != "os" and not unseeded:
+            return NonPrivateDpEvent()
+        noise = SharedNoise("gaussian", self.variance, self.sensitivity, length=self.sensitivity**2)
+        shares = self.shares if known is None or not self.survivors else self.survivors - known
+        return noise.event(shares, 1.0, 1) if shares > 0 else NonPrivateDpEvent()
+
+
 class SparseRelease(_Entry):
     """A round of mechanism "svt": a few values of an update, chosen and noised, after which nothing else is shown.
 
@@ -196,7 +227,7 @@ class MetricsRelease(_Entry):
         return
 
 
-Entry: TypeAlias = NoisySteps | NoisySum | SparseRelease | UnprotectedRound | MetricsRelease
+Entry: TypeAlias = NoisySteps | NoisySum | NoisyStatistics | SparseRelease | UnprotectedRound | MetricsRelease
 """A line of the ledger. A new kind is one more class here, with an event of its own."""
 
 _OWN: dict[type[Entry], Callable[[Entry], Any]] = {

@@ -208,6 +208,7 @@ class Mechanism(ABC):
         name: as `[privacy] mechanism`.
         trust: what it claims, and whom one trusts for it.
         needs: fields of `[privacy]` without which a study of it is none.
+        asks: whether statistics can be asked for beside it.
         largest_epsilon: that a study may ask for. From 100 on even one patient's presence is as good as shown, whatever
             delta; what reproduces a published setting of that kind may go beyond, and says what it spends.
     """
@@ -216,6 +217,7 @@ class Mechanism(ABC):
     trust: ClassVar[Trust]
     needs: ClassVar[tuple[str, ...]]
     largest_epsilon: ClassVar[float] = 100.0
+    asks: ClassVar[bool] = True
 
     def refusal(self, terms: Terms) -> str:
         """Why there can be no such study, as one sentence that begins with section and field; empty where it can.

@@ -77,6 +77,7 @@ class SparseVectorTechnique(Mechanism):
     )
     needs = ("epsilon", "delta", "released")
     largest_epsilon = math.inf
+    asks = False
 
     def refusal(self, terms: Terms) -> str:
         """See `Mechanism.refusal`."""

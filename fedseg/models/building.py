@@ -10,6 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.models.adapting import standardise, train_only
 from fedseg.models.network import GROUPS
+from fedseg.models.standardising import standardise_inputs
 from fedseg.models.table import NETWORKS
 from fedseg.sharing.table import METHODS
 from fedseg.study import Study
@@ -55,6 +56,7 @@ def build_model(study: Study) -> torch.nn.Module:
             f"multiples of {factor}; choose {-(-bad[0] // factor) * factor}, or fewer levels"
         )
     train_only(model, study)
+    standardise_inputs(model, study)
     return model
 
 

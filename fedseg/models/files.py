@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 
 from fedseg.errors import ConfigError
 from fedseg.models.building import build_model
+from fedseg.models.standardising import MEAN, SD
 from fedseg.study import Study, parse_study
 from fedseg.tasks.table import task_of
 from secagg.writing import PUBLIC, write_whole
@@ -37,7 +38,8 @@ def load_model(path: Path, study: Study) -> torch.nn.Module:
     """
     model = build_model(study)
     try:
-        model.load_state_dict(load_file(path))
+        own = {name: value for name, value in model.named_buffers() if name in (MEAN, SD)}
+        model.load_state_dict({**own, **load_file(path)})  # a start of another study knows nothing of these patients
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
     except RuntimeError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedseg.budget.charge import lifetime
-from fedseg.budget.plan import plan_of, round_entry
+from fedseg.budget.plan import plan_of, planned_entries
 from fedseg.data.cases import SiteData
 from fedseg.ledger import FILE, distinct, read, released
 from fedseg.privacy.accounting import epsilon
@@ -27,6 +27,11 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
     yield f"study '{study.study.name}', hash {own}: read it aloud to the other parties"
     sites = ", ".join(study.site_ids)
     yield f"trained: {', '.join(study.names)} in {plan.rounds} rounds of {plan.local_steps} steps, by {sites}"
+    if study.asked is not None:
+        yield (
+            "the first round asks for statistics of all patients in training: how many, of each class or structure, "
+            "sizes, and the images' mean and deviation, in one sum over all sites"
+        )
     tested = len({case.patient for case in data.test})
     yield f"on {len(data.patients)} patients in training here and {tested} held out; images stay on this machine"
     if not study.trust.claims_epsilon or plan.delta is None or study.privacy.epsilon is None:
@@ -34,7 +39,7 @@ def sentences(study: Study, site: str, data: SiteData, state: Path, run: str) ->
         return
     delta, at = plan.delta, f"at delta {delta_text(plan.delta)}, {plan.unit}"
     spent = distinct(line.entry for line in read(state / FILE))
-    planned = [round_entry(study, site, run, number) for number in range(1, plan.most_rounds + 1)]
+    planned = planned_entries(study, site, run)
     yield f"asked: epsilon {study.privacy.epsilon:g} {at}; {study.trust.sentence}"
     yield f"spent by these patients so far, over all studies: epsilon {_figure(epsilon(released(spent), delta))}"
     after = epsilon(released(distinct([*spent, *planned])), delta)

@@ -29,6 +29,7 @@ from fedseg.events import (
     Trained,
     Waiting,
 )
+from fedseg.models.standardising import follow
 from fedseg.runfolder import POLICY, RunFolder
 from fedseg.sharing.sending import LOST, Owed
 from fedseg.site.control import Control
@@ -36,9 +37,10 @@ from fedseg.site.options import Options
 from fedseg.site.party import Party
 from fedseg.site.record import Record
 from fedseg.site.round import Round
-from fedseg.summary import study_event
+from fedseg.statistics import answer
+from fedseg.summary import found_in, study_event
 from fedseg.train import train_round
-from fedseg.update import adopt, model_hash
+from fedseg.update import Update, model_hash, values_of
 from secagg.driver import Completed
 from secagg.files import policy_text
 from secagg.messages import Receipt, RoundStart
@@ -149,7 +151,8 @@ class Site(Party, Application):
             )
         self._adopt(start, content)
         try:
-            affordable(self.ledger, self.study, self.me, self.federation.training_run, start.round_number)
+            run, asking = self.federation.training_run, self.study.asks(self.state)
+            affordable(self.ledger, self.study, self.me, run, start.round_number, asking=asking)
         except BudgetExceededError as error:
             raise LeaveError(str(error)) from error
         begins = RoundStarted(round=start.round_number, attempt=start.attempt, model_hash=start.model_hash.hex())
@@ -170,7 +173,7 @@ class Site(Party, Application):
 
     def _adopt(self, start: RoundStart, content: bytes) -> None:
         self.state = self._right(start, content)
-        adopt(self.model, self.state)
+        follow(self.model, self.state, self.study)
         self.rounds_done = len(start.missed)
 
     def work(self, number: int) -> Callable[[threading.Event], Given]:
@@ -182,8 +185,9 @@ class Site(Party, Application):
             raise RoundFailedError("the round is over")
         number = current.number
         run = self.federation.training_run
+        asking = self.study.asks(current.opened_on)
         try:
-            charge(self.ledger, self.study, self.me, run, number)
+            charge(self.ledger, self.study, self.me, run, number, asking=asking)
         except BudgetExceededError as error:
             raise LeaveError(str(error)) from error
         if self.ledger.payers is not None and (told := self.ledger.payers.left_out) not in ("", self.told):
@@ -202,22 +206,32 @@ class Site(Party, Application):
 
         on_step(0, self.study.study.local_steps)
         try:
-            update = train_round(
-                *(current.model, self.data, self.study),
-                site=self.me,
-                training_run=run,
-                round_number=number,
-                ledger=self.ledger,
-                on_step=on_step,
-                owed=self.owed,
-                own=self.own,
-            )
+            update: Update
+            if asking:
+                update = answer(
+                    *(self.data, self.study),
+                    site=self.me,
+                    training_run=run,
+                    round_number=number,
+                    ledger=self.ledger,
+                )
+            else:
+                update = train_round(
+                    *(current.model, self.data, self.study),
+                    site=self.me,
+                    training_run=run,
+                    round_number=number,
+                    ledger=self.ledger,
+                    on_step=on_step,
+                    owed=self.owed,
+                    own=self.own,
+                )
         finally:
             # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
             # update: also where the coordinator ended the round meanwhile, and sees when this site is free again.
             if self.study.trust.claims_epsilon and (left := self.study.run.hold_seconds - current.facts.seconds) > 0:
                 time.sleep(left)
-        return Given(update.vector, update.event_id, current.rounding(self.study), current.quantised)
+        return Given(values_of(update, self.policy), update.event_id, current.rounding(self.study), current.quantised)
 
     def spoke(self, step: str, size: int) -> None:
         """Count a message, and keep what an audit wants of the one that held the update."""
@@ -240,11 +254,14 @@ class Site(Party, Application):
         head = done.receipt.head
         if self.owed is not None:
             self.owed.settle(included=self.me in done.included)
+        asked = self.study.asks(current.opened_on)
         self.settle_own(included=self.me in done.included)
         following = current.following(done, self.policy, self.course)
         self.following.expect(head, model_hash(following))
         self.state = following
-        adopt(self.model, following)
+        if asked:
+            self.folder.emit(Note(text=found_in(self.study, following)))
+        follow(self.model, following, self.study)
         self.figures.keep(current.number, "total", done.result)
         ended = current.ended(done, session.clip_rate if session.clip_rates else None)
         if self.study.trust.claims_epsilon:

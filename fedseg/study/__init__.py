@@ -7,6 +7,7 @@ whose secure aggregation would be unsafe cannot be constructed.
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from fedseg.federation.algorithm import Rules
 from fedseg.federation.draw import drawn
 from fedseg.federation.table import ALGORITHMS
 from fedseg.files import read_text
+from fedseg.mechanisms.asking import FIELD, Asked, asked_by
 from fedseg.mechanisms.mechanism import VALUE_BITS, Encoding, Mechanism, Terms
 from fedseg.mechanisms.table import MECHANISMS
 from fedseg.privacy.delta import too_large
@@ -44,6 +46,7 @@ from fedseg.study.sections import (
 from fedseg.study.words import sentence
 from secagg.encoding import digest
 from secagg.errors import ConfigError as PolicyError
+from secagg.layout import Field, Layout
 from secagg.policy import Policy
 
 UNHASHED = frozenset({"run", "report"})  # sections that can change neither results nor privacy
@@ -97,6 +100,11 @@ class Study(Section):
             raise ValueError(
                 "[data] layout = 'phantom': made images are squares and cubes; give size as one number only"
             )
+        if self.data.statistics != "none" and self.model.start == "phantom":
+            raise ValueError(
+                "[model] start = 'phantom' with [data] statistics: that start was trained on images as they are; leave "
+                "either out"
+            )
         if self.model.blocks and self.model.name != "segresnet":
             raise ValueError(f"[model] blocks goes with name = 'segresnet', not '{self.model.name}'; remove it")
         if self.training.deep_supervision and self.model.name not in DEEP:
@@ -105,7 +113,7 @@ class Study(Section):
             )
         if self.trust.claims_epsilon and (said := too_large(self.privacy.delta, self.expected_patients)):
             raise ValueError(f"[privacy] {said}")
-        if said := self.mechanism.refusal(self.terms) or self._too_few():
+        if said := self._unaskable() or self.mechanism.refusal(self.terms) or self._too_few():
             raise ValueError(said)
         self.policy(1)
         return self
@@ -156,8 +164,30 @@ class Study(Section):
         return self.mechanism.trust.with_corrupt(self.secagg.max_corrupt)
 
     @property
+    def asked(self) -> Asked | None:
+        """The statistics that the first sum is of; None where none are asked for."""
+        if self.data.statistics != "secure":
+            return None
+        share = self.privacy.statistics
+        return asked_by(self._whole, self.mechanism.trust, len(self.names), self.data.ranges, share)
+
+    def asks(self, state: NDArray[np.float32]) -> bool:
+        """Whether the next sum is of statistics: nobody was asked yet, as far as this state knows."""
+        return self.asked is not None and self.asked.read(state) is None
+
+    @property
     def terms(self) -> Terms:
-        """The numbers that the mechanism works with."""
+        """The numbers that the mechanism works with: of training, without what is set aside for statistics."""
+        whole, left = self._whole, 1 - self.privacy.statistics
+        if self.data.statistics != "secure":
+            return whole
+        whole = replace(whole, rounds=whole.rounds - 1)
+        if not self.trust.claims_epsilon:
+            return whole
+        return replace(whole, epsilon=left * (whole.epsilon or 0.0), delta=left * (whole.delta or 0.0))
+
+    @property
+    def _whole(self) -> Terms:
         # The sites' numbers do not depend on how values are encoded, but uneven weights need more than two bits.
         even = len({site.weight for site in self.sites}) == 1
         policy = self._policy(Encoding(1, 1.0, 2 if even else VALUE_BITS))
@@ -206,6 +236,23 @@ class Study(Section):
             personal=federation.personal,
         )
 
+    def _unaskable(self) -> str:
+        """Why statistics cannot be asked for; empty where they can, or are not."""
+        if (asked := self.asked) is None:
+            return ""
+        begin = "[data] statistics = 'secure'"
+        if self.study.rounds < 2:
+            return f"{begin} with [study] rounds = 1: the first sum is of statistics; raise rounds"
+        if not self.mechanism.asks:
+            return f"{begin} with mechanism = '{self.privacy.mechanism}': its epsilon has no room for it; use 'public'"
+        if self.privacy.noise == "skellam":
+            return f"{begin} with [privacy] noise = 'skellam': their noise is Gaussian; use 'discrete-gaussian'"
+        if self.federation.participation:
+            return f"{begin} with [federation] participation: all sites are asked; leave either out"
+        if self.secagg.bits < (needed := asked.bits_needed(self.expected_patients, len(self.sites))):
+            return f"[secagg] bits = {self.secagg.bits}: the sum of so many patients needs {needed}; raise it"
+        return ""
+
     def _too_few(self) -> str:
         """Why so few sites cannot be in a round, or a site cannot stray in it; empty where they can."""
         terms, part = self.terms, self.federation.participation
@@ -250,7 +297,13 @@ class Study(Section):
         Raises:
             ConfigError: the parameters are unsafe; names the study's field.
         """
-        return self._policy(self.mechanism.encoding(parameters, self.terms), server_key)
+        encoding = self.mechanism.encoding(parameters, self.terms)
+        if (asked := self.asked) is not None:
+            length, clip_range, value_bits, own = encoding
+            own = own or Layout({"update": Field.floats(length, clip_range=clip_range, value_bits=value_bits)})
+            extra = Field.integers(asked.length, bits=self.secagg.bits)
+            encoding = Encoding(layout=Layout({**own, FIELD: extra}))
+        return self._policy(encoding, server_key)
 
     def _policy(self, encoding: Encoding, server_key: bytes = b"") -> Policy:
         try:

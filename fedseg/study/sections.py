@@ -32,6 +32,12 @@ Side = Annotated[int, Field(ge=16, le=512)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+BRIGHTEST = 1.5
+"""Of an image that is normalised by percentiles, of which the 99th is 1."""
+FARTHEST = 5.0
+"""Standard deviations of an image that is normalised by its own: what lies beyond is cut."""
+RANGES = {"percentiles": (0.0, BRIGHTEST), "z-score": (-FARTHEST, FARTHEST), "ct": (0.0, 1.0)}
+
 PICTURES = ("images", "radiographs", "medmnist")
 """Layouts of pictures with classes; the others but 'phantom' are of label maps."""
 
@@ -171,6 +177,15 @@ class DataSection(Section):
         default=("percentiles",),
         description="how intensities are made alike: one for all modalities, or one for each",
     )
+    statistics: Literal["none", "public", "secure"] = Field(
+        default="none",
+        description="the network sees each channel less a mean, over a deviation, alike at all sites: none, 'public' "
+        "constants (mean, sd), or 'secure', what the first sum says of all patients in training: see Statistics",
+    )
+    mean: tuple[float, ...] = Field(
+        default=(), description="of each channel of a normalised image, with statistics = 'public'"
+    )
+    sd: tuple[Positive, ...] = Field(default=(), description="the same channel's standard deviation")
     window: tuple[float, float] | None = Field(
         default=None, description="lowest and highest Hounsfield unit that 'ct' tells apart, such as [-160, 240]"
     )
@@ -214,6 +229,20 @@ class DataSection(Section):
     def methods(self) -> tuple[str, ...]:
         """How each modality is normalised."""
         return self.normalisation * len(self.modality) if len(self.normalisation) == 1 else self.normalisation
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """The lowest and the highest value that each channel of a normalised image can have."""
+        return tuple(RANGES[method] for method in self.methods)
+
+    @model_validator(mode="after")
+    def _standardised(self) -> Self:
+        for name in ("mean", "sd"):
+            wanted, given = len(self.modality) if self.statistics == "public" else 0, len(getattr(self, name))
+            if given != wanted:
+                said = f"{name} lists {given} numbers with statistics = '{self.statistics}'"
+                raise ValueError(f"{said}; give {wanted or 'none'}{', one for each modality' if wanted else ''}")
+        return self
 
     @model_validator(mode="after")
     def _intensities(self) -> Self:
@@ -433,6 +462,12 @@ class PrivacySection(Section):
     )
     multiplicity: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1, description="views of a drawn patient whose gradients are averaged before the patient's is clipped"
+    )
+    statistics: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="share of epsilon and delta that is set aside for [data] statistics = 'secure'; else not used",
     )
     noise: Literal["discrete-gaussian", "skellam"] = Field(
         default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"

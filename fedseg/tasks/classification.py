@@ -60,6 +60,10 @@ class Classification:
         """Nothing: a class is not in space."""
         return ()
 
+    def shares(self, case: Case) -> NDArray[np.float64]:
+        """1 at its class."""
+        return np.eye(self.outputs)[int(case.label)] if case.label is not None else np.zeros(self.outputs)
+
     def lost(self, case: Case) -> Sequence[str]:
         """Nothing."""
         return ()

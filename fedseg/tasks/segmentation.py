@@ -93,6 +93,13 @@ class Segmentation:
                 found.append(Kept(name, file, view, grid_voxels, grid_voxels * grown / max(view, 1)))
         return tuple(found)
 
+    def shares(self, case: Case) -> NDArray[np.float64]:
+        """The share of its voxels that each label value has."""
+        if case.label is None:
+            return np.zeros(len(self.names))
+        found = np.bincount(case.label.ravel(), minlength=self.outputs)[1 : self.outputs]
+        return np.asarray(found / case.label.size, np.float64)
+
     def lost(self, case: Case) -> Sequence[str]:
         """Voxels outside the field of view, and structures that keep less than half or more than twice their volume."""
         said = []

@@ -54,6 +54,9 @@ class Task(Protocol):
             grid: of the case.
         """
 
+    def shares(self, case: Case) -> NDArray[np.float64]:
+        """How much of a case is of each name, (names,) that add up to at most 1; zeros where it has no label."""
+
     def lost(self, case: Case) -> Sequence[str]:
         """Sentences on what of a case's label is lost, or grows, on the way to the working grid."""
 

@@ -61,7 +61,8 @@ def t15_noise_floor(given: Material) -> Iterator[Finding]:
 
 def _below(given: Material, ledger: Charged, number: int) -> str:
     """What a round's charge lacks of the planned one, as one clause; empty where it lacks nothing."""
-    planned = round_entry(given.study, ledger.site, given.run_name, number)
+    asking = given.study.asked is not None and number == min(given.log)
+    planned = round_entry(given.study, ledger.site, given.run_name, number, asking=asking)
     place = (given.run_name, planned.series, number)
     found = next(
         (e for e in ledger.entries.values() if (e.training_run, e.series, e.round_number) == place),

@@ -14,6 +14,7 @@ from fedseg.course import Course
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
 from fedseg.models import load_model
+from fedseg.models.standardising import MEAN, SD
 from fedseg.pretraining import recipe_hash
 from fedseg.start import checksums, starting_model
 from fedseg.study import Study
@@ -87,7 +88,8 @@ def _last(run: Run, reached: Reached, course: Course) -> Finding:
     if not run.model.is_file():
         return Finding("T-16", NOT_CHECKED, str(run), f"{run.model.name} is not there")
     try:
-        vector = flatten(load_model(run.model, run.study))
+        model = load_model(run.model, run.study)
+        vector = flatten(model)
     except ConfigError as error:
         return Finding("T-16", VIOLATED, str(run), str(error))
     last = max(run.ended, default=0)
@@ -98,6 +100,11 @@ def _last(run: Run, reached: Reached, course: Course) -> Finding:
         said = f"broke off after round {last}: its model is not the last one"
         return Finding("T-16", NOT_CHECKED, str(run), said)
     made = course.weights(reached.state)
+    if (asked := run.study.asked) is not None and (found := asked.read(reached.state)) is not None:
+        buffers = dict(model.named_buffers())
+        if any(buffers[name].tolist() != list(values) for name, values in ((MEAN, found.mean), (SD, found.sd))):
+            said = f"mean and deviation in {run.model.name} are not those that the sum of statistics says"
+            return Finding("T-16", VIOLATED, str(run), said)
     if vector.tobytes() == made.tobytes():
         which = "the running average of the models up to" if course.study.federation.ema else "the model after"
         told = f"{run.model.name} is {which} round {last}, bit for bit"

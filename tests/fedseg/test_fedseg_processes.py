@@ -11,11 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from fedseg.credentials import make_credentials
 from fedseg.demo import Demo
+from fedseg.ledger import read
 from fedseg.report import write_report
-from tests.support.tiny import tiny_study
+from tests.support.tiny import tiny_classes, tiny_study
 
 HELD_OUT = (1, 3, 3, 1, 2)
 """Of six patients at each of the five sites."""
@@ -66,6 +68,31 @@ def test_steps_with_the_noise_in_the_sum_are_exact_without_a_site_that_was_kille
     html = write_report(run).read_text()
     assert "at most 1 of the sites may side with the coordinator" in html
     assert "nobody is trusted" not in html
+    assert not _children_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_classes_are_learned_over_tls_after_one_sum_of_statistics_that_a_killed_site_missed(tmp_path):
+    study = tiny_classes(rounds=3, seed=None, mechanism="local").replace(data={"statistics": "secure"})
+    sites = [{"id": f"site-{c}", "patients": 6} for c in "abcde"]
+    study = type(study).model_validate_json(json.dumps({**study.model_dump(mode="json"), "sites": sites}))
+    study = study.replace(run={"evaluate_every": 3}, report={"share_metrics": True})
+    events: list[dict] = []
+    run = Demo(tmp_path, study, lambda event: events.append(event.model_dump()), {(1, "site-b"): "ShareReport"}).run()
+    ends = [event for event in events if event["kind"] == "end_round"]
+    assert [event["exact"] for event in ends] == [True] * 3
+    assert [len(event["included"]) for event in ends] == [4, 5, 5]
+    (told,) = (e["text"] for e in events if e["kind"] == "note" and e["text"].startswith("statistics of"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["privacy"]["epsilon"] <= 8.0
+    assert set(metrics["dice"]["structures"]) == {"clear", "cloudy"}
+    models = {path.read_bytes() for path in tmp_path.rglob("model.safetensors")}
+    assert len(models) == 1, "every party has the same weights, mean and deviation"
+    assert "input_mean" in load_file(run / "model.safetensors")
+    for site in study.site_ids:  # the killed one was charged for what it did not send
+        (ledger,) = tmp_path.rglob(f"{site}*/ledger.jsonl")
+        assert [line.entry.kind for line in read(ledger)] == ["statistics", "local", "local"]
+    assert "with noise" in told
     assert not _children_of(tmp_path)
 
 

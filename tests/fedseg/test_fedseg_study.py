@@ -147,7 +147,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "78f5af031ab53d66ed1b24e59bfa0d51ce8401fd94fbc01910d6c3616513103c"
+    assert parse_study(text, "s").hash().hex() == "16384303aba985785113defdf846770f49af6360f6b0d21c66a82e9ff7904b30"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

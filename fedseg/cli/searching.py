@@ -1,0 +1,81 @@
+"""`fedseg search`: settings of a study, by trials."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedseg.cli.terminal import DataFolder, StudyFile, app, reading
+from fedseg.errors import ConfigError
+from secagg.terminal import say
+
+if TYPE_CHECKING:
+    from fedseg.search import Tried
+
+
+@app.command()
+def search(
+    study: StudyFile,
+    space: Annotated[Path, typer.Option(help="TOML with the settings to search over.", show_default=False)],
+    data: DataFolder = None,
+    trials: Annotated[int, typer.Option(min=1, help="That are to complete.")] = 20,
+    public: Annotated[bool, typer.Option("--public", help="The images are public: nobody pays for trials.")] = False,
+    charge: Annotated[
+        bool, typer.Option("--charge", help="Charge every trial in the ledgers that these images have for life.")
+    ] = False,
+    epsilon: Annotated[float | None, typer.Option(help="Of one trial, with --charge.", show_default=False)] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Of all trials together, with --charge.", show_default="the study's epsilon"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is proposed, and of trials that nobody pays for.")] = 1,
+    folder: Annotated[Path, typer.Option("--out", help="Where trials and the best study go.")] = Path("search"),
+) -> None:
+    """Search for settings of a study by trials.
+
+    On made patients or with --public for free, with --charge for epsilon. Trials are scored on patients set aside from
+    those in training; who is held out has no part in it. The same command goes on after an interruption.
+    """
+    from fedseg.data.layouts.table import layout_of
+    from fedseg.data.loading import load_cohort
+    from fedseg.search import SAID, Images, Wanted, read_space
+    from fedseg.search import search as searched
+    from fedseg.study import load_study
+
+    loaded, settings = load_study(study), read_space(space)
+    images: Images = "public" if public else "charged" if charge else "made"
+    if layout_of(loaded).needs_folder == (images == "made") or (public and charge):
+        raise ConfigError(
+            "whose images are these? give --public where they are, or --charge where patients pay for each trial"
+            if layout_of(loaded).needs_folder
+            else f"layout = '{loaded.data.layout}': its patients are made; leave --public and --charge away"
+        )
+    if charge and epsilon is None:
+        raise ConfigError("--charge: say with --epsilon what one trial may spend")
+    with reading(data):
+        cohort = load_cohort(data, loaded)
+    best, began = [-1.0], [time.monotonic()]
+
+    def told(tried: "Tried") -> None:
+        """A line a trial."""
+        took, began[0] = time.monotonic() - began[0], time.monotonic()
+        values = ", ".join(f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"
+                           for field, value in tried.values.items())  # fmt: skip
+        if tried.score is None:
+            say(f"trial {tried.number}: failed ({tried.why}); {values}")
+            return
+        best[0] = max(best[0], tried.score)
+        say(f"trial {tried.number}: {tried.score:.4f} (best here {best[0]:.4f}), {took:.0f} s; {values}")
+
+    wanted = Wanted(
+        trials=trials,
+        images=images,
+        out=folder,
+        seed=seed,
+        epsilon=epsilon or 0.0,
+        budget=budget or loaded.privacy.epsilon or 0.0,
+        data=data,
+    )
+    path = searched(loaded, cohort, settings, wanted, told)
+    say(f"{path}: the best of them; chosen on {SAID[images]}")

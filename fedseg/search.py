@@ -1,0 +1,314 @@
+"""Settings of a study, searched for: trials on made or public images, or on patients who pay for each of them.
+
+A trial trains the study with other settings and scores it on patients that are set aside from those in training. Who is
+held out for the study's own figures has no part in any trial. Where patients are somebody's, every trial is charged in
+the ledgers that their images have for life, as a whole and before it begins, and one that would pass a budget is
+refused. Which settings score best is a choice by scores that no epsilon covers; what is found says so. Optuna proposes
+(tree-structured Parzen estimator, Bergstra et al. 2011) and keeps the trials in a file, so that the same command goes
+on.
+"""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from fedseg.budget.charge import Cap, affordable_all, charge_all
+from fedseg.budget.plan import metrics_entry, planned_entries
+from fedseg.data.cases import SiteData, held_out
+from fedseg.errors import ConfigError
+from fedseg.evaluation import evaluate, structure_means
+from fedseg.exposure import MARKS, data_set_ledger
+from fedseg.files import read_text
+from fedseg.ledger import Ledger
+from fedseg.ledger.home import Home
+from fedseg.models import load_model
+from fedseg.runfolder import RunFolder
+from fedseg.simulate import Options, simulate
+from fedseg.study import Study
+from secagg.encoding import digest
+from secagg.sqlite import SqliteStore
+from secagg.writing import PRIVATE_FOLDER, write_whole
+
+if TYPE_CHECKING:
+    import optuna
+
+Cohort: TypeAlias = Mapping[str, SiteData]
+Images: TypeAlias = Literal["made", "public", "charged"]
+Space: TypeAlias = Mapping[str, Any]
+"""By "section.field": values to choose from, or {"low", "high", "step", "log"}."""
+
+ASIDE = 0.25
+"""Share of the patients in training on whom trials are scored."""
+
+SEARCHED = ("study", "model", "training", "federation", "privacy", "sharing")
+FIXED = {
+    *("study.name", "study.task", "study.structures", "study.classes", "study.seed", "model.start"),
+    *("privacy.mechanism", "privacy.unit", "privacy.epsilon", "privacy.delta"),
+}
+"""What a study is about and what it promises is no setting."""
+
+SAID = {
+    "made": "made patients, who are nobody's: nothing was spent",
+    "public": "images that whoever ran it calls public: nothing was charged",
+    "charged": "patients' images, who paid for every trial; which trial scored best is a choice that no epsilon covers",
+}
+STORAGE = "search.sqlite"
+BEST = "best.toml"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How to search.
+
+    Attributes:
+        trials: that are to complete, those of earlier processes among them.
+        images: whose the images are.
+        out: folder of the trials.
+        seed: of what is proposed, and of trials that are not charged.
+        epsilon: of one trial, where they are charged.
+        budget: of all trials together with everything else in a ledger, where they are charged.
+        data: folder of the images, where they are charged.
+    """
+
+    trials: int
+    images: Images
+    out: Path
+    seed: int = 1
+    epsilon: float = 0.0
+    budget: float = 0.0
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A trial.
+
+    Attributes:
+        number: from 0.
+        values: by "section.field".
+        score: mean over structures or classes of the mean over patients set aside; None where it failed.
+        why: it failed.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    score: float | None
+    why: str = ""
+
+
+def read_space(path: Path) -> Space:
+    """The settings to search over.
+
+    Raises:
+        ConfigError: no such file, no TOML, or a field that is no setting; one sentence.
+    """
+    try:
+        content = tomllib.loads(read_text(path, "give the path of a space: see the page Studies"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error}); correct that line") from error
+    found: dict[str, Any] = {}
+    for section, fields in content.items():
+        if section not in SEARCHED or not isinstance(fields, dict):
+            raise ConfigError(f"{path}: [{section}] is not searched over; use {', '.join(SEARCHED)}")
+        for name, given in fields.items():
+            field = f"{section}.{name}"
+            if field in FIXED:
+                raise ConfigError(f"{path}: {field} is what a study is about or promises, and no setting; remove it")
+            ranged = isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "step", "log"}
+            if not (ranged or (isinstance(given, list) and given)):
+                raise ConfigError(f"{path}: {field}: give a list of values, or {{ low = .., high = .., log = true }}")
+            if ranged and not given["low"] < given["high"]:
+                raise ConfigError(f"{path}: {field}: low is not below high; correct either")
+            found[field] = given
+    if not found:
+        raise ConfigError(f"{path}: names no setting; add one, such as [study] lr = {{ low = 1e-3, high = 1.0 }}")
+    return found
+
+
+def aside(cohort: Cohort) -> dict[str, SiteData]:
+    """The patients in training alone, of whom some are set aside, each by its own identifier."""
+    return {
+        site: replace(
+            data,
+            train=tuple(case for case in data.train if not held_out(f"{site}/search", case.patient, ASIDE)),
+            test=tuple(case for case in data.train if held_out(f"{site}/search", case.patient, ASIDE)),
+        )
+        for site, data in cohort.items()
+    }
+
+
+def search(study: Study, cohort: Cohort, space: Space, wanted: Wanted, told: Callable[[Tried], None]) -> Path:
+    """Try settings until as many trials are complete as are wanted, or go on with an earlier process's.
+
+    Args:
+        study: what is trained; what the space does not name stays as it is.
+        cohort: every site's data.
+        space: see `read_space`.
+        wanted: how.
+        told: hears every trial as it ends.
+
+    Returns:
+        The study with the settings of the best trial, as a file that says what it was chosen on.
+
+    Raises:
+        ConfigError: a trial can never be charged, no trial succeeded, or Optuna is not installed.
+        BudgetExceededError: the next trial would pass a budget; earlier ones are kept, and the best of them written.
+    """
+    parts, shown = aside(cohort), {**space}
+    if not any(data.test for data in parts.values()):
+        raise ConfigError("nobody can be set aside to score trials on: there are too few patients in training")
+    wanted.out.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+    who = [[site, [case.patient for case in data.train]] for site, data in sorted(cohort.items())]
+    name = digest("search", study.hash(), json.dumps([shown, who, wanted.images], sort_keys=True)).hex()[:16]
+    trials = _opened(wanted, name)
+    with _ledgers(study, cohort, wanted) as ledgers:
+        failed = 0
+        while len(_complete(trials)) < wanted.trials:
+            trial = trials.ask()
+            values = {field: _proposed(trial, field, given) for field, given in space.items()}
+            try:
+                score = _tried(_with(study, values, wanted), parts, f"search-{name}-{trial.number}", ledgers, wanted)
+            except ConfigError as error:  # such as settings that do not fit, or training that diverges
+                trials.tell(trial, state=_states().FAIL)
+                told(Tried(trial.number, values, None, str(error)))
+                failed += 1
+                if failed >= 10 + wanted.trials:
+                    raise ConfigError(f"{failed} trials failed, the last one: {error}") from error
+                continue
+            except BaseException:
+                trials.tell(trial, state=_states().FAIL)
+                if _complete(trials):
+                    _written(study, trials, parts, wanted)
+                raise
+            trials.tell(trial, score)
+            told(Tried(trial.number, values, score))
+            _written(study, trials, parts, wanted)
+    return _written(study, trials, parts, wanted)
+
+
+def _opened(wanted: Wanted, name: str) -> "optuna.Study":
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("search needs Optuna, which is not installed; run: pip install 'secagg[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = (wanted.out / STORAGE).resolve()
+    sampler = optuna.samplers.TPESampler(seed=wanted.seed)
+    storage = f"sqlite:///{path}"
+    found = optuna.create_study(
+        storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler
+    )
+    for left in found.get_trials(states=(_states().RUNNING,)):  # of a process that was killed
+        found.tell(left.number, state=_states().FAIL)
+    if found.trials:
+        found.sampler.reseed_rng()
+    return found
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState
+
+
+def _complete(trials: "optuna.Study") -> list[Any]:
+    return list(trials.get_trials(deepcopy=False, states=(_states().COMPLETE,)))
+
+
+def _proposed(trial: "optuna.Trial", field: str, given: Any) -> Any:
+    if isinstance(given, list):
+        return json.loads(trial.suggest_categorical(field, [json.dumps(value) for value in given]))
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    if isinstance(low, int) and isinstance(high, int):
+        return trial.suggest_int(field, low, high, step=step or 1, log=log)
+    return trial.suggest_float(field, low, high, step=step, log=log)
+
+
+def _with(study: Study, values: Mapping[str, Any], wanted: Wanted) -> Study:
+    """The study of a trial: seeded where nobody pays, and never where somebody does."""
+    changes: dict[str, dict[str, Any]] = {"run": {"evaluate_every": 10**6}}
+    for field, value in values.items():
+        section, _, name = field.partition(".")
+        changes.setdefault(section, {})[name] = value
+    charged = wanted.images == "charged"
+    changes.setdefault("study", {})["seed"] = None if charged else wanted.seed
+    if charged:
+        changes.setdefault("privacy", {})["epsilon"] = wanted.epsilon
+    return study.replace(**changes)
+
+
+def _tried(study: Study, parts: Cohort, run: str, ledgers: Mapping[str, Ledger], wanted: Wanted) -> float:
+    if ledgers:
+        cap = Cap("the budget of this search", "ask for fewer trials", wanted.budget, study.privacy.delta or 0.0)
+        entries = {site: planned_entries(study, site, run) for site in ledgers}
+        for site, ledger in ledgers.items():
+            affordable_all(ledger, entries[site], cap)
+        for site, ledger in ledgers.items():
+            charge_all(ledger, [*entries[site], metrics_entry(study, site, run, 1)], cap)
+        staying = {site: ledger.payers.staying for site, ledger in ledgers.items() if ledger.payers is not None}
+        parts = {
+            site: replace(data, train=tuple(case for case in data.train if case.patient in staying[site]))
+            for site, data in parts.items()
+        }
+    with RunFolder.create(wanted.out / "trials", study) as folder:
+        done = simulate(folder, parts, Options(plain=True, command="fedseg search"))
+    try:
+        values = evaluate(load_model(done / "model.safetensors", study), parts, study).pooled()
+        return float(np.mean([mean for mean in structure_means(values, study).values() if mean is not None]))
+    finally:
+        shutil.rmtree(done)  # a model that is not chosen is nobody's
+
+
+@contextmanager
+def _ledgers(study: Study, cohort: Cohort, wanted: Wanted) -> Iterator[dict[str, Ledger]]:
+    """The ledgers that the images have for life, where trials are charged."""
+    with ExitStack() as closing:
+        found: dict[str, Ledger] = {}
+        if wanted.images == "charged" and wanted.data is not None:
+            if not study.trust.claims_epsilon:
+                raise ConfigError(
+                    f"--charge with mechanism = '{study.privacy.mechanism}': nothing protects these patients, and no "
+                    "budget holds it; use 'local' or 'distributed', or search on public images"
+                )
+            home = Home()
+            states = {
+                site: home.state_of(site, wanted.data / site, None, wanted.out / f"{site}-state")
+                for site in study.site_ids
+            }
+            for site, state in states.items():
+                state.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
+                store = SqliteStore(state / MARKS, site)
+                closing.callback(store.close)
+                others = [other for name, other in states.items() if name != site]
+                found[site] = data_set_ledger(state, store, None, cohort[site], others)
+        yield found
+
+
+def _written(study: Study, trials: "optuna.Study", parts: Cohort, wanted: Wanted) -> Path:
+    if not _complete(trials):
+        raise ConfigError("no trial succeeded; nothing was found")
+    best = trials.best_trial
+    values = {field: json.loads(value) if isinstance(value, str) else value for field, value in best.params.items()}
+    changes: dict[str, dict[str, Any]] = {}
+    for field, value in values.items():
+        section, _, name = field.partition(".")
+        changes.setdefault(section, {})[name] = value
+    patients = sum(len({case.patient for case in data.test}) for data in parts.values())
+    lines = [
+        f"# Settings chosen by fedseg search, the best of {len(_complete(trials))} trials: score {best.value:.4f} on",
+        f"# {patients} patients set aside from those in training; who is held out had no part in it. Chosen on",
+        f"# {SAID[wanted.images]}.",
+        *(f"# {field} = {json.dumps(value)}" for field, value in values.items()),
+        "",
+        study.replace(**changes).toml(),
+    ]
+    path = wanted.out / BEST
+    write_whole(path, "\n".join(lines))
+    return path
