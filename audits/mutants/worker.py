@@ -65,7 +65,7 @@ def test_of(detector: str) -> dict[str, Any]:
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
     pytest.main([*options, "-m", "slow or not slow", detector], plugins=[watch])
     if watch.failure:
-        kind = "failed" if watch.failure["phase"] == "call" else "error"
+        kind = "failed" if watch.failure["phase"] in ("call", "teardown") else "error"
         return {"outcome": kind, **watch.failure}
     return {"outcome": "passed" if watch.ran else "error", "says": "" if watch.ran else "no such test ran"}
 
