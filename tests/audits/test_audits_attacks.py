@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.attacks import identification, imprint
+from audits.attacks import identification, imprint, inversion, reruns
 from audits.base import Task
 
 
@@ -38,6 +38,7 @@ def test_an_imprint_reads_images_off_a_sum_and_every_real_site_refuses_it(task):
         "allow-list of networks",
         "length of the study's network",
         "C-23",
+        "the start of the study, recomputed (T-16)",
         "the next model, recomputed (T-16)",
     ]
     assert found.verdict == "holds"
@@ -47,3 +48,28 @@ def test_an_imprint_reads_images_off_a_sum_and_every_real_site_refuses_it(task):
 def test_a_check_that_does_nothing_is_a_violation(task, monkeypatch):
     monkeypatch.setattr(imprint, "refusals", lambda folder: (imprint.Refusal("tries", "C-23", "joined", "joined"),))
     assert imprint.attacked(task, size=16, bins=128, each=1).verdict == "violated"
+
+
+def test_every_way_to_a_second_sum_is_refused_and_gives_a_site_away_where_its_check_is_out(task):
+    found = reruns.attacked(task, reruns.CASES)
+    assert found.verdict == "holds"
+    assert [row["check"] for row in found.rows] == ["C-05", "C-05", "C-20, C-24", "C-04", "C-23", "ledger"]
+    for row in found.rows[:-1]:
+        assert row["check"].split(",")[0] in row["a real site says"]
+    assert "older than the ledger" in found.rows[-1]["a real site says"]
+    assert all("one site's update" in row["with the check taken out"] for row in found.rows)
+
+
+def test_a_way_to_a_second_sum_that_is_not_refused_is_a_violation(task):
+    open_door = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("", federation.quantised("site-01")))
+    assert reruns.attacked(task, [open_door]).verdict == "violated"
+    harmless = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("[C-05] no"))
+    assert reruns.attacked(task, [harmless]).verdict == "no power"
+
+
+def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSEG_DATA", str(tmp_path))
+    found = inversion.attacked(task, targets=1, iterations=40, candidates=8, size=16)
+    assert found.figures["unprotected: median PSNR in dB"] > 12
+    assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
+    assert "made fetal brains" in found.figures["images"]
