@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat adapters wheel proto chromium model starts docs walks clean
+.PHONY: help audit audit-full demo test check lint types floors bench slow vectors compat adapters encrypted wheel proto chromium model starts docs walks clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -14,8 +14,10 @@ help:
 	@echo "make bench   ratios of speed in one run      make slow      the long tests, 20 minutes"
 	@echo "make compat  secagg under other Pythons and older numpy, protobuf, cryptography"
 	@echo "make adapters  secagg inside Flower, NVFlare and Ray: environments of their own, and their tests"
+	@echo "make encrypted  the environment of fedseg encrypted in build/encrypted, 2 GB, and its tests"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
+	@echo "make audit   tries to prove the claims wrong, ten minutes of one core; make audit-full: 45 (audits/README.md)"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
 	@echo "make starts  the public starts that come with fedseg trained again and compared: four minutes of one core"
 	@echo "make docs    the site of docs/ in build/site, strictly; make walks: what docs/ copies from the code"
@@ -62,6 +64,16 @@ adapters: $(STAMP)
 	@sh tests/adapters/environments.sh
 	@$(BIN)/python -m pytest -p no:cacheprovider tests/adapters
 
+# spu needs numpy 1, so that all of fedseg has pins of its own there.
+encrypted: $(STAMP) build/encrypted/.whole
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/encrypted
+
+build/encrypted/.whole: tests/encrypted/constraints.txt
+	@$(PYTHON) -m venv build/encrypted
+	@build/encrypted/bin/pip install --quiet --disable-pip-version-check -c tests/encrypted/constraints.txt -e '.[encrypted]'
+	@build/encrypted/bin/pip check
+	@touch $@
+
 bench: $(STAMP)
 	@$(BIN)/python tests/benchmarks/reach.py --reps 1
 
@@ -85,6 +97,12 @@ model:
 
 starts: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python studies/starts.py
+
+audit: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m audits quick
+
+audit-full: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m audits full
 
 docs: $(STAMP) walks
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

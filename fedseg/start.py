@@ -54,6 +54,13 @@ def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.M
     return model
 
 
+def same_everywhere(study: Study) -> bool:
+    """Whether everybody has the same start, bit for bit: not one that each trains for itself, nor a file not here."""
+    if study.model.start == "phantom":
+        return f"{recipe_hash(study)}.safetensors" in checksums()
+    return study.model.start == "scratch" or Path(study.model.start).is_file()
+
+
 def _whole(study: Study) -> Study:
     """The study as if all were trained: starts have no thin matrices."""
     return study.model_copy(update={"training": study.training.model_copy(update={"trainable": "all"})})

@@ -67,7 +67,7 @@ def study_of(
     lr: float = 0.1,
     clip_norm: float = 0.1,
     clip_range: float = 4.0,
-    **training: object,
+    layout: str = "phantom",
 ) -> Study:
     """A study on made fetal brains: every patient is drawn in every step, the divisor is 1, and there is no seed.
 
@@ -82,11 +82,11 @@ def study_of(
         lr: learning rate.
         clip_norm: of a patient's gradient, where it is clipped.
         clip_range: of a value of an update.
-        training: fields of `[training]`.
+        layout: of the images.
     """
     names = ", ".join(f'"{name}"' for name in STRUCTURES)
-    members = "\n".join(f'[[sites]]\nid = "site-{number:02d}"\npatients = 1' for number in range(1, sites + 1))
-    settings = "\n".join(f"{name} = {value}" for name, value in training.items())
+    made = "patients = 1" if layout == "phantom" else ""
+    members = "\n".join(f'[[sites]]\nid = "site-{number:02d}"\n{made}' for number in range(1, sites + 1))
     return parse_study(
         f"""
         [study]
@@ -96,7 +96,7 @@ def study_of(
         local_steps = {steps}
         lr = {lr}
         [data]
-        layout = "phantom"
+        layout = "{layout}"
         modality = ["T2w"]
         dims = 2
         size = {size}
@@ -104,8 +104,6 @@ def study_of(
         [model]
         name = "unet-small"
         channels = {list(channels)}
-        [training]
-        {settings}
         [privacy]
         mechanism = "{mechanism}"
         epsilon = {epsilon!r}

@@ -29,21 +29,25 @@ class Desk:
 
     Args:
         study: of the run.
-        folder: empty.
+        folder: of credentials, runs and state folders.
+        state: the state folder of the one site that takes part; None for one a site in `folder`.
     """
 
-    def __init__(self, study: Study, folder: Path) -> None:
-        self.study, self.folder = study, folder
+    def __init__(self, study: Study, folder: Path, state: Path | None = None) -> None:
+        self.study, self.folder, self._state = study, folder, state
         self.credentials = folder / "credentials"
         make_credentials(self.credentials, study, RUN)
         self.server: SigningKey = signing_key(self.credentials, "coordinator")
         self.keys = {site: signing_key(self.credentials, site) for site in study.site_ids}
         self.pinned = load_federation(self.credentials, study).pinned
 
+    def state(self, name: str) -> Path:
+        """A site's state folder."""
+        return self._state or self.folder / f"{name}-state"
+
     def site(self, name: str) -> Site:
         """A site's process as it starts: with its state folder of before, if there was one."""
-        state = self.folder / f"{name}-state"
-        options = Options(site=name, address="127.0.0.1:1", credentials=self.credentials, state=state)
+        options = Options(site=name, address="127.0.0.1:1", credentials=self.credentials, state=self.state(name))
         run = RunFolder.create(self.folder / "runs", self.study)
         return Site(run, load_site(None, name, self.study), options)
 

@@ -45,6 +45,7 @@ from fedseg.errors import ConfigError
 from fedseg.models import build_model
 from fedseg.parties import Agreed, InProcess, rounding_of
 from fedseg.site import Site
+from fedseg.site import run as rounds
 from fedseg.site.following import Following
 from fedseg.study import Study
 from fedseg.update import flatten, model_hash
@@ -236,6 +237,13 @@ def refusals(folder: Path) -> tuple[Refusal, ...]:
             "signs one model and sends another",
             "C-23",
             *_said(desk, 1, desk.start(state), poison, mock.patch.object(Site, "about", _as_signed)),
+        ),
+        Refusal(
+            "signs and sends a poisoned model for round 1",
+            "the start of the study, recomputed (T-16)",
+            *_said(
+                desk, 3, desk.start(poison), poison, mock.patch.object(rounds, "same_everywhere", return_value=False)
+            ),
         ),
         _poisoned_second_round(desk, state, folder),
     )

@@ -9,6 +9,7 @@ from fedseg.cli import (  # noqa: F401
     comparing,
     credentials,
     demonstration,
+    encrypted,
     federation,
     images,
     ledger,

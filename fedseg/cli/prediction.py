@@ -1,7 +1,8 @@
 """`fedseg predict`: a model on one image, or on a folder of them: label maps, or a table of classes."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,20 +37,39 @@ def predict(
     could not be used.
     """
     from fedseg.models import load_model, study_of
-    from fedseg.predict import asked_of, predict_asked
     from fedseg.study import load_study
-    from fedseg.tasks.table import task_of
 
     loaded = study_of(model, load_study(study) if study else None)
-    if loaded.study.task == "classification":
-        _classify(model, image, output, loaded)
-        return
-    network, asked = load_model(model, loaded), asked_of(image, output, loaded)
-    task, failed = task_of(loaded), 0
+    if write_answers_of(lambda: load_model(model, loaded), image, output, loaded):
+        raise typer.Exit(1)
+
+
+def write_answers_of(network: Callable[[], Any], image: Path, output: Path, study: "Study") -> int:
+    """Write what a network says of an image or a folder of them.
+
+    Args:
+        network: gives it, once the names of files are found to be right.
+        image: as `predict` takes it.
+        output: as `predict` takes it.
+        study: what the network was trained with.
+
+    Returns:
+        How many images of a folder could not be used.
+
+    Raises:
+        ConfigError, CaseError: as `fedseg.predict` and `fedseg.answers`.
+    """
+    if study.study.task == "classification":
+        return _classify(network, image, output, study)
+    from fedseg.predict import asked_of, predict_asked
+    from fedseg.tasks.table import task_of
+
+    asked = asked_of(image, output, study)
+    model, task, failed = network(), task_of(study), 0
     for number, one in enumerate(asked, 1):
         progress = f"{number}/{len(asked)} " if image.is_dir() else ""
         try:
-            overlay = task.write_picture(*predict_asked(network, one, loaded), one.output)
+            overlay = task.write_picture(*predict_asked(model, one, study), one.output)
         except CaseError as error:
             if not progress:
                 raise
@@ -58,16 +78,14 @@ def predict(
             continue
         say(f"{progress}labels {one.output}")
         say(f"{progress}overlay {overlay}")
-    if failed:
-        raise typer.Exit(1)
+    return failed
 
 
-def _classify(model: Path, source: Path, output: Path, study: "Study") -> None:
+def _classify(network: Callable[[], Any], source: Path, output: Path, study: "Study") -> int:
     from fedseg.answers import Answer, answers, pictures_in, write_answers
-    from fedseg.models import load_model
 
     pictures, found, failed = pictures_in(source, output), list[Answer](), 0
-    for answer in answers(load_model(model, study), pictures, source, study):
+    for answer in answers(network(), pictures, source, study):
         if isinstance(answer, Answer):
             found.append(answer)
             continue
@@ -76,5 +94,4 @@ def _classify(model: Path, source: Path, output: Path, study: "Study") -> None:
     if found:
         write_answers(found, output, study)
         say(f"classes of {len(found)} of {len(pictures)} pictures: {output}")
-    if failed:
-        raise typer.Exit(1)
+    return failed

@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,10 +37,12 @@ from fedseg.site.options import Options
 from fedseg.site.party import Party
 from fedseg.site.record import Record
 from fedseg.site.round import Round
+from fedseg.start import same_everywhere, starting_model
 from fedseg.statistics import answer
 from fedseg.summary import found_in, study_event
 from fedseg.train import train_round
 from fedseg.update import Update, model_hash, values_of
+from secagg.context import GENESIS
 from secagg.driver import Completed
 from secagg.files import policy_text
 from secagg.messages import Receipt, RoundStart
@@ -136,7 +138,17 @@ class Site(Party, Application):
         if state.shape != self.state.shape:
             raise RoundFailedError("the coordinator sent a model of another length than the study's")
         self.following.check(start)
+        if start.previous_head == GENESIS and start.model_hash != self._first and same_everywhere(self.study):
+            raise RoundFailedError(
+                "the coordinator's first model is not the start of the study; it could be made to give patients away, "
+                "so compare study and versions with the other sites"
+            )
         return state
+
+    @cached_property
+    def _first(self) -> bytes:
+        """The hash of what the study starts from, computed here: no sum has led to another model yet (T-16)."""
+        return model_hash(self.course.opened(starting_model(self.study)))
 
     def joined(self, start: RoundStart, content: bytes) -> None:
         """Take over the model; leave where the patients of this data set could not pay for the round.

@@ -15,9 +15,7 @@ from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
 from fedseg.models import load_model
 from fedseg.models.standardising import MEAN, SD
-from fedseg.pretraining import recipe_hash
-from fedseg.start import checksums, starting_model
-from fedseg.study import Study
+from fedseg.start import same_everywhere, starting_model
 from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Material, Run
 from secagg.context import GENESIS
@@ -65,7 +63,7 @@ def reached_in(given: Material) -> Reached:
             said = f"transcripts are missing between rounds {last} and {number}: models after them were not made again"
             return Reached(last, state, NOT_CHECKED, said)
         if told.context.model_hash != model_hash(state):
-            if not last and not _same_everywhere(given.study):
+            if not last and not same_everywhere(given.study):
                 said = "the public start was trained here, and may have been rounded otherwise elsewhere"
                 return Reached(last, state, NOT_CHECKED, said)
             what = f"the model after round {last}" if last else "the start of the study"
@@ -76,11 +74,6 @@ def reached_in(given: Material) -> Reached:
         state = given.course.following(state, dequantize(told.total, given.policy), told.included, given.policy)
         head, last = told.receipt.head, number
     return Reached(last, state, HELD, "")
-
-
-def _same_everywhere(study: Study) -> bool:
-    """Whether everybody has the same start, bit for bit: not one that each trains for itself."""
-    return study.model.start != "phantom" or f"{recipe_hash(study)}.safetensors" in checksums()
 
 
 def _last(run: Run, reached: Reached, course: Course) -> Finding:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.attacks import identification, imprint
+from audits.attacks import identification, imprint, inversion, membership, reruns
 from audits.base import Task
 
 
@@ -17,6 +17,7 @@ def percent(words: str) -> float:
     return float(words.split(" = ")[1].split(" %")[0])
 
 
+@pytest.mark.slow
 def test_a_patient_is_named_from_an_update_and_not_from_a_sum(task):
     found = identification.attacked(task, candidates=8, size=16, before=5)
     assert percent(found.figures["identified, unprotected"]) == 100
@@ -38,12 +39,56 @@ def test_an_imprint_reads_images_off_a_sum_and_every_real_site_refuses_it(task):
         "allow-list of networks",
         "length of the study's network",
         "C-23",
+        "the start of the study, recomputed (T-16)",
         "the next model, recomputed (T-16)",
     ]
     assert found.verdict == "holds"
     assert "joined" not in {row["the site says"] for row in found.rows}
 
 
+@pytest.mark.slow
 def test_a_check_that_does_nothing_is_a_violation(task, monkeypatch):
     monkeypatch.setattr(imprint, "refusals", lambda folder: (imprint.Refusal("tries", "C-23", "joined", "joined"),))
     assert imprint.attacked(task, size=16, bins=128, each=1).verdict == "violated"
+
+
+def test_every_way_to_a_second_sum_is_refused_and_gives_a_site_away_where_its_check_is_out(task):
+    found = reruns.attacked(task, reruns.CASES)
+    assert found.verdict == "holds"
+    assert [row["check"] for row in found.rows] == ["C-05", "C-05", "C-20, C-24", "C-04", "C-23", "ledger"]
+    for row in found.rows[:-1]:
+        assert row["check"].split(",")[0] in row["a real site says"]
+    assert "older than the ledger" in found.rows[-1]["a real site says"]
+    assert all("one site's update" in row["with the check taken out"] for row in found.rows)
+
+
+def test_a_way_to_a_second_sum_that_is_not_refused_is_a_violation(task):
+    open_door = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("", federation.quantised("site-01")))
+    assert reruns.attacked(task, [open_door]).verdict == "violated"
+    harmless = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("[C-05] no"))
+    assert reruns.attacked(task, [harmless]).verdict == "no power"
+
+
+def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDSEG_DATA", str(tmp_path))
+    found = inversion.attacked(task, targets=1, iterations=40, candidates=8, size=16)
+    assert found.figures["unprotected: median PSNR in dB"] > 12
+    assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
+    assert "made fetal brains" in found.figures["images"]
+
+
+def test_who_lowers_a_models_loss_is_detected_and_who_does_not_is_not():
+    random = np.random.default_rng(1)
+    inside = random.random((4, 200)) < 0.5
+    dealt = np.stack([row for half in inside for row in (half, ~half)])
+    noise = random.normal(size=dealt.shape)
+    by_heart, blind = (membership.lira(np.exp(0.2 * noise - drop * dealt), dealt) for drop in (2, 0))
+    assert by_heart.detected > 0.9 * len(by_heart.members)
+    assert blind.detected < 0.1 * len(blind.members)
+
+
+@pytest.mark.slow
+def test_an_attack_without_a_control_that_succeeds_has_no_power(task):
+    found = membership.attacked(task, models=4, pool=16, steps=1, rounds=1)
+    assert found.verdict == "no power"
+    assert all(picture.is_file() for picture in found.pictures)

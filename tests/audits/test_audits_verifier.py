@@ -64,6 +64,13 @@ def test_rounds_of_the_vectors_are_judged_alike(name, tmp_path):
     assert both.ours.status == name.startswith("bad_")
 
 
+@pytest.mark.parametrize("name", ["share commitment of 31 bytes"])
+def test_what_only_the_second_verifier_refused_at_first_is_refused_by_both(name, tmp_path):
+    reader, paths = case(name).write(tmp_path)
+    both = compared(name, reader, paths, tmp_path, "T-08")
+    assert both.agree, both
+
+
 def test_a_disagreement_is_seen(tmp_path, monkeypatch):
     assert all(one.agree for one in of_flips(tmp_path, 4, seed=3))
     monkeypatch.setattr(checks, "verifies", lambda key, signed, signature: True)

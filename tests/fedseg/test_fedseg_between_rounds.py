@@ -21,11 +21,12 @@ from fedseg.parties import Agreed, InProcess
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options, Site
 from fedseg.site import run as site_module
-from fedseg.update import NoisedUpdate, model_hash
+from fedseg.start import starting_model
+from fedseg.update import NoisedUpdate, model_hash, opened
 from secagg import PinnedRoster, Policy, RoundBook, SigningKey, dequantize, masking, wire
 from secagg.client import Reported
-from secagg.context import next_head
-from secagg.messages import Receipt, Result
+from secagg.context import GENESIS, next_head
+from secagg.messages import Receipt, Result, RoundStart
 from secagg.prg import Stream
 from secagg.quantize import quantize
 from secagg.service import exposed
@@ -553,6 +554,29 @@ def test_a_model_sent_for_evaluation_does_not_change_which_model_follows(tmp_pat
         assert all("the last one plus the last sum" in str(error) for error in sites), sites
 
     asyncio.run(scenario())
+
+
+def test_a_first_model_that_is_not_the_start_of_the_study_is_not_trained(tmp_path):
+    """Weights can be made to give patients away, and on any first model the updates of another run could be summed."""
+    study = tiny_study(mechanism="none")
+    make_credentials(tmp_path / "credentials", study, "run")
+    options = Options(
+        site="site-b", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
+    site = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
+
+    def about(state: np.ndarray, number: int, head: bytes) -> bytes:
+        start = RoundStart("run", number, 0, model_hash(state), study.hash(), head, ()).sign(server_key(tmp_path))
+        return site.about(start, content_of(state))
+
+    first = opened(starting_model(study), 0)
+    bent = first + np.float32(1e-3)
+    for number in (1, 2):  # round 1 may have burned
+        assert about(first, number, GENESIS) == model_hash(first)
+        with pytest.raises(RoundFailedError, match="first model is not the start of the study"):
+            about(bent, number, GENESIS)
+    assert about(bent, 2, b"h" * 32) == model_hash(bent)  # after a sum that this site did not see
+    site.store.close()
 
 
 class Repeating(Coordinator):

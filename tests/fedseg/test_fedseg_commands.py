@@ -91,7 +91,7 @@ def test_quiet_leaves_errors_only(tmp_path):
 
 @pytest.mark.parametrize(
     ("app", "groups"),
-    [(secagg.cli.app, ["enrol", "marks"]), (fedseg.cli.app, ["data", "enrol", "ledger"])],
+    [(secagg.cli.app, ["enrol", "marks"]), (fedseg.cli.app, ["data", "encrypted", "enrol", "ledger"])],
     ids=["secagg", "fedseg"],
 )
 def test_what_a_command_is_for_stands_whole_in_the_list(app, groups):

@@ -1,5 +1,7 @@
 """The smallest federation that is still one: three phantom sites, a thousand parameters, seconds."""
 
+import re
+
 from fedseg.study import Study, parse_study
 
 STRUCTURES = (
@@ -105,3 +107,13 @@ def tiny_classes(
         """,
         "tiny",
     )
+
+
+def study_with(network: str, size: int = 32, channels: str = "[]", **others: object) -> Study:
+    """The tiny study of a network's task, with this network."""
+    text = (tiny_classes() if network in ("cnn-small", "resnet18") else tiny_study()).toml()
+    text = re.sub(r"(?m)^size = \d+", f"size = {size}", text)
+    text = re.sub(r'name = "(unet|cnn)-small"\nchannels = .*', f'name = "{network}"\nchannels = {channels}', text)
+    for name, value in others.items():
+        text = re.sub(rf"(?m)^{name} = .*", f"{name} = {value}", text)
+    return parse_study(text, network)
