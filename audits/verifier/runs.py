@@ -110,7 +110,7 @@ def next_model(model: np.ndarray, file: Transcript, policy: Policy) -> np.ndarra
     """
     total = signed(unpack(file.total, policy)[: policy.length], policy.bits)
     step = policy.clip_range / 2 ** (policy.value_bits - 1)
-    return (model.astype(np.float64) + total * step / len(file.of["input"])).astype(np.float32)
+    return np.asarray(model.astype(np.float64) + total * step / len(file.of["input"]), dtype=np.float32)
 
 
 def verify_run(folder: Path, reader: Reader) -> list[str]:
