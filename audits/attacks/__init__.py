@@ -35,6 +35,13 @@ AUDITS: tuple[Audit, ...] = (
         partial(_run, "inversion"),
     ),
     Audit(
+        "attacks.membership",
+        "Who was in the training of a finished model, by its losses: learned by heart, federated, and with noise",
+        (),
+        {"quick": 55, "full": 240},
+        partial(_run, "membership"),
+    ),
+    Audit(
         "attacks.reruns",
         "Second sums of the same updates, asked for in every way, and what each gives where its check is out",
         (),

@@ -102,3 +102,37 @@ def grid(path: Path, title: str, columns: Sequence[str], rows: Sequence[tuple[st
             cell.set_title(name, fontsize=9, fontweight="bold")
         figure.savefig(path)
     return path
+
+
+def detection(
+    path: Path,
+    curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    bound: tuple[NDArray[Any], NDArray[Any]],
+    alarms: float,
+) -> Path:
+    """How many members are detected, by how many others are taken for members.
+
+    Args:
+        path: of the PNG.
+        curves: false alarms and detections, by what was attacked.
+        bound: of the last curve.
+        alarms: where detections are counted.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.4), facecolor=PAPER, layout="constrained", dpi=DPI)
+        axes = figure.subplots()
+        for number, (name, (x, y)) in enumerate(curves.items()):
+            axes.plot(x, y, color=LIGHT[f"s{number}"], lw=2, ls=DASHES[number % len(DASHES)], label=name)
+        axes.plot(*bound, color=LIGHT["s5"], lw=2, label="with noise nobody can be above this")
+        axes.plot(bound[0], bound[0], color=MUTED, lw=1, label="guessing")
+        axes.axvline(alarms, color=LINE, lw=1)
+        axes.set(
+            xscale="log",
+            xlabel="share of others who are taken for members (false alarms)",
+            ylabel="share of members who are detected",
+            ylim=(-0.02, 1.05),
+        )
+        axes.legend(frameon=False, loc="upper left")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path)
+    return path

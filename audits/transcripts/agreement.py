@@ -73,7 +73,8 @@ def policy_text(policy: Policy) -> str:
     lines += [f'server_key = "{policy.server_key.hex()}"', "[policy.weights]"]
     lines += [f'"{u}" = {weight!r}' for u, weight in policy.weights.items()]
     for one in policy.layout:
-        lines += ["[[policy.layout]]", f'name = "{one.name}"', f'kind = "{one.kind}"', f"shape = {list(one.shape)}"]
+        lines += ["[[policy.layout]]", f'name = "{one.name}"', f'kind = "{one.kind}"']
+        lines += [f"shape = {list(one.shape)}"] if one.shape else []
         number = int(one.number) if one.kind == "count" else one.number
         lines.append(f"{NUMBER_OF[one.kind]} = {number!r}")
         lines += [f"{BITS_OF[one.kind]} = {one.bits}"] if one.kind in BITS_OF else []

@@ -97,7 +97,7 @@ class Vector:
             p.min_survivors,
             p.suite,
         ]
-        of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, *p.layout_list, self.reader.roster_hash]
+        of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, self.reader.roster_hash]
         hashes = [bytes.fromhex(c[name]) for name in ("model_hash", "task_hash", "previous_head")]
         return record("opening", 2, *of_policy, c["training_run"], c["round_number"], c["attempt"], *hashes, 1)
 

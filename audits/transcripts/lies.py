@@ -28,10 +28,18 @@ from audits.transcripts.negatives import (
 )  # fmt: skip
 from audits.transcripts.play import NONE, Lie, Play, closed, framed, signing
 from audits.verifier.encoding import HV, H, encode
+from audits.verifier.policy import Field
 from audits.verifier.primitives import P
 from audits.verifier.records import record
 
 PQ = {"suite": "MLKEM768_X25519"}
+FIELDS = (
+    Field("weight", "weight", (), 4096.0, 16),
+    Field("head", "float", (2, 5), 0.5, 16),
+    Field("labels", "count", (4,), 1000, 0),
+    Field("own", "integer", (5,), 0.25, 20),
+)
+LAID_OUT: dict[str, Any] = {"layout": FIELDS, "clip_range": 0.0, "value_bits": 0}
 
 
 def bundle(u: str, v: str, index: int, value: Any) -> Lie:
@@ -104,6 +112,12 @@ def value(u: str, at: int, number: int) -> Lie:
     return lie
 
 
+def largest(play: Play) -> None:
+    """Everybody sends the most that each kind of field allows."""
+    for x in play.plain.values():
+        x[:20] = np.array([2**15, *[2**24 - 2**15] * 10, *[1000] * 4, *[2**23 - 1] * 5], dtype=np.uint64)
+
+
 def signed_padding(play: Play) -> None:
     """Site a signs a vector whose last row is not filled up with zeros."""
     play.blocks[A] = [flipped(play.blocks[A][0], len(play.blocks[A][0]) - 1)]
@@ -117,6 +131,8 @@ SETS = [
     Case("T-07", "input for another model", "input", put("input", B, 0, OTHER)),
     Case("T-02", "first input for another model", "input", put("input", A, 0, OTHER)),
     Case("T-08", "envelope that was sent twice", "bundles", lambda p: bundle(A, B, 0, p.bundles[B][1][0])(p)),
+    Case("T-08", "share commitment of 31 bytes", "bundles", bundle(A, B, 2, OTHER[:31])),
+    Case("T-08", "no share commitment", "bundles", bundle(A, B, 2, b"")),
     Case("T-08", "pair secret where none is due", "bundles", bundle(A, B, 1, OTHER)),
     Case("T-08", "no pair secret where one is due", "bundles", bundle(A, B, 1, b""), rules=PQ),
     Case("T-08", "pair secret that the peer deals", "bundles", bundle(B, A, 1, OTHER), rules=PQ),
@@ -165,6 +181,9 @@ OPENED = [
     Case("T-14", "value below what the included can send", "plain", value(A, 2, -(2**22))),
     Case("T-14", "constant slot that is one too large", "plain",
          lambda play: play.plain[A].__setitem__(20, play.plain[A][20] + np.uint64(1) & np.uint64(2**24 - 1))),
+    Case("T-14", "count beyond what the included can send", "plain", value(A, 11, 2**22), rules=LAID_OUT),
+    Case("T-14", "count below nothing", "plain", value(A, 11, -(2**22)), rules=LAID_OUT),
+    Case("T-14", "weight beyond the largest", "plain", value(A, 0, 2**22), rules=LAID_OUT),
     Case("T-18", "bit set in what fills up a masked vector", "records",
          put_record("block", A, lambda play, place: flipped(play.records[place], len(play.records[place]) - 1))),
     Case("T-18", "bit set in what fills up the sum", "records",
@@ -277,6 +296,8 @@ HONEST = [
     Case("", "values of 40 bits", rules={"bits": 40}),
     Case("", "vector of two blocks", rules={"length": 2**16}),
     Case("", "public weights", rules={"weights": {u: 1.0 + i / 2 for i, u in enumerate(IDS)}}),
+    Case("", "layout of four kinds", rules=LAID_OUT),
+    Case("", "layout, largest of all", "plain", largest, rules=LAID_OUT),
     Case("", "two rounds", earlier=({},), about=SECOND["about"]),
     Case("", "claim of the round before", "advertisement", claims(A, B, C, E, of_round_1=True), **SECOND),
     Case("", "round without a sum, and nothing after it", without_sum=True),

@@ -183,8 +183,8 @@ class Play:
         width = 4 if bits <= 32 else 8
         constants = [int.from_bytes(H("constant-slot", self.round_id, i)[:8], "little") % 2**bits for i in range(slots)]
         for u in self.there("input", self.u2):
-            x = np.frombuffer(drawn(f"{self.name} x {u}", 2 * d), dtype="<i2").astype(np.int64).view(np.uint64)
-            x = x // np.uint64(1) if self.policy.value_bits == 16 else np.zeros(d, dtype=np.uint64)
+            small = np.frombuffer(drawn(f"{self.name} x {u}", 2 * d), dtype="<i2").astype(np.int64)
+            x = np.zeros(d, dtype=np.uint64) if self.policy.layout else small.view(np.uint64)
             self.plain[u] = reduced(np.concatenate([x, np.array(constants, dtype=np.uint64)]), bits)
         self.lies.get("plain", _honest)(self)
         for u, x in self.plain.items():
@@ -259,7 +259,7 @@ class Play:
             p.min_survivors,
             p.suite,
         ]
-        of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, *p.layout_list, self.reader.roster_hash]
+        of_policy += [p.bits, p.value_bits, p.weight_list, p.server_key, self.reader.roster_hash]
         context = [self.run, self.number, self.attempt, self.model, self.task, self.previous_head, int(self.whole)]
         return record("opening", 2, *of_policy, *context)
 

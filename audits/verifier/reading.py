@@ -142,7 +142,7 @@ def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Tr
         p.suite,
         p.bits,
     ]
-    of_policy += [p.value_bits, p.weight_list, p.server_key, *p.layout_list, reader.roster_hash]
+    of_policy += [p.value_bits, p.weight_list, p.server_key, reader.roster_hash]
     expected = split(encode("", FORMAT, *of_policy))[1:]
     context = fields[len(expected) :]
     judge.hold("T-20", len(fields) > 4 and _spelt(fields[4]), "a number is not spelt in the one way that it can be", 0)

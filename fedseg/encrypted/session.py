@@ -73,7 +73,7 @@ class Session:
         self._folder = tempfile.TemporaryDirectory(prefix="fedseg-encrypted-")
         bundle = Path(self._folder.name) / "others.pem"
         bundle.write_bytes(b"\n".join(other.certificate.read_bytes() for other in self._others))
-        self._setup = {
+        self._setup: dict[str, Any] = {
             "rank": ROLES.index(role),
             "who": [WHO[other] for other in ROLES],
             "addresses": addresses,
@@ -113,6 +113,7 @@ class Session:
 
         Raises:
             PartyError: another party is not there, has gone, is somebody else, or said something else than agreed.
+            ConfigError: nothing can listen at this party's address.
         """
         began, looked = time.monotonic(), 0.0
         while True:
@@ -126,6 +127,11 @@ class Session:
             said = frame[0] if frame else {"broken": "its process ended"}
             if "error" in said:
                 raise PartyError(said["error"])
+            if "broken" in said and not self._linked:
+                own = self._setup["addresses"][ROLES.index(self._role)][1]
+                raise ConfigError(
+                    f"could not begin at {own}; free the port, or give --listen; with FEDSEG_ENGINE_LOG=1 SPU says more"
+                )
             if "broken" in said:
                 raise PartyError(self._why(said["broken"]))
             self._linked |= "linked" in said

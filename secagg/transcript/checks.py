@@ -179,14 +179,15 @@ def t07_model(told: Transcript) -> int | None:
 
 
 def t08_envelopes(told: Transcript) -> int | None:
-    """T-08: every envelope occurs once, by its hash, and a pair secret is sealed exactly where one is due."""
+    """T-08: every envelope occurs once, by its hash, a pair secret is sealed exactly where due, hashes are whole."""
     seen: set[bytes] = set()
     for dealer, sent in told.shares.items():
         for peer, bundle in zip(told.roster.others(dealer), sent.bundles, strict=True):
             due = told.hybrid and told.roster.pair(dealer, peer).dealer == dealer
-            lengths = (len(bundle.shares_hash), len(bundle.pair_hash), len(bundle.pair_commitment))
-            if lengths != (HASH_BYTES, due * HASH_BYTES, due * HASH_BYTES):
-                raise told.wrong("T-08", sent, f"the bundle for {peer} lacks an envelope or has one too many")
+            always = (bundle.shares_hash, bundle.mask_key_commitment, bundle.self_seed_commitment)
+            lengths = [len(value) for value in (*always, bundle.pair_hash, bundle.pair_commitment)]
+            if lengths != [HASH_BYTES] * 3 + [due * HASH_BYTES] * 2:
+                raise told.wrong("T-08", sent, f"the bundle for {peer} lacks a hash or has one too many")
             for envelope in filter(None, (bundle.shares_hash, bundle.pair_hash)):
                 if envelope in seen:
                     raise told.wrong("T-08", sent, f"the envelope for {peer} was sent before")

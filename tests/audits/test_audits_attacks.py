@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.attacks import identification, imprint, inversion, reruns
+from audits.attacks import identification, imprint, inversion, membership, reruns
 from audits.base import Task
 
 
@@ -17,6 +17,7 @@ def percent(words: str) -> float:
     return float(words.split(" = ")[1].split(" %")[0])
 
 
+@pytest.mark.slow
 def test_a_patient_is_named_from_an_update_and_not_from_a_sum(task):
     found = identification.attacked(task, candidates=8, size=16, before=5)
     assert percent(found.figures["identified, unprotected"]) == 100
@@ -45,6 +46,7 @@ def test_an_imprint_reads_images_off_a_sum_and_every_real_site_refuses_it(task):
     assert "joined" not in {row["the site says"] for row in found.rows}
 
 
+@pytest.mark.slow
 def test_a_check_that_does_nothing_is_a_violation(task, monkeypatch):
     monkeypatch.setattr(imprint, "refusals", lambda folder: (imprint.Refusal("tries", "C-23", "joined", "joined"),))
     assert imprint.attacked(task, size=16, bins=128, each=1).verdict == "violated"
@@ -73,3 +75,20 @@ def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task, monkeypatc
     assert found.figures["unprotected: median PSNR in dB"] > 12
     assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
     assert "made fetal brains" in found.figures["images"]
+
+
+def test_who_lowers_a_models_loss_is_detected_and_who_does_not_is_not():
+    random = np.random.default_rng(1)
+    inside = random.random((4, 200)) < 0.5
+    dealt = np.stack([row for half in inside for row in (half, ~half)])
+    noise = random.normal(size=dealt.shape)
+    by_heart, blind = (membership.lira(np.exp(0.2 * noise - drop * dealt), dealt) for drop in (2, 0))
+    assert by_heart.detected > 0.9 * len(by_heart.members)
+    assert blind.detected < 0.1 * len(blind.members)
+
+
+@pytest.mark.slow
+def test_an_attack_without_a_control_that_succeeds_has_no_power(task):
+    found = membership.attacked(task, models=4, pool=16, steps=1, rounds=1)
+    assert found.verdict == "no power"
+    assert all(picture.is_file() for picture in found.pictures)

@@ -164,7 +164,7 @@ def test_a_slice_is_segmented_as_a_plain_one(tmp_path, clinic, parties):
 
 def test_a_party_that_dies_ends_the_question_and_nothing_is_written(tmp_path, clinic, parties):
     clinic()
-    for seed in range(40):
+    for seed in range(12):
         picture(tmp_path / "data" / "images" / f"{seed}.png", seed)
     third = parties("third", "serve", "--third", "--once")
     parties("model", "serve", "--model", "model.safetensors", "--once")
