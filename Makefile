@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types floors bench slow vectors compat adapters encrypted wheel proto chromium model starts docs walks clean
+.PHONY: help audit audit-full demo test check lint types floors bench slow vectors compat adapters encrypted wheel proto chromium model starts docs walks clean
 
 help:
 	@echo "make demo    five hospitals and a coordinator as real processes; about 4 minutes after installation"
@@ -17,6 +17,7 @@ help:
 	@echo "make encrypted  the environment of fedseg encrypted in build/encrypted, 2 GB, and its tests"
 	@echo "make vectors regenerate tests/vectors        make proto     regenerate the wire code"
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
+	@echo "make audit   tries to prove the claims wrong, ten minutes of one core; make audit-full: 45 (audits/README.md)"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
 	@echo "make starts  the public starts that come with fedseg trained again and compared: four minutes of one core"
 	@echo "make docs    the site of docs/ in build/site, strictly; make walks: what docs/ copies from the code"
@@ -96,6 +97,12 @@ model:
 
 starts: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python studies/starts.py
+
+audit: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m audits quick
+
+audit-full: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m audits full
 
 docs: $(STAMP) walks
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -30,7 +30,7 @@ class Scope:
 def scope(root: Path = ROOT) -> Scope:
     """The sources as they lie there now."""
     total = hashlib.sha256()
-    for name in _files(root):
+    for name in tracked(root):
         path = root / name
         if path.is_file():
             total.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -55,7 +55,8 @@ def _cpuinfo() -> str:
         return ""
 
 
-def _files(root: Path) -> list[str]:
+def tracked(root: Path) -> list[str]:
+    """Names of all files that git does not ignore; outside a checkout, of all files."""
     known = _git(root, "ls-files", "-co", "--exclude-standard", "-z").split("\0")[:-1]
     return sorted(known or (str(path.relative_to(root)) for path in root.rglob("*.*") if "/." not in str(path)))
 

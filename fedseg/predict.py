@@ -30,6 +30,7 @@ from fedseg.tasks.table import task_of
 from secagg.writing import replacing
 
 DICOM = ".dcm"
+_DERIVED = re.compile(r"_(mask|dseg|probseg)$")
 _CHANNEL, _NUMBER = re.compile(r"(?P<case>.+)[-_](?P<channel>[A-Za-z0-9]+)"), re.compile(r"\d{4}")
 
 
@@ -125,6 +126,13 @@ def predict_asked(model: torch.nn.Module, asked: Asked, study: Study) -> tuple[C
 def _cases(folder: Path, study: Study) -> Iterator[tuple[str, tuple[Path, ...]]]:
     """Names and files of a folder's images."""
     files = [path for path in listed(folder, "*.nii*") if path.name.endswith(NIFTI)]
+    stems = [without_ending(path) for path in files]
+    # A mask or a label map in BIDS' names, of an image that is there: raw stacks come with masks of the brain.
+    files = [
+        path
+        for path, stem in zip(files, stems, strict=True)
+        if not (_DERIVED.search(stem) and any(stem != other and stem.startswith(f"{other}_") for other in stems))
+    ]
     if not files and layout_of(study).needs_folder:
         yield from ((entry.case, entry.images) for entry in entries(folder, "", study))
     grouped: dict[str, dict[int, Path]] = {}

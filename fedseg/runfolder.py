@@ -46,6 +46,8 @@ JOURNAL = "journal.sqlite"
 """The same: everything from which it goes on."""
 OWN_MODELS = "own-models"
 """Of a study with `[federation] personal`: each site's own model, as far as it is here."""
+TENSORBOARD = "tensorboard"
+"""Figures for TensorBoard, where that is installed."""
 LIFETIME = "lifetime.json"
 """Of a simulation that was charged for life: in which state folder each site's ledger is."""
 KEPT = (
@@ -57,6 +59,7 @@ KEPT = (
     "ledger",
     TRANSCRIPTS,
     OWN_MODELS,
+    TENSORBOARD,
     POLICY,
     FEDERATION,
     LIFETIME,

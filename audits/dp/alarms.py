@@ -22,6 +22,9 @@ from fedseg.privacy.dpsgd import Grid
 from secagg.prg import Stream
 
 CLAIM = 1.0
+BUGGY = 4.0
+"""The claim of mechanisms with a bug: at 1, 2,000 canaries would not show noise x 0.5 at the error of a verdict."""
+
 RUNS = 100
 
 
@@ -81,9 +84,10 @@ def audit(task: Task) -> Result:
     too_many = [name for name, (seen, runs) in alarms.items() if stats.binom.sf(seen - 1, runs, ERROR) < SURE]
     missed = [bug for bug, (seen, runs) in found.items() if seen < runs]
     most = max(seen / runs for seen, runs in alarms.values())
+    often = ", ".join(f"{seen} of {runs} ({bug})" for bug, (seen, runs) in found.items())
     says = (
         f"Of right mechanisms at claim {CLAIM:g}, 95 % bounds lie above the claim in at most {most:.1%} of the runs; "
-        f"planted bugs are found in {', '.join(f'{seen} of {runs} ({bug})' for bug, (seen, runs) in found.items())}."
+        f"bugs planted at claim {BUGGY:g} are found in {often}."
     )
     figures: dict[str, float | int | str] = {"error of each bound": ERROR, "error of a verdict": SURE}
     figures |= {f"false alarms, {name}": f"{seen} of {runs}" for name, (seen, runs) in alarms.items()}
@@ -99,7 +103,7 @@ def _through_the_engine(task: Task) -> dict[str, tuple[int, int]]:
     for run in range(RUNS):
         if run % 20 == 0:
             task.progress(f"right mechanism, seed {run} of {RUNS}")
-        game = judge(_played(task, run, 200, nullcontext))
+        game = judge(_played(task, run, CLAIM, 200, nullcontext))
         for name, bound in game.bounds.items():
             seen[name] = seen.get(name, 0) + (bound > game.claim)
     return {f"{name}, on the engine": (count, RUNS) for name, count in seen.items()}
@@ -127,16 +131,16 @@ def _bugs(task: Task) -> dict[str, tuple[int, int]]:
     runs, found = 20 if task.depth == "full" else 3, {}
     for bug, planted in PLANTED.items():
         task.progress(f"planted: {bug}")
-        verdicts = [judge(_played(task, run, 2000, planted)).verdict for run in range(runs)]
+        verdicts = [judge(_played(task, run, BUGGY, 2000, planted)).verdict for run in range(runs)]
         found[bug] = (verdicts.count("violated"), runs)
     return found
 
 
-def _played(task: Task, run: int, m: int, planted: Planted) -> canary.Played:
+def _played(task: Task, run: int, claim: float, m: int, planted: Planted) -> canary.Played:
     seed = task.seed * 1000 + run
     folder = Path(task.out, "games", f"{m}-{run}-{getattr(planted, '__name__', '')}")
     folder.mkdir(parents=True)
-    return canary.play_local(study_of("local", CLAIM, rounds=1, seed=seed), m, seed, folder, planted=planted)
+    return canary.play_local(study_of("local", claim, rounds=1, seed=seed), m, seed, folder, planted=planted)
 
 
 def _interval(seen: int, runs: int) -> str:

@@ -4,6 +4,6 @@ It imports neither secagg nor fedseg, and has other libraries for most primitive
 suffice it was mended: PLACES.md lists the places. `audits.transcripts` holds both verifiers against each other.
 """
 
-from audits.verifier.command import verify_transcript
+from audits.verifier.command import verify_run, verify_transcript
 
-COMMANDS = {"verify-transcript": verify_transcript}
+COMMANDS = {"verify-transcript": verify_transcript, "verify-run": verify_run}

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from audits.verifier import runs
+from audits.verifier.judge import ViolationError
 from audits.verifier.policy import UnreadableError, load_policy, load_roster
 from audits.verifier.reading import Reader
 from audits.verifier.study import verify
@@ -29,3 +31,22 @@ def verify_transcript(files: Files, roster: Roster, policy: PolicyFile) -> None:
     for note in verdict.notes:
         typer.echo(f"Note: {note}.")
     raise typer.Exit(verdict.exit_code)
+
+
+def verify_run(folder: Path, roster: Roster) -> None:
+    """Hold ledgers and models of a run folder against its transcripts: T-15 to T-17 (`local`, full steps).
+
+    Ends with 0 where everything holds that was looked at, 1 where something is violated, 2 where there was nothing to
+    look at, 3 where nothing could be read.
+    """
+    try:
+        held = runs.verify_run(folder, Reader(load_policy(folder / "policy.toml"), load_roster(roster)))
+    except ViolationError as violation:
+        typer.echo(f"Violated: {violation}")
+        raise typer.Exit(1) from None
+    except (UnreadableError, OSError, KeyError, ValueError, NotImplementedError) as error:
+        typer.echo(f"verify-run: {folder} cannot be looked at: {error}", err=True)
+        raise typer.Exit(3) from None
+    for sentence in held or ["Nothing was there to look at."]:
+        typer.echo(sentence)
+    raise typer.Exit(0 if held else 2)

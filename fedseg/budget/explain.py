@@ -162,11 +162,16 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
             "so many may burn without ending the study, and where none does less epsilon is spent"
         )
     if (asked := study.asked) is not None and (noise := asked.noise) is not None:
-        spread = math.sqrt(noise.variance) / asked.scale
+        spread = math.sqrt(len(study.sites) * noise.variance) / asked.scale
         notes.append(
             f"the first round asks for statistics of all patients: {study.privacy.statistics:g} of epsilon and delta "
-            f"is set aside for it, and each site's noise on a count of patients has a deviation of {spread:.3g}"
+            f"is set aside for it, and the noise on a count of all patients has a deviation of {spread:.3g}"
         )
+        if spread > study.expected_patients / 10:
+            notes.append(
+                f"of about {study.expected_patients} patients that noise leaves no mean or deviation, and images are "
+                "put on a scale that is mostly noise: use [data] statistics = 'public'"
+            )
     if plan.participation:
         notes.append(
             f"{plan.participation} of {plan.sites} sites are in a round: each in at most {plan.most_rounds} rounds, "

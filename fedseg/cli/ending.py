@@ -22,12 +22,18 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     """
     from fedseg.records import Metrics
     from fedseg.report import write_report
+    from fedseg.runfolder import TENSORBOARD
+    from fedseg.watching.board import write_pictures
 
     report = write_report(run)
+    if (run / TENSORBOARD).is_dir():
+        write_pictures(run)
     metrics = Metrics.model_validate_json((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     say(f"model {run / 'model.safetensors'}")
     say_report(report)
+    if (run / TENSORBOARD).is_dir():
+        say(f"curves: tensorboard --logdir {run / TENSORBOARD}")
     if credentials is not None and (run / "transcripts").is_dir():
         own = f"--roster {credentials / 'federation.toml'} --policy {run / 'policy.toml'}"
         command = f"secagg verify-transcript {run / 'transcripts'}/* {own}"

@@ -132,7 +132,7 @@ def coordinator(
         folder_of_run(runs, loaded, federation, *view.listeners) as folder,
         told_of_expiry(lambda event: None if folder.finished else folder.emit(event), credentials, "coordinator"),
     ):
-        view.run = folder
+        view.show(folder)
         if folder.finished:
             say(f"this run is finished, and its folder is {folder.path}")
         else:
@@ -223,7 +223,7 @@ def site(
             RunFolder.create(runs, loaded, *view.listeners) as folder,
             told_of_expiry(folder.emit, credentials, name),
         ):
-            view.run = folder
+            view.show(folder)
             starting_model(loaded, view.screen.starting)
             return take_part(folder, found, options)
 

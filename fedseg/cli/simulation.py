@@ -8,10 +8,12 @@ import typer
 
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import DataFolder, Runs, StudyFile, app, command_line, reading
+from fedseg.cli.watching import boarded
 from fedseg.errors import ConfigError
 from secagg.terminal import out
 
 if TYPE_CHECKING:
+    from fedseg.events import Listener
     from fedseg.study import Study
 
 
@@ -71,7 +73,8 @@ def simulate(
         chargeable(loaded)
     with reading(data):
         cohort = load_cohort(data, loaded)
-    with Screen(out) as screen:
+    with Screen(out) as screen, boarded() as board:
+        listeners: list[Listener] = [screen, *([board] if board is not None else [])]
         if not resume:
             starting_model(loaded, screen.starting)  # from here on it is kept
         charged = data if charge else None
@@ -84,8 +87,10 @@ def simulate(
             data=data,
             command=command_line(),
         )
-        again = RunFolder.reopen(_interrupted(runs, loaded), screen) if resume else None
-        with again or RunFolder.create(runs, loaded, screen) as folder:
+        again = RunFolder.reopen(_interrupted(runs, loaded), *listeners) if resume else None
+        with again or RunFolder.create(runs, loaded, *listeners) as folder:
+            if board is not None:
+                board.at(folder.path)
             try:
                 run = train(folder, cohort, options)
             except KeyboardInterrupt:

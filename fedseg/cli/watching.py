@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedseg.runfolder import RunFolder
     from fedseg.screen import Screen
     from fedseg.status import Status
+    from fedseg.watching.board import Board
 
 
 class LogFormat(Enum):
@@ -54,7 +55,29 @@ class Seen:
 
     screen: "Screen"
     listeners: "list[Listener]"
+    board: "Board | None" = None
     run: "RunFolder | None" = None
+
+    def show(self, run: "RunFolder") -> None:
+        """The run is there: the page and TensorBoard look at its folder."""
+        self.run = run
+        if self.board is not None:
+            self.board.at(run.path)
+
+
+@contextmanager
+def boarded() -> "Iterator[Board | None]":
+    """TensorBoard's listener, closed in the end; None where tensorboard is not installed."""
+    from fedseg.watching.board import Board, installed
+
+    if not installed():
+        yield None
+        return
+    board = Board()
+    try:
+        yield board
+    finally:
+        board.close()
 
 
 @contextmanager
@@ -78,7 +101,8 @@ def seen(log_format: LogFormat, log_file: Path | None, watch: str, audit: Path |
         quiet = log_format is LogFormat.JSON and log_file is None
         screen = stack.enter_context(Screen(Console(quiet=True) if quiet else out))
         folding = Folding()
-        found = Seen(screen, [screen, folding])
+        board = stack.enter_context(boarded())
+        found = Seen(screen, [screen, folding, *([board] if board is not None else [])], board)
         if log_format is LogFormat.JSON:
             found.listeners.append(Logged(log_file))
         elif log_file is not None:

@@ -35,7 +35,7 @@ LARGEST_SENSITIVITY = 1 << 14
 DEVIATION = 1 << 15
 """Of the noise of a sum, at most about: below what samplers draw."""
 
-LEAST_SPREAD = 0.01
+LEAST_SPREAD = 0.05
 """Of the range of an image's values: a deviation that is found below it, by noise, counts as it."""
 
 

@@ -1,5 +1,8 @@
 """The second verifier of transcripts: each check refuses something, and it agrees with the first one."""
 
+import json
+
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -7,8 +10,9 @@ from audits.__main__ import app
 from audits.transcripts.agreement import compared, of_flips, policy_text
 from audits.transcripts.golden import vector
 from audits.transcripts.lies import CASES, HONEST
-from audits.verifier import checks, study
-from audits.verifier.judge import CHECKS
+from audits.verifier import checks, reading, runs, study
+from audits.verifier.encoding import H
+from audits.verifier.judge import CHECKS, Judge, ViolationError
 
 # One lie that only its own check sees.
 ALONE = {
@@ -93,3 +97,69 @@ def test_the_command_names_the_check_and_ends_with_1(tmp_path):
         assert (answer.exit_code, said in answer.output) == (status, True)
     answer = CliRunner().invoke(app, ["verify-transcript", str(tmp_path / "policy.toml"), *own])
     assert answer.exit_code == 3
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """Two rounds of a private study as a run folder keeps them, with two models; written from the specification."""
+    reader, paths = case("two rounds").write(tmp_path)
+    for name in ("transcripts", "ledger"):
+        (tmp_path / name).mkdir()
+    files = []
+    for number, path in enumerate(paths, 1):
+        path.rename(tmp_path / "transcripts" / f"{number}.transcript")
+        files.append(reading.read(tmp_path / "transcripts" / f"{number}.transcript", reader, Judge()))
+    (tmp_path / "study.toml").write_text(
+        "[study]\nrounds = 2\nlocal_steps = 3\n[privacy]\nmechanism = 'local'\nunit = 'patient'\nepsilon = 8.0\n"
+        "delta = 3e-4\nsample_rate = 1.0\nclip_norm = 0.05\ndenominator = 64\n"
+    )
+    charge(tmp_path, 1.5)
+    spent = 4.1687
+    (tmp_path / "events.jsonl").write_text(
+        json.dumps({"kind": "epsilon", "round": 1, "site": "site-a", "spent": spent}) + "\n"
+    )
+    model = np.linspace(-1, 1, reader.policy.length, dtype=np.float32)
+    np.save(tmp_path / "model-1.npy", model)
+    np.save(tmp_path / "model-2.npy", runs.next_model(model, files[1], reader.policy))
+    return tmp_path, reader
+
+
+def charge(folder, noise, rounds=2, **changes):
+    """A ledger of site-a."""
+    lines, previous = [], runs.NONE
+    for number in range(1, rounds + 1):
+        entry = {
+            "kind": "local", "unit": "patient", "neighbouring": "add or remove one", "sample_rate": 1.0,
+            "clip_norm": 0.05, "denominator": 64.0, "steps": 3, "noise_multiplier": noise, "round_number": number,
+            "training_run": "run-1", "previous": previous, **changes,
+        }  # fmt: skip
+        text = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+        previous = H("ledger-event", text).hex()
+        lines.append(json.dumps({**entry, "event_id": previous}))
+    (folder / "ledger" / "site-a.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_run_is_held_against_its_ledger_and_its_sums(run_folder):
+    folder, reader = run_folder
+    assert len(runs.verify_run(folder, reader)) == 2
+    for check, lie in (
+        ("T-15", lambda: charge(folder, 0.9)),
+        ("T-15", lambda: charge(folder, 1.5, rounds=1)),
+        ("T-15", lambda: charge(folder, 1.5, clip_norm=0.1)),
+        ("T-17", lambda: charge(folder, 1.9)),
+        ("T-17", lambda: (charge(folder, 1.5), edit(folder / "ledger" / "site-a.jsonl", "0.05", "0.06"))),
+        ("T-17", lambda: (charge(folder, 1.5), drop_first(folder / "ledger" / "site-a.jsonl"))),
+        ("T-16", lambda: (charge(folder, 1.5), np.save(folder / "model-2.npy", np.load(folder / "model-1.npy")))),
+    ):
+        lie()
+        with pytest.raises(ViolationError) as refused:
+            runs.verify_run(folder, reader)
+        assert refused.value.check == check
+
+
+def edit(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def drop_first(path):
+    path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")

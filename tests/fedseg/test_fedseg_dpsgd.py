@@ -166,8 +166,9 @@ def test_a_patients_whole_steps_are_never_longer_than_the_noise_is_made_for(leng
 
 def test_a_grid_too_coarse_for_its_values_still_keeps_the_limit():
     grid = Grid(1.0, 100, 1000)
-    for values in (torch.full((399,), 0.5), torch.full((4000,), 0.158), torch.full((100,), 1.0)):
-        whole = grid.rounded(values.double())
+    lengths = {399: 0.5, 4000: 0.158, 100: 1.0, 150: 0.81}  # 0.81 is shortened to 0.54, which rounds up
+    for length, value in lengths.items():
+        whole = grid.rounded(torch.full((length,), value).double())
         assert float((whole**2).sum()) <= 100
 
 

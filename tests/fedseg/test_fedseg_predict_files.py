@@ -194,3 +194,11 @@ def test_a_file_without_a_study_takes_the_one_that_is_given(study, tmp_path):
     with pytest.raises(ValueError, match="holds no study"):
         study_of(tmp_path / "bare.safetensors")
     assert study_of(tmp_path / "bare.safetensors", study) is study
+
+
+def test_masks_of_raw_stacks_are_no_images(study, tmp_path):
+    """BIDS derivatives beside their images; a mask without its image may be meant."""
+    for name in ("sub-1_run-1_T2w", "sub-1_run-1_T2w_desc-brain_mask", "sub-2_mask", "sub-3_dseg"):
+        image(tmp_path / "in" / f"{name}.nii.gz")
+    found = {one.images[0].name for one in asked_of(tmp_path / "in", tmp_path / "out", study)}
+    assert found == {"sub-1_run-1_T2w.nii.gz", "sub-2_mask.nii.gz", "sub-3_dseg.nii.gz"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedseg.budget.charge import spent
+from fedseg.budget.explain import explain
 from fedseg.budget.plan import planned_entries
 from fedseg.data.loading import load_cohort
 from fedseg.errors import ConfigError
@@ -99,6 +100,12 @@ def test_with_an_epsilon_it_is_noised_charged_first_and_within_the_budget(tmp_pa
     assert metrics["privacy"]["steps"] == 2
     mean, sd = buffers(run, NOISY)
     assert (mean, sd) != buffers(train(NOISY.replace(study={"seed": 8}), tmp_path, Options(plain=True)), NOISY)
+
+
+def test_it_is_told_where_so_few_patients_drown_in_the_noise():
+    said = [note for note in explain(NOISY).notes if "statistics" in note or "scale" in note]
+    assert len(said) == 2
+    assert "a scale that is mostly noise: use [data] statistics = 'public'" in said[1]
 
 
 @pytest.mark.parametrize("study", [EXACT, NOISY, tiny_study().replace(**SECURE)], ids=["exact", "noise", "structures"])

@@ -1,0 +1,36 @@
+"""Where the code comes from: what it depends on, what is installed, and whether a wheel can be built again."""
+
+from audits.base import Audit, Result, Task
+from audits.supply import sbom, wheel
+
+
+def _dependencies(task: Task) -> Result:
+    from audits.supply import dependencies
+
+    return dependencies.audit(task)
+
+
+AUDITS = (
+    Audit(
+        "supply.dependencies",
+        "each dependency has its reason, licence and review, and is installed as pinned",
+        ("installation-size",),
+        {"quick": 2, "full": 2},
+        _dependencies,
+    ),
+    Audit(
+        "supply.sbom",
+        "the bill of materials is valid, complete and the same again",
+        (),
+        {"quick": 3, "full": 3},
+        sbom.audit,
+    ),
+    Audit(
+        "supply.wheel",
+        "built twice in different folders, the wheel is the same file",
+        (),
+        {"quick": 30, "full": 30},
+        wheel.audit,
+    ),
+)
+COMMANDS = {"sbom": sbom.command}

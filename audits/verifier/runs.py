@@ -1,0 +1,142 @@
+"""T-15, T-17 and the step of T-16 (specification, "Runs"), for run folders whose mechanism is `local`.
+
+Of T-17: the chain of each ledger, and the epsilon that the log states of a site. Signatures of lines are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from audits.verifier.encoding import H
+from audits.verifier.judge import Judge, ViolationError
+from audits.verifier.policy import Policy
+from audits.verifier.reading import Reader, Transcript, read
+from audits.verifier.vectors import signed, unpack
+
+Entry = dict[str, Any]
+NONE = "0" * 64
+
+
+def ledger(path: Path) -> list[Entry]:
+    """T-17: the lines of a ledger, each of which names the one before it and is named by its own hash.
+
+    Raises:
+        ViolationError: T-17.
+    """
+    entries: list[Entry] = []
+    for place, line in enumerate(path.read_text().splitlines()):
+        entry = json.loads(line)
+        about = {name: value for name, value in entry.items() if name not in ("event_id", "signature")}
+        text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+        if entry["previous"] != (entries[-1]["event_id"] if entries else NONE):
+            raise ViolationError("T-17", f"{path.name} does not continue its own chain", place)
+        if entry["event_id"] != H("ledger-event", text).hex():
+            raise ViolationError("T-17", f"a line of {path.name} was changed", place)
+        entries.append(entry)
+    return entries
+
+
+def epsilon(entries: Sequence[Entry], delta: float) -> float:
+    """Epsilon of full steps with Gaussian noise, exactly: they compose to one of mu = sqrt(sum of steps / noise^2)."""
+    if any(entry["sample_rate"] != 1 for entry in entries):
+        raise NotImplementedError("steps that draw patients are composed by the product's accountants only")
+    mu = math.sqrt(sum(entry["steps"] / entry["noise_multiplier"] ** 2 for entry in entries))
+    phi = NormalDist().cdf
+    low, high = 0.0, 1000.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        spent = phi(mu / 2 - middle / mu) - math.exp(middle) * phi(-mu / 2 - middle / mu)
+        low, high = (middle, high) if spent > delta else (low, middle)
+    return high
+
+
+def charged(study: dict[str, Any], files: Sequence[Transcript], site: str, entries: Sequence[Entry]) -> None:
+    """T-15: of every round in whose sum the site is, its ledger holds what the study plans, with at least its noise.
+
+    Raises:
+        ViolationError: T-15.
+    """
+    about, privacy = study["study"], study["privacy"]
+    planned = {
+        "kind": privacy["mechanism"],
+        "unit": privacy["unit"],
+        "neighbouring": "add or remove one",
+        "sample_rate": privacy["sample_rate"],
+        "clip_norm": privacy["clip_norm"],
+        "denominator": privacy["denominator"],
+        "steps": about["local_steps"],
+    }
+    rounds = about["rounds"] + about.get("spare_rounds", 0)
+    for file in files:
+        if site not in file.of["input"]:
+            continue
+        found = [e for e in entries if (e["training_run"], e["round_number"]) == (file.run, file.number)]
+        if not any(all(entry[name] == value for name, value in planned.items()) for entry in found):
+            raise ViolationError("T-15", f"round {file.number} is not in its ledger as the study plans it", None, site)
+        if epsilon(found[:1] * rounds, privacy["delta"]) > privacy["epsilon"] * 1.001:
+            raise ViolationError("T-15", f"round {file.number} has less noise than the study plans", None, site)
+
+
+def stated(log: Sequence[dict[str, Any]], run: str, site: str, entries: Sequence[Entry], delta: float) -> int:
+    """T-17: every epsilon that the log states of the site is the one of its ledger up to that round; their number.
+
+    Raises:
+        ViolationError: T-17.
+    """
+    events = [event for event in log if event["kind"] == "epsilon" and event["site"] == site]
+    for event in events:
+        at = next(i for i, e in enumerate(entries) if (e["training_run"], e["round_number"]) == (run, event["round"]))
+        own = epsilon(entries[: at + 1], delta)
+        if abs(own - event["spent"]) > 0.01 * own:
+            raise ViolationError("T-17", f"the log says epsilon {event['spent']:.4f}, the ledger {own:.4f}", None, site)
+    return len(events)
+
+
+def next_model(model: np.ndarray, file: Transcript, policy: Policy) -> np.ndarray:
+    """T-16, the step of `fedavg`: float32 of the model in float64 plus the sum in float64, over who is in it.
+
+    Args:
+        model: float32 of shape (d,).
+        file: of the round that began from it.
+        policy: public weights of 1.
+    """
+    total = signed(unpack(file.total, policy)[: policy.length], policy.bits)
+    step = policy.clip_range / 2 ** (policy.value_bits - 1)
+    return np.asarray(model.astype(np.float64) + total * step / len(file.of["input"]), dtype=np.float32)
+
+
+def verify_run(folder: Path, reader: Reader) -> list[str]:
+    """T-15 and T-17 of every ledger in a run folder, and T-16 where two models that follow each other were kept.
+
+    Returns:
+        what held, one sentence each.
+
+    Raises:
+        ViolationError: T-15, T-16 or T-17.
+    """
+    study = tomllib.loads((folder / "study.toml").read_text())
+    log = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    delta = study["privacy"]["delta"]
+    judge = Judge()
+    files = [read(path, reader, judge) for path in sorted((folder / "transcripts").glob("*.transcript"))]
+    held = []
+    for path in sorted((folder / "ledger").glob("*.jsonl")):
+        entries = ledger(path)
+        charged(study, files, path.stem, entries)
+        count = stated(log, files[0].run, path.stem, entries, delta)
+        held.append(f"{path.stem}: {len(entries)} lines of its ledger, {count} epsilons of the log (T-15, T-17)")
+    for file in files:
+        before, after = (folder / f"model-{number}.npy" for number in (file.number - 1, file.number))
+        if file.finished and before.exists() and after.exists():
+            if not np.array_equal(next_model(np.load(before), file, reader.policy), np.load(after)):
+                raise ViolationError("T-16", f"model {file.number} does not follow from model {file.number - 1}")
+            held.append(f"model {file.number} follows from model {file.number - 1} and the sum (T-16)")
+    return held
