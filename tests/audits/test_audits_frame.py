@@ -1,12 +1,14 @@
 """The frame of audits/: verdicts become exit statuses, what raises is a violation, what was done is not done again."""
 
 import json
+import subprocess
 
 import pytest
 
 from audits import __main__ as command
 from audits import running, scope, table
 from audits.base import Audit, Result, Unable, worst
+from audits.scope import ROOT
 
 
 @pytest.fixture
@@ -159,3 +161,15 @@ def test_the_table_is_in_order():
         assert set(audit.seconds) <= {"quick", "full"}
     assert sum(audit.seconds.get("quick", 0) for audit in table.AUDITS) <= 600
     assert sum(audit.seconds.get("full", 0) for audit in table.AUDITS) <= 2700
+
+
+@pytest.mark.parametrize(("audits_end", "ci_ends"), [(0, 0), (1, 1), (2, 0), (3, 1)])
+def test_ci_fails_where_something_is_violated_and_not_where_a_tool_is_missing(tmp_path, audits_end, ci_ends):
+    python = f"#!/bin/sh\nexit {audits_end}\n"
+    for name, text in {".ci/run": (ROOT / ".ci/run").read_text(), ".venv/bin/python": python}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o700)
+    (tmp_path / "Makefile").write_text("check:\n\t@true\n")
+    assert subprocess.run([tmp_path / ".ci/run"], check=False).returncode == ci_ends
