@@ -212,7 +212,10 @@ def _picture(
             words = f"{psnr(image, truth):.0f} dB, SSIM {ssim(image, truth):.2f}"
             panels.append(pictures.Panel(image, words))
         rows.append((f"patient {number + 1}", panels))
-    heads = [f"{name}\nrecognised: {those.hits} of {targets}" for name, those in found.items()]
+    heads = [
+        f"{name.replace(' sum', chr(10) + 'sum')}\nrecognised: {those.hits} of {targets}"
+        for name, those in found.items()
+    ]
     title = (
         f"What L-BFGS makes of a gradient, recognised among {candidates}\n"
         f"(delta {study.privacy.delta:g}, unit: one patient, nobody is trusted)"
