@@ -149,7 +149,7 @@ def _readme(study: Study) -> str:
         f"# {study.study.name}\n\nPut NIfTI images into `input/` and run, in this folder,\n\n"
         "    python -m monai.bundle run --config_file configs/inference.json\n\n"
         "Label maps are in `output/`, each on its image's own grid, as `fedseg predict` writes them. It needs monai, "
-        "nibabel and scipy.\n"
+        "nibabel, scipy and fire.\n"
     )
 
 
