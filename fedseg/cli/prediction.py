@@ -81,6 +81,20 @@ def write_answers_of(network: Callable[[], Any], image: Path, output: Path, stud
     return failed
 
 
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The bundle, a folder to be made.", show_default=False)],
+) -> None:
+    """Write a model as a MONAI bundle.
+
+    It segments by `python -m monai.bundle run --config_file configs/inference.json` where there is no fedseg.
+    """
+    from fedseg.export import export as bundle
+
+    say(f"bundle {bundle(model, folder)}")
+
+
 def _classify(network: Callable[[], Any], source: Path, output: Path, study: "Study") -> int:
     from fedseg.answers import Answer, answers, pictures_in, write_answers
 

@@ -24,7 +24,7 @@ def report(run: Annotated[Path, typer.Argument(help="A complete run folder.", sh
 @app.command()
 def track(
     run: Annotated[Path, typer.Argument(help="A complete run folder.", show_default=False)],
-    to: Annotated[str, typer.Option(help="MLflow tracking URI: a server, or file:FOLDER.")] = "file:mlruns",
+    to: Annotated[str, typer.Option(help="MLflow tracking URI: a server's, or sqlite:///FILE.", show_default=False)],
     experiment: Annotated[str, typer.Option(help="Under which name.")] = "fedseg",
 ) -> None:
     """Send a run to MLflow: settings, figures by round, report and shared model.

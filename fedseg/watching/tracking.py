@@ -25,15 +25,18 @@ def track(run: Path, to: str, experiment: str) -> str:
         What MLflow calls the run.
 
     Raises:
-        ConfigError: mlflow is not installed, or the run folder is not whole.
+        ConfigError: mlflow is not installed or refuses the address, or the run folder is not whole.
     """
     try:
         import mlflow
     except ImportError:
         raise ConfigError("mlflow is not installed; add it with pip install 'secagg[mlflow]'") from None
     found, study = read_run(run), load_study(run / "study.toml")
-    mlflow.set_tracking_uri(to)
-    mlflow.set_experiment(experiment)
+    try:
+        mlflow.set_tracking_uri(to)
+        mlflow.set_experiment(experiment)
+    except Exception as error:  # of MLflow, of a server, of a database: all of them refuse the address
+        raise ConfigError(f"--to {to}: MLflow refuses it ({str(error).splitlines()[0]}); give another") from error
     with mlflow.start_run(run_name=run.name) as active:
         mlflow.log_params(_settings(study))
         mlflow.set_tags({"fedseg.study_hash": study.hash().hex(), "fedseg.trust": study.trust.sentence})
