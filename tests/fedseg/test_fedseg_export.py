@@ -31,6 +31,7 @@ for part in ("imports", "initialize", "run"):
 """
 
 
+@pytest.mark.slow
 def test_a_bundle_segments_without_fedseg_as_fedseg_does(tmp_path):
     """Turned axes, other spacing, windows and flips, weights that are no start: every voxel alike."""
     study = load_study(STUDIES / "fetal.toml").replace(
