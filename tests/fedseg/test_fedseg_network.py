@@ -331,7 +331,7 @@ def test_a_round_that_the_coordinator_ends_is_held_as_long(tmp_path, monkeypatch
         with RunFolder.create(tmp_path / "out", study) as folder:
             site = Site(folder, load_site(None, "site-a", study), options)
             facts = Facts(1, 0, folder.emit)
-            site.round = SimpleNamespace(model=site.model, facts=facts, number=1)
+            site.round = SimpleNamespace(model=site.model, facts=facts, number=1, opened_on=site.state)
             over = threading.Event()
             monkeypatch.setattr("fedseg.site.run.train_round", lambda *_, on_step, **__: (over.set(), on_step(1, 2)))
             monkeypatch.setattr(site.member, "tell", lambda message: None)
