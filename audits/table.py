@@ -1,6 +1,6 @@
 """All audits and commands, in the order of the page.
 
-Each room exports `AUDITS`, or `COMMANDS` (typer functions by name), or both. It imports what is heavy inside `run` only,
+Each room exports `AUDITS`, or `COMMANDS` (typer functions by name), or both. It imports what is heavy in `run` only,
 so that the list prints at once.
 """
 
