@@ -1,5 +1,6 @@
 """`python -m audits`: runs audits, shows what came out, and ends with 0 (holds), 1 (violated) or 2 (no power)."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,7 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point; a first word that is no command is the name of an audit."""
     any_code_page()
+    logging.disable(logging.WARNING)  # of libraries; what an audit found is in its result
     known = {one.name or getattr(one.callback, "__name__", "") for one in app.registered_commands}
     words = sys.argv[1:]
     if words and not words[0].startswith("-") and words[0] not in known:

@@ -1,12 +1,11 @@
 """All audits and commands, in the order of the page.
 
-Each room exports `AUDITS`, and `COMMANDS` where it has commands beside them (typer functions by name). It imports what
-is heavy inside `run` only, so that the list prints at once.
+Each room exports `AUDITS`, or `COMMANDS` (typer functions by name), or both. It imports what is heavy in `run` only,
+so that the list prints at once.
 """
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +18,7 @@ ROOMS = (
 
 
 def _rooms() -> Iterator[ModuleType]:
-    """Those that are built."""
-    return (import_module(f"audits.{room}") for room in ROOMS if find_spec(f"audits.{room}"))
+    return (import_module(f"audits.{room}") for room in ROOMS)
 
 
 AUDITS: tuple[Audit, ...] = tuple(audit for room in _rooms() for audit in getattr(room, "AUDITS", ()))
