@@ -27,7 +27,7 @@ def track(
     to: Annotated[str, typer.Option(help="MLflow tracking URI: a server's, or sqlite:///FILE.", show_default=False)],
     experiment: Annotated[str, typer.Option(help="Under which name.")] = "fedseg",
 ) -> None:
-    """Send a run to MLflow: settings, figures by round, report and shared model.
+    """Send a run to MLflow: settings, figures, report and model.
 
     Figures of a site's patients go only where its study says share_metrics. Needs the extra `mlflow`.
     """

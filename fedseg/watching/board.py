@@ -16,6 +16,7 @@ from fedseg.report.claims import pictures_of_patients
 from fedseg.report.folder import read_run
 from fedseg.report.pictures import PIXELS, pictures
 from fedseg.runfolder import TENSORBOARD
+from secagg.writing import PRIVATE, PRIVATE_FOLDER
 
 
 def installed() -> bool:
@@ -97,7 +98,12 @@ def _scalars(event: AnyEvent) -> dict[str, float | None]:
 def _writer(run: Path) -> Any:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    return EventFileWriter(str(run / TENSORBOARD))
+    folder = run / TENSORBOARD
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    writer = EventFileWriter(str(folder))
+    for file in folder.iterdir():  # figures of patients, as metrics.json has them: their owner's only
+        file.chmod(PRIVATE)
+    return writer
 
 
 def _event(step: int, **value: Any) -> Any:

@@ -65,15 +65,20 @@ def test_a_command_prints_what_the_page_shows(nth, folder, capsys, monkeypatch):
 
 def test_the_study_of_pictures_takes_what_the_page_says(tmp_path, capsys, monkeypatch):
     (tmp_path / "chest.toml").write_text(block("toml", 2))
-    arrays = {f"{part}_images": np.tile(np.arange(28, dtype=np.uint8), (8, 28, 1)) for part in ("train", "val", "test")}
-    arrays |= {f"{part}_labels": np.arange(8, dtype=np.uint8)[:, None] // 4 for part in ("train", "val", "test")}
+    drawn = np.random.default_rng(1).integers(0, 255, (3, 40, 28, 28)).astype(np.uint8)
+    arrays = {f"{part}_images": each for part, each in zip(("train", "val", "test"), drawn, strict=True)}
+    arrays |= {f"{part}_labels": np.arange(40, dtype=np.uint8)[:, None] // 20 for part in ("train", "val", "test")}
     for site in load_study(tmp_path / "chest.toml").site_ids:
         (tmp_path / "chest" / site).mkdir(parents=True)
         np.savez(tmp_path / "chest" / site / "pneumoniamnist.npz", **arrays)
     command = ("data", "check", tmp_path / "chest.toml", "--data", tmp_path / "chest")
     code, said, error = run(capsys, monkeypatch, *command)
     assert code == 0, (said, error)
-    assert "site-d: 4 patients, 2 cases to train and 2 to test; 2 normal, 2 pneumonia" in said
+    told = re.findall(
+        r"site-\w: (\d+) patients, (\d+) cases to train and (\d+) to test; (\d+) normal, (\d+) pneu", said
+    )
+    assert len(told) == 4
+    assert [sum(map(int, column)) for column in zip(*told, strict=True)] == [80, 40, 40, 40, 40]  # each at one site
 
 
 def test_training_and_prediction_run(folder, capsys, monkeypatch):

@@ -462,13 +462,17 @@ def test_a_coordinator_that_hides_a_finished_round_is_refused(tmp_path):
             federation.start()
             sites = await asyncio.gather(*(federation.tasks[site] for site in FIVE[:3]), return_exceptions=True)
         # Its model is that of round 1 on a head from before any round, which a site sees before its log does (C-04).
-        assert all("the coordinator's first model is not the start of the study" in str(error) for error in sites), sites
+        assert all("the coordinator's first model is not the start of the study" in str(error) for error in sites), (
+            sites
+        )
 
     asyncio.run(scenario())
 
 
 def test_a_coordinator_that_hides_a_finished_round_and_its_model_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedseg.site.run.same_everywhere", lambda study: False)  # where a start has other bits elsewhere
+    monkeypatch.setattr(
+        "fedseg.site.run.same_everywhere", lambda study: False
+    )  # where a start has other bits elsewhere
 
     async def scenario() -> None:
         async with Federation(tiny_study(rounds=2), tmp_path, kind=Hiding) as federation:

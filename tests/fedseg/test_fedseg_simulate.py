@@ -14,7 +14,18 @@ from fedseg.events import StepAccepted
 from fedseg.ledger import verify
 from fedseg.models import load_model
 from fedseg.report import write_report
-from fedseg.runfolder import FEDERATION, IDENTITY, JOURNAL, KEPT, LIFETIME, POLICY, TRANSCRIPTS, RunFolder
+from fedseg.runfolder import (
+    FEDERATION,
+    IDENTITY,
+    JOURNAL,
+    KEPT,
+    LIFETIME,
+    OWN_MODELS,
+    POLICY,
+    TENSORBOARD,
+    TRANSCRIPTS,
+    RunFolder,
+)
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from fedseg.update import flatten
@@ -199,7 +210,7 @@ def test_a_site_that_accuses_two_others_takes_no_part_any_more(tmp_path, monkeyp
 def test_what_a_complete_run_leaves_behind(tmp_path):
     study = tiny_study(mechanism="none", seed=None, rounds=1)
     run = train(study, tmp_path)
-    asked_for = {TRANSCRIPTS, POLICY, FEDERATION, LIFETIME, IDENTITY, JOURNAL}
+    asked_for = {TRANSCRIPTS, POLICY, FEDERATION, LIFETIME, IDENTITY, JOURNAL, OWN_MODELS, TENSORBOARD}
     assert sorted(path.name for path in run.iterdir()) == sorted(set(KEPT) - asked_for)
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
     metrics = json.loads((run / "metrics.json").read_text())
