@@ -45,7 +45,7 @@ def keygen(
     folder: Annotated[Path, typer.Argument(help="Where key and certificate go.")] = Path(),
     days: Annotated[float, typer.Option(min=0.01, help="Days for which the certificate is valid.")] = 365.0,
 ) -> None:
-    """Once at each party: make its key, and the certificate that the others are given."""
+    """Once at each party: make its key, and its certificate."""
     from fedseg.encrypted.parties import make_key
 
     certificate, fingerprint = make_key(role.value, folder, days)
@@ -64,7 +64,7 @@ def serve(
     listen: Listen = None,
     once: Annotated[bool, typer.Option("--once", help="End after one session.")] = False,
 ) -> None:
-    """Wait for questions, as the model's owner or as the third party, and compute on shares of them.
+    """As the model's owner or the third party: wait for questions.
 
     It goes on until it is interrupted.
     """
@@ -99,7 +99,7 @@ def ask(
     listen: Listen = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the other two.")] = 60.0,
 ) -> None:
-    """As the pictures' owner: segment or classify images without showing them.
+    """As the images' owner: have them segmented or classified.
 
     Takes and writes what `fedseg predict` does.
     """
@@ -133,7 +133,7 @@ def check(
     model: Annotated[Path, typer.Argument(help="model.safetensors of a run.", show_default=False)],
     questions: Annotated[int, typer.Option(min=1, help="How many made pictures are asked.")] = 2,
 ) -> None:
-    """At the model's owner: whether encrypted answers are the plain ones.
+    """At the model's owner: are encrypted answers the plain ones?
 
     All three parties run on this computer, and pictures are made. The exit status is 1 where an output differs by more
     than 0.001.
