@@ -203,6 +203,21 @@ def test_constants_are_what_the_network_sees_and_go_with_it(tmp_path):
     assert buffers(run, study) == (pytest.approx([0.4]), pytest.approx([0.2]))
 
 
+def test_the_scale_is_the_studys_and_not_that_of_the_file_it_starts_from_and_another_one_is_found(tmp_path):
+    """The file's was of other patients; a network of sites never sees it."""
+    other = tiny_classes().replace(data={"statistics": "public", "mean": [0.7], "sd": [0.1]})
+    start = tmp_path / "start.safetensors"
+    save_model(build_model(other), start, metadata_of(other))
+    study = other.replace(data={"mean": [0.4], "sd": [0.2]}, model={"start": str(start)})
+    run = train(study, tmp_path, Options(transcripts=True))
+    assert buffers(run, study) == (pytest.approx([0.4]), pytest.approx([0.2]))
+    assert not found_wrong(run)
+    model = load_model(run / "model.safetensors", study)
+    dict(model.named_buffers())[MEAN].add_(0.5)
+    save_model(model, run / "model.safetensors", metadata_of(study))
+    assert "T-16 mean and deviation in model.safetensors are not those that the study says" in found_wrong(run)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
