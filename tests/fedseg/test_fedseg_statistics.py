@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.budget.achieved import achieved
 from fedseg.budget.charge import spent
 from fedseg.budget.explain import explain
 from fedseg.budget.plan import planned_entries
@@ -176,6 +177,19 @@ def test_an_ask_without_a_sum_is_charged_and_the_next_one_too(tmp_path):
     assert [entry.kind for entry in ledger.entries()] == ["statistics", "statistics", "local", "local"]
     assert [entry.round_number for entry in ledger.entries()] == [1, 2, 3, 4]
     assert spent(ledger, study) <= 8.0
+
+
+def test_what_a_run_has_given_counts_the_asks_that_burned_as_asks(tmp_path):
+    """As the ledger has it: two asks and one round of training, in sums that had no site more than the fewest."""
+    study = tiny_classes(rounds=2, mechanism="distributed").replace(**SECURE, study={"spare_rounds": 1})
+    run = train(study, tmp_path, Options(silent={"site-b": "MaskedInputCollection"}, silent_round=1))
+    privacy = json.loads((run / "metrics.json").read_text())["privacy"]
+    entries = Ledger(run / "ledger" / "site-a.jsonl").entries()
+    assert [entry.kind for entry in entries] == ["statistics", "statistics", "distributed"]
+    assert privacy["achieved"]["charged"] == pytest.approx(privacy["epsilon"])
+    assert privacy["achieved"]["epsilon"] == pytest.approx(privacy["epsilon"])
+    assert not found_wrong(run)
+    assert achieved(study, {}, 2, 0).epsilon == pytest.approx(epsilon([study.asked.released(2)], 1e-2))
 
 
 def test_a_run_with_statistics_is_verified_and_a_forged_mean_is_found(tmp_path):
