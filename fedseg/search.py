@@ -24,13 +24,13 @@ from fedseg.budget.charge import Cap, affordable_all, charge_all
 from fedseg.budget.plan import metrics_entry, planned_entries
 from fedseg.data.cases import SiteData, held_out
 from fedseg.errors import ConfigError
-from fedseg.evaluation import evaluate, structure_means
+from fedseg.evaluation import Scores, evaluate, joined, structure_means
 from fedseg.exposure import MARKS, data_set_ledger
 from fedseg.files import held, hold, read_text
 from fedseg.ledger import Ledger
 from fedseg.ledger.home import Home
 from fedseg.models import build_model, load_model
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import OWN_MODELS, RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from secagg.encoding import digest
@@ -282,10 +282,16 @@ def _tried(study: Study, parts: Cohort, ledgers: Mapping[str, Ledger], wanted: W
     with RunFolder.create(wanted.out / "trials", study) as folder:
         done = simulate(folder, parts, Options(plain=True, command="fedseg search"))
     try:
-        values = evaluate(load_model(done / "model.safetensors", study), parts, study).pooled()
+        values = joined([_judged(done, site, data, study) for site, data in parts.items()]).pooled()
         return float(np.mean([mean for mean in structure_means(values, study).values() if mean is not None]))
     finally:
         shutil.rmtree(done)  # a model that is not chosen is nobody's
+
+
+def _judged(run: Path, site: str, data: SiteData, study: Study) -> Scores:
+    """Scores of a site's patients by the shared model, or by the site's own where it has one."""
+    own = run / OWN_MODELS / f"{site}.safetensors"
+    return evaluate(load_model(own if own.is_file() else run / "model.safetensors", study), {site: data}, study)
 
 
 @contextmanager

@@ -80,6 +80,16 @@ def test_a_trial_of_a_process_that_was_killed_is_not_waited_for(tmp_path, space,
     assert [state for (state,) in states] == ["FAIL", "COMPLETE"]
 
 
+def test_sites_with_a_model_of_their_own_are_scored_by_it(tmp_path, monkeypatch):
+    """[federation] personal: the shared model has the start's norms, and is nobody's."""
+    judging, loaded = [], searching.load_model
+    monkeypatch.setattr(searching, "load_model", lambda path, study: judging.append(path) or loaded(path, study))
+    space = {"federation.personal": ["norm"]}
+    search(STUDY, load_cohort(None, STUDY), space, Wanted(1, "made", tmp_path), lambda _: None)
+    assert {path.parent.name for path in judging} == {"own-models"}
+    assert {path.stem for path in judging} == set(STUDY.site_ids)
+
+
 def test_two_searches_in_one_folder_do_not_disturb_each_other(tmp_path):
     """The second one would take the first one's running trial for one that was killed."""
     with hold(tmp_path / searching.WORKING), pytest.raises(ConfigError, match="another process searches there"):
