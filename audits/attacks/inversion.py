@@ -151,8 +151,8 @@ def _attacked(
         f"a site's update (median {one.psnr:.0f} dB, SSIM {one.ssim:.2f}), {total.hits} from the secure sum of {SITES} "
         f"({total.psnr:.0f} dB, SSIM {total.ssim:.2f}), {other.hits} from a sum that they are not in "
         f"({other.psnr:.0f} dB: what the label map tells, which the attacker has) and {dp.hits} of {under_dp} from an "
-        f"update under {promise(private)} ({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). A sum alone promises nothing against this; "
-        "noise does.",
+        f"update under {promise(private)} ({dp.psnr:.0f} dB, SSIM {dp.ssim:.2f}). A sum alone promises nothing "
+        "against this; noise does.",
         figures,
         pictures=(_picture(task.out / "inversion.png", pool, found, candidates, private),),
     )
@@ -210,9 +210,7 @@ def _variation(image: torch.Tensor) -> torch.Tensor:
     return down.abs().mean() + right.abs().mean()
 
 
-def _picture(
-    path: Path, pool: Sequence[Case], found: dict[str, Found], candidates: int, study: Study
-) -> Path:
+def _picture(path: Path, pool: Sequence[Case], found: dict[str, Found], candidates: int, study: Study) -> Path:
     """A row a patient: the original, and what each attack came to."""
     rows = []
     shown = min(4, *(len(those.images) for those in found.values()))

@@ -7,7 +7,6 @@ from typing import Any
 from audits.base import Audit, Result, Task, Unable
 from audits.model import between, check, replaying, threshold, unmasking
 
-
 Outcomes = dict[str, tuple[bool, bool, int, str]]
 """By case: attack found, attack wanted, states, the events of the attack."""
 
