@@ -14,10 +14,10 @@ from audits import report as reports
 from audits.base import VERDICTS, Audit, Depth, worst
 from audits.running import OUT, Record, all_kept, depth_of, run
 from audits.table import AUDITS, COMMANDS, at, named
-from secagg.terminal import App, any_code_page, errors, out, plain, say, say_json
+from secagg.terminal import COULD_NOT_RUN, App, Verifying, any_code_page, errors, out, plain, say, say_json
 
 app = App("Audits: each tries to prove a claim wrong. Exit status: 0 holds, 1 violated, 2 no power, 3 could not begin.")
-COULD_NOT_BEGIN, BROKEN_OFF = 3, 130
+BROKEN_OFF = 130
 _COLOURS = {"holds": "green", "violated": "bold red", "no power": "yellow"}
 
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
@@ -26,26 +26,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print audit.json instead o
 Again = Annotated[bool, typer.Option("--again", help="Run also what was run on the same sources before.")]
 
 
-@app.command()
+@app.command(cls=Verifying)
 def quick(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """What fits into ten minutes on one core."""
     _audit(at("quick"), "quick", seed, to, as_json, again)
 
 
-@app.command()
+@app.command(cls=Verifying)
 def full(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """Everything: 45 minutes on one core."""
     _audit(at("full"), "full", seed, to, as_json, again)
 
 
-@app.command()
+@app.command(cls=Verifying)
 def report(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, full: bool = False) -> None:
     """Write audit.json and audit.html of results of these sources that were kept; run nothing."""
     depth: Depth = "full" if full else "quick"
     _end(all_kept(at(depth), depth, seed, to), depth, seed, to, as_json)
 
 
-@app.command("list")
+@app.command("list", cls=Verifying)
 def list_audits(as_json: AsJson = False) -> None:
     """All audits, how long they take, and which claims they are evidence for."""
     if as_json:
@@ -58,7 +58,7 @@ def list_audits(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-@app.command("run")
+@app.command("run", cls=Verifying)
 def run_named(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Audits, or rooms of them.")],
     seed: Seed = 0,
@@ -73,7 +73,7 @@ def run_named(
         chosen = named(names, depth)
     except LookupError as error:
         say(f"audits: {error.args[0]}", console=errors)
-        raise typer.Exit(COULD_NOT_BEGIN) from None
+        raise typer.Exit(COULD_NOT_RUN) from None
     _audit(chosen, depth, seed, to, as_json, again)
 
 
@@ -121,7 +121,7 @@ def _end(records: list[Record], depth: Depth, seed: int, to: Path, as_json: bool
 
 
 def _add(name: str, command: Callable[..., Any]) -> None:
-    app.command(name)(command)
+    app.command(name, cls=Verifying)(command)
 
 
 for _name, _command in COMMANDS.items():

@@ -152,6 +152,14 @@ def test_an_unknown_name_is_told(monkeypatch, capsys):
     assert "dp.nothing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["quick", "--nonsense"], ["run"], ["full", "--seed", "x"], ["verify-transcript"]])
+def test_a_wrong_command_line_is_not_called_no_power(monkeypatch, words):
+    monkeypatch.setattr("sys.argv", ["audits", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 3
+
+
 def test_the_table_is_in_order():
     names = [audit.name for audit in table.AUDITS]
     assert len(names) == len(set(names))
