@@ -12,7 +12,7 @@ from rich.table import Table
 
 from audits import report as reports
 from audits.base import VERDICTS, Audit, Depth, worst
-from audits.running import OUT, Record, all_kept, depth_of, run
+from audits.running import OUT, Record, all_kept, alone, depth_of, run
 from audits.table import AUDITS, COMMANDS, at, named
 from secagg.terminal import COULD_NOT_RUN, App, Verifying, any_code_page, errors, out, plain, say, say_json
 
@@ -20,7 +20,7 @@ app = App("Audits: each tries to prove a claim wrong. Exit status: 0 holds, 1 vi
 BROKEN_OFF = 130
 _COLOURS = {"holds": "green", "violated": "bold red", "no power": "yellow"}
 
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Of coins, patients and samples; keys and noise are drawn anew.")]
 Folder = Annotated[Path, typer.Option("--out", help="Folder of results, audit.json and audit.html.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print audit.json instead of sentences.")]
 Again = Annotated[bool, typer.Option("--again", help="Run also what was run on the same sources before.")]
@@ -91,11 +91,16 @@ def _audit(chosen: list[Audit], depth: Depth, seed: int, to: Path, as_json: bool
             bar.update(shown, description=str(plain(f"{name}: {line}", console=errors)))
 
         try:
-            for audit, (record, kept) in zip(chosen, run(chosen, depth, seed, to, again, progress), strict=True):
-                done.append(record)
-                bar.update(shown, advance=1, description=audit.name)
-                if not as_json:
-                    _show(record, kept)
+            with alone(to):
+                for audit, (record, kept) in zip(chosen, run(chosen, depth, seed, to, again, progress), strict=True):
+                    done.append(record)
+                    bar.update(shown, advance=1, description=audit.name)
+                    if not as_json:
+                        _show(record, kept)
+        except BlockingIOError:
+            bar.stop()
+            say(f"audits: another run is at work in {to}; wait for it, or give another --out", console=errors)
+            raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             bar.stop()
             say(f"Broken off after {len(done)} of {len(chosen)}; the same command goes on from there.", console=errors)

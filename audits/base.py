@@ -28,7 +28,7 @@ class Task:
 
     Attributes:
         depth: "quick" or "full".
-        seed: of everything that is drawn; the same seed gives the same figures.
+        seed: of coins, patients and samples. Keys and noise are the operating system's, where they are in a real study.
         out: an empty folder of its own, for pictures and whatever a reader may want to look at.
         progress: called with one short line on what is being done.
     """
