@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import register_parametrization
 
+from fedseg.models.drawing import weights_from
 from fedseg.study import Study
 from secagg.prg import Stream
 
@@ -63,8 +64,7 @@ def train_only(model: nn.Module, study: Study) -> None:
                 parameter.requires_grad_(name == "bias" or isinstance(module, nn.GroupNorm))
     if trainable.startswith(LORA):
         stream = Stream.seeded(study.study.seed or 0, "lora", study.study.name, study.model.name)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(stream.integers(1, 2**62)[0]))
+        with weights_from(stream):
             for layer in inner:
                 low = LowRank(layer.weight, int(trainable.removeprefix(LORA)))
                 register_parametrization(layer, "weight", low)

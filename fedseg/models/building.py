@@ -9,6 +9,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fedseg.errors import ConfigError, UnsupportedModelError
 from fedseg.models.adapting import standardise, train_only
+from fedseg.models.drawing import weights_from
 from fedseg.models.network import GROUPS
 from fedseg.models.standardising import standardise_inputs
 from fedseg.models.table import NETWORKS
@@ -40,8 +41,7 @@ def build_model(study: Study) -> torch.nn.Module:
     if any(width % GROUPS for width in widths):
         raise ConfigError(f"[model] channels = {list(widths)}: each must be a multiple of {GROUPS}, the norm's groups")
     start = Stream.seeded(study.study.seed or 0, "weights", study.study.name, study.model.name)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(start.integers(1, 2**62)[0]))
+    with weights_from(start):
         model = network.make(study, task_of(study).outputs, widths)
     if study.training.weight_standardisation:
         standardise(model)

@@ -1,5 +1,6 @@
 """Networks, flat vectors, model files, and the update that cannot leave."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ STUDIES = Path(__file__).parents[2] / "studies"
 @pytest.fixture(scope="module")
 def study() -> Study:
     return load_study(STUDIES / "phantom.toml").replace(data={"size": 32}, model={"channels": [4, 8, 8]})
+
+
+@pytest.mark.parametrize("changes", [{}, {"training": {"trainable": "lora:2"}}], ids=["whole", "lora"])
+def test_networks_built_at_the_same_time_begin_with_the_same_weights(study: Study, changes: dict) -> None:
+    """Sites of one process build theirs in threads, and torch draws weights from one generator of the process."""
+    study = study.replace(**changes)
+    with ThreadPoolExecutor(8) as pool:
+        built = pool.map(lambda _: build_model(study), range(64))
+        assert len({b"".join(value.numpy().tobytes() for value in model.state_dict().values()) for model in built}) == 1
 
 
 @pytest.mark.parametrize("dims", [2, 3])
