@@ -38,7 +38,7 @@ class Flower(Protocol):
     """Milliseconds of a round in Flower, whoever measured them."""
 
     def __call__(self, **request: Any) -> dict[str, Any]:
-        """`client_total_ms` (median of those that stayed), `server_total_ms`, `err` of the mean, `up_total` bytes, `wall_s`."""
+        """`client_total_ms` (median of those that stayed), `server_total_ms`, `wall_s`, `err`, `up_total`."""
 
 
 @contextmanager
