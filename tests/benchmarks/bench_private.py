@@ -51,8 +51,8 @@ def main() -> None:
                     spent[way].append(1e3 * (time.process_time() - began))
         plain = statistics.median(spent["plain"])
         for way, times in spent.items():
-            middle = statistics.median(times)
-            print(f"| {name}, {asked.patients} patients: {way} | {middle:.0f} | {min(times):.0f} | {middle / plain:.2f} |")
+            middle, what = statistics.median(times), f"{name}, {asked.patients} patients: {way}"
+            print(f"| {what} | {middle:.0f} | {min(times):.0f} | {middle / plain:.2f} |")
 
 
 def ways(study: Study, patients: int) -> dict[str, Callable[[], object]]:
