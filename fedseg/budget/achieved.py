@@ -37,7 +37,7 @@ def achieved(study: Study, in_sums: Mapping[int, int], burned: int) -> Achieved 
     if plan.asked:  # nobody says here which sum was of statistics: as if it had the fewest shares, and training those
         by_shares[max(shares for shares, times in by_shares.items() if times)] -= 1
     events = [
-        study.mechanism.achieved(terms, times * plan.local_steps, shares)
+        study.mechanism.achieved(terms, times * plan.local_steps, shares, shares + corrupt)
         for shares, times in sorted(by_shares.items())
         if times
     ]

@@ -93,13 +93,14 @@ def noise_multiplier(study: Study) -> float:
     return study.mechanism.noise_multiplier(study.terms)
 
 
-def shown_in(study: Study, rounds: int, honest: int | None = None) -> list[DpEvent] | None:
+def shown_in(study: Study, rounds: int, honest: int | None = None, sites: int = 0) -> list[DpEvent] | None:
     """What so many of a site's rounds show of its patients, the sum of statistics among them.
 
     Args:
         study: the study.
         rounds: that were completed, of the first ones.
         honest: sites whose noise is not known to whoever looks; None for as many as planned.
+        sites: in each sum, where `honest` is given.
 
     Returns:
         None where no noise is left.
@@ -107,7 +108,7 @@ def shown_in(study: Study, rounds: int, honest: int | None = None) -> list[DpEve
     terms, asked = study.terms, study.asked
     steps = max(rounds - int(asked is not None), 0) * terms.local_steps
     mechanism = study.mechanism
-    training = mechanism.released(terms, steps) if honest is None else mechanism.achieved(terms, steps, honest)
+    training = mechanism.released(terms, steps) if honest is None else mechanism.achieved(terms, steps, honest, sites)
     events = [] if asked is None else [asked.released(1, honest)]
     events += [training] if steps else []
     shown = [event for event in events if event is not None]
