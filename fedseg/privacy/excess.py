@@ -42,13 +42,14 @@ class Layers:
     def needed(self) -> Mapping[int, int]:
         """By how many sites are in a sum, from most to fewest, the variance of the share that each has to keep.
 
-        A layer has some variance, and one of discrete Gaussians enough to be accounted for; rounding is upwards.
+        A layer has some variance, and one of discrete Gaussians enough to be accounted for; rounding is upwards. The
+        largest sum's is rounded first, and the others follow it: no smaller sum keeps less than it does in all.
         """
-        planned = (self.fewest - self.corrupt) * self.noise.variance
-        least = 1 if self.noise.kind == "skellam" else SMALLEST_DEVIATION**2
-        found, before = {}, 0
-        for sites in range(self.sites, self.fewest - 1, -1):
-            before = found[sites] = max(-(-planned // (sites - self.corrupt)), before + least)
+        honest, least = self.sites - self.corrupt, 1 if self.noise.kind == "skellam" else SMALLEST_DEVIATION**2
+        first = max(-(-(self.fewest - self.corrupt) * self.noise.variance // honest), least)
+        found = {self.sites: first}
+        for sites in range(self.sites - 1, self.fewest - 1, -1):
+            found[sites] = max(-(-first * honest // (sites - self.corrupt)), found[sites + 1] + least)
         return found
 
     def kept(self, sites: int) -> SharedNoise:

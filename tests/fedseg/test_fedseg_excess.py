@@ -27,7 +27,16 @@ from fedseg.verifying.models import t16_next_model
 from secagg.prg import Stream
 from tests.support.tiny import tiny_study
 
-SILENT = pytest.mark.parametrize("silent", [{}, {"site-b": "MaskedInputCollection"}, {"site-b": "Unmasking"}], ids=str)
+SLOW = pytest.mark.slow
+SILENT = pytest.mark.parametrize(
+    "silent",
+    [
+        {"site-b": "Unmasking"},
+        pytest.param({}, marks=SLOW),
+        pytest.param({"site-b": "MaskedInputCollection"}, marks=SLOW),
+    ],
+    ids=str,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +47,7 @@ def coarse(monkeypatch):
 
 def study(excess="removed", rounds=1):
     return tiny_study(mechanism="distributed", sites=5, rounds=rounds).replace(
-        privacy={"excess_noise": excess}, secagg={"min_survivors": 4}
+        privacy={"excess_noise": excess}, secagg={"min_survivors": 4}, data={"size": 16, "slices_per_patient": 1}
     )
 
 
@@ -62,7 +71,8 @@ def test_no_sum_of_honest_sites_keeps_less_than_was_planned(kind, sites, fewest,
     layers, planned = Layers(noise, sites, fewest, corrupt), (fewest - corrupt) * noise.variance
     assert list(layers.needed) == list(range(sites, fewest - 1, -1))
     for there, variance in layers.needed.items():
-        assert planned <= (there - corrupt) * variance < planned + (there - corrupt) * 40
+        assert planned <= (sites - corrupt) * layers.needed[sites] <= (there - corrupt) * variance
+        assert (there - corrupt) * variance < planned + (there - corrupt) * 40
     shares = list(layers.needed.values())
     assert all(after - before >= (1 if kind == "skellam" else 36) for before, after in pairwise(shares))
     assert layers.gain(fewest) == 1
@@ -103,15 +113,7 @@ def test_a_sum_with_and_without_masks_gives_the_same_model_bit_for_bit(tmp_path,
     assert np.array_equal(weights(secure, given), weights(plain, given))
 
 
-def test_less_noise_is_in_the_model_and_another_seed_in_every_layer(tmp_path):
-    given = study()
-    layers = layers_of(given.terms)
-    removed, stays = (train(tmp_path / name, study(name), plain=True) for name in ("removed", "stays"))
-    assert not np.array_equal(weights(removed, given), weights(stays, study("stays")))
-    assert layers.gain(5) == pytest.approx(math.sqrt(3 / 4), rel=0.01)
-
-
-def test_what_is_charged_is_what_is_achieved_and_stays_above_what_anybody_sees():
+def test_what_is_charged_is_what_is_achieved_and_covers_whoever_looks():
     given, without = study(), study("stays")
     found, other = achieved(given, {5: 1}, 0), achieved(without, {5: 1}, 0)
     assert found.epsilon == pytest.approx(found.charged, rel=1e-3)
@@ -125,13 +127,14 @@ def test_what_is_charged_is_what_is_achieved_and_stays_above_what_anybody_sees()
         told = epsilon([entry.dp_event(unseeded=True, known=known)], delta)
         for sites in (4, 5):
             seen = epsilon([Distributed().achieved(given.terms, 1, sites - known, sites)], delta)
-            assert seen <= told * 1.0001
+            assert seen <= told * (1 + 1e-9)
     assert epsilon([entry.dp_event(unseeded=True)], delta) <= given.privacy.epsilon
     assert "0.87" in " ".join(explain(given).notes)
     everybody = next(observer for observer in explain(given).observers if observer.colluders == 1)
     assert list(everybody.epsilon) == [5, 4]
     assert max(everybody.epsilon.values()) <= given.privacy.epsilon
-    assert noise_of(given.terms).variance == noise_of(without.terms).variance
+    assert layers_of(given.terms).noise == noise_of(without.terms)
+    assert layers_of(without.terms) is None
 
 
 def test_a_study_of_another_mechanism_is_refused():
