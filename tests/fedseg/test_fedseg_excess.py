@@ -1,5 +1,6 @@
 """Noise that a sum does not need: what is planned stays whoever drops out, and the same model comes from every way."""
 
+import asyncio
 import json
 import math
 from itertools import pairwise
@@ -7,6 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from audits.verifier.policy import load_policy, load_roster
+from audits.verifier.reading import Reader
+from audits.verifier.study import verify as second_verifier
 from fedseg.budget.achieved import achieved
 from fedseg.budget.explain import explain
 from fedseg.data.loading import load_cohort
@@ -18,13 +22,14 @@ from fedseg.models import load_model
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.excess import Layers
 from fedseg.privacy.shared_noise import SharedNoise
-from fedseg.runfolder import RunFolder
+from fedseg.runfolder import FEDERATION, POLICY, RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.update import flatten
 from fedseg.verifying.ledgers import t15_noise_floor
 from fedseg.verifying.material import gather
 from fedseg.verifying.models import t16_next_model
 from secagg.prg import Stream
+from tests.support.federation import Federation
 from tests.support.tiny import tiny_study
 
 SLOW = pytest.mark.slow
@@ -105,6 +110,22 @@ def test_after_removal_the_variance_is_what_was_planned_for_every_number_of_drop
             assert not layers.excess(draws, short, there).any()
 
 
+@pytest.mark.slow
+def test_over_the_network_all_parties_and_a_simulation_come_to_the_same_model(tmp_path):
+    given = study(rounds=2).replace(run={"evaluate_every": 2})
+
+    async def run():
+        async with Federation(given, tmp_path) as federation:
+            federation.start()
+            await asyncio.gather(*federation.tasks.values())
+            return federation.tasks["coordinator"].result(), federation.tasks["site-d"].result()
+
+    coordinator, site = asyncio.run(run())
+    alone = train(tmp_path / "alone", given, plain=True)
+    assert np.array_equal(weights(coordinator, given), weights(site, given))
+    assert np.array_equal(weights(coordinator, given), weights(alone, given))
+
+
 @SILENT
 def test_a_sum_with_and_without_masks_gives_the_same_model_bit_for_bit(tmp_path, silent):
     given, about = study(), {"silent": silent, "silent_round": 1}
@@ -148,7 +169,9 @@ def test_the_verifier_takes_the_removal_into_account(tmp_path):
     material = gather([run], None)
     assert {finding.state for finding in t16_next_model(material)} == {HELD}
     assert {finding.state for finding in t15_noise_floor(material)} == {HELD}
-    _, told = material.rounds[1]
+    path, told = material.rounds[1]
+    reader = Reader(load_policy(run / POLICY), load_roster(run / FEDERATION))
+    assert second_verifier([path], reader).exit_code == 0
     assert len(told.excess_seeds) == 5
     told.excess_seeds.pop("site-a")  # as if the coordinator had taken off what site-a never disclosed
     assert VIOLATED in {finding.state for finding in t16_next_model(material)}
