@@ -160,7 +160,9 @@ class Own:
 
     @kept.setter
     def kept(self, kept: NDArray[np.float32]) -> None:
-        """Go on from there."""
+        """Go on from there; ValueError where it is of another network."""
+        if kept.shape != (1 + int(self._places.sum()),):
+            raise ValueError(f"{kept.shape} values are not what stays at this site")
         self.values = kept[1:].copy() if kept[0] else None
 
 

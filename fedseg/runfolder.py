@@ -81,6 +81,7 @@ class Tally(BaseModel):
 
     mode: str = ""
     completed: int = 0
+    first_round: int = 0
     last_round: int = 0
     burned: int = 0
     bytes_up: int = 0
@@ -94,6 +95,7 @@ class Tally(BaseModel):
     def add(self, ended: RoundEnded) -> None:
         """Count a completed round."""
         self.completed += 1
+        self.first_round = min(self.first_round or ended.round, ended.round)
         self.last_round = max(self.last_round, ended.round)
         self.bytes_up += ended.bytes_up
         self.bytes_down += ended.bytes_down

@@ -138,10 +138,11 @@ class Site(Party, Application):
         if state.shape != self.state.shape:
             raise RoundFailedError("the coordinator sent a model of another length than the study's")
         self.following.check(start)
-        if start.previous_head == GENESIS and start.model_hash != self._first and same_everywhere(self.study):
+        # Where the start is not here, or is another one everywhere, it is neither asked for nor trained.
+        if start.previous_head == GENESIS and same_everywhere(self.study) and start.model_hash != self._first:
             raise RoundFailedError(
                 "the coordinator's first model is not the start of the study; it could be made to give patients away, "
-                "so compare study and versions with the other sites"
+                "so compare study, [model] start and versions with the other sites"
             )
         return state
 

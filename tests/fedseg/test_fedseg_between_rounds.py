@@ -596,6 +596,20 @@ def test_a_first_model_that_is_not_the_start_of_the_study_is_not_trained(tmp_pat
     site.store.close()
 
 
+def test_a_site_that_has_not_the_file_of_the_start_takes_the_coordinators_first_model(tmp_path):
+    """The file is the coordinator's: nothing here tells whether its model is right, and nothing breaks."""
+    study = tiny_study(mechanism="none").replace(model={"start": str(tmp_path / "elsewhere.safetensors")})
+    make_credentials(tmp_path / "credentials", study, "run")
+    options = Options(
+        site="site-b", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
+    site = Site(RunFolder.create(tmp_path / "runs", study), load_site(None, "site-b", study), options)
+    state = opened(starting_model(tiny_study(mechanism="none")), 0)
+    start = RoundStart("run", 1, 0, model_hash(state), study.hash(), GENESIS, ()).sign(server_key(tmp_path))
+    assert site.about(start, content_of(state)) == model_hash(state)
+    site.store.close()
+
+
 class Repeating(Coordinator):
     """Opens every round on the model of the first, once the sites were started again."""
 
