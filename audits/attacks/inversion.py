@@ -75,8 +75,7 @@ class Found(NamedTuple):
         told, hits = 0, 0
         for who, image in enumerate(images):
             told += nearest(image, truth) == who
-            left = [within(one, pool[who]) for one in (image, *truth)]
-            hits += nearest(left[0], left[1:]) == who
+            hits += nearest(within(image, pool[who]), [within(one, pool[who]) for one in truth]) == who
         middle = [float(np.median([measure(*pair) for pair in pairs])) for measure in (psnr, ssim)]
         return cls(images, told, hits, *middle)
 
@@ -148,17 +147,17 @@ def _found(
     """What is seen of the first so many patients without noise: their site's update, a sum, and one without them."""
     model, count = build_model(study), SITES * EACH
     attack = Inversion(study, model, iterations)
-    alone, summed, absent = [], [], []
+    names = "unprotected", f"from the secure sum of {SITES} x {EACH}", "from a sum without the patient"
+    images: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
     for number in range(targets):
         task.progress(f"patient {number + 1} of {targets}: from the update, from the sum")
         case, *others = [pool[(number + i) % len(pool)] for i in range(count)]
         held = {site: [case, *others][i * EACH : (i + 1) * EACH] for i, site in enumerate(study.site_ids)}
         total = one_round(study, model, held, folder / f"plain-{number}").total
         own = update_of(study, model, [case], study.site_ids[0], folder / f"alone-{number}").vector
-        for those, seen in ((alone, own), (summed, total / count), (absent, (total - own) / (count - 1))):
-            those.append(attack(seen, case))
-    names = "unprotected", f"from the secure sum of {SITES} x {EACH}", "from a sum without the patient"
-    return {name: Found.of(those, pool) for name, those in zip(names, (alone, summed, absent), strict=True)}
+        for name, seen in zip(names, (own, total / count, (total - own) / (count - 1)), strict=True):
+            images[name].append(attack(seen, case))
+    return {name: Found.of(those, pool) for name, those in images.items()}
 
 
 def _under_dp(task: Task, study: Study, pool: Sequence[Case], count: int, iterations: int, folder: Path) -> Found:
