@@ -81,7 +81,7 @@ AUDITS = (
         "transcripts.switched-off",
         "each check of the second verifier is seen to refuse something",
         (),
-        {"quick": 25, "full": 25},
+        {"quick": 10, "full": 10},
         switched_off,
     ),
     Audit(
