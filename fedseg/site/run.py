@@ -54,6 +54,7 @@ from secagg.service.application import Application, Given, LeaveError, Wish
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError, RunFailedError
 from secagg.service.member import Member
+from secagg.service.room import written
 from secagg.service.stopping import run_until_stopped
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -124,8 +125,11 @@ class Site(Party, Application):
                 finished = await self.member.run()
             except (RunFailedError, DialogueError) as error:
                 raise RoundFailedError(str(error)) from error
-        self.folder.emit(Note(text=finished.reason))
-        return self.figures.finish(self.given_out, self.parameters, self.options.command, finished.reason)
+        return await written(partial(self._written, finished.reason), self.folder.path, self.note)
+
+    def _written(self, reason: str) -> Path:
+        self.note(reason)
+        return self.figures.finish(self.given_out, self.parameters, self.options.command, reason)
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
