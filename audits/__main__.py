@@ -12,40 +12,40 @@ from rich.table import Table
 
 from audits import report as reports
 from audits.base import VERDICTS, Audit, Depth, worst
-from audits.running import OUT, Record, all_kept, depth_of, run
+from audits.running import OUT, Record, all_kept, alone, depth_of, run
 from audits.table import AUDITS, COMMANDS, at, named
-from secagg.terminal import App, any_code_page, errors, out, plain, say, say_json
+from secagg.terminal import COULD_NOT_RUN, App, Verifying, any_code_page, errors, out, plain, say, say_json
 
 app = App("Audits: each tries to prove a claim wrong. Exit status: 0 holds, 1 violated, 2 no power, 3 could not begin.")
-COULD_NOT_BEGIN, BROKEN_OFF = 3, 130
+BROKEN_OFF = 130
 _COLOURS = {"holds": "green", "violated": "bold red", "no power": "yellow"}
 
-Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(help="Of coins, patients and samples; keys and noise are drawn anew.")]
 Folder = Annotated[Path, typer.Option("--out", help="Folder of results, audit.json and audit.html.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print audit.json instead of sentences.")]
 Again = Annotated[bool, typer.Option("--again", help="Run also what was run on the same sources before.")]
 
 
-@app.command()
+@app.command(cls=Verifying)
 def quick(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """What fits into ten minutes on one core."""
     _audit(at("quick"), "quick", seed, to, as_json, again)
 
 
-@app.command()
+@app.command(cls=Verifying)
 def full(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, again: Again = False) -> None:
     """Everything: 45 minutes on one core."""
     _audit(at("full"), "full", seed, to, as_json, again)
 
 
-@app.command()
+@app.command(cls=Verifying)
 def report(seed: Seed = 0, to: Folder = OUT, as_json: AsJson = False, full: bool = False) -> None:
     """Write audit.json and audit.html of results of these sources that were kept; run nothing."""
     depth: Depth = "full" if full else "quick"
     _end(all_kept(at(depth), depth, seed, to), depth, seed, to, as_json)
 
 
-@app.command("list")
+@app.command("list", cls=Verifying)
 def list_audits(as_json: AsJson = False) -> None:
     """All audits, how long they take, and which claims they are evidence for."""
     if as_json:
@@ -58,7 +58,7 @@ def list_audits(as_json: AsJson = False) -> None:
     out.print(table)
 
 
-@app.command("run")
+@app.command("run", cls=Verifying)
 def run_named(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Audits, or rooms of them.")],
     seed: Seed = 0,
@@ -73,7 +73,7 @@ def run_named(
         chosen = named(names, depth)
     except LookupError as error:
         say(f"audits: {error.args[0]}", console=errors)
-        raise typer.Exit(COULD_NOT_BEGIN) from None
+        raise typer.Exit(COULD_NOT_RUN) from None
     _audit(chosen, depth, seed, to, as_json, again)
 
 
@@ -91,11 +91,16 @@ def _audit(chosen: list[Audit], depth: Depth, seed: int, to: Path, as_json: bool
             bar.update(shown, description=str(plain(f"{name}: {line}", console=errors)))
 
         try:
-            for audit, (record, kept) in zip(chosen, run(chosen, depth, seed, to, again, progress), strict=True):
-                done.append(record)
-                bar.update(shown, advance=1, description=audit.name)
-                if not as_json:
-                    _show(record, kept)
+            with alone(to):
+                for audit, (record, kept) in zip(chosen, run(chosen, depth, seed, to, again, progress), strict=True):
+                    done.append(record)
+                    bar.update(shown, advance=1, description=audit.name)
+                    if not as_json:
+                        _show(record, kept)
+        except BlockingIOError:
+            bar.stop()
+            say(f"audits: another run is at work in {to}; wait for it, or give another --out", console=errors)
+            raise typer.Exit(COULD_NOT_RUN) from None
         except KeyboardInterrupt:
             bar.stop()
             say(f"Broken off after {len(done)} of {len(chosen)}; the same command goes on from there.", console=errors)
@@ -121,7 +126,7 @@ def _end(records: list[Record], depth: Depth, seed: int, to: Path, as_json: bool
 
 
 def _add(name: str, command: Callable[..., Any]) -> None:
-    app.command(name)(command)
+    app.command(name, cls=Verifying)(command)
 
 
 for _name, _command in COMMANDS.items():

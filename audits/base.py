@@ -5,6 +5,7 @@ Imports neither secagg nor fedseg, so that the second verifier of transcripts ca
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,7 +28,7 @@ class Task:
 
     Attributes:
         depth: "quick" or "full".
-        seed: of everything that is drawn; the same seed gives the same figures.
+        seed: of coins, patients and samples. Keys and noise are the operating system's, where they are in a real study.
         out: an empty folder of its own, for pictures and whatever a reader may want to look at.
         progress: called with one short line on what is being done.
     """
@@ -74,6 +75,22 @@ class Audit:
     claims: tuple[str, ...]
     seconds: Mapping[Depth, int]
     run: Callable[[Task], Result]
+
+
+def later(module: str, function: str = "audit") -> Callable[[Task], Result]:
+    """A function that is imported when the audit runs, so that the list of audits loads nothing heavy.
+
+    Args:
+        module: with its room, below `audits`.
+        function: in it.
+    """
+
+    def run(task: Task) -> Result:
+        """Imports it, and runs it."""
+        result: Result = getattr(import_module(f"audits.{module}"), function)(task)
+        return result
+
+    return run
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -12,7 +12,7 @@ from typing import Any
 from audits.base import Depth, worst
 from audits.claims.book import Claim, claims, is_test
 from audits.running import Record
-from audits.scope import machine, scope
+from audits.scope import changed, machine, scope
 from audits.table import at
 from fedseg import page, palette
 
@@ -40,6 +40,7 @@ def write(records: Sequence[Record], depth: Depth, seed: int, out: Path) -> dict
         "depth": depth,
         "seed": seed,
         "scope": asdict(scope()),
+        "changed_meanwhile": changed(),
         "machine": machine(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "audits": [asdict(record) for record in records],

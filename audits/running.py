@@ -1,14 +1,16 @@
 """Runs audits one after the other and keeps what came out, so that a run that was broken off goes on.
 
-A result is kept under the folder of a run by name, depth and seed, together with the commit and a hash of all sources:
-where one of these differs, the audit is run again.
+A result is kept under the folder of a run by name, depth and seed, together with the commit, a hash of all sources, and
+the machine with what is installed on it: where one of these differs, the audit is run again.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.base import Audit, Depth, Result, Task, Unable, Verdict
-from audits.scope import Scope, machine, scope
+from audits.scope import Scope, changed, machine, scope
 
 OUT = Path("build/audits")
 _KEPT = "result.json"
@@ -40,7 +42,7 @@ class Record:
         seconds: wall time.
         cpu_seconds: of this process and those that it started.
         began: UTC.
-        machine: processor, cores, Python.
+        machine: processor, cores, Python, what is installed.
         scope: which sources.
     """
 
@@ -88,6 +90,19 @@ def run(
         yield kept or _run(audit, task, out), kept is not None
 
 
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """The only run in a folder: two would empty each other's folders.
+
+    Raises:
+        BlockingIOError: another one is at work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".running").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def all_kept(audits: Iterable[Audit], depth: Depth, seed: int, out: Path) -> list[Record]:
     """Results of these sources that were kept, without running anything."""
     found = (_kept(audit, _task(audit, depth, seed, out, str)) for audit in audits)
@@ -105,8 +120,10 @@ def _kept(audit: Audit, task: Task) -> Record | None:
         record = Record(**{**told, "scope": Scope(**told["scope"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    same = (record.name, record.depth, record.seed, record.scope) == (audit.name, task.depth, task.seed, scope())
-    return record if same else None
+    about = (record.name, record.depth, record.seed, record.machine, record.scope)
+    same = about == (audit.name, task.depth, task.seed, machine(), scope())
+    there = all((task.out.parents[1] / picture).is_file() for picture in record.pictures)
+    return record if same and there else None
 
 
 def _run(audit: Audit, task: Task, out: Path) -> Record:
@@ -131,7 +148,7 @@ def _run(audit: Audit, task: Task, out: Path) -> Record:
         machine=machine(),
         scope=scope(),
     )
-    if keep:
+    if keep and not changed():
         (task.out / _KEPT).write_text(json.dumps(asdict(record), indent=2))
     return record
 

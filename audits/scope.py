@@ -6,6 +6,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -39,13 +40,27 @@ def scope(root: Path = ROOT) -> Scope:
     )
 
 
+def changed() -> bool:
+    """Whether files are others than when the run began: what is imported late would be of others."""
+    return scope.__wrapped__(ROOT) != scope(ROOT)
+
+
+@cache
 def machine() -> str:
-    """Processor, cores and Python in one line, for the record."""
+    """Processor, cores, Python, and what is installed and compiled, in one line, for the record."""
     model = next(
         (line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")),
         platform.processor() or platform.machine(),
     )
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    python = f"Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, {python}, packages and kernel {_installed()[:12]}"
+
+
+def _installed() -> str:
+    """A hash of what git does not know of: versions of packages, and the compiled kernel."""
+    packages = sorted({f"{one.name}=={one.version}" for one in distributions()})
+    kernels = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((ROOT / "secagg").glob("_kernel*.so"))]
+    return hashlib.sha256("\n".join([*packages, *kernels]).encode()).hexdigest()
 
 
 def _cpuinfo() -> str:

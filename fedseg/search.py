@@ -9,6 +9,7 @@ on.
 """
 
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +24,13 @@ from fedseg.budget.charge import Cap, affordable_all, charge_all
 from fedseg.budget.plan import metrics_entry, planned_entries
 from fedseg.data.cases import SiteData, held_out
 from fedseg.errors import ConfigError
-from fedseg.evaluation import evaluate, structure_means
+from fedseg.evaluation import Scores, evaluate, joined, structure_means
 from fedseg.exposure import MARKS, data_set_ledger
-from fedseg.files import read_text
+from fedseg.files import held, hold, read_text
 from fedseg.ledger import Ledger
 from fedseg.ledger.home import Home
-from fedseg.models import load_model
-from fedseg.runfolder import RunFolder
+from fedseg.models import build_model, load_model
+from fedseg.runfolder import OWN_MODELS, RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study
 from secagg.encoding import digest
@@ -59,7 +60,7 @@ SAID = {
     "public": "images that whoever ran it calls public: nothing was charged",
     "charged": "patients' images, who paid for every trial; which trial scored best is a choice that no epsilon covers",
 }
-STORAGE = "search.sqlite"
+STORAGE, WORKING = "search.sqlite", "search.lock"
 BEST = "best.toml"
 
 
@@ -124,12 +125,27 @@ def read_space(path: Path) -> Space:
             ranged = isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "step", "log"}
             if not (ranged or (isinstance(given, list) and given)):
                 raise ConfigError(f"{path}: {field}: give a list of values, or {{ low = .., high = .., log = true }}")
-            if ranged and not given["low"] < given["high"]:
-                raise ConfigError(f"{path}: {field}: low is not below high; correct either")
+            if ranged and (wrong := _no_range(**given)):
+                raise ConfigError(f"{path}: {field}: {wrong}; correct it")
             found[field] = given
     if not found:
         raise ConfigError(f"{path}: names no setting; add one, such as [study] lr = {{ low = 1e-3, high = 1.0 }}")
     return found
+
+
+def _no_range(low: Any, high: Any, step: Any = None, log: Any = False) -> str:
+    """Why nothing can be chosen between two ends; empty where something can."""
+    ends = [low, high] if step is None else [low, high, step]
+    if any(type(end) not in (int, float) for end in ends) or not isinstance(log, bool):
+        return "low, high and step are numbers, and log is true or false"
+    if not low < high:
+        return "low is not below high"
+    if log and (low <= 0 or step is not None):
+        return "with log = true low is above 0, and there is no step"
+    whole = isinstance(low, int) and isinstance(high, int)
+    if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
+        return "step is above 0, and whole where both ends are"
+    return ""
 
 
 def aside(cohort: Cohort) -> dict[str, SiteData]:
@@ -158,7 +174,8 @@ def search(study: Study, cohort: Cohort, space: Space, wanted: Wanted, told: Cal
         The study with the settings of the best trial, as a file that says what it was chosen on.
 
     Raises:
-        ConfigError: a trial can never be charged, no trial succeeded, or Optuna is not installed.
+        ConfigError: a trial can never be charged, no trial succeeded, another process is at work in the folder, or
+            Optuna is not installed.
         BudgetExceededError: the next trial would pass a budget; earlier ones are kept, and the best of them written.
     """
     parts, shown = aside(cohort), {**space}
@@ -166,15 +183,18 @@ def search(study: Study, cohort: Cohort, space: Space, wanted: Wanted, told: Cal
         raise ConfigError("nobody can be set aside to score trials on: there are too few patients in training")
     wanted.out.mkdir(PRIVATE_FOLDER, parents=True, exist_ok=True)
     who = [[site, [case.patient for case in data.train]] for site, data in sorted(cohort.items())]
-    name = digest("search", study.hash(), json.dumps([shown, who, wanted.images], sort_keys=True)).hex()[:16]
-    trials = _opened(wanted, name)
-    with _ledgers(study, cohort, wanted) as ledgers:
+    terms = json.dumps([shown, who, wanted.images, wanted.epsilon], sort_keys=True)
+    name = digest("search", study.hash(), terms).hex()[:16]
+    if held(wanted.out / WORKING):
+        raise ConfigError(f"{wanted.out}: another process searches there; wait for its end, or give --out a folder")
+    with hold(wanted.out / WORKING), _ledgers(study, cohort, wanted) as ledgers:
+        trials = _opened(wanted, name)
         failed = 0
         while len(_complete(trials)) < wanted.trials:
             trial = trials.ask()
             values = {field: _proposed(trial, field, given) for field, given in space.items()}
             try:
-                score = _tried(_with(study, values, wanted), parts, f"search-{name}-{trial.number}", ledgers, wanted)
+                score = _tried(_with(study, values, wanted), parts, ledgers, wanted)
             except ConfigError as error:  # such as settings that do not fit, or training that diverges
                 trials.tell(trial, state=_states().FAIL)
                 told(Tried(trial.number, values, None, str(error)))
@@ -244,8 +264,10 @@ def _with(study: Study, values: Mapping[str, Any], wanted: Wanted) -> Study:
     return study.replace(**changes)
 
 
-def _tried(study: Study, parts: Cohort, run: str, ledgers: Mapping[str, Ledger], wanted: Wanted) -> float:
+def _tried(study: Study, parts: Cohort, ledgers: Mapping[str, Ledger], wanted: Wanted) -> float:
+    build_model(study)  # settings that do not fit are refused before any patient is charged
     if ledgers:
+        run = f"search-{os.urandom(8).hex()}"  # another folder, or this one without its trials, repeats no charge
         cap = Cap("the budget of this search", "ask for fewer trials", wanted.budget, study.privacy.delta or 0.0)
         entries = {site: planned_entries(study, site, run) for site in ledgers}
         for site, ledger in ledgers.items():
@@ -260,10 +282,16 @@ def _tried(study: Study, parts: Cohort, run: str, ledgers: Mapping[str, Ledger],
     with RunFolder.create(wanted.out / "trials", study) as folder:
         done = simulate(folder, parts, Options(plain=True, command="fedseg search"))
     try:
-        values = evaluate(load_model(done / "model.safetensors", study), parts, study).pooled()
+        values = joined([_judged(done, site, data, study) for site, data in parts.items()]).pooled()
         return float(np.mean([mean for mean in structure_means(values, study).values() if mean is not None]))
     finally:
         shutil.rmtree(done)  # a model that is not chosen is nobody's
+
+
+def _judged(run: Path, site: str, data: SiteData, study: Study) -> Scores:
+    """Scores of a site's patients by the shared model, or by the site's own where it has one."""
+    own = run / OWN_MODELS / f"{site}.safetensors"
+    return evaluate(load_model(own if own.is_file() else run / "model.safetensors", study), {site: data}, study)
 
 
 @contextmanager

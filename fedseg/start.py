@@ -20,6 +20,7 @@ from fedseg.data.phantoms.table import find_phantom
 from fedseg.errors import ConfigError
 from fedseg.models import build_model, load_model, metadata_of, save_model
 from fedseg.models.adapting import train_only
+from fedseg.models.standardising import begin
 from fedseg.pretraining import Progress, pretrained, public_cases, recipe_hash
 from fedseg.study import Study
 from secagg.writing import PRIVATE_FOLDER
@@ -50,6 +51,7 @@ def starting_model(study: Study, progress: Progress | None = None) -> torch.nn.M
             model = _public_start(_whole(study), progress)
         case path:
             model = load_model(Path(path), _whole(study))
+            begin(model, study)  # the file's mean and deviation are of other patients
     train_only(model, study)
     return model
 

@@ -90,7 +90,7 @@ def study_event(study: Study, parameters: int, *, secure: bool, party: str = "")
 
 
 def privacy_claim(
-    study: Study, per_site: Mapping[str, float], in_sums: Mapping[int, int], burned: int
+    study: Study, per_site: Mapping[str, float], in_sums: Mapping[int, int], burned: int, first: int
 ) -> Privacy | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim.
 
@@ -99,6 +99,7 @@ def privacy_claim(
         per_site: what each site has spent.
         in_sums: as `achieved` takes it.
         burned: the same.
+        first: the same.
     """
     plan = plan_of(study)
     guarantee = guarantee_of(study)
@@ -116,7 +117,7 @@ def privacy_claim(
         steps=plan.steps,
         per_site=dict(per_site),
         sentence=guarantee.sentence,
-        achieved=achieved(study, in_sums, burned),
+        achieved=achieved(study, in_sums, burned, first),
     )
 
 
@@ -149,7 +150,7 @@ def metrics_of(
         mechanism=study.privacy.mechanism,
         ema=study.federation.ema,
         personal=study.federation.personal,
-        privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values())),
+        privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values()), tally.first_round),
         dice=table,
         measures=dict(measures or {}),
         classes=classes,

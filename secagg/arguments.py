@@ -33,6 +33,21 @@ def must_have(value: object, method: str, name: str, wanted: str) -> None:
         raise ConfigError(f"{name} is {kind_of(value)}: {wanted}")
 
 
+def must_be_bytes(data: object) -> None:
+    """ConfigError for a message that is no bytes, such as a text."""
+    must_be(data, (bytes, bytearray, memoryview), "data", "give the bytes that the other side sent")
+
+
+def must_be_hash(value: object, name: str) -> None:
+    """ConfigError unless `value` is 32 bytes."""
+    must_be(value, bytes, name, _HASH)
+    if isinstance(value, bytes) and len(value) != 32:
+        raise ConfigError(f"{name} has {len(value)} bytes: {_HASH}")
+
+
+_HASH = "give 32 bytes, such as a digest of hashlib.sha256"
+
+
 def must_be_decoded(message: object, decode: str) -> None:
     """ConfigError for a message that is still bytes."""
     if isinstance(message, (bytes, bytearray, memoryview)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, norm
 
 from fedseg.aggregate import SecureSum
 from fedseg.budget.plan import plan_of
@@ -44,7 +44,9 @@ STRUCTURES = (
 )
 DELTA = 1e-5
 CERTAINTY = 0.99
-"""Of every interval: of a hundred audits of a product that keeps its promise, about one alarms by chance."""
+"""Of every interval that is shown."""
+SURE = 1e-6
+"""Of a verdict, which CI acts on: the chance that one comparison blames a product that keeps its promise."""
 
 
 @contextmanager
@@ -174,6 +176,7 @@ def one_round(study: Study, model: torch.nn.Module, data: Mapping[str, Sequence[
     updates: dict[str, NDArray[np.float32]] = {}
 
     def train(site: str) -> Update:
+        """What the site sends, which is kept."""
         update = update_of(study, model, data[site], site, folder)
         updates[site] = np.array(update.vector, np.float32)
         return update
@@ -232,6 +235,11 @@ def interval(hits: int, trials: int, certainty: float = CERTAINTY) -> tuple[floa
     low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
     return low, high
+
+
+def above(hits: int, trials: int, bound: float) -> bool:
+    """Whether there are more hits than any product has that keeps them below this rate, but for a chance of `SURE`."""
+    return float(binom.sf(hits - 1, trials, bound)) < SURE
 
 
 def rate(hits: int, trials: int) -> str:

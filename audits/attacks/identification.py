@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 
 from audits.attacks import pictures
 from audits.attacks.common import (
+    above,
     alike,
     interval,
     largest_success,
@@ -98,8 +99,8 @@ def _attacked(
             study_with("local", epsilon), model, pool, clipped, passes if epsilon == EPSILON else 1, folder
         )
     bounds = {one: largest_success(mu_of(study_with("local", one)), 1 / candidates) for one in epsilons}
-    broken = [one for one, (right, tried) in hits.items() if interval(right, tried)[0] > bounds[one]]
-    broken_sum = interval(summed, candidates)[0] > 1 / SITES
+    broken = [one for one, (right, tried) in hits.items() if above(right, tried, bounds[one])]
+    broken_sum = above(summed, candidates, 1 / SITES)
     verdict: Verdict = "violated" if broken or broken_sum else "holds"
     if interval(alone, candidates)[0] < POWER:
         verdict = "no power"

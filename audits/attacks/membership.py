@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from audits.attacks import pictures
-from audits.attacks.common import interval, mu_of, patients, promise, rate, scratch, study_of, trained, update_of
+from audits.attacks.common import above, interval, mu_of, patients, promise, rate, scratch, study_of, trained, update_of
 from audits.base import Result, Task, Verdict
 from fedseg.aggregate import PlainSum
 from fedseg.data.cases import Case
@@ -78,6 +78,7 @@ def _attacked(task: Task, models: int, pool: int, steps: int, rounds: int, folde
     everybody, dealt = patients(plain, pool, task.seed), _dealt(models, pool, task.seed)
 
     def by_heart(members: list[Case], place: Path) -> torch.nn.Module:
+        """So many steps on few patients, and nobody else."""
         return trained(plain, members, steps, place, lr=0.01)
 
     kinds: dict[str, Callable[[list[Case], Path], torch.nn.Module]] = {
@@ -95,8 +96,7 @@ def _attacked(task: Task, models: int, pool: int, steps: int, rounds: int, folde
         judged[name] = lira(np.array(losses), dealt)
     control, ours, noised = judged.values()
     bound = float(norm.cdf(norm.ppf(ALARMS) + mu_of(private)))
-    low = interval(noised.detected, len(noised.members))[0]
-    verdict: Verdict = "violated" if low > bound else "holds"
+    verdict: Verdict = "violated" if above(noised.detected, len(noised.members), bound) else "holds"
     if interval(control.detected, len(control.members))[0] < POWER:
         verdict = "no power"
     shares = [one.detected / len(one.members) for one in (control, ours, noised)]

@@ -402,7 +402,7 @@ def attacked(task: Task, cases: Sequence[Case]) -> Result:
             refusal, stolen = _as_it_is(case, folder, task.seed)
         with scratch() as folder, case.out():
             without, exact = _played(case, folder, task.seed)
-        if stolen or not refusal:
+        if stolen or not any(check in refusal for check in case.check.split(", ")):
             wrong.append(case.does)
         if not exact:
             powerless.append(case.does)

@@ -4,50 +4,7 @@ Each audit also runs on planted bugs, and has no power where it misses one. `tes
 product.
 """
 
-from audits.base import Audit, Result, Task
-
-
-def _sampler(task: Task) -> Result:
-    from audits.conformance.sampler import audit
-
-    return audit(task)
-
-
-def _clip(task: Task) -> Result:
-    from audits.conformance.clip import audit
-
-    return audit(task)
-
-
-def _noise(task: Task) -> Result:
-    from audits.conformance.noise import audit
-
-    return audit(task)
-
-
-def _seeds(task: Task) -> Result:
-    from audits.conformance.seeds import audit
-
-    return audit(task)
-
-
-def _denominators(task: Task) -> Result:
-    from audits.conformance.denominators import audit
-
-    return audit(task)
-
-
-def _autocorrelation(task: Task) -> Result:
-    from audits.conformance.autocorrelation import audit
-
-    return audit(task)
-
-
-def _accountants(task: Task) -> Result:
-    from audits.conformance.accountants import audit
-
-    return audit(task)
-
+from audits.base import Audit, later
 
 AUDITS = (
     Audit(
@@ -55,48 +12,48 @@ AUDITS = (
         "Patients are drawn by coins of their own",
         ("dpsgd-conforms", "one-patient-moves-nobody"),
         {"quick": 6, "full": 20},
-        _sampler,
+        later("conformance.sampler"),
     ),
     Audit(
         "conformance.clip",
         "One patient moves what leaves a site by at most the clip norm, whatever its images are",
         ("dpsgd-conforms", "local-epsilon", "distributed-epsilon"),
         {"quick": 5, "full": 5},
-        _clip,
+        later("conformance.clip"),
     ),
     Audit(
         "conformance.noise",
         "Noise is as large as is accounted, within 1 %",
         ("dpsgd-conforms", "local-epsilon", "distributed-epsilon", "svt-epsilon"),
         {"quick": 12, "full": 12},
-        _noise,
+        later("conformance.noise"),
     ),
     Audit(
         "conformance.seeds",
         "No two sites, rounds, steps or patients share a stream of randomness",
         ("dpsgd-conforms", "local-epsilon"),
         {"quick": 12, "full": 12},
-        _seeds,
+        later("conformance.seeds"),
     ),
     Audit(
         "conformance.denominators",
         "Divisor and noise do not move with one patient more",
         ("one-patient-moves-nobody", "dpsgd-conforms"),
         {"quick": 6, "full": 6},
-        _denominators,
+        later("conformance.denominators"),
     ),
     Audit(
         "conformance.autocorrelation",
         "Noise of values, rounds and sites has nothing in common",
         ("dpsgd-conforms", "local-epsilon", "distributed-epsilon"),
         {"quick": 4, "full": 15},
-        _autocorrelation,
+        later("conformance.autocorrelation"),
     ),
     Audit(
         "conformance.accountants",
         "Accountants agree within 1 %, and ledgers add up to the budget",
         ("accounting",),
         {"quick": 10, "full": 90},
-        _accountants,
+        later("conformance.accountants"),
     ),
 )

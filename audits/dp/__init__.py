@@ -5,44 +5,7 @@ patients through the real code, `judging` comes to a verdict, `trials` are the a
 mechanisms are blamed, and whether planted bugs are found.
 """
 
-from audits.base import Audit, Result, Task
-
-
-def _estimators(task: Task) -> Result:
-    from audits.dp.published import audit
-
-    return audit(task)
-
-
-def _local(task: Task) -> Result:
-    from audits.dp.trials import local
-
-    return local(task)
-
-
-def _distributed(task: Task) -> Result:
-    from audits.dp.trials import distributed
-
-    return distributed(task)
-
-
-def _svt(task: Task) -> Result:
-    from audits.dp.trials import svt
-
-    return svt(task)
-
-
-def _pipeline(task: Task) -> Result:
-    from audits.dp.trials import pipeline
-
-    return pipeline(task)
-
-
-def _alarms(task: Task) -> Result:
-    from audits.dp.alarms import audit
-
-    return audit(task)
-
+from audits.base import Audit, later
 
 AUDITS = (
     Audit(
@@ -50,41 +13,41 @@ AUDITS = (
         "Lower bounds of epsilon reproduce published and derived numbers",
         ("local-epsilon", "distributed-epsilon", "svt-epsilon"),
         {"quick": 2, "full": 2},
-        _estimators,
+        later("dp.published"),
     ),
     Audit(
         "dp.canary.local",
         "Canaries in the updates of mechanism local prove less than is claimed",
         ("local-epsilon",),
         {"quick": 30, "full": 240},
-        _local,
+        later("dp.trials", "local"),
     ),
     Audit(
         "dp.canary.distributed",
         "Canaries in the sum of the fewest honest sites prove less than is claimed",
         ("distributed-epsilon",),
         {"quick": 30, "full": 120},
-        _distributed,
+        later("dp.trials", "distributed"),
     ),
     Audit(
         "dp.canary.svt",
         "Canaries in the releases of mechanism svt prove less than is claimed",
         ("svt-epsilon",),
         {"quick": 20, "full": 70},
-        _svt,
+        later("dp.trials", "svt"),
     ),
     Audit(
         "dp.pipeline",
         "Canaries in the sums of verified transcripts prove less than is claimed",
         ("local-epsilon", "distributed-epsilon", "svt-epsilon", "sum-only"),
         {"quick": 35, "full": 150},
-        _pipeline,
+        later("dp.trials", "pipeline"),
     ),
     Audit(
         "dp.false-alarms",
         "Right mechanisms are blamed at most 5 % of the time, and planted bugs are found",
         ("local-epsilon", "distributed-epsilon", "svt-epsilon"),
         {"quick": 30, "full": 140},
-        _alarms,
+        later("dp.alarms"),
     ),
 )

@@ -4,12 +4,15 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from audits.base import Audit, Result, Task
+from audits.base import Audit, Result, Task, Unable
 from audits.model import between, check, replaying, threshold, unmasking
 
+Outcomes = dict[str, tuple[bool, bool, int, str]]
+"""By case: attack found, attack wanted, states, the events of the attack."""
 
-def _cases(task: Task, outcomes: Mapping[str, tuple[bool, bool, int, str]], what: str) -> Result:
-    """A result of cases: name to (attack found, attack wanted, states, last events)."""
+
+def _cases(outcomes: Outcomes, what: str) -> Result:
+    """A result of cases."""
     rows = tuple(
         {
             "case": name,
@@ -35,32 +38,36 @@ def _cases(task: Task, outcomes: Mapping[str, tuple[bool, bool, int, str]], what
 def run_between(task: Task) -> Result:
     """The machine between the rounds by the explorer; at full depth by spin too, where it is there."""
     cases = {**between.CASES, **(between.LONG if task.depth == "full" else {})}
-    outcomes: dict[str, tuple[bool, bool, int, str]] = {}
+    outcomes: Outcomes = {}
     for name, case in cases.items():
         task.progress(name)
         found = between.explored(case.rules, case.kinds)
         outcomes[name] = (found.attack is not None, case.attack, found.states, "; ".join(found.attack or ()))
-    if task.depth == "full" and check.installed():
-        for name in check.SECOND_OPINION:
-            task.progress(f"spin: {name}")
-            attack, states, _ = check.check(check.CASES[name])
-            outcomes[f"spin: {name}"] = (bool(attack), check.CASES[name].attack, states, "")
-    return _cases(task, outcomes, "Between the rounds")
+    outcomes |= _by_spin(task, {name: check.CASES[name] for name in check.SECOND_OPINION})
+    return _cases(outcomes, "Between the rounds")
 
 
 def run_unmasking(task: Task) -> Result:
     """Attesting and releasing, by the explorer; at full depth by spin too, where it is there."""
-    outcomes: dict[str, tuple[bool, bool, int, str]] = {}
+    outcomes: Outcomes = {}
     for name, (rules, wanted) in unmasking.CASES.items():
         task.progress(name)
         found = unmasking.explored(rules)
         outcomes[name] = (found.attack is not None, wanted, found.states, "; ".join(found.attack or ()))
-    if task.depth == "full" and check.installed():
-        for name, case in check.UNMASKING.items():
-            task.progress(f"spin: {name}")
-            attack, states, _ = check.check(case)
-            outcomes[f"spin: {name}"] = (bool(attack), case.attack, states, "")
-    return _cases(task, outcomes, "Unmasking")
+    outcomes |= _by_spin(task, check.UNMASKING)
+    return _cases(outcomes, "Unmasking")
+
+
+def _by_spin(task: Task, cases: Mapping[str, check.Case]) -> Outcomes:
+    """The second opinion at full depth; nothing where spin or gcc is not there."""
+    outcomes: Outcomes = {}
+    for name, case in cases.items() if task.depth == "full" and check.installed() else ():
+        task.progress(f"spin: {name}")
+        attack, states, _ = check.check(case)
+        if attack is None:
+            raise Unable(f"spin came to no end on {name}")
+        outcomes[f"spin: {name}"] = (attack, case.attack, states, "")
+    return outcomes
 
 
 def run_replay(task: Task) -> Result:

@@ -28,6 +28,12 @@ byte begun, set, sum_b, sum_s, opened, k; /* scratch, zero between the events, b
 #define MAY_MASK(u, r) (!HAS(masked[0], u) && !HAS(masked[1], u))
 #endif
 
+#ifdef ATTESTS_TWICE
+#define FIRST true
+#else
+#define FIRST (set == 0)
+#endif
+
 #ifdef NO_QUORUM
 #define QUORUM(r, u3) true
 #else
@@ -52,11 +58,9 @@ inline attest(u, r, u3) {
     d_step {
         attested_by(u, r);
         if
-        :: HAS(masked[r], u) && HAS(u3, u) && SIZE(u3) >= T && (u3 & 7 & ~masked[r]) == 0 && !HAS(attested[AT(r, u3)], u)
-#ifndef ATTESTS_TWICE
-           && set == 0
-#endif
-           -> printf("%d attests %d under roster %d\n", u, u3, r); attested[AT(r, u3)] = attested[AT(r, u3)] | BIT(u); begun = 1
+        :: HAS(masked[r], u) && HAS(u3, u) && SIZE(u3) >= T && (u3 & 7 & ~masked[r]) == 0 && !HAS(attested[AT(r, u3)], u) && FIRST ->
+            printf("%d attests %d under roster %d\n", u, u3, r);
+            attested[AT(r, u3)] = attested[AT(r, u3)] | BIT(u); begun = 1
         :: else
         fi; set = 0
     }

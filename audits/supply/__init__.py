@@ -1,14 +1,7 @@
 """Where the code comes from: what it depends on, what is installed, and whether a wheel can be built again."""
 
-from audits.base import Audit, Result, Task
+from audits.base import Audit, later
 from audits.supply import sbom, wheel
-
-
-def _dependencies(task: Task) -> Result:
-    from audits.supply import dependencies
-
-    return dependencies.audit(task)
-
 
 AUDITS = (
     Audit(
@@ -16,7 +9,7 @@ AUDITS = (
         "each dependency has its reason, licence and review, and is installed as pinned",
         ("installation-size",),
         {"quick": 2, "full": 2},
-        _dependencies,
+        later("supply.dependencies"),
     ),
     Audit(
         "supply.sbom",
@@ -29,7 +22,7 @@ AUDITS = (
         "supply.wheel",
         "built twice in different folders, the wheel is the same file",
         (),
-        {"quick": 30, "full": 30},
+        {"quick": 20, "full": 20},
         wheel.audit,
     ),
 )

@@ -23,11 +23,12 @@ def conclude(run: Path, credentials: Path | None = None) -> None:
     from fedseg.records import Metrics
     from fedseg.report import write_report
     from fedseg.runfolder import TENSORBOARD
-    from fedseg.watching.board import write_pictures
+    from fedseg.watching.board import costing_nothing, write_pictures
 
     report = write_report(run)
     if (run / TENSORBOARD).is_dir():
-        write_pictures(run)
+        with costing_nothing():
+            write_pictures(run)
     metrics = Metrics.model_validate_json((run / "metrics.json").read_text(encoding="utf-8"))
     show_metrics(metrics)
     say(f"model {run / 'model.safetensors'}")

@@ -51,8 +51,8 @@ def search(
             if layout_of(loaded).needs_folder
             else f"layout = '{loaded.data.layout}': its patients are made; leave --public and --charge away"
         )
-    if charge and epsilon is None:
-        raise ConfigError("--charge: say with --epsilon what one trial may spend")
+    if charge != (epsilon is not None) or (budget is not None and not charge):
+        raise ConfigError("--charge, and --epsilon for what one trial may spend, go together; --budget goes with both")
     with reading(data):
         cohort = load_cohort(data, loaded)
     best, began = [-1.0], [time.monotonic()]
@@ -74,7 +74,7 @@ def search(
         out=folder,
         seed=seed,
         epsilon=epsilon or 0.0,
-        budget=budget or loaded.privacy.epsilon or 0.0,
+        budget=(loaded.privacy.epsilon or 0.0) if budget is None else budget,
         data=data,
     )
     path = searched(loaded, cohort, settings, wanted, told)

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from fedseg.encrypted.program import Program, Step
 from fedseg.errors import ConfigError
+from fedseg.models.standardising import MEAN, SD
 from fedseg.study import Study
 
 Weights = dict[str, NDArray[np.float32]]
@@ -37,7 +38,7 @@ def program_of(model: nn.Module, study: Study) -> tuple[Program, Weights]:
         traced = fx.symbolic_trace(model.eval())
     except Exception:  # whatever a network's own code says to values that are none
         raise _unfit(study, "code that looks at what it computes") from None
-    writer = _Writer(traced, study)
+    writer = _Writer(traced, study, model)
     for node in traced.graph.nodes:
         writer.follow(node)
     picture = (study.in_channels, *study.data.view)
@@ -55,8 +56,8 @@ def _unfit(study: Study, why: str) -> ConfigError:
 class _Writer:
     """Writes one step for each layer that computes; `_at` says which value each node of the graph is."""
 
-    def __init__(self, traced: fx.GraphModule, study: Study) -> None:
-        self._traced, self._study = traced, study
+    def __init__(self, traced: fx.GraphModule, study: Study, model: nn.Module) -> None:
+        self._traced, self._study, self._model = traced, study, model
         self._at: dict[fx.Node, int] = {}
         self.steps: list[Step] = []
         self.weights: Weights = {}
@@ -66,6 +67,8 @@ class _Writer:
         match node.op:
             case "placeholder":
                 self._at[node] = 0
+                if self._study.data.statistics != "none":
+                    self._standardise(node)
             case "call_module":
                 self._layer(node, self._traced.get_submodule(str(node.target)), str(node.target))
             case "call_function" if node.target in (operator.add, operator.iadd, torch.add):
@@ -84,6 +87,15 @@ class _Writer:
                     raise _unfit(self._study, "several outputs")
             case _:
                 raise _unfit(self._study, f"a step '{getattr(node.target, '__name__', node.target)}'")
+
+    def _standardise(self, node: fx.Node) -> None:
+        """Each channel less its mean, over its deviation: a hook of the network, which tracing does not see.
+
+        It is a convolution of one pixel, for the next one's edge of zeros is of standardised pictures.
+        """
+        mean, sd = getattr(self._model, MEAN), getattr(self._model, SD)
+        kept = self._kept(MEAN, torch.diag(1 / sd)[:, :, None, None], -mean / sd)
+        self._step(node, "conv", (node,), kept, (1, 0))
 
     def _layer(self, node: fx.Node, layer: nn.Module, name: str) -> None:
         match layer:

@@ -39,7 +39,7 @@ def load_model(path: Path, study: Study) -> torch.nn.Module:
     model = build_model(study)
     try:
         own = {name: value for name, value in model.named_buffers() if name in (MEAN, SD)}
-        model.load_state_dict({**own, **load_file(path)})  # a start of another study knows nothing of these patients
+        model.load_state_dict({**own, **load_file(path)})  # a start may have none
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path}: cannot be read as a model ({error}); give a .safetensors file") from error
     except RuntimeError as error:

@@ -77,7 +77,13 @@ class Party:
         self.own = own_of(self.study, self.model)
         self._own_path = options.state / f"{digest('own', self.session, self.federation.training_run).hex()[:16]}{OWN}"
         if self.own is not None and self._own_path.is_file():
-            self.own.kept = np.load(self._own_path, allow_pickle=False)
+            try:
+                self.own.kept = np.load(self._own_path, allow_pickle=False)
+            except (OSError, EOFError, ValueError) as error:
+                raise ConfigError(
+                    f"{self._own_path}: cannot be read ({error}); restore it or remove it: then the site's own values "
+                    "begin again as the shared model's"
+                ) from error
         self.figures = Figures(folder, self.me, self.data, self.ledger, options.audit, self.own)
 
     def settle_own(self, *, included: bool) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fedseg.course import Course
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD, NOT_CHECKED, VIOLATED, Finding, State
-from fedseg.models import load_model
-from fedseg.models.standardising import MEAN, SD
+from fedseg.models import build_model, load_model
+from fedseg.models.standardising import MEAN, SD, follow
 from fedseg.start import same_everywhere, starting_model
 from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Material, Run
@@ -71,7 +71,8 @@ def reached_in(given: Material) -> Reached:
         if strangers := sorted(set(told.included) - given.study.in_round(number)):
             said = f"{path.name}: {', '.join(strangers)} in the sum of round {number}, which is not drawn into it"
             return Reached(last, state, VIOLATED, said)
-        state = given.course.following(state, dequantize(told.total, given.policy), told.included, given.policy)
+        total = dequantize(told.total, given.policy)
+        state = given.course.following(state, total, told.included, given.policy, told.excess_seeds)
         head, last = told.receipt.head, number
     return Reached(last, state, HELD, "")
 
@@ -93,11 +94,12 @@ def _last(run: Run, reached: Reached, course: Course) -> Finding:
         said = f"broke off after round {last}: its model is not the last one"
         return Finding("T-16", NOT_CHECKED, str(run), said)
     made = course.weights(reached.state)
-    if (asked := run.study.asked) is not None and (found := asked.read(reached.state)) is not None:
-        buffers = dict(model.named_buffers())
-        if any(buffers[name].tolist() != list(values) for name, values in ((MEAN, found.mean), (SD, found.sd))):
-            said = f"mean and deviation in {run.model.name} are not those that the sum of statistics says"
-            return Finding("T-16", VIOLATED, str(run), said)
+    seen, scale = dict(model.named_buffers()), build_model(run.study)
+    follow(scale, reached.state, run.study)
+    if any(name in (MEAN, SD) and seen[name].tolist() != one.tolist() for name, one in scale.named_buffers()):
+        says = "the study" if run.study.asked is None else "the sum of statistics"
+        said = f"mean and deviation in {run.model.name} are not those that {says} says"
+        return Finding("T-16", VIOLATED, str(run), said)
     if vector.tobytes() == made.tobytes():
         which = "the running average of the models up to" if course.study.federation.ema else "the model after"
         told = f"{run.model.name} is {which} round {last}, bit for bit"

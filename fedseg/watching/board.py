@@ -7,10 +7,14 @@ picture of a site's patient, and none is written at a site or of a simulation of
 
 import base64
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from fedseg.errors import SiteWarning
 from fedseg.events import AnyEvent, EpsilonSpent, RoundEnded, Scored
 from fedseg.report.claims import pictures_of_patients
 from fedseg.report.folder import read_run
@@ -22,6 +26,15 @@ from secagg.writing import PRIVATE, PRIVATE_FOLDER
 def installed() -> bool:
     """Whether there is a tensorboard to write for."""
     return find_spec("tensorboard") is not None
+
+
+@contextmanager
+def costing_nothing() -> Iterator[None]:
+    """Curves and pictures that cannot be written are told of, and the run goes on: a full disk, a broken package."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"TensorBoard has no more of this run ({type(error).__name__}: {error})", SiteWarning, 2)
 
 
 class Board:
@@ -43,11 +56,13 @@ class Board:
 
     def at(self, run: Path) -> None:
         """The run's folder is known."""
-        shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
-        self._writer = _writer(run)
-        for event in self._waiting:
-            self._write(event)
-        self._waiting = []
+        waiting, self._waiting = self._waiting, []
+        self.close()
+        with costing_nothing():
+            shutil.rmtree(run / TENSORBOARD, ignore_errors=True)
+            self._writer = _writer(run)
+            for event in waiting:
+                self._write(event)
 
     def _write(self, event: AnyEvent) -> None:
         for name, value in _scalars(event).items():
@@ -58,8 +73,10 @@ class Board:
 
     def close(self) -> None:
         """Bring everything to the disk."""
-        if self._writer is not None:
-            self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with costing_nothing():
+                writer.close()
 
 
 def write_pictures(run: Path) -> int:

@@ -35,17 +35,21 @@ def track(run: Path, to: str, experiment: str) -> str:
     try:
         mlflow.set_tracking_uri(to)
         mlflow.set_experiment(experiment)
-    except Exception as error:  # of MLflow, of a server, of a database: all of them refuse the address
-        raise ConfigError(f"--to {to}: MLflow refuses it ({str(error).splitlines()[0]}); give another") from error
-    with mlflow.start_run(run_name=run.name) as active:
-        mlflow.log_params(_settings(study))
-        mlflow.set_tags({"fedseg.study_hash": study.hash().hex(), "fedseg.trust": study.trust.sentence})
-        for step, figures in _figures(found, study):
-            mlflow.log_metrics(figures, step=step)
-        names = ["study.toml", "model.safetensors", *(["report.html"] if shows_figures(found, study) else [])]
-        for name in names:
-            mlflow.log_artifact(str(run / name))
-        return str(active.info.run_id)
+        with mlflow.start_run(run_name=run.name) as active:
+            _send(mlflow, run, found, study)
+            return str(active.info.run_id)
+    except Exception as error:  # of MLflow, of a server, of a database, on the way: all of them take no more
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"--to {to}: MLflow does not take the run ({why}); mend that, or give another") from error
+
+
+def _send(mlflow: Any, run: Path, found: Run, study: Study) -> None:
+    mlflow.log_params(_settings(study))
+    mlflow.set_tags({"fedseg.study_hash": study.hash().hex(), "fedseg.trust": study.trust.sentence})
+    for step, figures in _figures(found, study):
+        mlflow.log_metrics(figures, step=step)
+    for name in ["study.toml", "model.safetensors", *(["report.html"] if shows_figures(found, study) else [])]:
+        mlflow.log_artifact(str(run / name))
 
 
 def shows_figures(run: Run, study: Study) -> bool:

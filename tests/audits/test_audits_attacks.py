@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audits.attacks import identification, imprint, inversion, membership, reruns
+from audits.attacks import common, identification, imprint, inversion, membership, reruns
 from audits.base import Task
 
 
@@ -67,13 +67,22 @@ def test_a_way_to_a_second_sum_that_is_not_refused_is_a_violation(task):
     assert reruns.attacked(task, [open_door]).verdict == "violated"
     harmless = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("[C-05] no"))
     assert reruns.attacked(task, [harmless]).verdict == "no power"
+    by_another = reruns.CASES[0]._replace(play=lambda federation: reruns.Played("[C-03] no"))
+    assert reruns.attacked(task, [by_another]).verdict == "violated"
+
+
+def test_luck_is_no_violation_and_what_no_luck_explains_is_one():
+    assert not common.above(7, 64, 0.03)  # a chance of 1 in 300
+    assert common.above(16, 64, 0.03)
+    assert common.above(64, 64, 0.31)
 
 
 def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task):
-    found = inversion.attacked(task, targets=1, iterations=40, candidates=8, size=16)
+    found = inversion.attacked(task, targets=1, private=1, epsilon=8.0, iterations=40, candidates=8, size=16)
     assert found.figures["unprotected: median PSNR in dB"] > 12
     assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
     assert "made fetal brains" in found.figures["images"]
+    assert found.verdict == "no power"  # of one patient, recognised or not, no bound can be passed
 
 
 def test_who_lowers_a_models_loss_is_detected_and_who_does_not_is_not():

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from audits import __main__ as command
-from audits import running, scope, table
+from audits import report, running, scope, table
 from audits.base import Audit, Result, Unable, worst
 from audits.scope import ROOT
 
@@ -108,6 +108,44 @@ def test_other_sources_are_another_run(audits, call, monkeypatch):
     assert len(ran) == 2
 
 
+def test_other_packages_are_another_run_and_a_picture_that_is_gone(audits, call, monkeypatch):
+    ran = []
+
+    def run(task):
+        ran.append(task.out)
+        (task.out / "a.svg").write_text("<svg/>")
+        return Result("holds", "tried", {}, (task.out / "a.svg",))
+
+    audits(a=run)
+    call("quick")
+    monkeypatch.setattr(running, "machine", lambda: "another numpy")
+    call("quick")
+    assert len(ran) == 2
+    call("quick")
+    (ran[0] / "a.svg").unlink()
+    call("quick")
+    assert len(ran) == 3
+
+
+def test_what_ran_while_files_changed_is_not_kept(audits, call, monkeypatch):
+    ran = []
+    audits(a=lambda task: ran.append(1) or Result("holds", "tried", {}))
+    for where in (running, report):
+        monkeypatch.setattr(where, "changed", lambda: True)
+    assert call("quick")[1]["changed_meanwhile"]
+    call("quick")
+    assert len(ran) == 2
+
+
+def test_a_second_run_in_a_folder_leaves_it_alone(audits, monkeypatch, tmp_path, capsys):
+    audits(a=gives("holds"))
+    monkeypatch.setattr("sys.argv", ["audits", "quick", "--out", str(tmp_path)])
+    with running.alone(tmp_path), pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 3
+    assert "another run is at work" in capsys.readouterr().err
+
+
 def test_broken_off_goes_on(audits, call, tmp_path, monkeypatch, capsys):
     ran = []
     ends = [KeyboardInterrupt(), None]
@@ -150,6 +188,14 @@ def test_an_unknown_name_is_told(monkeypatch, capsys):
         command.main()
     assert ended.value.code == 3
     assert "dp.nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["quick", "--nonsense"], ["run"], ["full", "--seed", "x"], ["verify-transcript"]])
+def test_a_wrong_command_line_is_not_called_no_power(monkeypatch, words):
+    monkeypatch.setattr("sys.argv", ["audits", *words])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 3
 
 
 def test_the_table_is_in_order():

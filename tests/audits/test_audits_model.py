@@ -2,8 +2,8 @@
 
 import pytest
 
-from audits.base import Task
-from audits.model import between, replaying, threshold, unmasking
+from audits.base import Task, Unable
+from audits.model import _by_spin, between, check, replaying, threshold, unmasking
 from audits.model.exploring import explore
 from secagg.store import Marks
 
@@ -32,6 +32,20 @@ def test_two_attempts_of_one_number_hold():
 @pytest.mark.parametrize("name", ["shares without a quorum", "2t <= n + c", "U3 outside U2"])
 def test_without_a_defence_at_unmasking_the_attack_is_found(name):
     assert unmasking.explored(unmasking.CASES[name][0]).attack
+
+
+@pytest.mark.skipif(not check.installed(), reason="needs spin and gcc")
+def test_spin_visits_the_same_states_at_unmasking_and_finds_an_attack():
+    attack, states, _ = check.check(check.UNMASKING["protocol, n=4"])
+    assert (attack, states) == (False, unmasking.explored(unmasking.Rules()).states + 1)  # spin counts its beginning
+    assert check.check(check.UNMASKING["2t <= n + c"])[0]
+
+
+def test_a_search_that_came_to_no_end_shows_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "installed", lambda: True)
+    monkeypatch.setattr(check, "check", lambda case: (None, 0, ""))
+    with pytest.raises(Unable, match="no end"):
+        _by_spin(Task("full", 0, tmp_path, lambda text: None), check.UNMASKING)
 
 
 def test_three_clients_unmask_one_set():

@@ -45,7 +45,16 @@ CASES = [
 
 @pytest.mark.parametrize(("network", "size", "channels", "others"), CASES, ids=str)
 def test_the_program_computes_what_the_network_does(network, size, channels, others):
-    study = study_with(network, size, channels, **others)
+    computes_alike(study_with(network, size, channels, **others))
+
+
+def test_the_program_standardises_pictures_as_the_network_does():
+    """[data] statistics: a hook of the network, with values of its file."""
+    public = {"statistics": "public", "mean": [0.4], "sd": [2.0]}
+    computes_alike(study_with("unet-small", 32, "[4, 8]").replace(data=public))
+
+
+def computes_alike(study):
     model = build_model(study).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,6 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedseg.cli import app
+from fedseg.cli.ending import conclude
+from fedseg.errors import SiteWarning
 from fedseg.runfolder import TENSORBOARD
 from fedseg.study import load_study
 from fedseg.watching import board, tracking
@@ -54,6 +56,23 @@ def test_a_run_writes_its_curves_and_the_pictures_of_made_patients(run):
     shown = [found[tag][0][1].image.encoded_image_string for tag in found if "made patient/" in tag]
     assert shown
     assert all(png.startswith(b"\x89PNG") for png in shown)
+
+
+@pytest.mark.filterwarnings("ignore:TensorBoard has no more")
+def test_curves_that_cannot_be_written_cost_the_run_nothing(run, tmp_path, monkeypatch):
+    """A full disk, or a package of which half is installed."""
+
+    def broken(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "_writer", broken)
+    monkeypatch.setattr(board, "installed", lambda: True)
+    said = command("simulate", run / "study.toml", "--plain", "--out", tmp_path)
+    assert "model.safetensors" in said
+    (found,) = tmp_path.iterdir()
+    (found / TENSORBOARD).mkdir(exist_ok=True)
+    with pytest.warns(SiteWarning, match="TensorBoard has no more of this run"):
+        conclude(found)
 
 
 def test_no_picture_of_a_patient_is_written(run, tmp_path):

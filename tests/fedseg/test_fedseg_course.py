@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from fedseg.course import Course
-from fedseg.data.loading import load_cohort
+from fedseg.credentials import make_credentials
+from fedseg.data.loading import load_cohort, load_site
 from fedseg.errors import ConfigError
 from fedseg.evidence import HELD
 from fedseg.models import build_model, load_model
 from fedseg.runfolder import OWN_MODELS, RunFolder
 from fedseg.simulate import Options, simulate
+from fedseg.site import Options as SiteOptions
+from fedseg.site import Site
 from fedseg.start import starting_model
 from fedseg.train import local_steps
 from fedseg.update import flatten, moving
@@ -135,6 +138,25 @@ def test_executables_agree_on_average_and_keep_what_is_their_own(tmp_path, whole
         assert own.read_bytes() == (whole / OWN_MODELS / own.name).read_bytes() != shared
     assert COORDINATOR in {path.name for path in (tmp_path / "real").iterdir()}
     assert not verify_run([coordinator, *sites.values()], None).violations
+
+
+@pytest.mark.parametrize("damage", [b"", b"no array"], ids=["empty", "other"])
+def test_a_damaged_file_of_what_is_a_sites_own_is_a_sentence(tmp_path, damage):
+    make_credentials(tmp_path / "credentials", OWN, "run")
+    options = SiteOptions(
+        site="site-b", address="127.0.0.1:1", credentials=tmp_path / "credentials", state=tmp_path / "state"
+    )
+
+    def site():
+        return Site(RunFolder.create(tmp_path / "runs", OWN), load_site(None, "site-b", OWN), options)
+
+    first = site()
+    first.settle_own(included=False)
+    first.store.close()
+    (path,) = (tmp_path / "state").glob("*.own.npy")
+    path.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"\.own\.npy: cannot be read .* remove it: then the site's own values begin"):
+        site()
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,17 @@ for part in ("imports", "initialize", "run"):
 
 @pytest.mark.slow
 def test_a_bundle_segments_without_fedseg_as_fedseg_does(tmp_path):
-    """Turned axes, other spacing, windows and flips, weights that are no start: every voxel alike."""
+    """Turned axes, other spacing, standardised inputs, windows and flips: every voxel alike."""
     study = load_study(STUDIES / "fetal.toml").replace(
         study={"structures": ["left", "right"], "seed": 3},
-        data={"size": 32, "spacing": [1.5], "patch": [16, 16]},
+        data={
+            "size": 32,
+            "spacing": [1.5],
+            "patch": [16, 16],
+            "statistics": "public",
+            "mean": [0.4],
+            "sd": [0.25],
+        },
         model={"channels": [4, 4], "start": "scratch"},
         training={"mirror": ["x"], "test_flips": True, "weight_standardisation": True},
     )

@@ -8,6 +8,7 @@ import pytest
 from fedseg import search as searching
 from fedseg.data.loading import load_cohort
 from fedseg.errors import BudgetExceededError, ConfigError
+from fedseg.files import hold
 from fedseg.ledger import FILE, distinct, read, released
 from fedseg.privacy.accounting import epsilon
 from fedseg.search import Wanted, aside, read_space, search
@@ -79,6 +80,22 @@ def test_a_trial_of_a_process_that_was_killed_is_not_waited_for(tmp_path, space,
     assert [state for (state,) in states] == ["FAIL", "COMPLETE"]
 
 
+def test_sites_with_a_model_of_their_own_are_scored_by_it(tmp_path, monkeypatch):
+    """[federation] personal: the shared model has the start's norms, and is nobody's."""
+    judging, loaded = [], searching.load_model
+    monkeypatch.setattr(searching, "load_model", lambda path, study: judging.append(path) or loaded(path, study))
+    space = {"federation.personal": ["norm"]}
+    search(STUDY, load_cohort(None, STUDY), space, Wanted(1, "made", tmp_path), lambda _: None)
+    assert {path.parent.name for path in judging} == {"own-models"}
+    assert {path.stem for path in judging} == set(STUDY.site_ids)
+
+
+def test_two_searches_in_one_folder_do_not_disturb_each_other(tmp_path):
+    """The second one would take the first one's running trial for one that was killed."""
+    with hold(tmp_path / searching.WORKING), pytest.raises(ConfigError, match="another process searches there"):
+        search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, Wanted(1, "made", tmp_path), print)
+
+
 def test_settings_that_do_not_fit_are_a_failed_trial_and_the_search_goes_on(tmp_path):
     heard = []
     space = {"training.mixup": [0.5], "training.batch": [0, 4]}
@@ -116,6 +133,24 @@ def test_every_trial_is_charged_for_life_before_it_begins_and_one_too_many_is_re
     assert load_study(tmp_path / "out" / "best.toml").privacy.epsilon == 8.0, "what the study promises is no setting"
 
 
+def test_trials_of_another_folder_are_charged_though_their_settings_are_the_same(tmp_path, charged):
+    """Without a seed the noise is another one, so that the same settings again are another use of the patients."""
+    for folder in ("one", "other"):
+        wanted = Wanted(1, "charged", tmp_path / folder, epsilon=1.0, budget=4.0, data=tmp_path / "data")
+        search(charged, load_cohort(None, charged), {"study.lr": [0.05]}, wanted, lambda _: None)
+    for path in (tmp_path / "home").glob(f"site-*/{FILE}"):
+        entries = [line.entry for line in read(path)]
+        assert [entry.kind for entry in entries] == ["local", "metrics"] * 2
+        assert len(distinct(entries)) == len(entries)
+
+
+def test_settings_that_fit_no_network_cost_nobody_anything(tmp_path, charged):
+    wanted, heard = Wanted(1, "charged", tmp_path / "out", epsilon=1.0, budget=4.0, data=tmp_path / "data"), []
+    with pytest.raises(ConfigError, match=r"trials failed, the last one: \[model\] channels = \[3, 5\]"):
+        search(charged, load_cohort(None, charged), {"model.channels": [[3, 5]]}, wanted, heard.append)
+    assert not list((tmp_path / "home").glob(f"site-*/{FILE}"))
+
+
 def test_nobody_is_charged_where_nothing_protects(tmp_path, charged):
     study = charged.replace(privacy={"mechanism": "none"})
     wanted = Wanted(1, "charged", tmp_path / "out", epsilon=1.0, budget=2.0, data=tmp_path / "data")
@@ -130,6 +165,9 @@ def test_nobody_is_charged_where_nothing_protects(tmp_path, charged):
         ("[privacy]\nepsilon = [1.0]", "privacy.epsilon is what a study is about or promises"),
         ("[study]\nlr = 0.1", "study.lr: give a list of values"),
         ("[study]\nlr = { low = 1.0, high = 0.1 }", "low is not below high"),
+        ('[study]\nlr = { low = "1", high = 2.0 }', "low, high and step are numbers"),
+        ("[study]\nlr = { low = 0.0, high = 1.0, log = true }", "with log = true low is above 0"),
+        ("[study]\nrounds = { low = 1, high = 4, step = 0.5 }", "step is above 0, and whole"),
         ("", "names no setting"),
         ("[study", "not valid TOML"),
     ],
@@ -150,3 +188,16 @@ def test_whose_images_they_are_has_to_be_said(tmp_path, space, flags, capsys, mo
     code, _, error = command(capsys, monkeypatch, *asked)
     assert code == 1
     assert "whose images are these" in error
+
+
+@pytest.mark.parametrize("flags", [["--charge"], ["--public", "--epsilon", "1"], ["--public", "--budget", "1"]])
+def test_what_a_trial_may_spend_is_said_where_somebody_pays_and_nowhere_else(
+    tmp_path, space, flags, capsys, monkeypatch
+):
+    study = json.loads(STUDY.model_dump_json())
+    study["data"]["layout"] = "images"
+    study["sites"] = [{"id": site["id"]} for site in study["sites"]]
+    (tmp_path / "s.toml").write_text(type(STUDY).model_validate_json(json.dumps(study)).toml())
+    asked = ["search", str(tmp_path / "s.toml"), "--space", str(space), "--data", str(tmp_path), *flags]
+    code, _, error = command(capsys, monkeypatch, *asked)
+    assert (code, "go together" in error) == (1, True), error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedseg.budget.achieved import achieved
 from fedseg.budget.charge import spent
 from fedseg.budget.explain import explain
 from fedseg.budget.plan import planned_entries
@@ -178,6 +179,19 @@ def test_an_ask_without_a_sum_is_charged_and_the_next_one_too(tmp_path):
     assert spent(ledger, study) <= 8.0
 
 
+def test_what_a_run_has_given_counts_the_asks_that_burned_as_asks(tmp_path):
+    """As the ledger has it: two asks and one round of training, in sums that had no site more than the fewest."""
+    study = tiny_classes(rounds=2, mechanism="distributed").replace(**SECURE, study={"spare_rounds": 1})
+    run = train(study, tmp_path, Options(silent={"site-b": "MaskedInputCollection"}, silent_round=1))
+    privacy = json.loads((run / "metrics.json").read_text())["privacy"]
+    entries = Ledger(run / "ledger" / "site-a.jsonl").entries()
+    assert [entry.kind for entry in entries] == ["statistics", "statistics", "distributed"]
+    assert privacy["achieved"]["charged"] == pytest.approx(privacy["epsilon"])
+    assert privacy["achieved"]["epsilon"] == pytest.approx(privacy["epsilon"])
+    assert not found_wrong(run)
+    assert achieved(study, {}, 2, 0).epsilon == pytest.approx(epsilon([study.asked.released(2)], 1e-2))
+
+
 def test_a_run_with_statistics_is_verified_and_a_forged_mean_is_found(tmp_path):
     run = train(EXACT, tmp_path, Options(transcripts=True))
     assert not found_wrong(run)
@@ -201,6 +215,21 @@ def test_constants_are_what_the_network_sees_and_go_with_it(tmp_path):
     torch.testing.assert_close(seen(images), plain((images - 0.4) / 0.2))
     run = train(study, tmp_path, Options(plain=True))
     assert buffers(run, study) == (pytest.approx([0.4]), pytest.approx([0.2]))
+
+
+def test_the_scale_is_the_studys_and_not_that_of_the_file_it_starts_from_and_another_one_is_found(tmp_path):
+    """The file's was of other patients; a network of sites never sees it."""
+    other = tiny_classes().replace(data={"statistics": "public", "mean": [0.7], "sd": [0.1]})
+    start = tmp_path / "start.safetensors"
+    save_model(build_model(other), start, metadata_of(other))
+    study = other.replace(data={"mean": [0.4], "sd": [0.2]}, model={"start": str(start)})
+    run = train(study, tmp_path, Options(transcripts=True))
+    assert buffers(run, study) == (pytest.approx([0.4]), pytest.approx([0.2]))
+    assert not found_wrong(run)
+    model = load_model(run / "model.safetensors", study)
+    dict(model.named_buffers())[MEAN].add_(0.5)
+    save_model(model, run / "model.safetensors", metadata_of(study))
+    assert "T-16 mean and deviation in model.safetensors are not those that the study says" in found_wrong(run)
 
 
 @pytest.mark.parametrize(
