@@ -27,7 +27,7 @@ def main() -> None:
     """Print CPU seconds and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=10_000)
-    count = parser.parse_args().lines
+    count = max(parser.parse_args().lines, 1000)  # of fewer the verdicts are remembered from one turn to the next
     key = SigningKey.generate()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ledger.jsonl"
