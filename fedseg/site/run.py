@@ -41,7 +41,7 @@ from fedseg.start import same_everywhere, starting_model
 from fedseg.statistics import answer
 from fedseg.summary import found_in, study_event
 from fedseg.train import train_round
-from fedseg.update import Update, model_hash, values_of
+from fedseg.update import Update, model_hash, seeds_of, values_of
 from secagg.context import GENESIS
 from secagg.driver import Completed
 from secagg.files import policy_text
@@ -248,7 +248,8 @@ class Site(Party, Application):
             # update: also where the coordinator ended the round meanwhile, and sees when this site is free again.
             if self.study.trust.claims_epsilon and (left := self.study.run.hold_seconds - current.facts.seconds) > 0:
                 time.sleep(left)
-        return Given(values_of(update, self.policy), update.event_id, current.rounding(self.study), current.quantised)
+        stream, seeds = current.rounding(self.study), seeds_of(update)
+        return Given(values_of(update, self.policy), update.event_id, stream, current.quantised, seeds)
 
     def spoke(self, step: str, size: int) -> None:
         """Count a message, and keep what an audit wants of the one that held the update."""

@@ -1,6 +1,6 @@
 """A client's rounds, one after the other: from the server's bytes to what is sent, asked and told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from secagg import wire
@@ -32,7 +32,7 @@ from secagg.store import Store
 from secagg.transcript import ViolationError, accept, judge
 from secagg.transcript.record import looks_like, records_in
 
-_Given = tuple[Values, str, Stream | None, Vector | None]
+_Given = tuple[Values, str, Stream | None, Vector | None, Sequence[bytes]]
 
 
 class ClientDriver:
@@ -155,6 +155,7 @@ class ClientDriver:
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
+        excess_seeds: Sequence[bytes] = (),
     ) -> list[ClientAction]:
         """Hand over the update of the attempt that was joined; see `ClientSession.provide`.
 
@@ -166,7 +167,7 @@ class ClientDriver:
         """
         if self._about is None:
             raise IllegalTransitionError("no round waits for an update: it is provided once, after `Joined`")
-        given, session = (update, event_id, stream, copy), self._session
+        given, session = (update, event_id, stream, copy, excess_seeds), self._session
         if session is None or session.finished:
             Quantised(update, self._policy, self._me, stream or Stream())  # ConfigError now, not when a start comes in
             self._given = self._about, given
@@ -348,7 +349,8 @@ class ClientDriver:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:
             total = dequantize(session.total, self._policy)
-            actions.append(Completed(total, session.included, session.receipt, session.total, session.dropped))
+            told = (session.included, session.receipt, session.total, session.dropped, session.excess_seeds)
+            actions.append(Completed(total, *told))
         if isinstance(reply, SlotMasks):
             said = "the constant slots of the sum do not add up; this site showed what masked its own"
             actions.append(Failed(said, AbortedError(session.step, said)))

@@ -417,7 +417,8 @@ class ServerDriver:
         elif self._resumable:
             save = self._sealed(snapshot_server(session, self.book.signing_key))
         total = dequantize(result, self.policy)
-        return [save, Completed(total, session.included, receipt, result, session.dropped)]
+        disclosed = session.excess_seeds
+        return [save, Completed(total, session.included, receipt, result, session.dropped, disclosed)]
 
     def _failed(self, session: ServerSession, error: ProtocolError | AbortedError, now: float) -> list[ServerAction]:
         burned = session.burned
