@@ -66,6 +66,10 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
     assert [exchanges for _, _, exchanges, _ in told["summed"]] == [24, 27], "twelve a round, fourteen without privacy"
     assert told["another model"] == 0
     assert ["as this site computed it" in reason for reason in told["said of it"]] == [True]
+    folder, none, grid = told["misused"]
+    assert "in braces stands what this node's config has, partition-id" in folder
+    assert none.startswith("folder is None: give the name of a node's folder")
+    assert grid == "grid is None: give Flower's, which the ServerApp's main gets"
     assert told["evaluated in clear"] == ["metrics", "secagg"], "an app's arrays leave in no evaluation"
 
 

@@ -129,6 +129,8 @@ MISUSES = [
     (lambda: secagg.means(np.zeros(3, np.uint32), POLICY, ()), "a mean of nobody"),
     (lambda: secagg.SigningKey.from_bytes("00" * 32), "the seed is a str: give 32 bytes"),
     (lambda: secagg.SqliteStore(None, "data"), "path is None: give the name of a file"),
+    (lambda: client(store=secagg.MemoryStore), "store is the class MemoryStore: give a secagg.SqliteStore"),
+    (lambda: secagg.SqliteStore("/", "data"), "store /: is a folder; name the file"),
     (lambda: secagg.load_roster(None), "path is None: give the name of a file"),
     (lambda: secagg.Policy.from_toml("[clients]"), "the text is not a policy"),
     (lambda: secagg.Policy.from_json('{"policy": {"project": "p"}}'), "the policy lacks the field 'clients'"),
