@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,14 @@ def computes_alike(study):
             values.append(TORCH[step.does](*(values[at] for at in step.takes), *given, *step.numbers))
         assert torch.allclose(values[-1], model(pictures), atol=1e-4)
     assert {name: values.shape for name, values in weights.items()} == program.weights
+
+
+@pytest.mark.parametrize(("network", "channels", "moved"), [("cnn-small", "[4, 8]", 2), ("unet-small", "[4, 8]", 0)])
+def test_relu_comes_after_a_pool_where_nothing_else_takes_it(network, channels, moved):
+    """On a quarter of the values. Of a U-Net the decoder takes them too, and nothing is moved."""
+    study = study_with(network, 32, channels)
+    steps = program_of(build_model(study), study)[0].steps
+    assert [one.does + other.does for one, other in pairwise(steps)].count("poolrelu") == moved
 
 
 @pytest.mark.parametrize("network", ["segresnet", "monet", "unet-resnet18"])
