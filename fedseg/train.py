@@ -207,11 +207,13 @@ def batch_loss(
     patients, drawn = list(cases), list[str]()
     while len(drawn) < study.training.batch:
         drawn += [patients[number] for number in stream.permutation(len(patients))]
-    parts = []
+    parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for patient in drawn[: study.training.batch]:
         case = cases[patient][int(stream.integers(1, len(cases[patient]))[0])]
-        parts.append(viewed(*batch_of(case, single, stream), study, case.slice_axis, stream))
-    images, targets = (torch.cat(those) for those in zip(*parts, strict=True))
+        parts.setdefault(case.slice_axis, []).append(batch_of(case, single, stream))
+    together = {axis: map(torch.cat, zip(*those, strict=True)) for axis, those in parts.items()}
+    seen = [viewed(images, targets, study, axis, stream) for axis, (images, targets) in together.items()]
+    images, targets = (torch.cat(those) for those in zip(*seen, strict=True))
     return _loss(model, images, targets, study)
 
 
