@@ -76,6 +76,7 @@ build/encrypted/.whole: tests/encrypted/constraints.txt
 
 bench: $(STAMP)
 	@$(BIN)/python tests/benchmarks/reach.py --reps 1
+	@$(BIN)/python tests/benchmarks/bench_private.py
 
 vectors: $(STAMP)
 	@$(BIN)/python tests/vectors/generate.py

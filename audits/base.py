@@ -86,6 +86,7 @@ def later(module: str, function: str = "audit") -> Callable[[Task], Result]:
     """
 
     def run(task: Task) -> Result:
+        """Imports it, and runs it."""
         result: Result = getattr(import_module(f"audits.{module}"), function)(task)
         return result
 

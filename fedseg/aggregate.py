@@ -7,7 +7,7 @@ Nothing here keeps an update after its round.
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedseg.attempt import Emit, Exchange, Facts
 from fedseg.errors import RoundFailedError
 from fedseg.events import Note, RoundEnded
 from fedseg.parties import Agreed, Rounding, Sites, Train
-from fedseg.update import values_of
+from fedseg.update import seeds_of, values_of
 from secagg import (
     AbortedError,
     ExposureError,
@@ -32,7 +32,7 @@ from secagg import (
 from secagg.context import GENESIS, RoundContext
 from secagg.packing import dtype_for, modulo
 from secagg.quantize import quantize
-from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
+from secagg.steps import MASKED_INPUT_COLLECTION, STEPS, UNMASKING
 from secagg.transcript_files import Recorder
 
 
@@ -44,10 +44,12 @@ class Outcome:
         total: (d,) float64, the weighted sum over `ended.included`.
         ended: the round as the log has it. `exact` says that the total equals the plain sum of the included, quantised
             updates bit for bit; the head of a plain sum is zero.
+        excess_seeds: what sites disclosed for this sum, by site, one behind the other.
     """
 
     total: NDArray[np.float64]
     ended: RoundEnded
+    excess_seeds: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class PlainSum:
@@ -63,7 +65,7 @@ class PlainSum:
         early = STEPS.index(MASKED_INPUT_COLLECTION)
         included = tuple(site for site in sorted(sites) if STEPS.index(silent.get(site, STEPS[-1])) > early)
         total = np.zeros(self._policy.length, dtype_for(self._policy.bits))
-        clip_rate = {}
+        clip_rate, seeds = dict[str, float](), dict[str, bytes]()
         for site in sorted(sites):
             update = train(site)
             values, share = quantize(
@@ -73,10 +75,14 @@ class PlainSum:
                 clip_rate[site] = share
             if site in included:
                 total += values
+            count = self._policy.excess(len(included))
+            if count and seeds_of(update) and STEPS.index(silent.get(site, STEPS[-1])) > STEPS.index(UNMASKING):
+                seeds[site] = b"".join(seeds_of(update)[-count:])
         dropped = tuple(site for site in sorted(sites) if site not in included)
         ended = Facts(self.number, 0, emit).ended(included, dropped, GENESIS, exact=True, clip_rate=clip_rate)
         self.number += 1
-        return Outcome(dequantize(modulo(total, self._policy.bits), self._policy), ended)
+        told = {site: disclosed for site, disclosed in seeds.items() if site in included}
+        return Outcome(dequantize(modulo(total, self._policy.bits), self._policy), ended, told)
 
 
 class SecureSum:
@@ -138,7 +144,7 @@ class SecureSum:
         values = self.sites.quantised
         exact = None if values is None else np.array_equal(exchange.total, self._plain(values, server.included))
         ended = exchange.ended(exact=exact, clip_rate=self.sites.clip_rate)
-        return Outcome(dequantize(exchange.total, self._policy), ended)
+        return Outcome(dequantize(exchange.total, self._policy), ended, server.excess_seeds)
 
     def _recorder(self, context: RoundContext) -> Recorder | None:
         """Of the transcript that is kept, or that sites replay where an update is not private alone (C-05)."""

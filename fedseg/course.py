@@ -8,7 +8,7 @@ statistics found, where a study asks for one, which is the first. Everything her
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -58,7 +58,12 @@ class Course:
         return opened(model, self.kept)
 
     def following(
-        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+        self,
+        state: NDArray[np.float32],
+        total: NDArray[np.float64],
+        included: Sequence[str],
+        policy: Policy,
+        excess_seeds: Mapping[str, bytes] | None = None,
     ) -> NDArray[np.float32]:
         """The next state.
 
@@ -67,13 +72,15 @@ class Course:
             total: (policy.length,) weighted sum of the included updates.
             included: their sites.
             policy: gives the weights.
+            excess_seeds: what sites disclosed for this sum; see `fedseg.privacy.excess`.
         """
         if (asked := self.study.asked) is not None:
             state, found = self._apart(state)
             if asked.read(found) is None:
                 return np.concatenate([state, asked.found(total[-asked.length :])])
-            return np.concatenate([self._trained(state, total[: -asked.length], included, policy), found])
-        return self._trained(state, total, included, policy)
+            trained = self._trained(state, total[: -asked.length], included, policy, excess_seeds)
+            return np.concatenate([trained, found])
+        return self._trained(state, total, included, policy, excess_seeds)
 
     def _apart(self, state: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """A state without what was found, and that."""
@@ -81,12 +88,17 @@ class Course:
         return state[: len(state) - kept], state[len(state) - kept :]
 
     def _trained(
-        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+        self,
+        state: NDArray[np.float32],
+        total: NDArray[np.float64],
+        included: Sequence[str],
+        policy: Policy,
+        excess_seeds: Mapping[str, bytes] | None,
     ) -> NDArray[np.float32]:
         """The next state after a sum of updates."""
         d, end = self.parameters, self.parameters + self._remembered
         own = np.concatenate([state[:d][self._moves], state[d:end]])
-        moved = self.study.following(own, total, included, policy)
+        moved = self.study.following(own, total, included, policy, excess_seeds)
         following = state.copy()
         following[:d][self._moves], following[d:end] = moved[: self.moved], moved[self.moved :]
         if ema := self.study.federation.ema:

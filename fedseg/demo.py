@@ -29,8 +29,12 @@ from secagg.writing import PRIVATE_FOLDER
 
 STUDY = Path(__file__).with_suffix(".toml")
 POLL_SECONDS = 0.05
-AUDIT_SECONDS = 10.0
+AUDIT_SECONDS = 60.0
+END_SECONDS = 180.0
+"""Limits for a busy machine: nothing waits for them where all is well."""
+
 KILLED_IN_ROUND = 3
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Kills: TypeAlias = Mapping[tuple[int, str], str]
 """(Round number, site) to the last protocol step that the site lives to see accepted."""
@@ -53,7 +57,7 @@ class Demo:
         self.study, self._audience = study, Audience(listener)
         self._kills = kills or {(KILLED_IN_ROUND, study.site_ids[1]): SHARE_REPORT}
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._address = ""
+        self._address, self._starting, self._interrupted = "", False, False
         self._exact: dict[int, bool | None] = {}
 
     def run(self) -> Path:
@@ -69,10 +73,9 @@ class Demo:
         study_file = self.folder / "study.toml"
         study_file.write_text(self.study.toml(), encoding="utf-8")
         make_credentials(self.folder / "credentials", self.study, f"demo-{self.folder.name}")
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        before = {number: signal.signal(number, self._interrupt) for number in INTERRUPTIONS}
         try:
-            waits = ["--port", "0", "--patience", "180", "--rejoin-seconds", "60"]
+            waits = ["--port", "0", "--patience", "600", "--rejoin-seconds", "300"]
             self._start("coordinator", "coordinator", str(study_file), *waits)
             for event in self._events():
                 self._react(event)
@@ -80,11 +83,15 @@ class Demo:
                 self._end(site)
         finally:
             self._stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         return self._finished()
 
     # --- Processes ---------------------------------------------------------------------------------------------------
 
     def _start(self, name: str, *command: str) -> None:
+        # An interruption would come out of Popen after the child's birth, and nobody would know of the child.
+        self._starting = True
         arguments = [*command, "--credentials", str(self.folder / "credentials"), "--out", str(self._runs(name))]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(  # noqa: S603  our own executable
@@ -95,6 +102,14 @@ class Demo:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,  # Ctrl-C reaches this process only, which then ends its children in order
             )
+        self._starting = False
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        if not self._starting:
+            raise KeyboardInterrupt
 
     def _start_site(self, site: str) -> None:
         state, audit = self.folder / f"{site}-state", self.folder / "audit"
@@ -107,7 +122,7 @@ class Demo:
     def _end(self, name: str) -> None:
         """Wait for a site that was told that the study is complete."""
         try:
-            self._children[name].wait(timeout=60)
+            self._children[name].wait(timeout=END_SECONDS)
         except subprocess.TimeoutExpired:
             self._tell(Note(text=f"{name} did not end by itself; its log: {self._log(name)}"))
 
@@ -218,7 +233,3 @@ def _wait(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Files of people: text is read as `secagg.text` reads it, and what may show a patient is its owner's only."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -30,6 +31,23 @@ def read_text(path: Path, remedy: str, *, names: bool = False) -> str:
 def private(path: str, flags: int) -> int:
     """An opener (see `open`) of files that only their owner may read, whatever the umask."""
     return os.open(path, flags, PRIVATE)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line to a log that its owner alone may read: all of it or, where the disk is full, nothing.
+
+    Raises:
+        OSError: it cannot be written; the log is as it was.
+    """
+    line = text.encode() + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+    try:
+        size = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) != len(line):  # half a line would spoil the next one, too
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
 
 
 def hold(path: Path, alone: bool = False) -> BinaryIO:

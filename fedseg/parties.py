@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedseg.update import Update, values_of
+from fedseg.update import Update, seeds_of, values_of
 from secagg import ClientSession, PinnedRoster, Policy, SigningKey, UnexpectedMessageError, open_round, wire
 from secagg.encoding import digest
 from secagg.messages import FromClient, FromServer, Reports, RoundStart
@@ -105,7 +105,8 @@ class Party:
             update = train(self.site)
             self.quantised = np.zeros(self._agreed.policy.length, dtype_for(self._agreed.policy.bits))
             stream = self._rounding(update.site, self._number)
-            self._session.provide(values_of(update, self._agreed.policy), update.event_id, stream, self.quantised)
+            given = (values_of(update, self._agreed.policy), update.event_id, stream, self.quantised)
+            self._session.provide(*given, seeds_of(update))
         return self._session.receive(message)
 
     @property

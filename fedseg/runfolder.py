@@ -25,7 +25,7 @@ from fedseg.data.cases import Case
 from fedseg.data.view import View, busiest, pixels
 from fedseg.errors import EARLIER, ConfigError
 from fedseg.events import AnyEvent, Audience, Listener, Resumed, RoundEnded, event_of, now
-from fedseg.files import hold, private
+from fedseg.files import append_line, hold, private
 from fedseg.models import load_model, metadata_of, save_model
 from fedseg.records import Drop, MaybeInterval, Metrics, Validated
 from fedseg.study import Study, parse_study
@@ -224,9 +224,17 @@ class RunFolder:
         return self._before + time.monotonic() - self._since
 
     def emit(self, event: AnyEvent) -> None:
-        """Append an event to `events.jsonl` and tell the listeners."""
+        """Append an event to `events.jsonl` and tell the listeners, also where the disk has no room for it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         with self._lock:  # sites train in threads
-            self._tell(self._append(event))
+            event = self._stamped(event)
+            try:
+                append_line(self.path / "events.jsonl", event.model_dump_json())
+            finally:
+                self._tell(event)
 
     def end_round(
         self, model: torch.nn.Module, book: RoundBook | None, ended: RoundEnded, kept: NDArray[np.float32] = NOTHING
@@ -242,10 +250,12 @@ class RunFolder:
             self._tell(event)
 
     def _append(self, event: AnyEvent) -> AnyEvent:
-        event = event.model_copy(update={"t": round(self.seconds, 4), "at": now()})
-        with open(self.path / "events.jsonl", "a", encoding="utf-8", opener=private) as events:
-            events.write(event.model_dump_json() + "\n")
+        event = self._stamped(event)
+        append_line(self.path / "events.jsonl", event.model_dump_json())
         return event
+
+    def _stamped(self, event: AnyEvent) -> AnyEvent:
+        return event.model_copy(update={"t": round(self.seconds, 4), "at": now()})
 
     def _tell(self, event: AnyEvent) -> None:
         for note in self._audience.tell(event):

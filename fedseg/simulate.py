@@ -360,7 +360,8 @@ class _Simulation:
         with self._training(sites, number) as train:
             outcome = self.aggregator.round(started, sites, train, emit, silent)
         asked = self.study.asks(self.state)
-        self.state = self.course.following(self.state, outcome.total, outcome.ended.included, self.policy)
+        included, seeds = outcome.ended.included, outcome.excess_seeds
+        self.state = self.course.following(self.state, outcome.total, included, self.policy, seeds)
         for site, owed in self.owed.items():
             owed.settle(included=site in outcome.ended.included)
         for site, own in self.own.items():

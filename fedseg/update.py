@@ -257,11 +257,13 @@ class NoiseShared(Unsent):
         bits: b of the sum, modulo 2^b of which the share is taken as well.
         site: whose.
         event_id: the ledger's event that was charged for it.
+        excess_seeds: of layers of the share that the sum may not need; see `fedseg.privacy.excess`.
 
     Attributes:
         vector: (n,) int64, of which the low b bits are not 0; read-only.
         site: whose.
         event_id: the ledger's event.
+        excess_seeds: to be disclosed as far as the agreed sum does not need them, and nowhere else.
 
     Raises:
         TypeError: made of anything but such a share.
@@ -270,11 +272,15 @@ class NoiseShared(Unsent):
     vector: NDArray[np.int64] = field(repr=False)
     site: str
     event_id: str
+    excess_seeds: tuple[bytes, ...] = field(repr=False)
 
-    def __init__(self, share: NoiseShare, bits: int, site: str, event_id: str) -> None:
+    def __init__(
+        self, share: NoiseShare, bits: int, site: str, event_id: str, excess_seeds: tuple[bytes, ...] = ()
+    ) -> None:
         if not isinstance(share, NoiseShare):
             raise TypeError(f"a share of the noise comes from noise_share and from nowhere else; this is {type(share)}")
         _fill(self, share.values & np.int64((1 << bits) - 1), site, event_id)
+        object.__setattr__(self, "excess_seeds", excess_seeds)
 
 
 @final
@@ -326,6 +332,11 @@ def values_of(update: Update, policy: Policy) -> Values:
         else np.zeros(each.shape, np.float32 if each.kind.value == "float" else np.int64)
         for name, each in policy.layout.items()
     }
+
+
+def seeds_of(update: Update) -> tuple[bytes, ...]:
+    """What `secagg` takes beside the values: seeds of noise that the sum may not need."""
+    return update.excess_seeds if isinstance(update, NoiseShared) else ()
 
 
 def _fill(update: Update, vector: NDArray[Any], site: str, event_id: str) -> None:

@@ -17,6 +17,8 @@ def kind_of(value: object) -> str:
         return f"an array of {value.dtype}"
     if value is None or isinstance(value, bytes):
         return "None" if value is None else "bytes"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
@@ -29,8 +31,23 @@ def must_be(value: object, kind: type | tuple[type, ...], name: str, wanted: str
 
 def must_have(value: object, method: str, name: str, wanted: str) -> None:
     """ConfigError, "`name` is a list: `wanted`", unless `value` has this method."""
-    if not callable(getattr(value, method, None)):
+    if isinstance(value, type) or not callable(getattr(value, method, None)):
         raise ConfigError(f"{name} is {kind_of(value)}: {wanted}")
+
+
+def must_be_bytes(data: object) -> None:
+    """ConfigError for a message that is no bytes, such as a text."""
+    must_be(data, (bytes, bytearray, memoryview), "data", "give the bytes that the other side sent")
+
+
+def must_be_hash(value: object, name: str) -> None:
+    """ConfigError unless `value` is 32 bytes."""
+    must_be(value, bytes, name, _HASH)
+    if isinstance(value, bytes) and len(value) != 32:
+        raise ConfigError(f"{name} has {len(value)} bytes: {_HASH}")
+
+
+_HASH = "give 32 bytes, such as a digest of hashlib.sha256"
 
 
 def must_be_decoded(message: object, decode: str) -> None:

@@ -7,7 +7,7 @@ docstrings and comments, are the rows of its table "Checks".
 """
 
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from secagg import merkle
@@ -501,6 +501,7 @@ class _Held(Secret):
     self_seed_shares: dict[str, bytes] = field(default_factory=dict)
     pair_secrets: dict[str, bytes] = field(default_factory=dict)
     slot_masks: dict[str, bytes] = field(default_factory=dict)
+    excess_seeds: dict[str, bytes] = field(default_factory=dict)
 
     def pair_secret(self, peer: str) -> bytes:
         """r_uv: received where the peer dealt it, else derived."""
@@ -528,7 +529,12 @@ class Reported(State):
     reported: ShareReport
 
     def mask_input(
-        self, reports: Reports, update: Quantised, event_id: str = "", executor: Executor | None = None
+        self,
+        reports: Reports,
+        update: Quantised,
+        event_id: str = "",
+        executor: Executor | None = None,
+        excess_seeds: Sequence[bytes] = (),
     ) -> tuple["Masked", MaskedInput]:
         """Mark the contribution durably, then mask the quantised update under every pair of U2 and the self mask.
 
@@ -537,6 +543,7 @@ class Reported(State):
             update: quantised under the own policy, nothing read from it yet.
             event_id: the ledger event that this contribution was charged to.
             executor: what expands the masks, see `secagg.prg.apply_masks`; this thread where not given.
+            excess_seeds: of noise in the update, see `ClientSession.provide`.
 
         Raises:
             ConfigError: an update of another policy, or with values that are not finite.
@@ -564,6 +571,7 @@ class Reported(State):
                 (add if own.me < peer else subtract).append(seed)
                 held.slot_masks[peer] = slot_mask(seed, policy)
         y = masked_input(update, policy, round_id, add, subtract, executor)
+        held.excess_seeds.update((f"{place:03d}", seed) for place, seed in enumerate(excess_seeds))
         message = MaskedInput(round_id, roster1, self.inbox.roster2, reports.sharers_hash, own.me, y).sign(
             own.signing_key
         )
@@ -665,10 +673,16 @@ class Attested(State):
             {peer: held.self_seed_shares[peer] for peer in self.included.by_id if peer != own.me},
             {peer: held.mask_key_shares[peer] for peer in dropped},
             {peer: held.pair_secret(peer) for peer in dropped if held.mask_key.kem_public},
+            excess_seeds=self._excess_seeds(),
         ).sign(own.signing_key)
         slot_masks = SlotMasks(message.round_id, message.attested, own.me, dict(sorted(held.slot_masks.items())))
         held.wipe()
-        return Released(own, message.round_id, message.attested, slot_masks), message
+        return Released(own, message.round_id, message.attested, frozenset(self.included.by_id), slot_masks), message
+
+    def _excess_seeds(self) -> tuple[bytes, ...]:
+        """Of the noise that a sum of U3 does not need; C-17 makes U3 the same at everybody who discloses any."""
+        seeds = [self.held.excess_seeds[place] for place in sorted(self.held.excess_seeds)]
+        return tuple(seeds[-count:]) if seeds and (count := self.own.policy.excess(len(self.included.inputs))) else ()
 
     def _verify_attestations(self, attestations: Attestations) -> dict[str, bytes]:
         """C-17: a quorum on the own statement, the own one counted, by its signatures."""
@@ -704,7 +718,8 @@ class Attested(State):
     def conclude(self, result: Result) -> Confirmation:
         """The sum of a round that was unmasked without this client's shares; see `Released.conclude`."""
         self._leave()
-        return conclude(self.own, self.included.inputs[0].round_id, self.attestation.attested, result)
+        included = self.included
+        return conclude(self.own, included.inputs[0].round_id, self.attestation.attested, included.by_id.keys(), result)
 
 
 # --- Result ------------------------------------------------------------------------------------------------------
@@ -717,6 +732,7 @@ class Released(State):
     own: _Own
     round_id: bytes
     attested: bytes
+    included: Collection[str]
     slot_masks: SlotMasks
 
     def conclude(self, result: Result) -> Confirmation:
@@ -727,7 +743,7 @@ class Released(State):
                 or sum.
         """
         self._leave()
-        return conclude(self.own, self.round_id, self.attested, result)
+        return conclude(self.own, self.round_id, self.attested, self.included, result)
 
     def show_slot_masks(self, failed: SlotsFailed) -> SlotMasks:
         """The constant slots do not add up: show what masked them, which says nothing about values.
@@ -741,9 +757,12 @@ class Released(State):
         return self.slot_masks.sign(self.own.signing_key)
 
 
-def conclude(own: _Own, round_id: bytes, attested: bytes, result: Result) -> Confirmation:
+def conclude(own: _Own, round_id: bytes, attested: bytes, included: Collection[str], result: Result) -> Confirmation:
     """Checks C-18 and C-19, then appends the new head to the log and confirms it."""
     _verify_result(own.policy, own.attempt, own.context.previous_head, round_id, attested, result)
+    for client_id, seeds in result.excess_seeds.items():
+        if client_id not in included or len(seeds) != HASH_BYTES * own.policy.excess(len(included)):
+            raise InconsistentViewError("C-19", f"the result names seeds of {client_id} that this sum does not have")
     return _confirmed(own.me, own.signing_key, own.store, own.attempt.session, result.receipt)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secagg.arguments import kind_of, must_be, positive
 from secagg.encoding import digest
 from secagg.errors import ConfigError
+from secagg.field import as_array
 from secagg.layout import Field, Layout
 from secagg.policy import Policy
 from secagg.quantize import means, sums
@@ -47,22 +49,52 @@ def layout_for(
         metrics: name and clip range of each metric that a site may report.
         buffer_range: clip range of the change of integer arrays, such as a counter of batches. Their mean is rounded.
         value_bits: of every float; more than the 16 of a plain vector, because a site of few examples loses bits.
+
+    Raises:
+        ConfigError: no arrays by name, an array that a sum cannot hold, or a bound that is no positive number.
     """
     fields: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, array in _arrays(arrays).items():
         kind, bound = (ARRAYS, clip_range) if array.dtype.kind == "f" else (BUFFERS, buffer_range)
         fields[f"{kind}/{name}"] = Field.floats(array.shape, clip_range=bound, value_bits=value_bits)
-    for name, bound in (metrics or {}).items():
-        fields[f"{METRICS}/{name}"] = Field.floats(clip_range=bound, value_bits=value_bits)
+    if not fields:
+        raise ConfigError("the model has no arrays")
+    for name, clip in _metrics({} if metrics is None else metrics).items():
+        clip = positive(f"clip range of the metric {name!r}", clip)
+        fields[f"{METRICS}/{name}"] = Field.floats(clip_range=clip, value_bits=value_bits)
+    largest_weight = positive("largest_weight", largest_weight)
     exact = int(largest_weight).bit_length() + 1  # of a whole number of examples, so that it is exact in the sum
     return Layout({WEIGHT: Field.weight(largest=largest_weight, value_bits=max(16, exact)), **fields})
+
+
+def _arrays(given: Arrays) -> dict[str, NDArray[Any]]:
+    """As numpy, whatever holds them: torch's state_dict too. Their types say which of them hold whole numbers."""
+    must_be(given, Mapping, "the model", "give arrays by name, such as a state_dict")
+    found = {}
+    for name, value in given.items():
+        must_be(name, str, f"the array's name {name!r}", "give a text")
+        if not hasattr(value, "dtype"):
+            raise ConfigError(f"the model's {name!r} is {kind_of(value)}: give a numpy array or a torch tensor")
+        found[name] = as_array(value, f"the model's {name!r}")
+        if found[name].dtype.kind == "c":
+            raise ConfigError(
+                f"the model's {name!r} holds complex numbers; give real and imaginary parts as two arrays"
+            )
+    return found
+
+
+def _metrics(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    must_be(given, Mapping, "metrics", "give numbers by name")
+    for name in given:
+        must_be(name, str, f"the metric's name {name!r}", "give a text")
+    return given
 
 
 def model_hash(arrays: Arrays, *about: str) -> bytes:
     """H over a model's names, types, shapes and bytes, and over what is done with it: 32 bytes."""
     described = [
         [name, array.dtype.str, list(array.shape), hashlib.sha256(np.ascontiguousarray(array).data).digest()]
-        for name, array in arrays.items()
+        for name, array in _arrays(arrays).items()
     ]
     return digest("federated-model", list(about), described)
 
@@ -89,8 +121,10 @@ def values_for(
         base: the model before training, where changes are sent; None where whole weights are.
 
     Raises:
-        ConfigError: the model before and after training have other arrays.
+        ConfigError: the model before and after training have other arrays, or there are no arrays or metrics by name.
     """
+    arrays, metrics = _arrays(arrays), _metrics(metrics)
+    base = None if base is None else _arrays(base)
     if base is not None and {n: a.shape for n, a in base.items()} != {n: a.shape for n, a in arrays.items()}:
         raise ConfigError("the model after training has other arrays than the one that came: send the same ones back")
     values: dict[str, Any] = {WEIGHT: weight}
@@ -151,7 +185,7 @@ def mean_of(
         raise ConfigError("the policy's layout has no private weight; make it with secagg.federated.layout_for")
     found, weight = means(total, policy, included), float(sums(total, policy)[WEIGHT])
     arrays = {}
-    for name, before in model.items():
+    for name, before in _arrays(model).items():
         kind = _kind(policy.fields, name)
         mean = np.rint(found[kind][name]).astype(np.int64) if kind == BUFFERS else found[kind][name]
         arrays[name] = _in_type(mean + _exact(before) if changes else mean, before.dtype)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from secagg import wire
+from secagg.arguments import must_be, positive
 from secagg.book import RoundBook
 from secagg.context import RoundContext
 from secagg.driver import ClientAction, ClientDriver, Completed, Failed, ServerDriver
@@ -104,7 +105,10 @@ class Task:
             raise ConfigError(f'[task] evaluate = "{self.evaluate}": must be "refuse", "sum" or "clear"')
         if (self.evaluate == "sum") != bool(self.evaluation):
             raise ConfigError('[task] evaluate = "sum" and [task.evaluation] belong together: name a clip range each')
-        ranges = {name: float(bound) for name, bound in sorted(self.evaluation.items())}
+        for name in self.evaluation:
+            must_be(name, str, f"[task.evaluation] {name!r}", "give the metric's name, a text")
+        named = sorted(self.evaluation.items())
+        ranges = {name: positive(f"[task.evaluation] {name}", bound) for name, bound in named}
         object.__setattr__(self, "evaluation", ranges)
 
     def hash(self) -> bytes:
@@ -141,6 +145,7 @@ class Home:
         Raises:
             ConfigError: a file is missing or says something else than it should.
         """
+        must_be(folder, (str, Path), "folder", "give the name of a party's folder")
         folder = Path(folder)
         keys = sorted(folder.glob("*.signing"))
         if len(keys) != 1:
@@ -323,9 +328,20 @@ def trial(folder: str | Path, sites: Sequence[str], layout: Layout, task: Task |
         The folder.
 
     Raises:
-        ConfigError: no safe policy, or a folder is there already.
+        ConfigError: no safe policy, a name or type that cannot be meant, or a folder is there already.
     """
-    keys = {name: SigningKey.generate() for name in [*sites, SERVER]}
+    must_be(folder, (str, Path), "folder", "give the name of a folder")
+    must_be(sites, (list, tuple), "sites", "give the names of the sites, as a list")
+    must_be(layout, Layout, "layout", "make it with secagg.federated.layout_for")
+    must_be(task or Task(), Task, "task", "give a secagg.home.Task")
+    names = [*sites, SERVER]
+    for name in names:
+        must_be(name, str, f"site {name!r}", "give its name, a text")
+        if names.count(name) > 1:
+            raise ConfigError(f"two parties have the name {name!r}: give each its own, and no site the server's")
+        if (Path(folder) / name).exists():
+            raise ConfigError(f"{Path(folder) / name} is there already: choose another folder, or remove it")
+    keys = {name: SigningKey.generate() for name in names}
     server_key = keys[SERVER].verify_key
     pinned = PinnedRoster({site: keys[site].verify_key for site in sites})
     agreed = Policy(**{"project": "trial", "clients": len(sites), "layout": layout, "server_key": server_key, **policy})

@@ -8,7 +8,7 @@ section "Messages".
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, NoReturn, Self, TypeAlias
 
@@ -572,6 +572,7 @@ class Attestations:
 class UnmaskingShares(Signed):
     """Unmasking, up: own b_u; b shares of U3; s shares of U2 minus U3 and, in the X-Wing suite, pair secrets with them.
 
+    `excess_seeds` are of the own noise that a sum over so many does not need, where the policy says so.
     Shares of both kinds for one peer cannot be held: building the message raises `MalformedMessageError`.
     """
 
@@ -583,9 +584,12 @@ class UnmaskingShares(Signed):
     mask_key_shares: Mapping[str, bytes]
     pair_secrets: Mapping[str, bytes]
     signature: bytes = b""
+    excess_seeds: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        _hashes(self.round_id, self.attested, self.self_seed, *self.pair_secrets.values())
+        _hashes(self.round_id, self.attested, self.self_seed, *self.pair_secrets.values(), *self.excess_seeds)
+        distinct = len(set(self.excess_seeds)) == len(self.excess_seeds) <= MAX_CLIENTS
+        _require(distinct, "seeds of excess noise that are not distinct, or more than there can be")
         for ids in (self.self_seed_shares, self.mask_key_shares, self.pair_secrets, [self.client_id]):
             _sorted_ids(ids)
         _require(not self.self_seed_shares.keys() & self.mask_key_shares.keys(), "shares of both kinds for one peer")
@@ -599,15 +603,24 @@ class UnmaskingShares(Signed):
     def statement(self) -> bytes:
         """See `Signed.statement`."""
         items = map(named_field, (self.self_seed_shares, self.mask_key_shares, self.pair_secrets))
-        return encode("unmasking", self.round_id, self.attested, self.client_id, self.self_seed, *items)
+        excess: list[Field] = [list(self.excess_seeds)] if self.excess_seeds else []
+        return encode("unmasking", self.round_id, self.attested, self.client_id, self.self_seed, *items, *excess)
 
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """Result, down: the packed sum (slots included) and the server's signed receipt with the new head."""
+    """Result, down: the packed sum (slots included) and the server's signed receipt with the new head.
+
+    `excess_seeds` are those that clients disclosed for this sum, by client, one behind the other.
+    """
 
     total: Buffer
     receipt: Receipt
+    excess_seeds: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _sorted_ids(self.excess_seeds)
+        _require(all(self.excess_seeds.values()), "a client that discloses seeds of excess noise, and none")
 
     @staticmethod
     def hash_of(total: Buffer) -> bytes:

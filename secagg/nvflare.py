@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
+from secagg.arguments import kind_of, must_be
 from secagg.driver import (
     ClientAction,
     ClientDriver,
@@ -87,7 +88,7 @@ class SecAggSite(ABC):
         """
         with self._lock:
             if self._driver is None or self._home is None:
-                self._home = Home.read((os.environ.get(FOLDER) or self.folder).format(site=collab.site_name))
+                self._home = Home.read(_own_folder(os.environ.get(FOLDER) or self.folder, collab.site_name))
                 self._store = self._home.store()
                 self._driver = self._home.client(self._store)
             answer: dict[str, Any] = {"parts": [], "exposed": [], "reason": ""}
@@ -111,10 +112,22 @@ class SecAggSite(ABC):
             if model is None:
                 raise InconsistentViewError("C-23", "the server sent no model with the reports of this round")
             home.takes(driver, model, model_hash(model))
-            arrays, weight, metrics = self.train(dict(model))
+            made = self.train(dict(model))
+            if not isinstance(made, tuple) or len(made) != 3:
+                raise ConfigError(f"train returned {kind_of(made)}: return arrays, number of examples, and metrics")
+            arrays, weight, metrics = made
             base = model if home.task.changes else None
             actions += driver.provide(values_for(home.policy.fields, arrays, weight, metrics, base))
         return actions
+
+
+def _own_folder(folder: str, site: str) -> str:
+    if not folder:
+        raise ConfigError(f"this site has no secagg folder; name it in its environment, {FOLDER}")
+    try:
+        return folder.format(site=site)
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(f"the folder {folder!r}: in braces stands {{site}} and nothing else") from None
 
 
 def _bytes_in(parts: object) -> list[bytes]:
@@ -337,5 +350,6 @@ class SecAggFedAvgRecipe(CollabRecipe):  # type: ignore[misc]
         input_seconds: float = 3600.0,
         **more: Any,
     ) -> None:
+        must_be(site, SecAggSite, "site", "give an object of your own class, such as Site()")
         server = FedAvgServer(folder, initial, rounds, result, step_seconds, input_seconds)
         super().__init__(job_name, server, site, min_clients=min_clients, **more)

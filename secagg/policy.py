@@ -55,6 +55,7 @@ class Policy:
         weights: public weights by client id, positive; 1 where absent. They multiply floats, and nothing else.
         server_key: Ed25519 key that signs round starts and results; empty where the transport authenticates the server.
         layout: the fields of the vector, where it is more than floats of one range.
+        excess_seeds: whether clients disclose seeds of noise that they added for a smaller sum than there is.
 
     Raises:
         ConfigError: the parameters cannot be safe, with the number that would be.
@@ -72,6 +73,7 @@ class Policy:
     weights: Mapping[str, float] = field(default_factory=dict)
     server_key: bytes = b""
     layout: Layout | None = None
+    excess_seeds: bool = False
 
     def __post_init__(self) -> None:
         self._types()
@@ -98,6 +100,7 @@ class Policy:
             must_be(client_id, str, f"the client id {client_id!r} of a weight", "ids are texts, as in the roster")
         must_be(self.server_key, bytes, "server_key", "give the 32 bytes of the server's SigningKey.verify_key")
         must_be(self.layout, (Layout, NoneType), "layout", "give a secagg.Layout of named fields")
+        must_be(self.excess_seeds, bool, "excess_seeds", "give true or false")
 
     def _problems(self) -> Iterator[str]:
         if not _ID.fullmatch(self.project):
@@ -200,6 +203,13 @@ class Policy:
         """Magnitude of the largest quantised value of any field."""
         return max(part.largest_value for part in self.fields.values())
 
+    def excess(self, included: int) -> int:
+        """How many seeds of noise a client has for itself alone: those that a sum over so many clients does not need.
+
+        A client gives `excess(clients)` of them with its update, and discloses the last `excess(|U3|)`.
+        """
+        return included - self.min_survivors if self.excess_seeds else 0
+
     @property
     def slots(self) -> int:
         """Constant slots appended to every vector, ceil(64 / b): masks that fail to cancel show in them."""
@@ -239,7 +249,8 @@ class Policy:
                     for name, part in self.layout.items()
                 ]
             )
-        return digest("policy", self.project, numbers, float(self.clip_range).hex(), weights, self.server_key, *layout)
+        about = (self.project, numbers, float(self.clip_range).hex(), weights, self.server_key)
+        return digest("policy", *about, *layout, *(["excess-seeds"] if self.excess_seeds else []))
 
     def to_table(self) -> dict[str, Any]:
         """This policy as plain values: texts, numbers, lists and dicts, as TOML and JSON have them."""
@@ -249,6 +260,8 @@ class Policy:
             named = {name: named[name] for name in named if name not in _OF_ONE_FIELD} | {"layout": layout}
         else:
             del named["layout"]
+        if not self.excess_seeds:
+            del named["excess_seeds"]
         weights = {client_id: float(weight) for client_id, weight in self.weights.items()}
         plain = {"suite": self.suite.value, "server_key": self.server_key.hex(), "weights": weights}
         return {name: plain.get(name, value) for name, value in named.items()}

@@ -236,7 +236,7 @@ class NamedBytes(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class UnmaskingShares(_message.Message):
-    __slots__ = ("round_id", "attested", "client_id", "self_seed", "self_seed_shares", "mask_key_shares", "pair_secrets", "signature")
+    __slots__ = ("round_id", "attested", "client_id", "self_seed", "self_seed_shares", "mask_key_shares", "pair_secrets", "signature", "excess_seeds")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     ATTESTED_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +245,7 @@ class UnmaskingShares(_message.Message):
     MASK_KEY_SHARES_FIELD_NUMBER: _ClassVar[int]
     PAIR_SECRETS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    EXCESS_SEEDS_FIELD_NUMBER: _ClassVar[int]
     round_id: bytes
     attested: bytes
     client_id: str
@@ -253,13 +254,16 @@ class UnmaskingShares(_message.Message):
     mask_key_shares: _containers.RepeatedCompositeFieldContainer[NamedBytes]
     pair_secrets: _containers.RepeatedCompositeFieldContainer[NamedBytes]
     signature: bytes
-    def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_seed: _Optional[bytes] = ..., self_seed_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., mask_key_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., pair_secrets: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    excess_seeds: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, round_id: _Optional[bytes] = ..., attested: _Optional[bytes] = ..., client_id: _Optional[str] = ..., self_seed: _Optional[bytes] = ..., self_seed_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., mask_key_shares: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., pair_secrets: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ..., signature: _Optional[bytes] = ..., excess_seeds: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("receipt",)
+    __slots__ = ("receipt", "excess_seeds")
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    EXCESS_SEEDS_FIELD_NUMBER: _ClassVar[int]
     receipt: Receipt
-    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    excess_seeds: _containers.RepeatedCompositeFieldContainer[NamedBytes]
+    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., excess_seeds: _Optional[_Iterable[_Union[NamedBytes, _Mapping]]] = ...) -> None: ...
 
 class Confirmation(_message.Message):
     __slots__ = ("head", "client_id", "signature")

@@ -478,6 +478,10 @@ class Unmasking(Collecting):
         lists = (list(message.self_seed_shares), list(message.mask_key_shares), list(message.pair_secrets))
         if lists != (sorted(included.by_id.keys() - {sender}), self.dropped, paired):
             raise InconsistentViewError("S-14", f"{sender} releases shares for the wrong clients", [sender])
+        if len(message.excess_seeds) not in (0, self.round.policy.excess(len(included.inputs))):
+            raise InconsistentViewError("S-14", f"{sender} discloses seeds of noise that this sum needs", [sender])
+        if any(seed in known.excess_seeds for known in self.received.values() for seed in message.excess_seeds):
+            raise InconsistentViewError("S-14", f"{sender} discloses a seed of another client", [sender])
         if self_commitment(slot, sender, message.self_seed) != self.dealt.self_commitments[sender]:
             raise ShareError("S-15", f"{sender} releases a self seed that it never committed to", [sender])
         for kind, released in (("s", message.mask_key_shares), ("b", message.self_seed_shares)):
@@ -552,7 +556,8 @@ class Unmasking(Collecting):
         receipt = Receipt(
             context.training_run, context.round_number, round_id, attested, total_hash, context.previous_head, head
         )
-        return Result(packed, receipt.sign(self.round.signing_key) if self.round.signing_key else receipt)
+        disclosed = {u: b"".join(seeds) for u in sorted(self.received) if (seeds := self.received[u].excess_seeds)}
+        return Result(packed, receipt.sign(self.round.signing_key) if self.round.signing_key else receipt, disclosed)
 
     def _self_mask_seeds(self) -> dict[str, bytes]:
         """By included client. ShareError S-18 where its shares give another b_u than it committed to."""

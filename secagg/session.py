@@ -4,7 +4,7 @@ A session never half-advances: a message is answered, or the session ends for go
 section "Steps of a round".
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import NoReturn
 
@@ -39,7 +39,7 @@ from secagg.messages import (
 )
 from secagg.packing import unpack
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.prg import Executor, Stream, check_executor
+from secagg.prg import KEY_BYTES, Executor, Stream, check_executor
 from secagg.quantize import Quantised
 from secagg.server import (
     Advertising,
@@ -110,6 +110,7 @@ class ClientSession:
         self._first: AdvertiseKeys | None = None
         self._update: Quantised | None = None
         self._event_id = ""
+        self._excess_seeds: tuple[bytes, ...] = ()
         self._waiting: Reports | None = None
         self._provided = False
         self._answered: list[tuple[FromServer, FromClient]] = []
@@ -177,6 +178,11 @@ class ClientSession:
         return unpack(self._result.total, policy.length + policy.slots, policy.bits)[: policy.length]
 
     @property
+    def excess_seeds(self) -> Mapping[str, bytes]:
+        """What clients disclosed for this sum, by client, one behind the other; as the server says (T-11)."""
+        return {} if self._result is None else self._result.excess_seeds
+
+    @property
     def receipt(self) -> Receipt | None:
         """What the server signed about the finished round; None until the result is verified."""
         return None if self._result is None else self._result.receipt
@@ -213,6 +219,7 @@ class ClientSession:
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
+        excess_seeds: Sequence[bytes] = (),
     ) -> FromClient | None:
         """Hand over the update, any time before masking: the first steps run while training.
 
@@ -223,6 +230,9 @@ class ClientSession:
             event_id: ledger event that the contribution was charged to.
             stream: randomness of the rounding; the operating system's where not given.
             copy: where given, filled with the quantised update as it is masked, see `secagg.quantize.Quantised`.
+            excess_seeds: of noise in the update, `policy.excess(clients)` of them, 32 fresh bytes each, or none: the
+                first is of what a sum with one client less than all needs more, the last of what only the smallest one
+                needs. With its unmasking shares the client discloses those that the agreed sum does not need.
 
         Returns:
             The masked input, to be sent now, where the reports came before the update; else None.
@@ -234,9 +244,14 @@ class ClientSession:
         """
         if self._provided or self._finished:
             raise IllegalTransitionError("this session is over, or has its update")
+        if excess_seeds and len(excess_seeds) != self._policy.excess(self._policy.clients):
+            needed = self._policy.excess(self._policy.clients)
+            raise ConfigError(f"excess_seeds: {len(excess_seeds)} were given, and this policy takes {needed}")
+        if len(set(excess_seeds)) != len(excess_seeds) or {len(seed) for seed in excess_seeds} - {KEY_BYTES}:
+            raise ConfigError(f"excess_seeds: give fresh ones of {KEY_BYTES} bytes each, such as secrets.token_bytes")
         self._update = Quantised(update, self._policy, self._me, stream or Stream(), copy)
         self._clip_rate, self._clip_rates = self._update.clip_rate, self._update.clip_rates
-        self._event_id, self._provided = event_id, True
+        self._event_id, self._excess_seeds, self._provided = event_id, tuple(excess_seeds), True
         return None if self._waiting is None else self._answer(self._waiting)
 
     def receive(self, message: FromServer) -> FromClient | None:
@@ -277,8 +292,9 @@ class ClientSession:
             case Shared() as state, ShareInbox():
                 self._state, reply = state.report(message)
             case Reported() as state, Reports() if self._update is not None:
-                self._state, reply = state.mask_input(message, self._update, self._event_id, self._executor)
-                self._update = None
+                given = (self._update, self._event_id, self._executor, self._excess_seeds)
+                self._state, reply = state.mask_input(message, *given)
+                self._update, self._excess_seeds = None, ()
             case Masked() as state, IncludedSet():
                 sharers = state.sharers
                 self._state, reply = state.attest(message)
@@ -311,6 +327,7 @@ class ClientSession:
             self._state.wipe()
         self._finished = True
         self._state = self._update = self._waiting = None
+        self._excess_seeds = ()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a ClientSession holds secrets and is never copied or pickled")
@@ -389,6 +406,12 @@ class ServerSession:
     def result(self) -> Vector | None:
         """The total after the last step: (d,) unsigned integers modulo 2^b."""
         return self._result
+
+    @property
+    def excess_seeds(self) -> Mapping[str, bytes]:
+        """What clients disclosed for the finished sum, by client, one behind the other."""
+        told = next(iter(self._replies.values()), None) if self._result is not None else None
+        return told.excess_seeds if isinstance(told, Result) else {}
 
     @property
     def receipt(self) -> Receipt | None:

@@ -98,6 +98,7 @@ def simulate(
     """
     must_be(policy, Policy, "policy", "give a secagg.Policy")
     must_be(updates, Mapping, "updates", "give a dict of vectors by client id")
+    must_be(drop, (Mapping, tuple, list, set, frozenset), "drop", "give ids, or a dict of the steps by id")
     silent = dict(drop) if isinstance(drop, Mapping) else dict.fromkeys(drop, MASKED_INPUT_COLLECTION)
     if not silent.keys() <= updates.keys():
         raise ConfigError(f"drop names {sorted(silent.keys() - updates.keys())[0]!r}, who has no update")

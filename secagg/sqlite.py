@@ -46,6 +46,8 @@ class SqliteStore:
         must_be(data_set, str, "data_set", "give the data set's name")
         self.path, self.data_set, self._synced = Path(path), data_set, synced
         self._lock = RLock()
+        if self.path.is_dir():
+            raise ConfigError(f"store {path}: is a folder; name the file that the marks of this data set go to")
         try:
             self.path.touch(mode=0o600)
         except OSError as error:

@@ -6,7 +6,7 @@ burned one only the signed headers. Must never: write an envelope anywhere, or p
 a sum. Specification: docs/spec.md, section "Transcripts".
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -26,6 +26,7 @@ from secagg.messages import (
     Receipt,
     Result,
     ShareReport,
+    UnmaskingShares,
 )
 from secagg.packing import packed_size, unpack
 from secagg.policy import PinnedRoster, Policy
@@ -281,6 +282,7 @@ class Published:
         included, dropped: U3, and U2 without U3, sorted.
         receipt: the server's. Its head is the one that follows from the file's own inputs and sum.
         total: (d,) of `dtype_for(bits)`, the sum modulo 2^b without its constant slots.
+        excess_seeds: what clients disclosed for this sum, by client, one behind the other.
     """
 
     context: RoundContext
@@ -288,6 +290,7 @@ class Published:
     dropped: tuple[str, ...]
     receipt: Receipt
     total: NDArray[Any]
+    excess_seeds: Mapping[str, bytes]
 
 
 def context_of(path: str | Path) -> RoundContext:
@@ -338,7 +341,7 @@ def published(path: str | Path, policy: Policy) -> Published | None:
     """
     inputs: list[AcceptedInput] = []
     sharers: list[str] = []
-    receipt, pieces = None, list[bytes]()
+    receipt, pieces, disclosed = None, list[bytes](), dict[str, bytes]()
     try:
         with open(path, "rb") as file:
             encoded = records(file.read)
@@ -349,6 +352,8 @@ def published(path: str | Path, policy: Policy) -> Published | None:
                         sharers.append(record.client_id)
                     case AcceptedInput():
                         inputs.append(record)
+                    case UnmaskingShares() if record.excess_seeds:
+                        disclosed[record.client_id] = b"".join(record.excess_seeds)
                     case Receipt():
                         receipt = record
                     case Block() if receipt is not None:
@@ -364,7 +369,7 @@ def published(path: str | Path, policy: Policy) -> Published | None:
     if receipt.total_hash != named or receipt.head != head:
         raise ConfigError(f"{path}: the sum in it is not the one that its receipt names")
     dropped = tuple(sorted(set(sharers) - included.by_id.keys()))
-    return Published(context, tuple(included.by_id), dropped, receipt, total)
+    return Published(context, tuple(included.by_id), dropped, receipt, total, disclosed)
 
 
 def _opening(path: str | Path, encoded: Iterator[bytes]) -> Opening:

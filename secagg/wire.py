@@ -59,6 +59,7 @@ _NAMED_BYTES = {
     (m.UnmaskingShares, "pair_secrets"),
     (m.ReleaseClaim, "attestations"),
     (m.SlotMasks, "masks"),
+    (m.Result, "excess_seeds"),
 }
 _VECTORS: dict[type, str] = {m.MaskedInput: "y", m.Result: "total"}
 _FIELDS = {

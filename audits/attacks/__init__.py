@@ -21,7 +21,7 @@ AUDITS: tuple[Audit, ...] = (
         "attacks.inversion",
         "Pictures from a segmentation network's gradient: of one site, of a secure sum, under differential privacy",
         (),
-        {"quick": 30, "full": 240},
+        {"quick": 40, "full": 240},
         later("attacks.inversion", "run"),
     ),
     Audit(

@@ -176,6 +176,7 @@ def one_round(study: Study, model: torch.nn.Module, data: Mapping[str, Sequence[
     updates: dict[str, NDArray[np.float32]] = {}
 
     def train(site: str) -> Update:
+        """What the site sends, which is kept."""
         update = update_of(study, model, data[site], site, folder)
         updates[site] = np.array(update.vector, np.float32)
         return update

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from audits.attacks import pictures
 from audits.attacks.common import (
-    interval,
+    above,
     largest_success,
     mu_of,
     nearest,
@@ -131,14 +131,9 @@ def _attacked(task: Task, size: int, bins: int, each: int, folder: Path) -> Resu
     right, chance = (sum(nearest(one, truth) == who for who, one in enumerate(those)) for those in (found, noised))
     bound = largest_success(mu_of(private), 1 / len(pool))
     stopped = all(one.said != JOINED and one.without != one.said for one in tried)
-    verdict: Verdict = "holds" if stopped and interval(chance, len(pool))[0] <= bound else "violated"
+    verdict: Verdict = "holds" if stopped and not above(chance, len(pool), bound) else "violated"
     if read / len(pool) < POWER:
         verdict = "no power"
-    quality = [
-        float(np.median([measure(a, b) for a, b in zip(those, truth, strict=True)]))
-        for those in (found, noised)
-        for measure in (psnr, ssim)
-    ]
     return Result(
         verdict,
         f"A malicious network reads {read / len(pool):.0%} of {len(pool)} images off the secure sum of {SITES} sites: "
@@ -153,20 +148,10 @@ def _attacked(task: Task, size: int, bins: int, each: int, folder: Path) -> Resu
             "identified from the sum": rate(right, len(pool)),
             "identified from the sum under local DP": rate(chance, len(pool)),
             "chance": 1 / len(pool),
-            "bound under DP, Phi(Phi^-1(1/64) + mu)": bound,
+            f"bound under DP, Phi(Phi^-1(1/{len(pool)}) + mu)": bound,
             "protection": promise(private),
-            **dict(
-                zip(
-                    (
-                        "median PSNR in dB, sum",
-                        "median SSIM, sum",
-                        "median PSNR in dB, under DP",
-                        "median SSIM, under DP",
-                    ),
-                    quality,
-                    strict=True,
-                )
-            ),
+            **_quality("sum", found, truth),
+            **_quality("under DP", noised, truth),
         },
         pictures=(_picture(task.out / "imprint.png", truth, found, noised, private),),
         rows=tuple(
@@ -179,6 +164,14 @@ def _attacked(task: Task, size: int, bins: int, each: int, folder: Path) -> Resu
             for one in tried
         ),
     )
+
+
+def _quality(name: str, found: Sequence[NDArray[Any]], truth: Sequence[NDArray[Any]]) -> dict[str, float]:
+    """Medians of how like the pictures are to the patients' images."""
+    return {
+        f"median {what}, {name}": float(np.median([measure(*pair) for pair in zip(found, truth, strict=True)]))
+        for what, measure in (("PSNR in dB", psnr), ("SSIM", ssim))
+    }
 
 
 def trap_for(study: Study, public: Sequence[Case], bins: int) -> Imprint:
@@ -315,6 +308,7 @@ def _picture(
     some = order[np.linspace(0, len(order) - 1, 6).round().astype(int)].tolist()
 
     def panels(those: Sequence[NDArray[Any]], words: bool = True) -> list[pictures.Panel]:
+        """A row of the picture."""
         return [
             pictures.Panel(
                 those[i], f"{psnr(those[i], truth[i]):.0f} dB, SSIM {ssim(those[i], truth[i]):.2f}" if words else ""

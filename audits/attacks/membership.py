@@ -78,6 +78,7 @@ def _attacked(task: Task, models: int, pool: int, steps: int, rounds: int, folde
     everybody, dealt = patients(plain, pool, task.seed), _dealt(models, pool, task.seed)
 
     def by_heart(members: list[Case], place: Path) -> torch.nn.Module:
+        """So many steps on few patients, and nobody else."""
         return trained(plain, members, steps, place, lr=0.01)
 
     kinds: dict[str, Callable[[list[Case], Path], torch.nn.Module]] = {

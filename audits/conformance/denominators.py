@@ -99,6 +99,7 @@ def _counting(changed: Callable[[Protection, int], Protection]) -> Iterator[None
         stream: Stream,
         *rest: object,
     ) -> NoisedGradient:
+        """Divides as a site would that counts its own patients."""
         each = list(losses)
         return honest(parameters, each, changed(protection, len(each)), stream, *rest)  # type: ignore[arg-type]
 

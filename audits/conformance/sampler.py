@@ -23,9 +23,11 @@ def audit(task: Task) -> Result:
     steps = 6000 if task.depth == "full" else 1500
 
     def key(step: int) -> bytes:
+        """A key of its own for each step, as a seeded study has it."""
         return digest("step", task.seed, "sampling", "site-1", 1, step)
 
     def product(step: int) -> Sequence[str]:
+        """Who is drawn by what sites really call."""
         return draw(PATIENTS, RATE, key(step))
 
     task.progress(f"{steps} draws of {len(PATIENTS)} patients")
@@ -78,6 +80,7 @@ def shuffled(seed: int) -> Sampler:
     order: list[int] = []
 
     def sampler(step: int) -> list[str]:
+        """The next batch of this epoch, or the first of the next one."""
         nonlocal order
         order = order or draws.permutation(len(PATIENTS)).tolist()
         taken, order = order[:size], order[size:]

@@ -71,11 +71,13 @@ def recorded(opened: list[bytes]) -> Iterator[None]:
     honest, seeded = Stream.__init__, Stream.seeded
 
     def init(stream: Stream, key: bytes | None = None) -> None:
+        """Notes what a stream was made from."""
         honest(stream, key)
         if key is not None:
             opened.append(hashlib.sha256(key).digest())
 
     def of_seed(seed: int, *labels: str | int) -> Stream:
+        """Notes what a seeded stream was made from."""
         before = len(opened)
         stream = seeded(seed, *labels)
         del opened[before:]

@@ -48,6 +48,7 @@ def operations() -> dict[str, tuple[Callable[[bytes], object], Callable[[], byte
     sealed = sealing.seal(b"about", bytes(64))
 
     def opened(change: bytes) -> object:
+        """Opens an envelope, or refuses it."""
         try:
             return sealing.open(
                 b"about", bytes(a ^ b for a, b in zip(sealed, change.ljust(len(sealed), b"\0"), strict=True))
@@ -56,6 +57,7 @@ def operations() -> dict[str, tuple[Callable[[bytes], object], Callable[[], byte
             return None
 
     def random_share() -> bytes:
+        """A share of a secret drawn for it."""
         return secrets.randbelow(PRIME).to_bytes(33, "big")
 
     return {

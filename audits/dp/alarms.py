@@ -42,6 +42,7 @@ def no_clipping() -> Iterator[None]:
     honest = dpsgd.add_clipped
 
     def add(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None, grid: Grid | None = None) -> None:
+        """Adds a gradient, however long it is."""
         honest(total, gradient, None if clip_norm is None else 1e30, grid)
 
     with patch.object(dpsgd, "add_clipped", add), patch.object(Grid, "_too_long", lambda grid, whole: False):
@@ -54,6 +55,7 @@ def a_tensor_without_noise() -> Iterator[None]:
     honest = samplers.discrete_gaussian
 
     def most(n: int, variance: int, stream: Stream) -> NDArray[np.int64]:
+        """Noise as it should be, but for the first tensor."""
         noise = honest(n, variance, stream)
         noise[: Plug(n).tensors[0].stop] = 0
         return noise

@@ -82,6 +82,7 @@ def judge(played: Played) -> Judged:
     made = max(2, m // MADE)
 
     def found(group: slice, error: float, ideal: bool) -> dict[str, float]:
+        """The bounds over some of the canaries."""
         scores, present = played.scores[group], played.present[group]
         guesses = estimators.guesses_of(scores, present, max(2, len(scores) // MADE))
         counts = estimators.counts_of(scores, present, played.threshold)

@@ -191,6 +191,7 @@ def _training(
     study: Study, plug: Plug, data: Mapping[str, SiteData], number: int, ledgers: Mapping[str, Ledger]
 ) -> Train:
     def train(site: str) -> Update:
+        """What the site sends of this round."""
         return charged_round(plug, data[site], study, site, number, ledgers[site])
 
     return train

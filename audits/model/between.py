@@ -170,7 +170,9 @@ class Model:
             if place and site == world.sites[place - 1]:
                 continue  # alike
             for k in range(len(self.starts)):
-                yield from self._of_site(world, place, site, k)
+                yield from self._joins(world, place, site, k)
+                yield from self._sends(world, place, site, k)
+                yield from self._settles(world, place, site, k)
             if site.alive and world.restarts < self.rules.restarts:
                 changed = world._replace(restarts=world.restarts + 1)
                 yield f"{place} restarts", self._put(changed, place, site._replace(alive=0))
@@ -184,9 +186,8 @@ class Model:
         sites[place] = site
         return world._replace(sites=tuple(sorted(sites)))
 
-    def _of_site(self, world: World, place: int, site: Site, k: int) -> Iterator[tuple[str, World]]:
-        bit, private, out = 1 << k, self.rules.private, self.out
-        quorum_joined = sum(bool(s.joined & bit) for s in world.sites) >= QUORUM
+    def _joins(self, world: World, place: int, site: Site, k: int) -> Iterator[tuple[str, World]]:
+        bit = 1 << k
         taken = any(s.joined & bit for s in world.sites)
         if (
             not world.told & bit
@@ -195,7 +196,7 @@ class Model:
             and (not taken or world.model[k] == self.trains(site, k))  # C-23
         ):
             exposing = self.exposing(world, site, k)
-            if private or not exposing & ~site.accepted:  # C-05
+            if self.rules.private or not exposing & ~site.accepted:  # C-05
                 model = self.trains(site, k)
                 joined = site._replace(
                     live=k + 1,
@@ -208,6 +209,10 @@ class Model:
                 claims = _with(world.claims, k, world.claims[k] | exposing)
                 changed = world._replace(model=_with(world.model, k, model), claims=claims)
                 yield f"{place} joins {k + 1}", self._put(changed, place, joined)
+
+    def _sends(self, world: World, place: int, site: Site, k: int) -> Iterator[tuple[str, World]]:
+        bit, private, out = 1 << k, self.rules.private, self.out
+        quorum_joined = sum(bool(s.joined & bit) for s in world.sites) >= QUORUM
         if (
             site.alive & bit
             and not site.contributed & bit
@@ -237,6 +242,9 @@ class Model:
             if sum(bool(s.released & bit) for s in after.sites) == QUORUM:
                 after = after._replace(wrong=self._said(after))
             yield f"{place} releases {k + 1}", after
+
+    def _settles(self, world: World, place: int, site: Site, k: int) -> Iterator[tuple[str, World]]:
+        bit = 1 << k
         if self._open(world, k) and not site.replayed & bit:
             settled = site.settled | site.used[k] & self.of_run[k]
             shut = 0 if site.open == k + 1 else site.open

@@ -22,7 +22,7 @@ AUDITS = (
         "supply.wheel",
         "built twice in different folders, the wheel is the same file",
         (),
-        {"quick": 30, "full": 30},
+        {"quick": 20, "full": 20},
         wheel.audit,
     ),
 )

@@ -1,6 +1,6 @@
-"""Both verifiers of transcripts on the same files, and the second one with each of its checks switched off."""
+"""Both verifiers on the same transcripts and on whole runs, and the second one with each of its checks switched off."""
 
-from audits.base import Audit, Result, Task
+from audits.base import Audit, Result, Task, later
 
 
 def agreement(task: Task) -> Result:
@@ -81,7 +81,14 @@ AUDITS = (
         "transcripts.switched-off",
         "each check of the second verifier is seen to refuse something",
         (),
-        {"quick": 25, "full": 25},
+        {"quick": 10, "full": 10},
         switched_off,
+    ),
+    Audit(
+        "transcripts.runs",
+        "two verifiers of whole runs agree, from the start to the model file, whatever the algorithm",
+        (),
+        {"full": 25},
+        later("transcripts.whole"),
     ),
 )

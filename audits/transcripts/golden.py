@@ -128,6 +128,8 @@ def _fields(kind: str, message: dict[str, Any], vector: bytes) -> list[Any]:
         return list(fields[0])
     if kind == "input":
         return [*fields[:-1], HV("masked-vector", vector), fields[-1]]
+    if kind == "release" and not fields[-1]:
+        return list(fields[:-1])  # no seeds of excess noise
     if kind == "shares":
         for bundle in fields[1]:
             bundle[:2] = [H("envelope", envelope) if envelope else b"" for envelope in bundle[:2]]

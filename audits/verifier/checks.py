@@ -95,6 +95,8 @@ def _must_be_fresh(r: Round) -> Iterator[tuple[str, bytes, bool]]:
         yield from ((u, value, False) for bundle in bundles for value in bundle[2:] if value)
     for u, fields in r.inputs.items():
         yield u, fields[5], True
+    for u, fields in r.releases.items():
+        yield from ((u, seed, True) for seed in (fields[7] if len(fields) == 9 else []))
 
 
 def t06_keys(r: Round, judge: Judge) -> None:
@@ -155,6 +157,9 @@ def t11_released(r: Round, judge: Judge) -> None:
         place, b, s, pairs = r.place("release", u), *([i for i, _ in fields[at]] for at in (4, 5, 6))
         judge.hold("T-11", b == [i for i in r.u3 if i != u], "its b shares are not those of U3", place, u)
         judge.hold("T-11", s == r.dropped, "its s shares are not those of the dropped", place, u)
+        may = len(r.u3) - r.policy.min_survivors if r.policy.excess_seeds else 0
+        disclosed = len(fields[7]) if len(fields) == 9 else 0
+        judge.hold("T-11", disclosed in (0, may), "it disclosed seeds of noise that this sum needs", place, u)
         due = r.dropped if r.post_quantum else []
         judge.hold("T-11", pairs == due, "its pair secrets are not those with the dropped", place, u)
     needed = {(u, w) for u in r.silent for w in r.dropped if r.post_quantum and r.dealer_of(u, w) == u}

@@ -61,6 +61,7 @@ class Policy:
     weights: Mapping[str, float] = field(default_factory=dict)
     server_key: bytes = b""
     layout: tuple[Field, ...] = ()
+    excess_seeds: bool = False
 
     @property
     def threshold(self) -> int:
@@ -83,7 +84,8 @@ class Policy:
         numbers = [
             self.clients, self.length, self.max_corrupt, self.min_survivors, self.bits, self.value_bits,
         ]  # fmt: skip
-        return [self.project, numbers, self.clip_range.hex(), self.weight_list, self.server_key, *self.layout_list]
+        about = [self.project, numbers, self.clip_range.hex(), self.weight_list, self.server_key, *self.layout_list]
+        return [*about, "excess-seeds"] if self.excess_seeds else about
 
     @property
     def weight_list(self) -> list[Value]:

@@ -81,9 +81,9 @@ def parsed(place: int, data: bytes) -> Record:
         return Record(place, kind, data, fields)
     if kind not in KINDS or label != f"secagg/2 transcript-{kind}".encode():
         raise MalformedError(f"it is of an unknown kind, {kind[:40]!r}")
-    read = Record(place, kind, data, _read(fields, KINDS[kind]))
     if kind == "release":
-        _release(*read.fields[4:7])
+        return Record(place, kind, data, _released(fields))
+    read = Record(place, kind, data, _read(fields, KINDS[kind]))
     if kind == "advertisement":
         _claims(read.fields[7])
     return read
@@ -94,6 +94,18 @@ def _claims(claims: list[Any]) -> None:
     names = [[name for name, _ in claim[10]] for claim in claims]
     if len(claims) > 8 or any(each != sorted(set(each)) or not 1 <= len(each) <= 256 for each in names):
         raise MalformedError("it has more than 8 claims, or one without sorted attestations")
+
+
+def _released(fields: list[bytes]) -> list[Any]:
+    """A release; seeds of excess noise, which come behind the signature or not at all, stand before it here."""
+    seeds = [_one(seed, HASH) for seed in items(fields[8])] if len(fields) == 9 else None
+    read = _read(fields[:8] if seeds is not None else fields, KINDS["release"])
+    _release(*read[4:7])
+    if seeds is None:
+        return read
+    if not seeds or len(set(seeds)) != len(seeds) or len(seeds) > 256:
+        raise MalformedError("a release has seeds that are not distinct, or an empty list of them")
+    return [*read[:7], seeds, read[7]]
 
 
 def _release(b: list[Any], s: list[Any], pairs: list[Any]) -> None:

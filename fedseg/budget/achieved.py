@@ -41,7 +41,7 @@ def achieved(study: Study, in_sums: Mapping[int, int], burned: int, first: int =
     if plan.asked and in_sums:
         by_shares[max(shares for shares, times in by_shares.items() if times)] -= 1
     events = [
-        study.mechanism.achieved(terms, times * plan.local_steps, shares)
+        study.mechanism.achieved(terms, times * plan.local_steps, shares, shares + corrupt)
         for shares, times in sorted(by_shares.items())
         if times
     ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedseg.budget.plan import Plan, plan_of, shown_in
+from fedseg.mechanisms.distributed import layers_of
 from fedseg.privacy.accounting import accountants, cross_check, epsilon, gaussian_dp, in_words
 from fedseg.privacy.delta import too_large
 from fedseg.privacy.trust import SEEDED
@@ -102,14 +103,16 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
         return ()
     sites, fewest, corrupt = plan.participation or len(study.sites), terms.min_survivors, terms.max_corrupt
     sums = sorted({fewest, min(fewest + 1, sites), (fewest + sites) // 2, max(sites - 1, fewest), sites}, reverse=True)
-    found: dict[int, float] = {}
+    found: dict[tuple[int, int], float] = {}
 
-    def of(honest: int) -> float:
-        """Epsilon where so many shares of the noise count; each is computed once."""
-        if honest not in found:
-            shown = shown_in(study, plan.most_rounds, honest)
-            found[honest] = math.inf if shown is None else epsilon(shown, plan.delta or 0.0)
-        return found[honest]
+    def of(number: int, colluders: int) -> float:
+        """Epsilon where so many of the sites in each sum tell their noise; each is computed once."""
+        # Where the excess stays only the number of shares counts.
+        place = number - colluders, number if terms.excess_noise == "removed" else 0
+        if place not in found:
+            shown = shown_in(study, plan.most_rounds, number - colluders, number)
+            found[place] = math.inf if shown is None else epsilon(shown, plan.delta or 0.0)
+        return found[place]
 
     watching = {
         0: "the public, or the coordinator",
@@ -118,7 +121,7 @@ def observers_of(study: Study) -> tuple[Observer, ...]:
         1: "one site, alone or with the coordinator",
     }
     return tuple(
-        Observer(watching[colluders], colluders, {number: of(number - colluders) for number in sums})
+        Observer(watching[colluders], colluders, {number: of(number, colluders) for number in sums})
         for colluders in sorted(watching)
     )
 
@@ -172,6 +175,12 @@ def _notes(study: Study, plan: Plan, patients: int) -> list[str]:
                 f"of about {study.expected_patients} patients that noise leaves no mean or deviation, and images are "
                 "put on a scale that is mostly noise: use [data] statistics = 'public'"
             )
+    if (layers := layers_of(study.terms)) is not None:
+        most = plan.participation or layers.sites
+        notes.append(
+            f"noise that a sum does not need is removed: with {most} sites in it its deviation is "
+            f"{layers.gain(most):.2f} of what it would be, and epsilon is what was planned, however many are there"
+        )
     if plan.participation:
         notes.append(
             f"{plan.participation} of {plan.sites} sites are in a round: each in at most {plan.most_rounds} rounds, "

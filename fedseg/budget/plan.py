@@ -93,13 +93,16 @@ def noise_multiplier(study: Study) -> float:
     return study.mechanism.noise_multiplier(study.terms)
 
 
-def shown_in(study: Study, rounds: int, honest: int | None = None, asks: int = 1) -> list[DpEvent] | None:
+def shown_in(
+    study: Study, rounds: int, honest: int | None = None, sites: int = 0, asks: int = 1
+) -> list[DpEvent] | None:
     """What so many of a site's rounds show of its patients, the sum of statistics among them.
 
     Args:
         study: the study.
         rounds: of the first ones.
         honest: sites whose noise is not known to whoever looks; None for as many as planned.
+        sites: in each sum, where `honest` is given.
         asks: those among them that are of statistics, where the study asks for any: 1, and each that burned before it.
 
     Returns:
@@ -108,7 +111,7 @@ def shown_in(study: Study, rounds: int, honest: int | None = None, asks: int = 1
     terms, asked = study.terms, study.asked
     steps = max(rounds - (0 if asked is None else asks), 0) * terms.local_steps
     mechanism = study.mechanism
-    training = mechanism.released(terms, steps) if honest is None else mechanism.achieved(terms, steps, honest)
+    training = mechanism.released(terms, steps) if honest is None else mechanism.achieved(terms, steps, honest, sites)
     events = [] if asked is None else [asked.released(asks, honest)]
     events += [training] if steps else []
     shown = [event for event in events if event is not None]

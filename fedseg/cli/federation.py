@@ -185,7 +185,7 @@ def site(
     """
     from fedseg.runfolder import RunFolder
     from fedseg.site import Options, take_part
-    from fedseg.start import starting_model
+    from fedseg.start import same_everywhere, starting_model
     from fedseg.study import load_study
     from secagg.service.room import outlasting
 
@@ -224,7 +224,8 @@ def site(
             told_of_expiry(folder.emit, credentials, name),
         ):
             view.show(folder)
-            starting_model(loaded, view.screen.starting)
+            if loaded.model.start == "phantom" or same_everywhere(loaded):  # a file may be the coordinator's alone
+                starting_model(loaded, view.screen.starting)
             return take_part(folder, found, options)
 
     with seen(log_format, log_file, watch) as view:

@@ -91,7 +91,7 @@ class Training:
         if policy is None:
             raise RoundFailedError("a sum came before the run began")
         asked = self._study.asks(self.vector)
-        self.vector = self.course.following(self.vector, done.total, done.included, policy)
+        self.vector = self.course.following(self.vector, done.total, done.included, policy, done.excess_seeds)
         if asked:
             self._folder.emit(Note(text=found_in(self._study, self.vector)))
         follow(self.model, self.vector, self._study)

@@ -3,6 +3,7 @@
 So a crash can only overcharge. Two processes never write at once, and nothing here is ever rewritten.
 """
 
+import errno
 import fcntl
 import os
 import time
@@ -142,7 +143,7 @@ class Ledger:
         size = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, data) != len(data):
-                raise OSError(0, "disk full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(descriptor)
             _sync_folder(self.path.parent)
         except OSError as error:

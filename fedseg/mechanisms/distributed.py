@@ -3,11 +3,12 @@
 Every gradient step is one secure aggregation. A site adds up the clipped integers of its patients and a share of the
 noise (`fedseg.privacy.shares`); the sum alone is unmasked, and every party steps the same optimiser by it. Noise is
 counted from as few sites as a sum can have, less those that may side with the coordinator and know their own shares.
-Any more of it only hides more. `docs/privacy.md` has the argument.
+Any more of it only hides more, and stays, or with `[privacy] excess_noise` is taken off (`fedseg.privacy.excess`).
+`docs/privacy.md` has the argument.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedseg.ledger import Entry, NoisySum
 from fedseg.mechanisms.mechanism import MOST_BITS, Encoding, Keys, Losses, Mechanism, Said, Steps, Terms
 from fedseg.optimisers import OPTIMISERS
 from fedseg.privacy.accounting import noise_multiplier_for
+from fedseg.privacy.excess import Layers
 from fedseg.privacy.shared_noise import Kind, SharedNoise, plan_noise
 from fedseg.privacy.shares import Grid, NoiseShare, noise_share
 from fedseg.privacy.trust import NO_CLAIM_SEEDED, Trust
@@ -71,6 +73,14 @@ def noise_of(terms: Terms) -> SharedNoise:
     )
 
 
+@lru_cache(maxsize=16)
+def layers_of(terms: Terms) -> Layers | None:
+    """What each share of the noise is made of, where the excess is removed; None where it stays."""
+    if terms.excess_noise == "stays":
+        return None
+    return Layers(noise_of(terms), len(terms.weights), terms.min_survivors, terms.max_corrupt)
+
+
 class SharedSteps(Steps):
     """The one step of a round: nothing of it is applied at the site before the sum is there."""
 
@@ -79,17 +89,27 @@ class SharedSteps(Steps):
         self._grid, self._noise = grid, noise
         self._rotation = rotation(self._weights)
         self._share: NoiseShare | None = None
+        self._excess_seeds: tuple[bytes, ...] = ()
 
     def step(self, losses: Losses, keys: Keys) -> None:
         """See `Steps.step`."""
-        stream = Stream(keys("noise"))
+        stream, layers = Stream(keys("noise")), layers_of(self._terms)
+        if layers is not None:
+            self._excess_seeds = tuple(keys(f"noise {sites}") for sites in list(layers.needed)[1:])
+
+        def noise(n: int) -> NDArray[np.int64]:
+            """A share, of layers where the excess is removed."""
+            if layers is None:
+                return self._noise.draw(n, stream)
+            return layers.draw(n, stream, self._excess_seeds)
+
         self._share = noise_share(
             self._parameters,
             losses,
             self._grid,
             self._rotation,
             keys("rounding"),
-            lambda n: self._noise.draw(n, stream),
+            noise,
             self._within,
         )
 
@@ -102,7 +122,7 @@ class SharedSteps(Steps):
         """See `Steps.update`."""
         if self._share is None:
             raise TypeError("no step was made, so there is nothing to share")
-        return NoiseShared(self._share, self._terms.bits, site, event_id)
+        return NoiseShared(self._share, self._terms.bits, site, event_id, self._excess_seeds)
 
 
 class Distributed(Mechanism):
@@ -167,7 +187,8 @@ class Distributed(Mechanism):
     def encoding(self, parameters: int, terms: Terms) -> Encoding:
         """See `Mechanism.encoding`: whole numbers as they are, modulo 2^bits."""
         length = Grid(METHODS[terms.sharing.method].length(parameters, terms.sharing), 1.0, DEVIATION).length
-        return Encoding(layout=Layout({"gradient": Field.integers(length, bits=terms.bits)}))
+        layout = Layout({"gradient": Field.integers(length, bits=terms.bits)})
+        return Encoding(layout=layout, excess_seeds=terms.excess_noise == "removed")
 
     def noise_multiplier(self, terms: Terms) -> float:
         """See `Mechanism.noise_multiplier`."""
@@ -177,21 +198,25 @@ class Distributed(Mechanism):
         """See `Mechanism.released`."""
         return noise_of(terms).event(honest(terms), terms.sample_rate, steps)
 
-    def achieved(self, terms: Terms, steps: int, honest: int) -> DpEvent | None:
-        """See `Mechanism.achieved`: every share counts."""
-        return noise_of(terms).event(honest, terms.sample_rate, steps) if honest > 0 else None
+    def achieved(self, terms: Terms, steps: int, honest: int, sites: int) -> DpEvent | None:
+        """See `Mechanism.achieved`: every share counts, and of it what stays."""
+        layers = layers_of(terms)
+        share = noise_of(terms) if layers is None or sites not in layers.needed else layers.kept(sites)
+        return share.event(honest, terms.sample_rate, steps) if honest > 0 else None
 
     def entry(self, said: Said, terms: Terms) -> Entry:
         """See `Mechanism.entry`."""
-        noise = noise_of(terms)
+        noise, survivors, layers = noise_of(terms), terms.min_survivors, layers_of(terms)
+        if layers is not None:  # a sum of all sites keeps least, to whoever knows less of it than was planned for
+            survivors, noise = layers.sites, layers.kept(layers.sites)
         return NoisySum(
             **said,
             sample_rate=terms.sample_rate,
             noise=noise.kind,
             variance=noise.variance,
             sensitivity=noise.sensitivity,
-            shares=honest(terms),
-            survivors=terms.min_survivors,
+            shares=survivors - terms.max_corrupt,
+            survivors=survivors,
             clip_norm=terms.clip_norm or 0.0,
             denominator=terms.denominator,
             generator=NO_CLAIM_SEEDED if terms.seeded else "os",
@@ -213,6 +238,7 @@ class Distributed(Mechanism):
         included: Sequence[str],
         policy: Policy,
         terms: Terms,
+        excess_seeds: Mapping[str, bytes],
     ) -> NDArray[np.float32]:
         """See `Mechanism.following`: the sum is turned back, divided by a public constant, and stepped by."""
         optimiser = OPTIMISERS[terms.optimizer]
@@ -221,9 +247,13 @@ class Distributed(Mechanism):
         divisor = terms.denominator * len(included)
         weights = state[:parameters]
         space = Space.of(weights, terms.sharing)
-        gradient = space.restored(grid.gradient(total.astype(np.int64), rotation(weights))) / divisor
+        integers, variance = total.astype(np.int64), len(included) * noise_of(terms).variance
+        if (layers := layers_of(terms)) is not None:
+            integers -= layers.excess(len(integers), excess_seeds, len(included))
+            variance = layers.left(excess_seeds, len(included))
+        gradient = space.restored(grid.gradient(integers, rotation(weights))) / divisor
         # Of the values that a space holds; on average over all rounds it falls on each value alike.
-        noise = len(included) * noise_of(terms).variance / (grid.scale * divisor) ** 2 * (space.length / parameters)
+        noise = variance / (grid.scale * divisor) ** 2 * (space.length / parameters)
         return optimiser.step(state, gradient, terms.lr, noise)
 
     def _grid(self, terms: Terms, parameters: int) -> Grid:

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
 
@@ -57,6 +57,7 @@ class Terms:
         min_survivors, max_corrupt: of the aggregation policy.
         clip_range, bits: of `[secagg]`.
         federation: of `[federation]`.
+        excess_noise: of `[privacy]`.
 
     """
 
@@ -87,6 +88,7 @@ class Terms:
     threshold: float = 0.0
     sharing: Sharing = field(default_factory=Sharing)
     federation: Rules = field(default_factory=Rules)
+    excess_noise: Literal["stays", "removed"] = "stays"
 
     @property
     def levels(self) -> Levels | None:
@@ -135,6 +137,7 @@ class Encoding(NamedTuple):
     clip_range: float = 0.0
     value_bits: int = 0
     layout: Layout | None = None
+    excess_seeds: bool = False
 
 
 class Said(TypedDict):
@@ -296,8 +299,8 @@ class Mechanism(ABC):
             ConfigError: no reasonable noise meets the budget.
         """
 
-    def achieved(self, terms: Terms, steps: int, honest: int) -> DpEvent | None:
-        """The same to somebody for whom `honest` sites add noise that is not known; None where there is none left.
+    def achieved(self, terms: Terms, steps: int, honest: int, sites: int) -> DpEvent | None:
+        """The same to somebody for whom `honest` of the sites in each sum add unknown noise; None where none is left.
 
         An update that is private alone needs no other site's noise.
         """
@@ -330,6 +333,7 @@ class Mechanism(ABC):
         included: Sequence[str],
         policy: Policy,
         terms: Terms,
+        excess_seeds: Mapping[str, bytes],
     ) -> NDArray[np.float32]:
         """The next state, which every party computes bit for bit: here the study's algorithm moves by the mean.
 
@@ -339,6 +343,7 @@ class Mechanism(ABC):
             included: their sites.
             policy: gives the weights.
             terms: of the study.
+            excess_seeds: what sites disclosed for this sum; see `fedseg.privacy.excess`.
         """
         total = self._whole(state, total, len(included), terms)
         algorithm, d = ALGORITHMS[terms.federation.algorithm], len(total)

@@ -239,7 +239,7 @@ def _reach(variance: Fraction, word: int) -> int:
     return math.ceil(v * math.sinh(most)) + 1
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)  # as many as a share of the noise has layers
 def _table(pmf: Pmf, variance: Fraction) -> Table:
     return Table(pmf, variance)
 

@@ -7,7 +7,8 @@ achieved follows from the sites that were there.
 "skellam": shares add up to Skellam noise of the summed variance, exactly. Its epsilon is a Rényi bound (`renyi`).
 
 "gaussian": shares are discrete Gaussians, and their sum is one too but for a factor within 1 +- tau a coordinate, tau
-at most 10 m exp(-pi^2 sigma^2) (Kairouz, Liu and Steinke 2021, Theorem 5). That one is, but for a factor within
+at most 10 m exp(-pi^2 sigma^2) (Kairouz, Liu and Steinke 2021, Theorem 5); of shares in layers (`excess`) m is the
+number of layers in the sum and sigma the smallest one's. That one is, but for a factor within
 1 +- 4 exp(-2 pi^2 s^2), a post-processing of the *continuous* Gaussian of variance m sigma^2 - s^2: draw y from it,
 then an integer from the discrete Gaussian of variance s^2 around y. The integral over y is the Gaussian of variance
 m sigma^2 at the integer, and only the second draw's normalisation depends on y: by Poisson's sum it lies within

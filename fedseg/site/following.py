@@ -79,7 +79,8 @@ class Following:
         state = state_in(self._opened.read_bytes())
         if model_hash(state) == found.context.model_hash:
             total = dequantize(found.total, policy)
-            self.expect(found.receipt.head, model_hash(course.following(state, total, found.included, policy)))
+            following = course.following(state, total, found.included, policy, found.excess_seeds)
+            self.expect(found.receipt.head, model_hash(following))
 
     def _kept(self) -> dict[str, list[str]]:
         return dict(json.loads(self._path.read_text(encoding="utf-8"))) if self._path.is_file() else {}

@@ -51,7 +51,7 @@ class Round:
 
     def following(self, done: Completed, policy: Policy, course: Course) -> NDArray[np.float32]:
         """The state that this sum gives."""
-        return course.following(self.opened_on, done.total, done.included, policy)
+        return course.following(self.opened_on, done.total, done.included, policy, done.excess_seeds)
 
     def ended(self, done: Completed, clip_rate: float | None) -> RoundEnded:
         """The round as this site saw it to its end; says who dropped out of it."""

@@ -41,7 +41,7 @@ from fedseg.start import same_everywhere, starting_model
 from fedseg.statistics import answer
 from fedseg.summary import found_in, study_event
 from fedseg.train import train_round
-from fedseg.update import Update, model_hash, values_of
+from fedseg.update import Update, model_hash, seeds_of, values_of
 from secagg.context import GENESIS
 from secagg.driver import Completed
 from secagg.files import policy_text
@@ -54,6 +54,7 @@ from secagg.service.application import Application, Given, LeaveError, Wish
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError, RunFailedError
 from secagg.service.member import Member
+from secagg.service.room import written
 from secagg.service.stopping import run_until_stopped
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -124,8 +125,11 @@ class Site(Party, Application):
                 finished = await self.member.run()
             except (RunFailedError, DialogueError) as error:
                 raise RoundFailedError(str(error)) from error
-        self.folder.emit(Note(text=finished.reason))
-        return self.figures.finish(self.given_out, self.parameters, self.options.command, finished.reason)
+        return await written(partial(self._written, finished.reason), self.folder.path, self.note)
+
+    def _written(self, reason: str) -> Path:
+        self.note(reason)
+        return self.figures.finish(self.given_out, self.parameters, self.options.command, reason)
 
     # --- One round ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +248,8 @@ class Site(Party, Application):
             # update: also where the coordinator ended the round meanwhile, and sees when this site is free again.
             if self.study.trust.claims_epsilon and (left := self.study.run.hold_seconds - current.facts.seconds) > 0:
                 time.sleep(left)
-        return Given(values_of(update, self.policy), update.event_id, current.rounding(self.study), current.quantised)
+        stream, seeds = current.rounding(self.study), seeds_of(update)
+        return Given(values_of(update, self.policy), update.event_id, stream, current.quantised, seeds)
 
     def spoke(self, step: str, size: int) -> None:
         """Count a message, and keep what an audit wants of the one that held the update."""

@@ -219,6 +219,7 @@ class Study(Section):
             bits=self.secagg.bits,
             sharing=Sharing(**self.sharing.model_dump()),
             federation=self._rules,
+            excess_noise=self.privacy.excess_noise,
         )
 
     @property
@@ -281,10 +282,15 @@ class Study(Section):
         return self.mechanism.kept(parameters, self.terms)
 
     def following(
-        self, state: NDArray[np.float32], total: NDArray[np.float64], included: Sequence[str], policy: Policy
+        self,
+        state: NDArray[np.float32],
+        total: NDArray[np.float64],
+        included: Sequence[str],
+        policy: Policy,
+        excess_seeds: Mapping[str, bytes] | None = None,
     ) -> NDArray[np.float32]:
         """The next state of what a sum moves; see `Mechanism.following`, and `fedseg.course` of a whole model."""
-        return self.mechanism.following(state, total, included, policy, self.terms)
+        return self.mechanism.following(state, total, included, policy, self.terms, excess_seeds or {})
 
     def hash(self) -> bytes:
         """Digest of all that can change results or privacy, 32 bytes: of every section but `UNHASHED`."""
@@ -299,10 +305,10 @@ class Study(Section):
         """
         encoding = self.mechanism.encoding(parameters, self.terms)
         if (asked := self.asked) is not None:
-            length, clip_range, value_bits, own = encoding
+            length, clip_range, value_bits, own, excess_seeds = encoding
             own = own or Layout({"update": Field.floats(length, clip_range=clip_range, value_bits=value_bits)})
             extra = Field.integers(asked.length, bits=self.secagg.bits)
-            encoding = Encoding(layout=Layout({**own, FIELD: extra}))
+            encoding = Encoding(layout=Layout({**own, FIELD: extra}), excess_seeds=excess_seeds)
         return self._policy(encoding, server_key)
 
     def _policy(self, encoding: Encoding, server_key: bytes = b"") -> Policy:

@@ -472,6 +472,11 @@ class PrivacySection(Section):
     noise: Literal["discrete-gaussian", "skellam"] = Field(
         default="discrete-gaussian", description="whole-number noise of 'distributed'; no other mechanism adds such"
     )
+    excess_noise: Literal["stays", "removed"] = Field(
+        default="stays",
+        description="noise of 'distributed' in a sum of more than min_survivors sites: 'removed' takes off what such a "
+        "sum does not need, by seeds that sites disclose; it costs a draw for each site that may drop out",
+    )
     released: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="'svt': share of an update's values that a site sends at most"
     )
@@ -485,6 +490,8 @@ class PrivacySection(Section):
             if getattr(self, name) is None:
                 needs = f"{name} is missing and mechanism = {self.mechanism!r} needs it"
                 raise ValueError(f"{needs}; add {name}: {type(self).model_fields[name].description}")
+        if self.excess_noise == "removed" and self.mechanism != "distributed":
+            raise ValueError("excess_noise = 'removed' goes with mechanism = 'distributed' and nothing else; remove it")
         if MECHANISMS[self.mechanism].trust.claims_epsilon:
             largest = MECHANISMS[self.mechanism].largest_epsilon
             if self.epsilon is not None and self.epsilon > largest:

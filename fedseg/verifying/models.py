@@ -71,7 +71,8 @@ def reached_in(given: Material) -> Reached:
         if strangers := sorted(set(told.included) - given.study.in_round(number)):
             said = f"{path.name}: {', '.join(strangers)} in the sum of round {number}, which is not drawn into it"
             return Reached(last, state, VIOLATED, said)
-        state = given.course.following(state, dequantize(told.total, given.policy), told.included, given.policy)
+        total = dequantize(told.total, given.policy)
+        state = given.course.following(state, total, told.included, given.policy, told.excess_seeds)
         head, last = told.receipt.head, number
     return Reached(last, state, HELD, "")
 

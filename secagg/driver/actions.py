@@ -1,7 +1,7 @@
 """What a driver asks of its owner, and what it tells: done in order, the ones that matter to nobody passed over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -134,6 +134,7 @@ class Completed:
         receipt: of the round, signed by the server.
         result: the same sum as (d,) unsigned integers modulo 2^b: `secagg.sums` and `secagg.means` give its fields.
         dropped: U2 without U3, sorted.
+        excess_seeds: what clients disclosed for this sum, by client, one behind the other (`Policy.excess_seeds`).
     """
 
     total: NDArray[np.float64]
@@ -141,6 +142,7 @@ class Completed:
     receipt: Receipt
     result: Vector
     dropped: tuple[str, ...] = ()
+    excess_seeds: Mapping[str, bytes] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Completed round {self.receipt.round_number} of {', '.join(self.included)}>"

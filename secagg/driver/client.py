@@ -1,10 +1,10 @@
 """A client's rounds, one after the other: from the server's bytes to what is sent, asked and told."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from secagg import wire
-from secagg.arguments import must_be, must_have
+from secagg.arguments import must_be, must_be_bytes, must_be_hash, must_have, positive
 from secagg.client import conclude_later, open_round
 from secagg.context import RoundContext
 from secagg.driver.actions import ClientAction, Completed, Exposed, Failed, Joined, NeedInput, Refused, Send
@@ -23,7 +23,7 @@ from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import Abort, FromClient, FromServer, MaskedInput, Reports, Result, RoundStart, SlotMasks
 from secagg.policy import PinnedRoster, Policy, session_id
-from secagg.prg import Executor, Stream
+from secagg.prg import Executor, Stream, check_executor
 from secagg.quantize import Quantised, dequantize
 from secagg.session import ClientSession
 from secagg.snapshot import resume, suspend
@@ -32,7 +32,7 @@ from secagg.store import Store
 from secagg.transcript import ViolationError, accept, judge
 from secagg.transcript.record import looks_like, records_in
 
-_Given = tuple[Values, str, Stream | None, Vector | None]
+_Given = tuple[Values, str, Stream | None, Vector | None, Sequence[bytes]]
 
 
 class ClientDriver:
@@ -79,14 +79,17 @@ class ClientDriver:
         must_be(me, str, "me", "give this client's id, a text, as in the roster")
         must_be(signing_key, SigningKey, "signing_key", "give a secagg.SigningKey")
         must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
-        must_be(task_hash, bytes, "task_hash", "give 32 bytes, such as a digest of hashlib.sha256")
+        must_be(training_run, str, "training_run", "give the run's name")
+        must_be_hash(task_hash, "task_hash")
+        check_executor(executor)
         if not policy.server_key:
             raise ConfigError("policy.server_key is empty: a driver takes only round starts that a pinned key signed")
         if me not in pinned or signing_key.verify_key != pinned[me]:
             raise ConfigError(f"the roster does not pin this signing key for {me!r}")
         self._policy, self._me, self._signing_key, self._pinned, self._store = policy, me, signing_key, pinned, store
         self._training_run, self._task_hash, self._private = training_run, task_hash, private
-        self._patience, self._executor = patience, executor
+        self._patience = None if patience is None else positive("patience", patience)
+        self._executor = executor
         self._own_session = session_id(policy, pinned)
         self.model_hash: bytes | None = None
         self._session: ClientSession | None = None
@@ -126,6 +129,7 @@ class ClientDriver:
             IllegalTransitionError: a round start came and `model_hash` was not set.
             ConfigError: the store cannot be used.
         """
+        must_be_bytes(data)
         if looks_like(data):
             return self._replay(data, now)
         self._heard = self._at(now)
@@ -151,6 +155,7 @@ class ClientDriver:
         event_id: str = "",
         stream: Stream | None = None,
         copy: Vector | None = None,
+        excess_seeds: Sequence[bytes] = (),
     ) -> list[ClientAction]:
         """Hand over the update of the attempt that was joined; see `ClientSession.provide`.
 
@@ -162,7 +167,7 @@ class ClientDriver:
         """
         if self._about is None:
             raise IllegalTransitionError("no round waits for an update: it is provided once, after `Joined`")
-        given, session = (update, event_id, stream, copy), self._session
+        given, session = (update, event_id, stream, copy, excess_seeds), self._session
         if session is None or session.finished:
             Quantised(update, self._policy, self._me, stream or Stream())  # ConfigError now, not when a start comes in
             self._given = self._about, given
@@ -344,7 +349,8 @@ class ClientDriver:
             actions.append(NeedInput(context.round_number, context.attempt))
         if isinstance(message, Result) and session.total is not None and session.receipt is not None:
             total = dequantize(session.total, self._policy)
-            actions.append(Completed(total, session.included, session.receipt, session.total, session.dropped))
+            told = (session.included, session.receipt, session.total, session.dropped, session.excess_seeds)
+            actions.append(Completed(total, *told))
         if isinstance(reply, SlotMasks):
             said = "the constant slots of the sum do not add up; this site showed what masked its own"
             actions.append(Failed(said, AbortedError(session.step, said)))

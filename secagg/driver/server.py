@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from secagg import wire
-from secagg.arguments import must_be
+from secagg.arguments import must_be, must_be_bytes, must_be_hash, positive, whole
 from secagg.book import RoundBook
 from secagg.context import RoundContext
 from secagg.driver.actions import (
@@ -30,8 +30,8 @@ from secagg.errors import (
 )
 from secagg.masking import Vector
 from secagg.messages import Receipt
-from secagg.policy import PinnedRoster, Policy
-from secagg.prg import Executor
+from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.prg import Executor, check_executor
 from secagg.quantize import dequantize
 from secagg.session import ServerSession
 from secagg.snapshot import resume_server, snapshot_server
@@ -87,11 +87,13 @@ class ServerDriver:
         must_be(book, RoundBook, "book", "give the run's secagg.RoundBook")
         if not policy.server_key or book.signing_key.verify_key != policy.server_key:
             raise ConfigError("the book's signing key is not the policy's server_key: every round start is signed")
-        if attempts < 1:
+        session_id(policy, pinned)  # refuses a policy for another number of clients
+        check_executor(executor)
+        if whole("attempts", attempts) < 1:
             raise ConfigError(f"attempts = {attempts}: a round is tried at least once")
         self.policy, self.pinned, self.book = policy, pinned, book
-        self.step_seconds, self._attempts, self._confirmed = step_seconds, attempts, confirmed
-        self.input_seconds = step_seconds if input_seconds is None else input_seconds
+        self.step_seconds, self._attempts, self._confirmed = positive("step_seconds", step_seconds), attempts, confirmed
+        self.input_seconds = self.step_seconds if input_seconds is None else positive("input_seconds", input_seconds)
         self._record, self._executor, self._resumable = record, executor, resumable
         self._session: ServerSession | None = None
         self._recording: Recording | None = None
@@ -157,6 +159,7 @@ class ServerDriver:
         """
         if self.running:
             raise IllegalTransitionError("a round is under way; end it first, with `abort`")
+        must_be_hash(model_hash, "model_hash")
         self._clients = frozenset(self.pinned if clients is None else clients)
         if not self._clients <= self.pinned.keys():
             raise ConfigError("clients names somebody whom the roster does not list")
@@ -244,6 +247,7 @@ class ServerDriver:
             data: the bytes, which must not change afterwards.
             now: seconds; the latest that was told where it is not given.
         """
+        must_be_bytes(data)
         session = self._session
         if session is None:
             return [Refused("no round is under way", sender)]
@@ -413,7 +417,8 @@ class ServerDriver:
         elif self._resumable:
             save = self._sealed(snapshot_server(session, self.book.signing_key))
         total = dequantize(result, self.policy)
-        return [save, Completed(total, session.included, receipt, result, session.dropped)]
+        disclosed = session.excess_seeds
+        return [save, Completed(total, session.included, receipt, result, session.dropped, disclosed)]
 
     def _failed(self, session: ServerSession, error: ProtocolError | AbortedError, now: float) -> list[ServerAction]:
         burned = session.burned

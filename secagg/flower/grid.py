@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from secagg import wire
+from secagg.arguments import must_be
 from secagg.driver import (
     Completed,
     Failed,
@@ -85,6 +86,8 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         attempts: int = 3,
         executor: Executor | None = None,
     ) -> None:
+        must_be(grid, Grid, "grid", "give Flower's, which the ServerApp's main gets")
+        must_be(context, Context, "context", "give Flower's, which the ServerApp's main gets")
         home = Home.read(folder)
         self._grid, self._task, self.exchanges = grid, home.task, 0
         self._run_config, self._step_seconds = context.run_config, step_seconds

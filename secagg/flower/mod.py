@@ -5,14 +5,16 @@ never: take a folder, key, roster or policy from the app or the server where the
 the app.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore import log
 
+from secagg.arguments import must_be
 from secagg.driver import ClientAction, Exposed, Failed, NeedInput, Refused, Send
 from secagg.errors import ConfigError, SecAggError
 from secagg.federated import values_for
@@ -45,13 +47,11 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
         The mod. It raises ConfigError where the folder lacks something, and the error of the protocol where the server
         breaks it: Flower answers the server with the sentence.
     """
+    must_be(folder, (str, Path), "folder", "give the name of a node's folder, with its node config in braces")
 
     def mod(message: Message, context: Context, call_next: App) -> Message:
         """Answer what is about secagg, and pass on everything else."""
-        own = context.node_config.get("secagg") or str(folder).format(**context.node_config)
-        if not own:
-            raise ConfigError("this node has no secagg folder; start it with --node-config 'secagg=\"FOLDER\"'")
-        home = Home.read(own)
+        home = Home.read(_own_folder(str(folder), context.node_config))
         with home.store() as store:
             answer = _answer(home, store, message, context, call_next)
         if answer.error is not None and not answer.parts:
@@ -59,6 +59,17 @@ def secagg_mod(folder: str | Path = "") -> Callable[[Message, Context, App], Mes
         return Message(with_parts(answer.content, answer.parts or {PARTS: []}), reply_to=message)
 
     return mod
+
+
+def _own_folder(folder: str, config: Mapping[str, Any]) -> str:
+    try:
+        own = config.get("secagg") or folder.format(**config)
+    except (KeyError, IndexError, ValueError):
+        names = ", ".join(sorted(config)) or "nothing"
+        raise ConfigError(f"the folder {folder!r}: in braces stands what this node's config has, {names}") from None
+    if not own:
+        raise ConfigError("this node has no secagg folder; start it with --node-config 'secagg=\"FOLDER\"'")
+    return str(own)
 
 
 @dataclass

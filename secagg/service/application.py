@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +37,7 @@ class Given:
     event_id: str = ""
     stream: Stream | None = None
     copy: Vector | None = None
+    excess_seeds: Sequence[bytes] = ()
 
 
 class Application(ABC):

@@ -378,7 +378,9 @@ class Member:
                     raise
                 given = None
             if given is not None and not work.over.is_set() and self.driver.wanted == work.about:
-                self._do(self.driver.provide(given.values, given.event_id, given.stream, given.copy))
+                self._do(
+                    self.driver.provide(given.values, given.event_id, given.stream, given.copy, given.excess_seeds)
+                )
         if self._inside() is None and not self._occupied():
             self._free()
 

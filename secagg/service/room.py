@@ -51,13 +51,37 @@ def outlasting(live: Callable[[], _T], folder: Path, say: Callable[[str], None],
         except Exception as error:
             if not _of_a_full_disk(error):
                 raise
-            sentence = (
-                f"the disk is full ({error}); free some space there: this site waits for {RESERVE_BYTES >> 20} MB in "
-                f"{folder}"
-            )
+            sentence = _waits(error, folder)
         with suppress(OSError):
-            say(f"{sentence}, and goes on by itself")
+            say(sentence)
         run_until_stopped(_room(folder), told)
+
+
+async def written(write: Callable[[], _T], folder: Path, say: Callable[[str], None]) -> _T:
+    """Write the last of a run, which no other life could write: where a full disk is in the way, again with room.
+
+    Args:
+        write: may be called again after it failed.
+        folder: as of `outlasting`.
+        say: the same.
+    """
+    while True:
+        try:
+            return write()
+        except Exception as error:
+            if not _of_a_full_disk(error):
+                raise
+            sentence = _waits(error, folder)
+        with suppress(OSError):
+            say(sentence)
+        await _room(folder)
+
+
+def _waits(error: Exception, folder: Path) -> str:
+    return (
+        f"the disk is full ({error}); free some space there: this site waits for {RESERVE_BYTES >> 20} MB in "
+        f"{folder}, and goes on by itself"
+    )
 
 
 async def _room(folder: Path) -> None:

@@ -147,7 +147,7 @@ def _secrets(state: _Live) -> list[Field]:
         case Released():
             return [sealed.named(state.slot_masks.masks)]
     held = state.held
-    shares = (held.mask_key_shares, held.self_seed_shares, held.pair_secrets, held.slot_masks)
+    shares = (held.mask_key_shares, held.self_seed_shares, held.pair_secrets, held.slot_masks, held.excess_seeds)
     return [held.mask_key.seed, held.self_seed, *map(sealed.named, shares)]
 
 
@@ -157,7 +157,7 @@ def _revived(kind: str, own: Own, said: _Said, secrets: list[memoryview]) -> _Li
     if kind == "Released":
         shares = said.of(UnmaskingShares)
         masks = SlotMasks(shares.round_id, shares.attested, own.me, sealed.by_name(secrets[0]))
-        return Released(own, shares.round_id, shares.attested, masks)
+        return Released(own, shares.round_id, shares.attested, frozenset(said.of(IncludedSet).by_id), masks)
     if kind == "Advertised":
         channel, mask = map(bytes, secrets)
         return Advertised(own, ChannelKey(suite, channel), MaskKey(suite, mask), said.of(AdvertiseKeys))

@@ -154,6 +154,9 @@ def _once_a_round(told: Transcript) -> Iterator[tuple[Record, str, bytes]]:
         yield record, "self seed commitment", header.self_commitment
     for accepted in told.inputs.values():
         yield accepted, "masked vector", accepted.y_hash
+    for released in told.releases.values():
+        for seed in released.excess_seeds:
+            yield released, "seed of excess noise", seed
 
 
 def _headers(told: Transcript) -> Iterator[tuple[Record, Header]]:
@@ -236,6 +239,8 @@ def t11_never_both(told: Transcript) -> int | None:
         paired = told.dropped if told.hybrid else []
         if lists != (sorted(told.inputs.keys() - {client_id}), told.dropped, paired):
             raise told.wrong("T-11", message, "shares are released of the wrong clients")
+        if len(message.excess_seeds) not in (0, told.policy.excess(len(told.inputs))):
+            raise told.wrong("T-11", message, "seeds are disclosed of noise that this sum needs")
     for pair in (*told.pairs.keys() - set(told.pairs_to_open), *set(told.pairs_to_open) - told.pairs.keys()):
         sentence = f"the pair secret of {pair[0]} and {pair[1]} is opened without need, or missing"
         raise ViolationError("T-11", sentence, sender=pair[0])

@@ -321,7 +321,8 @@ def _written(value: Any) -> Any:
     if isinstance(value, bytes | str | int):  # nearly all
         return value
     if names := _FIELDS.get(type(value)):
-        return [_written(getattr(value, name)) for name in names]
+        values = [_written(getattr(value, name)) for name in names]
+        return values[:-1] if isinstance(value, UnmaskingShares) and not value.excess_seeds else values
     if isinstance(value, tuple):
         return [_written(item) for item in value]
     return [[name, item] for name, item in value.items()]
@@ -329,7 +330,7 @@ def _written(value: Any) -> Any:
 
 def _build(kind: type, pieces: list[memoryview]) -> object:
     hints = _HINTS[kind]
-    if len(pieces) < len(hints):
+    if len(pieces) < len(hints) - (kind is UnmaskingShares):  # seeds of excess noise are the last field, or not there
         raise ValueError("it lacks a field")
     return kind(*(_read(hint, piece) for hint, piece in zip(hints, pieces, strict=False)))
 

@@ -1,8 +1,9 @@
 """A Flower deployment under secure aggregation: a SuperLink and five SuperNodes as processes; run by a test.
 
 python flower_deployed.py [--kill] [--page] prints a line of JSON: what the strategy had, and what a plain mean gives.
-With --kill the last SuperNode and its app are killed while it trains in the first round. With --page the app is the one
-of docs/howto/flower.md, its first block as it stands there, with the training of examples/flower_app below it.
+With --kill the last SuperNode and its app get a SIGKILL while it trains in the first round; the others go on.
+With --page the app is the one of docs/howto/flower.md, its first block as it stands there, with the training of
+examples/flower_app below it.
 """
 
 import argparse
@@ -94,6 +95,7 @@ def main() -> None:
         {"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}
     )
     trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=True))
+    trains = folder / "trains"
     superlink, *own = free_ports(1 + SITES)
     environment = {
         **os.environ,
@@ -126,17 +128,18 @@ def main() -> None:
         for site in range(SITES):
             config = f'secagg="{folder}/site-{site}" site={site}'
             if options.kill and site == SITES - 1:
-                config += f' dies="{folder}/victim.pid"'
+                config += f' dies="{trains}"'
             node = start(
                 "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{superlink}", "--host", "127.0.0.1",
                 "--port", own[site], "--node-config", config,
             )  # fmt: skip
-        (folder / "victim.pid").write_text(str(node.pid))
         until = time.monotonic() + 120  # the app goes on with four, and here the fifth has to be there, to die
         while (folder / "0.log").read_text().count("[Fleet.ActivateNode]") < SITES and time.monotonic() < until:
             time.sleep(0.5)
         out = folder / "out.json"
         app, config = APP, f'secagg="{folder}/server" strategy="{options.strategy}" rounds={options.rounds} out="{out}"'
+        if options.kill:
+            config += f" sites={SITES - 1}"
         if options.page:
             app, config = app_of_the_page(folder, options.rounds, out), "rounds=0"
         for attempt in range(5):  # on a busy machine a SuperLink answers late, and then `flwr run` gives up at once
@@ -147,7 +150,10 @@ def main() -> None:
             ).returncode:
                 break
             time.sleep(5)
-        while not out.exists() and time.perf_counter() - began < 550:
+        while not out.exists() and time.perf_counter() - began < 850:
+            if trains.exists() and node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
             time.sleep(0.5)
         told = json.loads(out.read_text())
     except Exception:

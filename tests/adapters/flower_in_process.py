@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, strategy
 from flwr.supercore.task_identity import TaskIdentity
 
+from secagg.errors import ConfigError
 from secagg.federated import layout_for
 from secagg.flower import SecAggGrid, secagg_mod
 from secagg.home import Task, trial
@@ -208,8 +209,20 @@ def evaluated(told: dict[str, object]) -> None:
     told["said of it"] = sorted({reply.error.reason for reply in network.seen if reply.has_error()})
 
 
+def misused() -> list[str]:
+    """What is said of folders and grids that cannot be meant."""
+    asked = Message(RecordDict({"arrays": ArrayRecord({n: Array(a) for n, a in MODEL.items()})}), 100, "train")
+    said = [reply.error.reason for reply in Loopback(client([secagg_mod("x/{name}")])).send_and_receive([asked])]
+    for wrong in (lambda: secagg_mod(None), lambda: SecAggGrid(None, SERVER, "x")):
+        try:
+            wrong()
+        except ConfigError as error:
+            said.append(str(error))
+    return said
+
+
 def main() -> None:
-    told: dict[str, object] = {}
+    told: dict[str, object] = {"misused": misused()}
     evaluated(told)
     for name in ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedAdagrad", "FedYogi"):
         folder = home(private=name not in ("FedAvg", "FedAvgM"), evaluate="clear", next=NEXT.get(name, "mean"))

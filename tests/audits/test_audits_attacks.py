@@ -78,7 +78,7 @@ def test_luck_is_no_violation_and_what_no_luck_explains_is_one():
 
 
 def test_a_picture_is_made_from_one_gradient_and_not_from_noise(task):
-    found = inversion.attacked(task, targets=1, private=1, iterations=40, candidates=8, size=16)
+    found = inversion.attacked(task, targets=1, private=1, epsilon=8.0, iterations=40, candidates=8, size=16)
     assert found.figures["unprotected: median PSNR in dB"] > 12
     assert found.figures["local DP, epsilon 8: median PSNR in dB"] < 10
     assert "made fetal brains" in found.figures["images"]

@@ -4,13 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from audits.__main__ import app
 from audits.transcripts.agreement import compared, of_flips, policy_text
 from audits.transcripts.golden import vector
 from audits.transcripts.lies import CASES, HONEST
-from audits.verifier import checks, reading, runs, study
+from audits.transcripts.negatives import IDS, policy
+from audits.transcripts.play import Play, played
+from audits.verifier import checks, reading, runs, states, study
 from audits.verifier.encoding import H
 from audits.verifier.judge import CHECKS, Judge, ViolationError
 
@@ -99,29 +102,41 @@ def test_the_command_names_the_check_and_ends_with_1(tmp_path):
     assert answer.exit_code == 3
 
 
+FEDERATION = {"algorithm": "fedyogi", "ema": 0.5}
+
+
 @pytest.fixture
 def run_folder(tmp_path):
-    """Two rounds of a private study as a run folder keeps them, with two models; written from the specification."""
-    reader, paths = case("two rounds").write(tmp_path)
+    """Two rounds of a private study as a run folder keeps them; written from the specification."""
     for name in ("transcripts", "ledger"):
         (tmp_path / name).mkdir()
-    files = []
-    for number, path in enumerate(paths, 1):
-        path.rename(tmp_path / "transcripts" / f"{number}.transcript")
-        files.append(reading.read(tmp_path / "transcripts" / f"{number}.transcript", reader, Judge()))
+    rules = policy(weights={u: 2.0 if u == IDS[0] else 1.0 for u in IDS})
+    reader = Play(rules, "honest", IDS).reader
+    step, start = states.Step.of(FEDERATION), np.linspace(-1, 1, rules.length, dtype=np.float32)
+    state, rounds = step.start(start), []
+    for number in (1, 2):
+        about = {"number": number, "model": states.hash_of(state)}
+        path = tmp_path / "transcripts" / f"{number}.transcript"
+        played(Play(rules, "honest", IDS, **about, follows=rounds)).write(path)
+        rounds = [about]
+        state = step.next(state, states.mean_of(reading.read(path, reader, Judge()), rules))
+    save(tmp_path, step.given_out(state, len(start)))
     (tmp_path / "study.toml").write_text(
         "[study]\nrounds = 2\nlocal_steps = 3\n[privacy]\nmechanism = 'local'\nunit = 'patient'\nepsilon = 8.0\n"
         "delta = 3e-4\nsample_rate = 1.0\nclip_norm = 0.05\ndenominator = 64\n"
+        "[federation]\nalgorithm = 'fedyogi'\nema = 0.5\n"
     )
     charge(tmp_path, 1.5)
     spent = 4.1687
     (tmp_path / "events.jsonl").write_text(
         json.dumps({"kind": "epsilon", "round": 1, "site": "site-a", "spent": spent}) + "\n"
     )
-    model = np.linspace(-1, 1, reader.policy.length, dtype=np.float32)
-    np.save(tmp_path / "model-1.npy", model)
-    np.save(tmp_path / "model-2.npy", runs.next_model(model, files[1], reader.policy))
-    return tmp_path, reader
+    return tmp_path, reader, start
+
+
+def save(folder, weights):
+    """A model file whose tensors lie in another order than the network's."""
+    save_file({"a": weights[12:].reshape(2, 4), "b": weights[:12]}, folder / "model.safetensors")
 
 
 def charge(folder, noise, rounds=2, **changes):
@@ -140,8 +155,10 @@ def charge(folder, noise, rounds=2, **changes):
 
 
 def test_a_run_is_held_against_its_ledger_and_its_sums(run_folder):
-    folder, reader = run_folder
-    assert len(runs.verify_run(folder, reader)) == 2
+    folder, reader, start = run_folder
+    held, unchecked = runs.verify_run(folder, reader, start)
+    assert (len(held), unchecked) == (2, [])
+    assert "T-16" in runs.verify_run(folder, reader)[1][0]
     for check, lie in (
         ("T-15", lambda: charge(folder, 0.9)),
         ("T-15", lambda: charge(folder, 1.5, rounds=1)),
@@ -149,11 +166,12 @@ def test_a_run_is_held_against_its_ledger_and_its_sums(run_folder):
         ("T-17", lambda: charge(folder, 1.9)),
         ("T-17", lambda: (charge(folder, 1.5), edit(folder / "ledger" / "site-a.jsonl", "0.05", "0.06"))),
         ("T-17", lambda: (charge(folder, 1.5), drop_first(folder / "ledger" / "site-a.jsonl"))),
-        ("T-16", lambda: (charge(folder, 1.5), np.save(folder / "model-2.npy", np.load(folder / "model-1.npy")))),
+        ("T-16", lambda: (charge(folder, 1.5), edit(folder / "study.toml", "ema = 0.5", "ema = 0.6"))),
+        ("T-16", lambda: (edit(folder / "study.toml", "ema = 0.6", "ema = 0.5"), save(folder, start))),
     ):
         lie()
         with pytest.raises(ViolationError) as refused:
-            runs.verify_run(folder, reader)
+            runs.verify_run(folder, reader, start)
         assert refused.value.check == check
 
 

@@ -6,8 +6,10 @@ python tests/benchmarks/bench_ray.py --table                               anywh
 
 import argparse
 import os
+import resource
 import secrets
 import time
+from typing import Any
 
 import numpy as np
 
@@ -54,11 +56,28 @@ def measure(n: int, d: int, reps: int) -> None:
     alone, there = [], []
     for _ in range(reps):
         for took, how in ((alone, None), (there, executor)):
-            vector, began = np.zeros(d, np.uint32), time.perf_counter()
+            vector, before, began = np.zeros(d, np.uint32), _spent(executor), time.perf_counter()
             apply_masks(vector, seeds, [], how)
-            took.append(time.perf_counter() - began)
-    print(f"n = {n}, d = {d}: one process {min(alone):.2f} s, Ray with two workers {min(there):.2f} s", end="")
-    print(f" (fastest of {reps}; load {os.getloadavg()[0]:.1f})")
+            wall = time.perf_counter() - began
+            took.append((wall, _spent(executor) - before))
+    for name, took in (("one process", alone), ("Ray with two workers", there)):
+        wall, cpu = map(min, zip(*took, strict=True))
+        print(f"n = {n}, d = {d}, {name}: {wall:.2f} s, {cpu:.2f} s of CPU, {4 * n * d / cpu / 1e9:.2f} GB/s a core")
+    print(f"least of {reps}; load {os.getloadavg()[0]:.1f}; this process at most {_peak():.2f} GB")
+
+
+def _spent(executor: Any) -> float:
+    """CPU seconds of this process and of the workers so far."""
+    return time.process_time() + sum(dict(executor.map(_clock, [0.1] * 6)).values())
+
+
+def _clock(seconds: float) -> tuple[int, float]:
+    time.sleep(seconds)  # so that each worker gets one
+    return os.getpid(), time.process_time()
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:

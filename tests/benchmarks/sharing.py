@@ -2,6 +2,7 @@
 
     python tests/benchmarks/sharing.py one --set hippocampus --data ../shared/data/hippocampus --lr 0.1 \
         --sharing '{"method": "sketch", "share": 0.1, "rotation": true, "bits": 2}' --clip-range 0.02
+    python tests/benchmarks/sharing.py many < CELLS    # a line of arguments a cell, none of them twice
     python tests/benchmarks/sharing.py table
     python tests/benchmarks/sharing.py figure --to docs/systems
 
@@ -11,17 +12,22 @@ signatures, which do not depend on what is shared. Lines go to `build/sharing.js
 """
 
 import argparse
+import io
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from fedseg.budget.explain import explain
+from fedseg.data.cases import SiteData
 from fedseg.evaluation import evaluate, mean_interval, overall_mean
 from fedseg.models import build_model, load_model
 from fedseg.runfolder import RunFolder
@@ -33,6 +39,9 @@ from tests.benchmarks.utility import divided, everybody, made, student
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "build" / "sharing.jsonl"
 KEY = ("data", "mechanism", "epsilon", "sharing", "lr", "rounds", "local_steps", "clip_range", "released", "threshold")
+
+
+Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 
 
 def study_of(base: Study, given: argparse.Namespace, patients: int) -> Study:
@@ -62,12 +71,18 @@ def study_of(base: Study, given: argparse.Namespace, patients: int) -> Study:
     return Study.model_validate_json(json.dumps(content))
 
 
+@lru_cache(maxsize=2)
+def read(name: str, folder: Path | None, patients: int, size: int) -> tuple[Study, SiteData]:
+    """The study of a set and everybody in it."""
+    base = load_study(ROOT / "studies" / f"{name}.toml")
+    if size:
+        base = base.replace(data={"size": size})
+    return base, everybody(made(base, patients) if patients else base, folder)
+
+
 def measured(given: argparse.Namespace) -> dict[str, Any]:
     """One line of the record."""
-    base = load_study(ROOT / "studies" / f"{given.set}.toml")
-    if given.size:
-        base = base.replace(data={"size": given.size})
-    data = everybody(made(base, given.made) if given.made else base, given.data)
+    base, data = read(given.set, given.data, given.made, given.size)
     patients = len({case.patient for case in data.train})
     study = study_of(base, given, patients)
     began = time.process_time()
@@ -81,7 +96,9 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     policy = study.policy(parameters)
     assert mean is not None
     return {
+        "cell": told(given),
         "data": f"made {given.set}" if given.made else given.set,
+        "size": given.size or base.data.size,
         "seed": given.seed,
         "mechanism": given.mechanism,
         "epsilon": None if guarantee is None else guarantee.epsilon,
@@ -103,6 +120,11 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "bytes_up": study.study.rounds * -(-policy.length * policy.bits // 8),
         "cpu_seconds": round(seconds, 1),
     }
+
+
+def told(given: argparse.Namespace) -> str:
+    """What a cell is, but for where images and records lie."""
+    return json.dumps({k: v for k, v in sorted(vars(given).items()) if k not in ("do", "data", "record", "to")})
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
@@ -140,36 +162,103 @@ def table(lines: list[dict[str, Any]]) -> None:
         )
 
 
+def bytes_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
+    """Dice against bytes up, without privacy and at epsilon 8: a curve a method and mechanism."""
+    curves: Curves = defaultdict(list)
+    for one, dice in found:
+        if one["mechanism"] == "none" or round(one["epsilon"]) == 8:
+            how = "no privacy" if one["mechanism"] == "none" else f"{one['mechanism']}, epsilon 8"
+            curves[f"{one['sharing'].get('method', 'full')}, {how}"].append((one["bytes_up"], float(dice.mean())))
+    return curves
+
+
+def epsilon_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
+    """Dice against true epsilon, where whole updates are sent: a curve a mechanism."""
+    curves: Curves = defaultdict(list)
+    for one, dice in found:
+        if one["epsilon"] and not one["sharing"]:
+            name = {"local": "local (DP-SGD)"}.get(one["mechanism"], one["mechanism"])
+            curves[name].append((one["epsilon"], float(dice.mean())))
+    return curves
+
+
 def figure(lines: list[dict[str, Any]], to: Path) -> None:
-    """`bytes.svg` (Dice against bytes up, a curve a method) and `epsilon.svg` (Dice against true epsilon)."""
+    """`bytes.svg` and `epsilon.svg`: sets are one above the other, so that a narrow page shows them whole."""
+    found = trainings(lines)
+    sets = sorted({one["data"] for one, _ in found})
+    for name, across, curves_of in (
+        ("bytes", "bytes up of a site, all rounds", bytes_curves),
+        ("epsilon", "true epsilon of the run, of a patient", epsilon_curves),
+    ):
+        panes = {data: curves_of([one for one in found if one[0]["data"] == data]) for data in sets}
+        whole = {
+            data: next((float(d.mean()) for one, d in found if _whole(one, data)), None) for data in sets
+        }  # of the full update without privacy
+        (to / f"{name}.svg").write_text(drawn(panes, whole, across), encoding="utf-8")
+
+
+def _whole(one: dict[str, Any], data: str) -> bool:
+    return one["data"] == data and one["mechanism"] == "none" and not one["sharing"]
+
+
+def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str) -> str:
+    """SVG on its own ground; on dark pages its colours change."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "sharing"
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot
 
-    found = trainings([line for line in lines if not line["data"].startswith("made")])
-    for name, across in (("bytes", "bytes_up"), ("epsilon", "epsilon")):
-        sets = sorted({one["data"] for one, _ in found})
-        drawn, panes = plt.subplots(1, max(1, len(sets)), figsize=(5 * max(1, len(sets)), 3.4), squeeze=False)
-        for pane, data in zip(panes[0], sets, strict=False):
-            curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-            for one, dice in found:
-                if one["data"] == data and one[across]:
-                    kind = one["sharing"].get("method", "full") if name == "bytes" else ""
-                    curves[f"{one['mechanism']} {kind}".strip()].append((one[across], float(dice.mean())))
-            for label, points in sorted(curves.items()):
-                pane.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, linewidth=1, label=label)
-            pane.set(title=data, xscale="log", xlabel=across.replace("_", " "), ylabel="Dice")
-            pane.legend(fontsize=6)
-        drawn.tight_layout()
-        drawn.savefig(to / f"{name}.svg", metadata={"Date": None})
-        plt.close(drawn)
+    from fedseg.palette import DARK, DASHES, LIGHT, MARKERS, SERIES
+
+    colours = {name: LIGHT[name] for name in ("ink", "line", "paper", "muted", *SERIES)}
+    rows = max(1, len(panes))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sharing", "font.family": "sans-serif"}):
+        sheet, axes = pyplot.subplots(
+            rows, figsize=(6.0, 4.6 * rows), squeeze=False, layout="constrained", facecolor=colours["paper"]
+        )
+        for axis, (data, curves) in zip(axes[:, 0], panes.items(), strict=False):
+            if whole[data] is not None:
+                axis.axhline(whole[data], color=colours["muted"], linewidth=1, label="full update, no privacy")
+            for number, (curve, points) in enumerate(sorted(curves.items())):
+                kind = number % len(SERIES)
+                dash = DASHES[number // len(SERIES) % len(DASHES)]
+                axis.plot(*zip(*sorted(points), strict=True), color=colours[SERIES[kind]], marker=MARKERS[kind],
+                          linestyle=dash, label=curve)  # fmt: skip
+            axis.set(xscale="log", title=data, xlabel=across, ylabel="Dice", facecolor=colours["paper"])
+            axis.grid(color=colours["line"])
+            axis.tick_params(which="both", colors=colours["ink"])
+            for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+                text.set_color(colours["ink"])
+            for side in axis.spines.values():
+                side.set_color(colours["muted"])
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8, frameon=False,
+                        labelcolor=colours["ink"])  # fmt: skip
+        page = io.StringIO()
+        sheet.savefig(page, format="svg", metadata={"Date": None, "Creator": None})
+        pyplot.close(sheet)
+    rules = "".join(
+        f'[style*="{way}: {value}"]{{{way}:{DARK[name]} !important}}'
+        for name, value in colours.items()
+        for way in ("fill", "stroke")
+    )
+    style = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>\n </defs>"
+    return page.getvalue().replace("</defs>", style, 1)
+
+
+def once(given: argparse.Namespace) -> None:
+    """Train a cell and record it, unless it is recorded."""
+    if told(given) in {line.get("cell") for line in recorded(given.record)}:
+        return
+    line = measured(given)
+    given.record.parent.mkdir(parents=True, exist_ok=True)
+    with given.record.open("a") as out:
+        out.write(json.dumps(line) + "\n")
+    print(json.dumps(line), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("one", "table", "figure"))
+    parser.add_argument("do", choices=("one", "many", "table", "figure"))
     parser.add_argument("--set", default="hippocampus", help="name of a study in studies/")
     parser.add_argument("--data", type=Path, help="folder of the set's images")
     parser.add_argument("--made", type=int, help="this many made patients in place of real ones, to choose settings on")
@@ -187,17 +276,17 @@ def main() -> None:
     parser.add_argument("--record", type=Path, default=RECORDED)
     parser.add_argument("--to", type=Path, default=ROOT / "docs" / "systems")
     given = parser.parse_args()
-    if given.do == "table":
-        return table(recorded(given.record))
-    if given.do == "figure":
-        return figure(recorded(given.record), given.to)
     torch.set_num_threads(1)
-    line = measured(given)
-    given.record.parent.mkdir(parents=True, exist_ok=True)
-    with given.record.open("a") as out:
-        out.write(json.dumps(line) + "\n")
-    print(json.dumps(line))
-    return None
+    match given.do:
+        case "table":
+            table(recorded(given.record))
+        case "figure":
+            figure(recorded(given.record), given.to)
+        case "one":
+            once(given)
+        case _:
+            for cell in sys.stdin:
+                once(parser.parse_args(["one", *shlex.split(cell)]))
 
 
 if __name__ == "__main__":

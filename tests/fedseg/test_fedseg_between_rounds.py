@@ -395,7 +395,7 @@ def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_site
 
     def waiting(model, data, study, **rest):
         if study.study.name == "slow":
-            go.wait(60)
+            go.wait()
         return train(model, data, study, **rest)
 
     monkeypatch.setattr(site_module, "train_round", waiting)
@@ -408,8 +408,10 @@ def test_two_studies_on_one_data_set_take_turns_and_neither_ends_the_others_site
             await first.until(lambda: len(first.of(COORDINATOR, "train")) >= 3)
             async with Federation(fast, tmp_path, run="another-run") as second:
                 second.start()
-                await second.finished()
-                go.set()
+                try:
+                    await second.finished()
+                finally:
+                    go.set()
                 await first.finished()
         assert second.of(COORDINATOR, "end_round")[0]["round"] == 1
         assert "C-24" in first.said("site-a")

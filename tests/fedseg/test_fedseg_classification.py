@@ -15,6 +15,7 @@ from fedseg.errors import CaseError, ConfigError
 from fedseg.ledger import Ledger
 from fedseg.models import build_model
 from fedseg.models.table import NETWORKS
+from fedseg.privacy.dpsgd import clipped_gradient
 from fedseg.records import Metrics
 from fedseg.report import write_report
 from fedseg.runfolder import RunFolder
@@ -22,9 +23,10 @@ from fedseg.simulate import Options, simulate
 from fedseg.site.figures import Figures
 from fedseg.study import parse_study
 from fedseg.tasks.table import task_of
-from fedseg.train import train_round
+from fedseg.train import patient_loss, train_round
 from fedseg.update import assign, flatten
 from secagg.prg import Stream
+from tests.benchmarks.heads import Way, pictures, step
 from tests.support.tiny import tiny_classes, tiny_study
 
 CLASSES = 'classes = ["clear", "cloudy"]'
@@ -192,3 +194,19 @@ def test_saliency_is_where_the_answer_comes_from():
     assert decisive[:4, :4].min() > 0.3 > decisive[6:].max() == decisive[:, 6:].max() == 0
     assert "said to be" in words
     assert 0 < likely < 1
+
+
+def test_the_closed_form_of_the_last_layers_gradients_is_what_a_site_computes():
+    study = tiny_classes(mechanism="clipped").replace(
+        training={"trainable": "head"}, study={"class_weights": [1.9, 0.7]}, privacy={"clip_norm": 0.4}
+    )
+    start, found = pictures(study, None)
+    mine = step(start, found["train"], Way("", 1, 1, 0.1, clip=0.4), study, np.random.default_rng(1), 1)
+
+    model = build_model(study)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    cases = [case for data in load_cohort(None, study).values() for case in data.train]
+    losses = (patient_loss(model, [case], study, Stream.seeded(1, "views")) for case in cases)
+    theirs = clipped_gradient(trained, losses, 0.4, study.privacy.denominator).numpy()
+    weights, biases = theirs[: -len(start)].reshape(len(start), -1), theirs[-len(start) :]
+    np.testing.assert_allclose(mine, np.hstack([weights, biases[:, None]]), rtol=1e-4, atol=1e-6)

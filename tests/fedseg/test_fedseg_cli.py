@@ -219,14 +219,14 @@ def test_a_wrong_certificate_is_named_and_leaves_nothing(tmp_path, capsys, monke
     loops: list[asyncio.AbstractEventLoop] = []
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(300)
     try:
         where = ["--credentials", theirs, "--coordinator", f"127.0.0.1:{port[0]}"]
         given = [*where, "--out", tmp_path / "runs", "--patience", "2"]  # for ever where not given: it may be renewed
         code, _, error = run(capsys, monkeypatch, "site", tmp_path / "study.toml", "site-a", *given)
     finally:
         loops[0].call_soon_threadsafe(done.set)
-        thread.join(10)
+        thread.join(300)
     assert code == 1
     assert is_one_sentence(error), error
     assert "certificate" in error

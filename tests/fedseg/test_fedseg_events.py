@@ -1,6 +1,7 @@
 """Events: what is written is what is read, a wrong field is refused, and no listener can cost a run anything."""
 
 import json
+import resource
 from pathlib import Path
 from typing import get_args
 
@@ -96,3 +97,20 @@ def test_a_listener_that_fails_costs_the_run_nothing_but_a_sentence(tmp_path: Pa
     said = [event.text for event in log if isinstance(event, Note)]
     assert said == [f"Failing hears no more events of this run: it failed at '{kind}' (KeyError: 'done')"]
     assert [event.kind for event in heard] == [event.kind for event in log if event]
+
+
+def test_a_full_disk_costs_lines_of_a_log_and_never_half_of_one(tmp_path):
+    """What follows half a line would be lost with it, and the run could not be read again. The screen is told."""
+    told = []
+    folder = RunFolder.create(tmp_path, tiny_study(), told.append)
+    folder.emit(Note(text="before"))
+    size, limits = (folder.path / "events.jsonl").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
+    try:
+        with pytest.raises(OSError):  # noqa: PT011 - of a disk, "No space left"; of the limit, "File too large"
+            folder.emit(Note(text="while it is full"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    folder.emit(Note(text="after"))
+    assert [event.text for event in folder.events()] == ["before", "after"]
+    assert [event.text for event in told] == ["before", "while it is full", "after"]

@@ -1,7 +1,9 @@
 """Coordinator and sites over real TLS in one process, so that either can be made to lie."""
 
 import asyncio
+import errno
 import json
+import os
 import shutil
 import socket
 import sys
@@ -28,11 +30,13 @@ from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
 from fedseg.site import Options as SiteOptions
 from fedseg.site import Site
+from fedseg.site.figures import Figures
 from fedseg.status import read_status
 from fedseg.study import Study
 from fedseg.update import assign, flatten
 from secagg import AbortedError
 from secagg.rpc.client import MailboxClient
+from secagg.service import room
 from secagg.service.dialogue import Protocolled, Ready
 from secagg.sqlite import SqliteStore
 from secagg.steps import MASKED_INPUT_COLLECTION, STEPS
@@ -40,7 +44,7 @@ from secagg.transcript_files import verify as verify_transcripts
 from tests.support.federation import COORDINATOR, Federation
 from tests.support.folders import wider_than_its_owner
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.tiny import tiny_study
+from tests.support.tiny import tiny_classes, tiny_study
 
 
 async def federate(
@@ -89,6 +93,30 @@ def test_everybody_ends_with_the_same_head_and_a_report_of_their_own(tmp_path):
     assert len(next(iter(heads))) == 2
     simulated = flatten(load_model(run / "model.safetensors", study))
     assert np.isfinite(simulated).all()
+
+
+def test_a_site_whose_disk_is_full_at_the_very_end_waits_and_has_its_model(tmp_path, monkeypatch):
+    """Its coordinator is gone by then: what begins anew would wait for it for ever."""
+    finish, full = Figures.finish, {"site-b"}
+
+    def finishing(figures, *rest):
+        if figures._me in full:
+            full.clear()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return finish(figures, *rest)
+
+    monkeypatch.setattr(Figures, "finish", finishing)
+    monkeypatch.setattr(room, "_AGAIN_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        async with Federation(tiny_classes(), tmp_path) as federation:
+            federation.start()
+            run = await federation.finished()
+            model = (run / "model.safetensors").read_bytes()
+            assert (federation.tasks["site-b"].result() / "model.safetensors").read_bytes() == model
+            assert "the disk is full ([Errno 28] No space left on device)" in federation.said("site-b")
+
+    asyncio.run(scenario())
 
 
 def test_the_network_and_the_simulation_train_the_same_model(tmp_path):

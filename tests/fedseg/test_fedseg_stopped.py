@@ -24,13 +24,11 @@ def test_a_site_that_waits_for_its_coordinator_ends_on_sigterm_with_a_sentence(t
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         site = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         try:
-            deadline = time.monotonic() + 60
             while not list(tmp_path.glob("state/*.running")):
                 assert site.poll() is None, site.stderr.read()
-                assert time.monotonic() < deadline
                 time.sleep(0.05)
             site.send_signal(signal.SIGTERM)
-            _, said = site.communicate(timeout=20)
+            _, said = site.communicate(timeout=300)
         finally:
             site.kill()
     assert (site.returncode, said.count("\n")) == (75, 1), said

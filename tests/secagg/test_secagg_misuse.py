@@ -11,6 +11,8 @@ import torch
 
 import secagg
 from secagg import Field, Layout, wire
+from secagg.federated import layout_for, model_hash, values_for
+from secagg.home import Home, Task, trial
 
 KEYS = {name: secagg.SigningKey.generate() for name in "abc"}
 SERVER = secagg.SigningKey.generate()
@@ -38,6 +40,31 @@ def opened(**changes):
 def server(**changes):
     own = {"policy": POLICY, "pinned": PINNED, "round_context": CONTEXT, "signing_key": SERVER}
     return secagg.ServerSession(**own | changes)
+
+
+def driver(**changes):
+    own = {"policy": POLICY, "me": "a", "signing_key": KEYS["a"], "pinned": PINNED, "store": secagg.MemoryStore()}
+    return secagg.ClientDriver(**own | {"training_run": "run", "task_hash": bytes(32)} | changes)
+
+
+def serving(**changes):
+    own = {"policy": POLICY, "pinned": PINNED, "book": secagg.RoundBook("run", bytes(32), SERVER, 1)}
+    return secagg.ServerDriver(**own | changes)
+
+
+MODEL = {"w": np.zeros(3, np.float32)}
+
+
+def layout(arrays=MODEL, **changes):
+    return layout_for(arrays, **{"clip_range": 0.1, "largest_weight": 10} | changes)
+
+
+def values(arrays=MODEL, weight=1, metrics=None):
+    return values_for(layout(), arrays, weight, metrics or {}, MODEL)
+
+
+def folders(sites=("a", "b", "c"), folder="nowhere", **changes):
+    return trial(folder, sites, **{"layout": layout()} | changes)
 
 
 class RayPool:
@@ -102,9 +129,50 @@ MISUSES = [
     (lambda: secagg.means(np.zeros(3, np.uint32), POLICY, ()), "a mean of nobody"),
     (lambda: secagg.SigningKey.from_bytes("00" * 32), "the seed is a str: give 32 bytes"),
     (lambda: secagg.SqliteStore(None, "data"), "path is None: give the name of a file"),
+    (lambda: client(store=secagg.MemoryStore), "store is the class MemoryStore: give a secagg.SqliteStore"),
+    (lambda: secagg.SqliteStore("/", "data"), "store /: is a folder; name the file"),
     (lambda: secagg.load_roster(None), "path is None: give the name of a file"),
     (lambda: secagg.Policy.from_toml("[clients]"), "the text is not a policy"),
     (lambda: secagg.Policy.from_json('{"policy": {"project": "p"}}'), "the policy lacks the field 'clients'"),
+    (lambda: driver(training_run=1), "training_run is an int: give the run's name"),
+    (lambda: driver(task_hash=bytes(31)), "task_hash has 31 bytes: give 32 bytes"),
+    (lambda: driver(patience="60"), "patience = '60': give a number, not a str"),
+    (lambda: driver(executor=2), "executor is an int: give a concurrent.futures.Executor"),
+    (lambda: driver().receive("start"), "data is a str: give the bytes that the other side sent"),
+    (lambda: driver().receive(None), "data is None: give the bytes"),
+    (lambda: serving(attempts="3"), "attempts = '3': give a whole number, not a str"),
+    (lambda: serving(step_seconds="60"), "step_seconds = '60': give a number, not a str"),
+    (lambda: serving(input_seconds=-1), "input_seconds = -1: must be a positive finite number"),
+    (lambda: serving(executor=RayPool()), "whose map takes one iterable"),
+    (lambda: serving(policy=policy(clients=4)), "the roster lists 3 clients and the policy says clients = 4"),
+    (lambda: serving().receive("a", "text"), "data is a str: give the bytes"),
+    (lambda: serving().begin(bytes(31)), "model_hash has 31 bytes: give 32 bytes"),
+    (lambda: secagg.simulate({"a": np.zeros(3)}, POLICY, drop="a"), "drop is a str: give ids"),
+    (lambda: secagg.simulate({"a": np.zeros(3)}, POLICY, drop=1), "drop is an int: give ids"),
+    (lambda: layout(None), "the model is None: give arrays by name"),
+    (lambda: layout([np.zeros(3)]), "the model is a list: give arrays by name"),
+    (lambda: layout({}), "the model has no arrays"),
+    (lambda: layout({"w": [0, 0]}), "the model's 'w' is a list: give a numpy array or a torch tensor"),
+    (lambda: layout({"w": np.array([None])}), "the model's 'w' is an array of object; give an array of numbers"),
+    (lambda: layout({"w": np.zeros(3, complex)}), "the model's 'w' holds complex numbers"),
+    (lambda: layout({1: np.zeros(3)}), "the array's name 1 is an int: give a text"),
+    (lambda: layout(largest_weight=float("nan")), "largest_weight = nan: must be a positive finite number"),
+    (lambda: layout(metrics=["loss"]), "metrics is a list: give numbers by name"),
+    (lambda: layout(metrics={3: 1.0}), "the metric's name 3 is an int: give a text"),
+    (lambda: layout(metrics={"loss": None}), "clip range of the metric 'loss' = None: give a number"),
+    (lambda: values({"w": [0.0] * 3}), "the model's 'w' is a list: give a numpy array or a torch tensor"),
+    (lambda: values(metrics=[0.5]), "metrics is a list: give numbers by name"),
+    (lambda: folders("abc"), "sites is a str: give the names of the sites, as a list"),
+    (lambda: folders(5), "sites is an int: give the names"),
+    (lambda: folders([1, 2, 3]), "site 1 is an int: give its name, a text"),
+    (lambda: folders(["a", "b", "b"]), "two parties have the name 'b'"),
+    (lambda: folders(["a", "b", "server"]), "two parties have the name 'server'"),
+    (lambda: folders(layout=MODEL), "layout is a dict: make it with secagg.federated.layout_for"),
+    (lambda: folders(task={"private": True}), "task is a dict: give a secagg.home.Task"),
+    (lambda: folders(folder=None), "folder is None: give the name of a folder"),
+    (lambda: Home.read(None), "folder is None: give the name of a party's folder"),
+    (lambda: Task(evaluate="sum", evaluation={"a": "x"}), "[task.evaluation] a = 'x': give a number, not a str"),
+    (lambda: Task(evaluate="sum", evaluation={1: 1.0}), "[task.evaluation] 1 is an int: give the metric's name"),
     (lambda: Layout([3]), "the layout is a list; give a mapping"),
     (lambda: Layout({"x": np.zeros(3)}), "'x' is an array of float64; make it with secagg.Field.floats"),
     (lambda: Layout({}), "the layout has no field"),
@@ -121,6 +189,25 @@ def test_a_misuse_is_told_in_one_sentence(misuse, says):
         misuse()
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_a_trial_is_not_made_over_another_one(tmp_path):
+    folders(folder=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(secagg.ConfigError, match="is there already: choose another folder, or remove it"):
+        folders(["d", "c", "e"], tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_state_dict_of_torch_is_a_model_as_it_is():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    state = net.state_dict()
+    own = {name: tensor.numpy() for name, tensor in state.items()}
+    assert layout(state) == layout(own)
+    assert model_hash(state) == model_hash(own)
+    given, wanted = (values_for(layout(own), each, 2, {}, own) for each in (net.state_dict(), own))
+    assert given.keys() == wanted.keys()
+    assert all(np.array_equal(given[name], wanted[name]) for name in wanted)
 
 
 def test_a_refused_update_leaves_the_session_as_it_was():

@@ -120,6 +120,7 @@ CHANGES = [
     {"value_bits": 15},
     {"weights": {"site-a": 2.0}},
     {"server_key": bytes(32)},
+    {"excess_seeds": True},
     *(
         {"length": 0, "clip_range": 0.0, "bits": 32, "layout": Layout(fields)}
         for fields in (

@@ -248,6 +248,8 @@ def statement(message: Any) -> bytes:
             value = [claim_fields(claim) for claim in value]
         elif isinstance(value, Mapping):
             value = [[client_id, share] for client_id, share in value.items()]
+        if item.name == "excess_seeds" and not value:
+            continue
         if item.name != "signature":
             values.append(value)
     return encode(LABELS[type(message).__name__], *values)

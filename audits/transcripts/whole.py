@@ -1,0 +1,109 @@
+"""Both verifiers on whole runs: made patients, trained with each algorithm, as they are and with one lie each."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audits.attacks.common import scratch, study_of
+from audits.base import Result, Task
+from audits.verifier import runs
+from audits.verifier.judge import ViolationError
+from audits.verifier.policy import load_policy, load_roster
+from audits.verifier.reading import Reader
+from fedseg.data.loading import load_cohort
+from fedseg.models import build_model
+from fedseg.runfolder import RunFolder
+from fedseg.simulate import Options, simulate
+from fedseg.update import flatten
+from fedseg.verifying import verify_run
+from secagg import SigningKey
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedavgm, half the step": {"algorithm": "fedavgm", "server_lr": 0.5},
+    "fedadam": {"algorithm": "fedadam"},
+    "fedyogi and an average": {"algorithm": "fedyogi", "ema": 0.9},
+}
+
+
+def _changed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+
+
+def _shorter(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+LIES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "as it is": ("", lambda folder: None),
+    "a bit of the model file": ("T-16", lambda folder: _changed(folder / "model.safetensors")),
+    "a line of a ledger is gone": ("T-17", lambda folder: _shorter(next((folder / "ledger").glob("*.jsonl")))),
+}
+
+
+def audit(task: Task) -> Result:
+    """Both come to the same: everything holds, or it does not and one names the check that was lied about."""
+    rows: list[dict[str, float | int | str]] = []
+    with scratch() as folder:
+        for number, (name, federation) in enumerate(ALGORITHMS.items()):
+            task.progress(f"a run with {name}")
+            run, start = trained(federation, folder / str(number))
+            for lie, (check, tell) in LIES.items():
+                copy = folder / f"{number}-{check}" / run.name
+                shutil.copytree(run, copy)
+                tell(copy)
+                ours, theirs = second(copy, start), first(copy)
+                agree = (not ours and not theirs) if not check else (ours == check and check in theirs)
+                rows.append(
+                    {
+                        "run": name,
+                        "lie": lie,
+                        "second verifier": ours or "holds",
+                        "fedseg verify-run": ", ".join(sorted(theirs)) or "holds",
+                        "agree": "yes" if agree else "NO",
+                    }
+                )
+    against = sum(row["agree"] == "NO" for row in rows)
+    says = (
+        f"fedseg verify-run and a verifier written from the specification alone looked at {len(rows)} runs, from the "
+        f"start of the study through every sum to the model file, and "
+        f"{'agreed on all' if not against else f'disagreed on {against}'}: {len(ALGORITHMS)} that hold, "
+        f"{len(rows) - len(ALGORITHMS)} with a lie."
+    )
+    return Result(
+        "violated" if against else "holds", says, {"runs": len(rows), "disagreements": against}, (), tuple(rows)
+    )
+
+
+def trained(federation: dict[str, Any], folder: Path) -> tuple[Path, np.ndarray]:
+    """A run folder with its transcripts, and the weights of its start: float32 (d,)."""
+    study = study_of(sites=3, size=16, rounds=2, mechanism="local").replace(federation=federation)
+    path = folder / "whole.partial"
+    (path / "identities").mkdir(parents=True)
+    (path / "study.toml").write_text(study.toml())
+    for party in ("server", *study.site_ids):
+        (path / "identities" / f"{party}.key").write_bytes(SigningKey.generate().export())
+    options = Options(transcripts=True, command="an audit")
+    return simulate(RunFolder(path, study), load_cohort(None, study), options), flatten(build_model(study))
+
+
+def second(folder: Path, start: np.ndarray) -> str:
+    """The check that the second verifier names, what it did not check, or nothing."""
+    reader = Reader(load_policy(folder / "policy.toml"), load_roster(folder / "federation.toml"))
+    try:
+        _, unchecked = runs.verify_run(folder, reader, start)
+    except ViolationError as violation:
+        return violation.check
+    return "; ".join(unchecked)
+
+
+def first(folder: Path) -> set[str]:
+    """The checks that fedseg finds violated."""
+    return {finding.check for finding in verify_run([folder], folder / "federation.toml").violations}
