@@ -142,9 +142,9 @@ def valid_for(days: float) -> Validity:
     """From now on for so many days; it begins a little earlier, for clocks that are behind.
 
     Raises:
-        ConfigError: that is no number, or more than a century.
+        ConfigError: that is more than a century.
     """
-    if not days <= _MOST_DAYS:  # nan is no number of days either
+    if not days <= _MOST_DAYS:
         raise ConfigError(f"{days:g} days: nothing is valid for so long; give at most {_MOST_DAYS}")
     now = dt.datetime.now(dt.UTC)
     return now - _CLOCK_SKEW, now + dt.timedelta(days=days)
