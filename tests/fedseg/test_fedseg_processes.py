@@ -86,7 +86,7 @@ def test_classes_are_learned_over_tls_after_one_sum_of_statistics_that_a_killed_
     (told,) = (e["text"] for e in events if e["kind"] == "note" and e["text"].startswith("statistics of"))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["privacy"]["epsilon"] <= 8.0
-    assert set(metrics["dice"]["structures"]) == {"clear", "cloudy"}
+    assert set(metrics["dice"]["overall"]) == {"clear", "cloudy"}
     models = [path.read_bytes() for path in tmp_path.rglob("model.safetensors") if ".partial" not in str(path)]
     assert len(models) >= 5, "of the coordinator and of every site that saw the end"
     assert len(set(models)) == 1, "every party has the same weights, mean and deviation"
