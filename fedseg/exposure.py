@@ -13,7 +13,7 @@ from fedseg.credentials import load_federation, signing_key
 from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError
 from fedseg.ledger import FILE, Ledger, Line, read
-from fedseg.ledger import verify as verify_ledger
+from fedseg.ledger.chain import verified
 from fedseg.ledger.home import Home, RecordWitness
 from fedseg.ledger.payers import Payers
 from fedseg.ledger.witness import MarksWitness, hold
@@ -71,13 +71,13 @@ def held(path: Path) -> tuple[Line, ...]:
     Raises:
         LedgerError: it does not verify, its end is missing, or it is a copy.
     """
-    verify_ledger(path)
+    lines = verified(path)  # once: what is held against the marks is what was verified
     beside = path.with_name(MARKS)
     if path.name != FILE or not beside.is_file():
-        return tuple(read(path))
+        return tuple(lines)
     with SqliteStore.existing(beside) as store:
-        witnesses = MarksWitness(store, [path, beside]), RecordWitness(Home(), path.parent)
-        return tuple(Ledger(path, witnesses=witnesses).lines())
+        hold(path, lines, (MarksWitness(store, [path, beside]), RecordWitness(Home(), path.parent)))
+        return tuple(lines)
 
 
 def moved(state: Path) -> None:

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,17 +50,26 @@ def append_line(path: Path, text: str) -> None:
         os.close(descriptor)
 
 
-def hold(path: Path) -> BinaryIO:
+def hold(path: Path, alone: bool = False) -> BinaryIO:
     """Show others that this process works on a file, until what is returned is closed or the process ends, killed too.
 
-    Nothing is kept from anybody; a file system without locks shows nothing.
+    A file system without locks shows nothing, and keeps nobody away.
+
+    Args:
+        path: the file, made where it is missing.
+        alone: whether another process that holds it keeps this one away; otherwise nothing is kept from anybody.
 
     Raises:
+        BlockingIOError: another process holds it, and this one would be alone.
         OSError: the file cannot be written.
     """
     file = open(path, "ab", opener=private)  # noqa: SIM115 - open as long as the process works on it
-    with suppress(OSError):
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if alone and isinstance(error, BlockingIOError):
+            file.close()
+            raise
     return file
 
 

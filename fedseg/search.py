@@ -26,7 +26,7 @@ from fedseg.data.cases import SiteData, held_out
 from fedseg.errors import ConfigError
 from fedseg.evaluation import Scores, evaluate, joined, structure_means
 from fedseg.exposure import MARKS, data_set_ledger
-from fedseg.files import held, hold, read_text
+from fedseg.files import hold, read_text
 from fedseg.ledger import Ledger
 from fedseg.ledger.home import Home
 from fedseg.models import build_model, load_model
@@ -48,6 +48,9 @@ Space: TypeAlias = Mapping[str, Any]
 ASIDE = 0.25
 """Share of the patients in training on whom trials are scored."""
 
+MOST = 1e12
+"""Of a number in a space."""
+
 SEARCHED = ("study", "model", "training", "federation", "privacy", "sharing")
 FIXED = {
     *("study.name", "study.task", "study.structures", "study.classes", "study.seed", "model.start"),
@@ -60,7 +63,7 @@ SAID = {
     "public": "images that whoever ran it calls public: nothing was charged",
     "charged": "patients' images, who paid for every trial; which trial scored best is a choice that no epsilon covers",
 }
-STORAGE, WORKING = "search.sqlite", "search.lock"
+STORAGE, WORKING, TRIALS = "search.sqlite", "search.lock", "trials"
 BEST = "best.toml"
 
 
@@ -122,10 +125,12 @@ def read_space(path: Path) -> Space:
             field = f"{section}.{name}"
             if field in FIXED:
                 raise ConfigError(f"{path}: {field} is what a study is about or promises, and no setting; remove it")
+            if name not in (known := _fields(section)):
+                raise ConfigError(f"{path}: [{section}] {name} is no field of a study; use one of {', '.join(known)}")
             ranged = isinstance(given, dict) and {"low", "high"} <= given.keys() <= {"low", "high", "step", "log"}
             if not (ranged or (isinstance(given, list) and given)):
                 raise ConfigError(f"{path}: {field}: give a list of values, or {{ low = .., high = .., log = true }}")
-            if ranged and (wrong := _no_range(**given)):
+            if wrong := _no_range(**given) if ranged else _no_values(given):
                 raise ConfigError(f"{path}: {field}: {wrong}; correct it")
             found[field] = given
     if not found:
@@ -133,11 +138,16 @@ def read_space(path: Path) -> Space:
     return found
 
 
+def _fields(section: str) -> list[str]:
+    kind: Any = Study.model_fields[section].annotation
+    return [name for name in kind.model_fields if f"{section}.{name}" not in FIXED]
+
+
 def _no_range(low: Any, high: Any, step: Any = None, log: Any = False) -> str:
     """Why nothing can be chosen between two ends; empty where something can."""
     ends = [low, high] if step is None else [low, high, step]
-    if any(type(end) not in (int, float) for end in ends) or not isinstance(log, bool):
-        return "low, high and step are numbers, and log is true or false"
+    if any(type(end) not in (int, float) or abs(end) > MOST for end in ends) or not isinstance(log, bool):
+        return f"low, high and step are numbers up to {MOST:g}, and log is true or false"
     if not low < high:
         return "low is not below high"
     if log and (low <= 0 or step is not None):
@@ -145,6 +155,15 @@ def _no_range(low: Any, high: Any, step: Any = None, log: Any = False) -> str:
     whole = isinstance(low, int) and isinstance(high, int)
     if step is not None and (step <= 0 or (whole and not isinstance(step, int))):
         return "step is above 0, and whole where both ends are"
+    return ""
+
+
+def _no_values(given: list[Any]) -> str:
+    """Why something cannot be chosen of a list; empty where it can."""
+    try:
+        json.dumps(given, allow_nan=False)
+    except (TypeError, ValueError):
+        return "values are finite numbers, texts, true or false, and lists of them"
     return ""
 
 
@@ -185,9 +204,7 @@ def search(study: Study, cohort: Cohort, space: Space, wanted: Wanted, told: Cal
     who = [[site, [case.patient for case in data.train]] for site, data in sorted(cohort.items())]
     terms = json.dumps([shown, who, wanted.images, wanted.epsilon], sort_keys=True)
     name = digest("search", study.hash(), terms).hex()[:16]
-    if held(wanted.out / WORKING):
-        raise ConfigError(f"{wanted.out}: another process searches there; wait for its end, or give --out a folder")
-    with hold(wanted.out / WORKING), _ledgers(study, cohort, wanted) as ledgers:
+    with _alone(wanted.out, study), _ledgers(study, cohort, wanted) as ledgers:
         trials = _opened(wanted, name)
         failed = 0
         while len(_complete(trials)) < wanted.trials:
@@ -207,10 +224,35 @@ def search(study: Study, cohort: Cohort, space: Space, wanted: Wanted, told: Cal
                 if _complete(trials):
                     _written(study, trials, parts, wanted)
                 raise
+            if np.isnan(score):
+                trials.tell(trial, state=_states().FAIL)
+                raise ConfigError("none of the patients set aside has what the study is about: nothing can be scored")
             trials.tell(trial, score)
             told(Tried(trial.number, values, score))
             _written(study, trials, parts, wanted)
     return _written(study, trials, parts, wanted)
+
+
+@contextmanager
+def _alone(out: Path, study: Study) -> Iterator[None]:
+    """One process a folder, and no model of a trial in it before or after, however an earlier process ended."""
+    try:
+        working = hold(out / WORKING, alone=True)
+    except BlockingIOError:
+        raise ConfigError(
+            f"{out}: another process searches there; wait for its end, or give --out a folder of its own"
+        ) from None
+    with working:
+        _forget(out, study)
+        try:
+            yield
+        finally:
+            _forget(out, study)
+
+
+def _forget(out: Path, study: Study) -> None:
+    for left in (out / TRIALS).glob(f"{study.study.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _opened(wanted: Wanted, name: str) -> "optuna.Study":
@@ -222,9 +264,13 @@ def _opened(wanted: Wanted, name: str) -> "optuna.Study":
     path = (wanted.out / STORAGE).resolve()
     sampler = optuna.samplers.TPESampler(seed=wanted.seed)
     storage = f"sqlite:///{path}"
-    found = optuna.create_study(
-        storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler
-    )
+    try:
+        found = optuna.create_study(
+            storage=storage, study_name=name, load_if_exists=True, direction="maximize", sampler=sampler
+        )
+    except Exception as error:  # of SQLAlchemy, or of Optuna about it
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: cannot be used ({why}); mend it, or give --out another folder") from error
     for left in found.get_trials(states=(_states().RUNNING,)):  # of a process that was killed
         found.tell(left.number, state=_states().FAIL)
     if found.trials:
@@ -279,13 +325,12 @@ def _tried(study: Study, parts: Cohort, ledgers: Mapping[str, Ledger], wanted: W
             site: replace(data, train=tuple(case for case in data.train if case.patient in staying[site]))
             for site, data in parts.items()
         }
-    with RunFolder.create(wanted.out / "trials", study) as folder:
+    with RunFolder.create(wanted.out / TRIALS, study) as folder:
         done = simulate(folder, parts, Options(plain=True, command="fedseg search"))
-    try:
-        values = joined([_judged(done, site, data, study) for site, data in parts.items()]).pooled()
-        return float(np.mean([mean for mean in structure_means(values, study).values() if mean is not None]))
-    finally:
-        shutil.rmtree(done)  # a model that is not chosen is nobody's
+    values = joined([_judged(done, site, data, study) for site, data in parts.items()]).pooled()
+    _forget(wanted.out, study)  # a model that is not chosen is nobody's
+    means = [mean for mean in structure_means(values, study).values() if mean is not None]
+    return float(np.mean(means)) if means else float("nan")
 
 
 def _judged(run: Path, site: str, data: SiteData, study: Study) -> Scores:

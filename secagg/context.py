@@ -4,6 +4,7 @@ Every party computes them alone, from what it holds itself. Specification: docs/
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from secagg.arguments import must_be, whole
 from secagg.encoding import HASH_BYTES, digest
@@ -21,7 +22,7 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= 256 and text.isascii() and text.isprintable()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Slot:
     """One attempt of one session: what durable marks are about.
 
@@ -35,7 +36,7 @@ class Slot:
     round_number: int
     attempt: int
 
-    @property
+    @cached_property
     def hash(self) -> bytes:
         """Slot = H(session | training run | round number | attempt): binds what comes before masking."""
         return digest("slot", self.session, self.training_run, self.round_number, self.attempt)

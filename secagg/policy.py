@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from fractions import Fraction
+from functools import cached_property
 from types import MappingProxyType, NoneType
 from typing import Any
 
@@ -35,7 +36,7 @@ class Suite(Enum):
     X25519 = "X25519"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """Parameters of one silo-profile aggregation, the same for all clients and the server.
 
@@ -173,7 +174,7 @@ class Policy:
                         "weights out"
                     )
 
-    @property
+    @cached_property
     def fields(self) -> Layout:
         """The layout, or the one field that `length`, `clip_range` and `value_bits` make."""
         if self.layout is not None:
@@ -239,6 +240,10 @@ class Policy:
 
     def hash(self) -> bytes:
         """H(policy), 32 bytes; enters the session id, so that parties with different policies never meet."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> bytes:
         numbers = [self.clients, self.length, self.max_corrupt, self.min_survivors, self.bits, self.value_bits]
         weights = [[client_id, float(weight).hex()] for client_id, weight in self.weights.items()]
         layout: list[Encoded] = []
@@ -383,6 +388,10 @@ class PinnedRoster(Mapping[str, bytes]):
 
     def hash(self) -> bytes:
         """H(sorted roster of (id, verify key)), 32 bytes."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> bytes:
         return digest("roster", [[client_id, key] for client_id, key in self._keys.items()])
 
 

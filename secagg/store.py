@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Protocol
 
 from secagg.context import GENESIS, Slot
@@ -469,6 +470,7 @@ def _same_run(claim: ReleaseClaim, slot: Slot) -> bool:
     return (claim.session, claim.training_run) == (slot.session, slot.training_run)
 
 
+@lru_cache(maxsize=256)  # an attempt looks the same few up again and again
 def _key(table: str, session: bytes, *names: str | int) -> str:
     return "/".join([table, session.hex(), *(json.dumps(name) for name in names)])
 

@@ -73,6 +73,7 @@ _PLAIN = {
     if not any(nested or (kind, name) in _NAMED_BYTES for name, nested in named) and kind not in _VECTORS
 }
 """Reads all fields of the kinds that hold nothing but texts, numbers and bytes, of which there are thousands."""
+_NAMES = {kind: [name for name, _ in _FIELDS[kind]] for kind in _PLAIN}
 _ENVELOPES: dict[type, tuple[type[Message], str]] = {
     kind: (envelope, name)
     for envelope, kinds in ((pb.FromClient, _CLIENT_FIELDS), (pb.FromServer, _SERVER_FIELDS))
@@ -250,6 +251,8 @@ def _varint_at(data: Buffer, start: int) -> tuple[int, int]:
 def _written(message: Any) -> Any:
     """The protobuf twin of a message, without its vector."""
     kind, values = type(message), dict[str, object]()
+    if kind in _PLAIN:
+        return _TWINS[kind](**dict(zip(_NAMES[kind], _PLAIN[kind](message), strict=True)))
     for name, nested in _FIELDS[kind]:
         value = getattr(message, name)
         if (kind, name) in _NAMED_BYTES:

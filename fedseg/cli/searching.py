@@ -1,5 +1,6 @@
 """`fedseg search`: settings of a study, by trials."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,9 @@ def search(
         )
     if charge != (epsilon is not None) or (budget is not None and not charge):
         raise ConfigError("--charge, and --epsilon for what one trial may spend, go together; --budget goes with both")
+    for name, given in (("epsilon", epsilon), ("budget", budget)):
+        if given is not None and not 0 < given < math.inf:
+            raise ConfigError(f"--{name} {given:g}: is no epsilon; give a number above 0")
     with reading(data):
         cohort = load_cohort(data, loaded)
     best, began = [-1.0], [time.monotonic()]

@@ -26,6 +26,8 @@ def take(stream: IO[bytes]) -> Frame | None:
     said = json.loads(line)
     arrays = []
     for shape in said.pop("shapes"):
-        raw = stream.read(4 * int(np.prod(shape, dtype=np.int64)))
+        raw = stream.read(size := 4 * int(np.prod(shape, dtype=np.int64)))
+        if len(raw) < size:
+            return None
         arrays.append(np.frombuffer(raw, np.float32).reshape(shape))
     return said, arrays

@@ -84,11 +84,20 @@ def verify(path: Path) -> dict[str, Entry]:
     Raises:
         LedgerError: as `read`, or a signature does not hold.
     """
+    return {line.event_id: line.entry for line in verified(path)}
+
+
+def verified(path: Path) -> list[Line]:
+    """`read`, with every signature verified: whoever needs the lines as well reads the file once.
+
+    Raises:
+        LedgerError: as `verify`.
+    """
     lines = read(path)
     for number, line in enumerate(lines, start=1):
         if not line.holds:
             raise LedgerError(f"{path}, line {number}: its signature does not hold; {RESTORE}")
-    return {line.event_id: line.entry for line in lines}
+    return lines
 
 
 def next_line(previous: str, entry: Entry, key: SigningKey | None) -> tuple[Line, bytes]:
@@ -118,13 +127,13 @@ def _linked(previous: str, fields: dict[str, Any], signer: str, signature: str) 
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(body).encode("ascii")
 
 
 def _parse(line: bytes, where: str) -> tuple[dict[str, Any], Line]:
     """A line's own fields, which the chain covers, and what it says today."""
     try:
-        body = json.loads(line, parse_constant=_refused)
+        body = _DECODER.decode(line.decode("utf-8"))
         if not isinstance(body, dict):
             raise ValueError("not an object")
         if "study_hash" in body and "format" not in body:
@@ -140,3 +149,8 @@ def _parse(line: bytes, where: str) -> tuple[dict[str, Any], Line]:
 
 def _refused(constant: str) -> float:
     raise ValueError(f"{constant} is not a number")
+
+
+# Made once: a ledger has thousands of lines, and each is parsed once and written twice to be held against its bytes.
+_DECODER = json.JSONDecoder(parse_constant=_refused)
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)

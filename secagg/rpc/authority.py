@@ -21,6 +21,7 @@ from secagg.rpc.tls import AUTHORITY
 from secagg.writing import PRIVATE, PUBLIC, write_whole
 
 _CLOCK_SKEW = dt.timedelta(minutes=5)
+_MOST_DAYS = 36500
 _LONG = dt.timedelta(days=3650)
 
 Validity = tuple[dt.datetime, dt.datetime]
@@ -138,7 +139,13 @@ class Authority:
 
 
 def valid_for(days: float) -> Validity:
-    """From now on for so many days; it begins a little earlier, for clocks that are behind."""
+    """From now on for so many days; it begins a little earlier, for clocks that are behind.
+
+    Raises:
+        ConfigError: that is more than a century.
+    """
+    if not days <= _MOST_DAYS:
+        raise ConfigError(f"{days:g} days: nothing is valid for so long; give at most {_MOST_DAYS}")
     now = dt.datetime.now(dt.UTC)
     return now - _CLOCK_SKEW, now + dt.timedelta(days=days)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,14 @@ def computes_alike(study):
     assert {name: values.shape for name, values in weights.items()} == program.weights
 
 
+@pytest.mark.parametrize(("network", "channels", "moved"), [("cnn-small", "[4, 8]", 2), ("unet-small", "[4, 8]", 0)])
+def test_relu_comes_after_a_pool_where_nothing_else_takes_it(network, channels, moved):
+    """On a quarter of the values. Of a U-Net the decoder takes them too, and nothing is moved."""
+    study = study_with(network, 32, channels)
+    steps = program_of(build_model(study), study)[0].steps
+    assert [one.does + other.does for one, other in pairwise(steps)].count("poolrelu") == moved
+
+
 @pytest.mark.parametrize("network", ["segresnet", "monet", "unet-resnet18"])
 def test_a_network_that_cannot_be_asked_is_refused_by_name(network):
     study = study_with(network)
@@ -134,6 +143,14 @@ def test_keys_are_their_owners_only_and_are_never_replaced(tmp_path, capsys, mon
         parties.key("data", tmp_path / "model.key")
 
 
+@pytest.mark.parametrize("days", ["inf", "1e9"])
+def test_days_that_no_calendar_has_are_one_sentence(tmp_path, days, capsys, monkeypatch):
+    code, _, said = run(capsys, monkeypatch, "encrypted", "keygen", "data", tmp_path, "--days", days)
+    assert (code, is_one_sentence(said)) == (1, True), said
+    assert "at most 36500" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
@@ -190,6 +207,11 @@ def test_frames_are_what_was_written_or_nothing(tmp_path):
         assert said == {"ask": True}
         assert all(np.array_equal(one, other) for one, other in zip(found, arrays, strict=True))
         assert take(stream) is None
+    whole = (tmp_path / "pipe").read_bytes()
+    for end in (3, len(whole) - 1):  # its process was killed while it wrote
+        (tmp_path / "pipe").write_bytes(whole[:end])
+        with (tmp_path / "pipe").open("rb") as stream:
+            assert take(stream) is None
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -31,8 +32,13 @@ for part in ("imports", "initialize", "run"):
 """
 
 
+COMMAND = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+NO_FIRE = pytest.mark.skipif(find_spec("fire") is None, reason="python -m monai.bundle needs fire: pip install fire")
+
+
 @pytest.mark.slow
-def test_a_bundle_segments_without_fedseg_as_fedseg_does(tmp_path):
+@pytest.mark.parametrize("run", [["-c", ALONE], pytest.param(COMMAND, marks=NO_FIRE)], ids=["alone", "monai.bundle"])
+def test_a_bundle_segments_without_fedseg_as_fedseg_does(tmp_path, run):
     """Turned axes, other spacing, standardised inputs, windows and flips: every voxel alike."""
     study = load_study(STUDIES / "fetal.toml").replace(
         study={"structures": ["left", "right"], "seed": 3},
@@ -61,7 +67,7 @@ def test_a_bundle_segments_without_fedseg_as_fedseg_does(tmp_path):
     bundle = tmp_path / "bundle"
     (bundle / "input").mkdir()
     image.rename(bundle / "input" / image.name)
-    subprocess.run([sys.executable, "-c", ALONE], cwd=bundle, check=True, env={"PATH": ""})
+    subprocess.run([sys.executable, *run], cwd=bundle, check=True, env={"PATH": ""})
     own, theirs = (nibabel.load(path) for path in (tmp_path / "own.nii.gz", bundle / "output" / image.name))
     found = np.asarray(own.dataobj)
     assert len(np.unique(found)) > 1

@@ -96,6 +96,37 @@ def test_two_searches_in_one_folder_do_not_disturb_each_other(tmp_path):
         search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, Wanted(1, "made", tmp_path), print)
 
 
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+def test_no_model_of_a_trial_is_left_however_it_ended(tmp_path, how, monkeypatch):
+    left, wanted = tmp_path / "trials" / f"{STUDY.study.name}-20260101T000000-abc.partial", Wanted(1, "made", tmp_path)
+    left.mkdir(parents=True)
+    (tmp_path / "trials" / "mine").mkdir()
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    if how == "raises":
+        monkeypatch.setattr(searching, "_judged", broken)
+        with pytest.raises(KeyboardInterrupt):
+            search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, wanted, print)
+    else:
+        search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, wanted, lambda _: None)
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["mine"]
+
+
+def test_patients_of_whom_nothing_can_be_scored_end_the_search(tmp_path, monkeypatch):
+    """Optuna takes no score that is no number: the search would try on and on."""
+    monkeypatch.setattr(searching, "structure_means", lambda *_: {"one": None})
+    with pytest.raises(ConfigError, match="nothing can be scored"):
+        search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, Wanted(1, "made", tmp_path), print)
+
+
+def test_a_file_of_trials_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / searching.STORAGE).write_text("no database " * 100)
+    with pytest.raises(ConfigError, match=r"search.sqlite: cannot be used \(.*; mend it, or give --out"):
+        search(STUDY, load_cohort(None, STUDY), {"study.lr": [0.1]}, Wanted(1, "made", tmp_path), print)
+
+
 def test_settings_that_do_not_fit_are_a_failed_trial_and_the_search_goes_on(tmp_path):
     heard = []
     space = {"training.mixup": [0.5], "training.batch": [0, 4]}
@@ -168,6 +199,10 @@ def test_nobody_is_charged_where_nothing_protects(tmp_path, charged):
         ('[study]\nlr = { low = "1", high = 2.0 }', "low, high and step are numbers"),
         ("[study]\nlr = { low = 0.0, high = 1.0, log = true }", "with log = true low is above 0"),
         ("[study]\nrounds = { low = 1, high = 4, step = 0.5 }", "step is above 0, and whole"),
+        ("[study]\nlr = { low = 1.0, high = inf }", "numbers up to 1e\\+12"),
+        ("[study]\nlr = [2020-01-01]", "values are finite numbers, texts"),
+        ("[study]\nlr = [nan]", "values are finite numbers, texts"),
+        ("[study]\nbatches = [1, 2]", "batches is no field of a study; use one of class_weights, rounds"),
         ("", "names no setting"),
         ("[study", "not valid TOML"),
     ],
@@ -201,3 +236,14 @@ def test_what_a_trial_may_spend_is_said_where_somebody_pays_and_nowhere_else(
     asked = ["search", str(tmp_path / "s.toml"), "--space", str(space), "--data", str(tmp_path), *flags]
     code, _, error = command(capsys, monkeypatch, *asked)
     assert (code, "go together" in error) == (1, True), error
+
+
+@pytest.mark.parametrize("flags", [["--epsilon", "0"], ["--epsilon", "nan"], ["--epsilon", "1", "--budget", "nan"]])
+def test_a_budget_that_is_no_number_bounds_nothing_and_is_refused(tmp_path, space, flags, capsys, monkeypatch):
+    study = json.loads(STUDY.model_dump_json())
+    study["data"]["layout"] = "images"
+    study["sites"] = [{"id": site["id"]} for site in study["sites"]]
+    (tmp_path / "s.toml").write_text(type(STUDY).model_validate_json(json.dumps(study)).toml())
+    asked = ["search", str(tmp_path / "s.toml"), "--space", str(space), "--data", str(tmp_path), "--charge", *flags]
+    code, _, error = command(capsys, monkeypatch, *asked)
+    assert (code, "is no epsilon" in error) == (1, True), error
