@@ -90,7 +90,7 @@ def study_event(study: Study, parameters: int, *, secure: bool, party: str = "")
 
 
 def privacy_claim(
-    study: Study, per_site: Mapping[str, float], in_sums: Mapping[int, int], burned: int, first: int
+    study: Study, per_site: Mapping[str, float], in_sums: Mapping[int, int], burned: int, span: tuple[int, int]
 ) -> Privacy | None:
     """The guarantee as `metrics.json` states it, epsilon of the site that has spent most; None without a claim.
 
@@ -99,7 +99,7 @@ def privacy_claim(
         per_site: what each site has spent.
         in_sums: as `achieved` takes it.
         burned: the same.
-        first: the same.
+        span: the same.
     """
     plan = plan_of(study)
     guarantee = guarantee_of(study)
@@ -117,7 +117,7 @@ def privacy_claim(
         steps=plan.steps,
         per_site=dict(per_site),
         sentence=guarantee.sentence,
-        achieved=achieved(study, in_sums, burned, first),
+        achieved=achieved(study, in_sums, burned, span),
     )
 
 
@@ -133,7 +133,7 @@ def metrics_of(
 ) -> Metrics:
     """Everything that `metrics.json` holds; `reason` is why the run ended, kept where the study is not complete."""
     study, tally = folder.study, folder.tally
-    charged = tally.completed + tally.burned
+    charged, span = tally.completed + tally.burned, (tally.first_round, tally.last_round)
     return Metrics(
         format=FORMAT,
         study=study.study.name,
@@ -150,7 +150,7 @@ def metrics_of(
         mechanism=study.privacy.mechanism,
         ema=study.federation.ema,
         personal=study.federation.personal,
-        privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values()), tally.first_round),
+        privacy=privacy_claim(study, per_site, tally.in_sums, charged - sum(tally.in_sums.values()), span),
         dice=table,
         measures=dict(measures or {}),
         classes=classes,

@@ -45,8 +45,10 @@ def _result(chosen: Sequence[Mutant], task: Task) -> Result:
         task.progress(outcome.mutant.name if outcome.mutant else outcome.detector.split("::")[-1])
 
     outcomes = tried(chosen, told)
-    survived = [one for one in outcomes if one.mutant is not None and not one.as_it_should]
-    broken = [one for one in outcomes if one.mutant is None and not one.as_it_should]
+    late = [one for one in outcomes if one.late]
+    wrong = [one for one in outcomes if not one.as_it_should and not one.late]
+    survived = [one for one in wrong if one.mutant is not None]
+    broken = [one for one in wrong if one.mutant is None]
     rows = tuple(
         {
             "number": one.mutant.number,
@@ -77,6 +79,9 @@ def _result(chosen: Sequence[Mutant], task: Task) -> Result:
         says = f"{len(survived)} of {len(chosen)} planted bugs survive, the first: {first.detector} on "
         says += f"{first.mutant.name if first.mutant else ''}: {first.says[:200]}"
         return Result("violated", says, figures, rows=rows)
+    if late:
+        says = f"The machine was too busy to tell: {late[0].detector} {late[0].says}; run it again when it is not."
+        return Result("no power", says, figures, rows=rows)
     says = (
         f"{len(chosen)} of {every} planted bugs are each killed by the detector that is named for it, for its reason."
     )

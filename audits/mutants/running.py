@@ -31,6 +31,7 @@ class Outcome:
         as_it_should: the mutant was killed by it, for its reason; without one, it passed.
         says: the failing line and its error, or why there is none.
         took: seconds of one core.
+        late: it was ended before it had an answer, which says nothing of the code: a busy machine does that.
     """
 
     mutant: Mutant | None
@@ -38,6 +39,7 @@ class Outcome:
     as_it_should: bool
     says: str
     took: float
+    late: bool = False
 
 
 class Bench:
@@ -112,7 +114,8 @@ def tried(chosen: Sequence[Mutant], told: Callable[[Outcome], None] = lambda out
     with bench() as on:
         for detector in dict.fromkeys(mutant.detector for mutant in chosen):
             answer = on.detected(detector)
-            note(Outcome(None, detector, answer["outcome"] == "passed", _said(answer), answer.get("took", 0.0)))
+            passed, late = (answer["outcome"] == one for one in ("passed", "late"))
+            note(Outcome(None, detector, passed, _said(answer), answer.get("took", 0.0), late))
         for mutant in chosen:
             try:
                 answer = on.detected(mutant.detector, mutant)
@@ -121,7 +124,8 @@ def tried(chosen: Sequence[Mutant], told: Callable[[Outcome], None] = lambda out
                 continue
             said = _said(answer)
             killed = answer["outcome"] == "failed" and mutant.shows in said
-            note(Outcome(mutant, mutant.detector, killed, said, answer.get("took", 0.0)))
+            late = answer["outcome"] == "late"
+            note(Outcome(mutant, mutant.detector, killed, said, answer.get("took", 0.0), late))
     return outcomes
 
 

@@ -111,7 +111,7 @@ def run(detector: str, seconds: float, folder: Path) -> dict[str, Any]:
         os.killpg(process, signal.SIGKILL)
     if not ended:
         os.waitpid(process, 0)
-        return {"outcome": "error", "says": f"took more than {seconds:.0f} seconds of wall time"}
+        return {"outcome": "late", "says": f"took more than {seconds:.0f} seconds of wall time"}
     took = round(used.ru_utime + used.ru_stime, 2) if used else 0.0
     if not answer.is_file():
         return {"outcome": "error", "says": "the process died", "took": took}

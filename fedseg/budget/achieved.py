@@ -14,15 +14,16 @@ from fedseg.records import Achieved
 from fedseg.study import Study
 
 
-def achieved(study: Study, in_sums: Mapping[int, int], burned: int, first: int = 1) -> Achieved | None:
+def achieved(study: Study, in_sums: Mapping[int, int], burned: int, span: tuple[int, int] = (1, 0)) -> Achieved | None:
     """The epsilon of a run whose sums are known.
 
     Args:
         study: the study.
         in_sums: number of sites in a sum, to how many rounds had such a sum.
         burned: rounds that were charged and of which no sum is known: somebody may hold one of the fewest sites.
-        first: number of the first round with a sum, 0 where there is none; a study that asks for statistics asks for
-            them in every round up to it.
+        span: numbers of the first and the last round with a sum, 0 where there is none. A study that asks for
+            statistics asks in every round up to the first one. Who missed a round may have come after that: then each
+            round that may have been either counts as both.
 
     Returns:
         None where no noise is shared, or no epsilon is claimed.
@@ -33,24 +34,26 @@ def achieved(study: Study, in_sums: Mapping[int, int], burned: int, first: int =
         return None
     corrupt = terms.max_corrupt
     fewest = terms.min_survivors - corrupt
+    first, last = span
     in_vain = 0 if study.asked is None else min(burned, first - 1) if first else burned
-    by_shares = Counter({fewest: burned - in_vain})
+    asks = in_vain + bool(study.asked and in_sums)
+    came_late = rounds < last
+    by_shares = Counter({fewest: burned - (0 if came_late else in_vain)})
     for sites, times in in_sums.items():
         by_shares[sites - corrupt] += times
     # Nobody says here how many were in the sum of statistics: as if it had the fewest shares, and training the most.
-    if plan.asked and in_sums:
+    if plan.asked and in_sums and not came_late:
         by_shares[max(shares for shares, times in by_shares.items() if times)] -= 1
     events = [
         study.mechanism.achieved(terms, times * plan.local_steps, shares, shares + corrupt)
         for shares, times in sorted(by_shares.items())
         if times
     ]
-    asks = in_vain + bool(in_sums)
     if study.asked is not None:
         events.append(study.asked.released(asks))
     known = [event for event in events if event is not None]
     spent = epsilon(known, plan.delta) if len(known) == len(events) else None
-    charged = epsilon(shown_in(study, rounds, asks=asks) or [], plan.delta)
+    charged = epsilon(shown_in(study, rounds + (asks if came_late else 0), asks=asks) or [], plan.delta)
     sentence = (
         f"planned for at least {fewest} honest share{'s' if fewest > 1 else ''} of the noise: epsilon {_up(charged)}; "
         f"with the sites that were really in each sum: {'no bound' if spent is None else _up(spent)}, for whoever "

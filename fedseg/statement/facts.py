@@ -238,7 +238,7 @@ def achieved_of(given: Material) -> Achieved | None:
     sums = Counter(len(end.included) for end in given.log.values())
     metrics = given.runs[0].metrics
     burned = metrics.protocol.burned if metrics else max(given.log, default=0) - len(given.log)
-    return achieved(given.study, sums, burned, min(given.log, default=0))
+    return achieved(given.study, sums, burned, (min(given.log, default=0), max(given.log, default=0)))
 
 
 def delta_of(given: Material, delta: float | None) -> float:

@@ -65,7 +65,8 @@ def _promise(run: Run, metrics: Metrics) -> list[str]:
     stated = metrics.privacy
     per_site = {site: spent for site, spent in stated.per_site.items() if spent is not None} if stated else {}
     in_sums = Counter(len(end.included) for end in run.ended.values())
-    planned = privacy_claim(run.study, per_site, in_sums, metrics.protocol.burned, min(run.ended, default=0))
+    span = min(run.ended, default=0), max(run.ended, default=0)
+    planned = privacy_claim(run.study, per_site, in_sums, metrics.protocol.burned, span)
     if planned is None or stated is None:
         return [] if planned is stated else ["metrics.json, privacy: is there although none is claimed, or missing"]
     return _differing(planned.model_dump(), stated.model_dump(), "metrics.json, privacy")

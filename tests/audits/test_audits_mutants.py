@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from audits.mutants import sample
+from audits.base import Task
+from audits.mutants import run_all, running, sample
 from audits.mutants.patches import ROOT, PatchError, mutants
 from audits.mutants.running import tried
 from audits.table import AUDITS
@@ -51,3 +52,11 @@ def test_a_bench_tells_a_kill_from_a_survivor_and_from_a_kill_for_another_reason
     assert [one.as_it_should for one in others] == [True, False, False]
     assert "DID NOT RAISE" in others[0].says
     assert others[1].says == "passes"
+
+
+def test_a_machine_too_busy_to_answer_blames_nobody(monkeypatch, tmp_path):
+    monkeypatch.setattr(running, "PATIENCE", 0.0)
+    monkeypatch.setattr("audits.mutants.mutants", lambda: {"share-index-0": mutants()["share-index-0"]})
+    result = run_all(Task("full", 0, tmp_path, print))
+    assert result.verdict == "no power"
+    assert "too busy" in result.says

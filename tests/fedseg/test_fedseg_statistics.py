@@ -189,7 +189,13 @@ def test_what_a_run_has_given_counts_the_asks_that_burned_as_asks(tmp_path):
     assert privacy["achieved"]["charged"] == pytest.approx(privacy["epsilon"])
     assert privacy["achieved"]["epsilon"] == pytest.approx(privacy["epsilon"])
     assert not found_wrong(run)
-    assert achieved(study, {}, 2, 0).epsilon == pytest.approx(epsilon([study.asked.released(2)], 1e-2))
+    assert achieved(study, {}, 2, (0, 0)).epsilon == pytest.approx(epsilon([study.asked.released(2)], 1e-2))
+    # A site that came late: the round that burned there, and the one whose sum it saw, may have been of training.
+    late, whole = achieved(study, {3: 1}, 1, (3, 3)), achieved(study, {3: 1}, 1, (2, 2))
+    trained = [study.mechanism.achieved(study.terms, study.terms.local_steps, shares, shares + 1) for shares in (2, 2)]
+    assert late.epsilon >= epsilon([event for event in trained if event is not None], 1e-2)
+    assert late.epsilon > whole.epsilon
+    assert late.charged > whole.charged
 
 
 def test_a_run_with_statistics_is_verified_and_a_forged_mean_is_found(tmp_path):
