@@ -122,7 +122,7 @@ def ask(
             study = agreed_study(session.hear("program")[0])
         with _waiting("taking shares of the model"):
             session.hear("ready")
-        failed = write_answers_of(lambda: EncryptedNetwork(session), image, output, study)
+        failed = write_answers_of(lambda: EncryptedNetwork(session, study), image, output, study)
         session.end()
     if failed:
         raise typer.Exit(1)

@@ -286,7 +286,7 @@ def main() -> None:
             once(given)
         case _:
             for cell in sys.stdin:
-                once(parser.parse_args(["one", *shlex.split(cell)]))
+                once(parser.parse_args([*sys.argv[1:], *shlex.split(cell)]))  # a line's own options count for more
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fedseg.encrypted.asking import EncryptedNetwork
 from fedseg.encrypted.frames import put, take
 from fedseg.encrypted.parties import PartyError, answers, make_key, read_parties
 from fedseg.encrypted.program import Program
@@ -53,6 +54,17 @@ def test_the_program_standardises_pictures_as_the_network_does():
     """[data] statistics: a hook of the network, with values of its file."""
     public = {"statistics": "public", "mean": [0.4], "sd": [2.0]}
     computes_alike(study_with("unet-small", 32, "[4, 8]").replace(data=public))
+
+
+def test_a_program_with_other_outputs_than_its_study_says_is_refused():
+    class Answering:
+        def ask(self, pictures):
+            return np.zeros((len(pictures), 3, 32, 32), np.float32)
+
+    study = study_with("unet-small", 32, "[4, 8]")
+    asked = EncryptedNetwork(Answering(), study)
+    with pytest.raises(PartyError, match=f"3 outputs and its study has {len(study.study.structures) + 1}"):
+        asked(torch.zeros(2, 1, 32, 32))
 
 
 def computes_alike(study):
