@@ -41,6 +41,7 @@ def recipe(study: Study) -> dict[str, Any]:
     phantom, dims = _phantom(study), study.data.dims
     options: dict[str, Any] = {"blocks": list(study.model.blocks), "deep": study.training.deep_supervision}
     options["standardised"] = study.training.weight_standardisation
+    options["classes"] = "weigh alike" if study.study.task == "classification" else ""
     return {name: value for name, value in options.items() if value} | {
         "phantom": phantom.name,
         "phantom version": phantom.version,
@@ -81,9 +82,8 @@ def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Modul
         ConfigError: no phantom fits the study.
         UnsupportedModelError: the network mixes patients.
     """
-    study = study.replace(
-        study={"name": "phantom", "seed": None}, training={"trainable": "all"}
-    )  # the same start whatever a study's name and seed
+    # What the recipe does not name has no part in it: made classes are not as frequent as the study's.
+    study = study.replace(study={"name": "phantom", "seed": None, "class_weights": []}, training={"trainable": "all"})
     cases = public_cases(_phantom(study), study, "pretraining", POOL[study.data.dims])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -45,8 +45,9 @@ from secagg.field import Field
 from secagg.keys import SigningKey
 from secagg.layout import Layout
 from secagg.messages import Receipt, RoundStart
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import Policy, Suite
 from secagg.quantize import dequantize, means, sums
+from secagg.roster import PinnedRoster
 from secagg.session import ClientSession, ServerSession
 from secagg.simulation import Simulated, simulate
 from secagg.store import MemoryStore, Store

@@ -59,9 +59,10 @@ from secagg.messages import (
     SlotsFailed,
     UnmaskingShares,
 )
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor
 from secagg.quantize import Quantised
+from secagg.roster import PinnedRoster, session_id
 from secagg.shamir import SHARE_BYTES, is_share, split
 from secagg.steps import (
     CONSISTENCY_CHECK,

@@ -27,7 +27,7 @@ class Slot:
     """One attempt of one session: what durable marks are about.
 
     Attributes:
-        session: 32 bytes, `secagg.policy.session_id`.
+        session: 32 bytes, `secagg.roster.session_id`.
         training_run, round_number, attempt: as in `RoundContext`.
     """
 

@@ -13,7 +13,8 @@ from secagg.arguments import must_be
 from secagg.encoding import Field, encode
 from secagg.errors import ConfigError
 from secagg.keys import SigningKey, verify
-from secagg.policy import PinnedRoster, Policy
+from secagg.policy import Policy
+from secagg.roster import PinnedRoster
 from secagg.text import read_text
 from secagg.toml import from_toml
 from secagg.writing import owners_only

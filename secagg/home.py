@@ -45,8 +45,9 @@ from secagg.following import Following
 from secagg.keys import SigningKey
 from secagg.layout import Layout
 from secagg.messages import Receipt, RoundStart
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor
+from secagg.roster import PinnedRoster, session_id
 from secagg.snapshot_files import kept_in
 from secagg.sqlite import SqliteStore
 from secagg.text import read_text

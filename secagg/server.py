@@ -64,8 +64,9 @@ from secagg.messages import (
     headers_hash,
 )
 from secagg.packing import add_packed, modulo, pack_into, packed_size, unpack, values_at
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import Policy, Suite
 from secagg.prg import Executor, apply_masks, begin_masks, zeros
+from secagg.roster import PinnedRoster
 from secagg.shamir import combine
 from secagg.steps import (
     ADVERTISE_KEYS,

@@ -38,9 +38,10 @@ from secagg.messages import (
     SlotsFailed,
 )
 from secagg.packing import unpack
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import KEY_BYTES, Executor, Stream, check_executor
 from secagg.quantize import Quantised
+from secagg.roster import PinnedRoster, session_id
 from secagg.server import (
     Advertising,
     Attesting,

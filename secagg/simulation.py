@@ -19,9 +19,10 @@ from secagg.errors import ConfigError
 from secagg.keys import SigningKey
 from secagg.layout import Values
 from secagg.messages import FromClient, Result
-from secagg.policy import PinnedRoster, Policy
+from secagg.policy import Policy
 from secagg.prg import Executor
 from secagg.quantize import means, sums
+from secagg.roster import PinnedRoster
 from secagg.steps import MASKED_INPUT_COLLECTION, ROUND_START, STEPS
 from secagg.store import MemoryStore
 from secagg.transcript import RoundReport, judge

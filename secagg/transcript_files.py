@@ -29,8 +29,9 @@ from secagg.messages import (
     UnmaskingShares,
 )
 from secagg.packing import packed_size, unpack
-from secagg.policy import PinnedRoster, Policy
+from secagg.policy import Policy
 from secagg.recording import Passing, Sealed
+from secagg.roster import PinnedRoster
 from secagg.transcript.judging import judge
 from secagg.transcript.record import (
     CHAIN_START,

@@ -293,7 +293,7 @@ def _settle(
     from fedseg.exposure import accept_round, marks_of
     from fedseg.models import build_model
     from fedseg.site.following import Following
-    from secagg.policy import session_id
+    from secagg.roster import session_id
     from secagg.service.exposed import replay
 
     for round_id in accepted:

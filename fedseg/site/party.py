@@ -18,7 +18,7 @@ from fedseg.site.following import Following
 from fedseg.site.options import Options
 from fedseg.study import Study
 from secagg.encoding import digest
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.proof import prover_of

@@ -25,7 +25,7 @@ from fedseg.update import flatten, model_hash
 from fedseg.verifying.material import Charged, Material, Run, marks_of
 from fedseg.verifying.models import reached_in
 from secagg.errors import ConfigError, SecAggError
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.store import Marks
 
 EQUAL = 1e-6

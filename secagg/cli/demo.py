@@ -22,8 +22,9 @@ from secagg.keys import SigningKey
 from secagg.masking import Vector
 from secagg.messages import RoundStart
 from secagg.packing import dtype_for, modulo
-from secagg.policy import PinnedRoster, Policy, Suite
+from secagg.policy import Policy, Suite
 from secagg.prg import Stream
+from secagg.roster import PinnedRoster
 from secagg.session import ClientSession, ServerSession
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.store import MemoryStore

@@ -11,7 +11,7 @@ import typer
 from secagg.cli.terminal import app, sentences
 from secagg.files import public_text, secret_text
 from secagg.keys import SigningKey
-from secagg.policy import PinnedRoster
+from secagg.roster import PinnedRoster
 from secagg.terminal import say
 from secagg.writing import PRIVATE, write_new
 

@@ -11,7 +11,7 @@ import typer
 from secagg.cli.terminal import app, sentences
 from secagg.errors import ConfigError
 from secagg.files import load_public_key, roster_text
-from secagg.policy import PinnedRoster
+from secagg.roster import PinnedRoster
 from secagg.terminal import say
 from secagg.writing import write_new
 

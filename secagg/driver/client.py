@@ -22,9 +22,10 @@ from secagg.keys import SigningKey
 from secagg.layout import Values
 from secagg.masking import Vector
 from secagg.messages import Abort, FromClient, FromServer, MaskedInput, Reports, Result, RoundStart, SlotMasks
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor, Stream, check_executor
 from secagg.quantize import Quantised, dequantize
+from secagg.roster import PinnedRoster, session_id
 from secagg.session import ClientSession
 from secagg.snapshot import resume, suspend
 from secagg.steps import ROUND_START

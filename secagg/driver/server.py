@@ -30,9 +30,10 @@ from secagg.errors import (
 )
 from secagg.masking import Vector
 from secagg.messages import Receipt
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor, check_executor
 from secagg.quantize import dequantize
+from secagg.roster import PinnedRoster, session_id
 from secagg.session import ServerSession
 from secagg.snapshot import resume_server, snapshot_server
 from secagg.steps import ADVERTISE_KEYS, BLAME, MASKED_INPUT_COLLECTION

@@ -27,7 +27,7 @@ from secagg.enrolment.requests import checked_csr, read_csr
 from secagg.errors import ConfigError
 from secagg.files import Federation, federation_text, load_key, load_public_key, public_text, secret_text
 from secagg.keys import SigningKey
-from secagg.policy import PinnedRoster
+from secagg.roster import PinnedRoster
 from secagg.rpc.authority import Authority, valid_for
 from secagg.rpc.proxy import LOCAL_HOSTS
 from secagg.rpc.tls import AUTHORITY, COORDINATOR

@@ -34,9 +34,9 @@ from secagg.federated import mean_of
 from secagg.flower.records import EXPOSED, RECORD_OF, arrays_in, kind_of, parts_of, told_hash, with_parts, without_parts
 from secagg.home import Home
 from secagg.messages import AdvertiseKeys
-from secagg.policy import session_id
 from secagg.prg import Executor
 from secagg.printable import printable
+from secagg.roster import session_id
 from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
 
 PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from secagg.errors import SecAggError
 from secagg.messages import Receipt
-from secagg.policy import PinnedRoster, Policy
+from secagg.policy import Policy
+from secagg.roster import PinnedRoster
 from secagg.service.dialogue import WAITED_FOR
 from secagg.store import Store
 from secagg.transcript import RoundReport, accept

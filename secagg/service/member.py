@@ -20,7 +20,8 @@ from secagg.driver import ClientAction, ClientDriver, Completed, Exposed, Failed
 from secagg.errors import ProtocolError, SecAggError
 from secagg.keys import SigningKey
 from secagg.messages import RoundStart
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
+from secagg.roster import PinnedRoster, session_id
 from secagg.rpc import frames
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import Received

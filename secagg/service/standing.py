@@ -14,7 +14,8 @@ from secagg.driver import Failed, Refused, Save, Send, ServerAction, ServerDrive
 from secagg.files import Federation
 from secagg.keys import SigningKey
 from secagg.messages import FromServer, RoundStart
-from secagg.policy import Policy, session_id
+from secagg.policy import Policy
+from secagg.roster import session_id
 from secagg.rpc.frames import message_limit
 from secagg.rpc.proof import TLS, Pinned
 from secagg.rpc.server import MailboxServer

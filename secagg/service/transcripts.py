@@ -8,7 +8,7 @@ from pathlib import Path
 from secagg import Policy, SigningKey
 from secagg.context import RoundContext
 from secagg.errors import ConfigError
-from secagg.policy import PinnedRoster
+from secagg.roster import PinnedRoster
 from secagg.transcript_files import Recorder
 from secagg.writing import PRIVATE, PRIVATE_FOLDER
 

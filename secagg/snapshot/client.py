@@ -27,8 +27,9 @@ from secagg.messages import (
     SlotMasks,
     UnmaskingShares,
 )
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor
+from secagg.roster import PinnedRoster, session_id
 from secagg.session import ClientSession
 from secagg.snapshot import sealed
 from secagg.store import Store

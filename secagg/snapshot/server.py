@@ -14,8 +14,9 @@ from secagg.errors import IllegalTransitionError
 from secagg.keys import SigningKey
 from secagg.messages import FromServer, IncludedSet, Reports, Result, Roster
 from secagg.packing import dtype_for, unpack
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Executor
+from secagg.roster import PinnedRoster, session_id
 from secagg.server import (
     Advertising,
     Attesting,

@@ -12,7 +12,8 @@ from secagg.context import RoundContext, next_head
 from secagg.encoding import digest
 from secagg.keys import MaskKey
 from secagg.messages import Header, IncludedSet, Roster, headers_hash
-from secagg.policy import PinnedRoster, Policy, Suite, session_id
+from secagg.policy import Policy, Suite
+from secagg.roster import PinnedRoster, session_id
 from secagg.shamir import combine
 from secagg.transcript.messages import Messages
 from secagg.transcript.record import CHAIN_START, Opening, PublishedBundle

@@ -10,7 +10,8 @@ from itertools import pairwise
 from secagg.context import Slot
 from secagg.errors import UnexpectedMessageError
 from secagg.messages import ReleaseClaim
-from secagg.policy import PinnedRoster, Policy
+from secagg.policy import Policy
+from secagg.roster import PinnedRoster
 from secagg.store import NEVER, Store
 from secagg.transcript.checks import CHECKS, OF_BURNED, WHAT
 from secagg.transcript.facts import Past, Reader, Transcript

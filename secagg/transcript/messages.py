@@ -17,7 +17,7 @@ from secagg.messages import (
     ShareReport,
     UnmaskingShares,
 )
-from secagg.policy import PinnedRoster
+from secagg.roster import PinnedRoster
 from secagg.transcript.record import Block, Closing, OpenedPair, Opening, PublishedShares, Record, place, sender_of
 from secagg.transcript.violation import ViolationError
 

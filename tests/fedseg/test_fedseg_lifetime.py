@@ -32,7 +32,7 @@ from fedseg.study import parse_study
 from fedseg.verifying.material import gather
 from secagg import SigningKey
 from secagg.context import Slot
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.sqlite import SqliteStore
 from tests.support.command import feta_study, run
 from tests.support.folders import copied

@@ -67,6 +67,17 @@ def test_every_process_starts_from_the_same_weights(
     assert not np.array_equal(first, flatten(build_model(fetal)))
 
 
+def test_what_a_recipe_does_not_name_changes_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study weighs classes by its own patients; two studies of one recipe would each have kept another start."""
+    study = load_study(STUDIES / "pneumonia-private.toml")
+    plain = study.replace(study={"class_weights": []}, training={"trainable": "all"})
+    assert recipe_hash(study) == recipe_hash(plain)
+    monkeypatch.setattr(start, "checksums", dict)  # none is shipped
+    first = flatten(starting_model(study))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    assert np.array_equal(first, flatten(starting_model(plain)))
+
+
 def test_pretraining_is_done_once(fetal: Study, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     first = starting_model(fetal, lambda *step: seen.append(step))

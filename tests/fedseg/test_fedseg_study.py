@@ -147,7 +147,7 @@ def test_hash_is_the_same_today_and_tomorrow() -> None:
     [secagg]\nclip_range = 0.1
     [[sites]]\nid = "a"\n[[sites]]\nid = "b"\n[[sites]]\nid = "c"
     """
-    assert parse_study(text, "s").hash().hex() == "16384303aba985785113defdf846770f49af6360f6b0d21c66a82e9ff7904b30"
+    assert parse_study(text, "s").hash().hex() == "27e706d37db8fbae5e09141d498f515fa530e7bfdcc0c66417bd26b8bffda00a"
 
 
 def test_replace_is_checked_again(study: Study) -> None:

@@ -23,7 +23,7 @@ from fedseg.verifying import figures, verify_run
 from secagg import SigningKey
 from secagg.context import Slot
 from secagg.files import load_policy, read_federation
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.sqlite import SqliteStore
 from secagg.transcript_files import published
 from tests.support.command import run as command

@@ -99,8 +99,8 @@ from secagg.messages import (
     ShareInbox,
     UnmaskingShares,
 )
-from secagg.policy import session_id
 from secagg.prg import Masks, keystream
+from secagg.roster import session_id
 from secagg.server import Collecting, Unmasking
 from secagg.shamir import PRIME, combine
 from secagg.steps import State

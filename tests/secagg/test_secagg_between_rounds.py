@@ -35,9 +35,9 @@ from secagg import (
 from secagg.client import LARGEST_STEP
 from secagg.context import GENESIS, LARGEST_NUMBER, next_head
 from secagg.messages import AdvertiseKeys, Receipt, ReleaseClaim, RoundStart
-from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
+from secagg.roster import session_id
 from secagg.sqlite import SqliteStore
 from secagg.store import Marks
 from tests.support.cohort import SERVER_KEY, Cohort

@@ -26,8 +26,8 @@ from secagg.messages import (
     Roster,
     ShareReport,
 )
-from secagg.policy import session_id
 from secagg.prg import Stream
+from secagg.roster import session_id
 from secagg.shamir import PRIME
 from secagg.steps import STEPS
 from secagg.transcript.record import OpenedPair

@@ -53,9 +53,9 @@ from secagg.messages import (
     SlotsFailed,
     UnmaskingShares,
 )
-from secagg.policy import session_id
 from secagg.prg import keystream
 from secagg.quantize import Quantised
+from secagg.roster import session_id
 from secagg.shamir import PRIME, split
 from secagg.steps import State
 from secagg.store import Marks

@@ -41,7 +41,7 @@ from secagg.context import GENESIS
 from secagg.errors import ConfigError, IllegalTransitionError, ProtocolError
 from secagg.files import load_public_key
 from secagg.messages import Abort, AdvertiseKeys, RoundStart, Signed, SlotMasks, SlotsFailed, UnmaskingShares
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.rpc.frames import Assembler
 from secagg.rpc.pace import CHUNK_BYTES
 from secagg.rpc.transport_pb2 import Frame

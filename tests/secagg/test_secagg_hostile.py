@@ -43,7 +43,7 @@ from secagg.messages import (
     SlotMasks,
     SlotsFailed,
 )
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.steps import BLAME
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone

@@ -11,7 +11,7 @@ from secagg import ConfigError, Field, Layout, PinnedRoster, Policy, RoundContex
 from secagg.encoding import digest, encode
 from secagg.masking import slot_values
 from secagg.packing import dtype_for
-from secagg.policy import session_id
+from secagg.roster import session_id
 from tests.support.cohort import Cohort
 
 

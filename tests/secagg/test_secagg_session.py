@@ -35,9 +35,9 @@ from secagg.messages import (
     RoundStart,
     UnmaskingShares,
 )
-from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import Quantised
+from secagg.roster import session_id
 from secagg.steps import RESULT
 from secagg.store import NEVER, MemoryStore
 from tests.support.cohort import RUN, SENDING, SERVER_KEY, Cohort, Play, alone

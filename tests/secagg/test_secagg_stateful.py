@@ -66,7 +66,7 @@ from secagg.messages import (
     SlotMasks,
     UnmaskingShares,
 )
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.shamir import PRIME
 from secagg.steps import BLAME
 from secagg.store import Marks

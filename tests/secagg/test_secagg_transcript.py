@@ -41,8 +41,8 @@ from secagg.messages import (
     ShareReport,
     SlotMasks,
 )
-from secagg.policy import session_id
 from secagg.prg import Stream
+from secagg.roster import session_id
 from secagg.service.exposed import replay
 from secagg.store import Marks
 from secagg.transcript import Verdict, ViolationError, accept, checks, facts, judging, reading, vectors

@@ -63,7 +63,7 @@ from secagg import (
 from secagg.complaints import leave_out
 from secagg.context import Slot
 from secagg.messages import Roster, RoundStart, Signed
-from secagg.policy import session_id
+from secagg.roster import session_id
 
 ROOT = Path(__file__).parents[2]
 VECTORS = ROOT / "tests" / "vectors"

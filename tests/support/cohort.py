@@ -22,9 +22,9 @@ from secagg import (
 )
 from secagg.messages import FromClient
 from secagg.packing import packed_size
-from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
+from secagg.roster import session_id
 from secagg.steps import BLAME, STEPS
 
 SENDING = STEPS[:-1]

@@ -39,9 +39,9 @@ from secagg.messages import (
     headers_hash,
 )
 from secagg.packing import dtype_for, pack
-from secagg.policy import session_id
 from secagg.prg import Stream, apply_masks
 from secagg.quantize import quantize
+from secagg.roster import session_id
 from secagg.shamir import split
 from secagg.steps import SHARE_KEYS, SHARE_REPORT, STEPS, UNMASKING
 from secagg.store import NEVER

@@ -31,8 +31,8 @@ from secagg.messages import (
     UnmaskingShares,
 )
 from secagg.packing import pack, unpack
-from secagg.policy import PinnedRoster
 from secagg.prg import apply_masks
+from secagg.roster import PinnedRoster
 from secagg.shamir import PRIME, SHARE_BYTES
 from secagg.steps import State
 from tests.support.cohort import SENDING, Cohort, Play

@@ -12,7 +12,7 @@ from secagg import PinnedRoster, Policy, SigningKey, Suite
 from secagg.encoding import encode
 from secagg.messages import AdvertiseKeys, Attestation, Confirmation, Receipt, ReleaseClaim, UnmaskingShares
 from secagg.packing import pack, unpack
-from secagg.policy import session_id
+from secagg.roster import session_id
 from secagg.shamir import PRIME, split
 from secagg.transcript.record import Block, OpenedPair, PublishedShares, encode_record, records
 from tests.support.cohort import SENDING, SERVER_KEY, Cohort, signing_key

@@ -11,8 +11,9 @@ import numpy as np
 from secagg import ClientDriver, MemoryStore, SigningKey, wire
 from secagg.driver import Completed, Joined, Send
 from secagg.files import Federation
-from secagg.policy import PinnedRoster, Policy, session_id
+from secagg.policy import Policy
 from secagg.prg import Stream
+from secagg.roster import PinnedRoster, session_id
 from secagg.rpc import frames
 from secagg.rpc.frames import Received, Traffic
 from secagg.service import dialogue, sums

@@ -38,9 +38,9 @@ from secagg.keys import ChannelKey, MaskKey, seal
 from secagg.masking import pair_mask_seed, self_mask_seed, slot_mask, slot_values
 from secagg.messages import AdvertiseKeys, EncryptedShares, Receipt, RoundStart, ShareInbox, SlotsFailed
 from secagg.packing import unpack
-from secagg.policy import session_id
 from secagg.prg import Stream
 from secagg.quantize import quantize
+from secagg.roster import session_id
 from secagg.shamir import PRIME, SHARE_BYTES
 
 RUN = "run-1"
