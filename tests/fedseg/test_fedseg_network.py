@@ -57,6 +57,7 @@ async def federate(
     """Run everybody to the end; returns what the coordinator and each site ended with (a folder or an exception)."""
     credentials = folder / ("credentials" if run == "run" else f"credentials-{run}")
     make_credentials(credentials, study, run)
+    data = {name: load_site(None, name, study) for name in study.site_ids}  # before anybody waits for anybody
     listening = asyncio.get_running_loop().create_future()
 
     def listen(event) -> None:
@@ -76,7 +77,7 @@ async def federate(
             state=folder / f"{name}-state",
             patience=10,
         )
-        return await Site(RunFolder.create(folder / name, study), load_site(None, name, study), options).run()
+        return await Site(RunFolder.create(folder / name, study), data[name], options).run()
 
     sites = await asyncio.gather(*(site(name) for name in study.site_ids), return_exceptions=True)
     (ended,) = await asyncio.gather(running, return_exceptions=True)
