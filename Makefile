@@ -54,7 +54,7 @@ check: lint types floors test docs
 slow: $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]' || \
 	  echo "atheris cannot be installed here: ten minutes of coverage-guided fuzzing are left out"
-	@$(BIN)/python -m pytest -n 2 -m slow
+	@SECAGG_EXPLORE=1 $(BIN)/python -m pytest -n 2 -m slow
 
 compat:
 	@sh tests/compat.sh

@@ -1,4 +1,4 @@
-"""One thread for each process of tests, and every process that a test starts imports this tree."""
+"""One thread for each process of tests, every process that a test starts imports this tree, and examples repeat."""
 
 import itertools
 import os
@@ -11,6 +11,14 @@ _HOMES = itertools.count()
 ROOT = Path(__file__).parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded, here and in processes of tests
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+try:
+    from hypothesis import settings
+except ImportError:  # an adapter's environment may lack it
+    pass
+else:
+    settings.register_profile("alike", derandomize=True)  # a change fails by its own fault
+    settings.load_profile("default" if os.environ.get("SECAGG_EXPLORE") else "alike")
 
 
 @pytest.fixture(autouse=True, scope="session")
