@@ -12,7 +12,9 @@ from fedseg.errors import ConfigError
 from secagg.terminal import say
 
 if TYPE_CHECKING:
-    from fedseg.search import Tried
+    from fedseg.compare.rows import Cohort
+    from fedseg.search import Space, Tried
+    from fedseg.study import Study
 
 
 @app.command()
@@ -81,5 +83,23 @@ def search(
         budget=(loaded.privacy.epsilon or 0.0) if budget is None else budget,
         data=data,
     )
+    minutes = _dearest(loaded, settings, cohort) / 60
+    say(f"by estimate the dearest trial takes {minutes:.2g} CPU minutes, {trials} of them {minutes * trials:.2g}")
     path = searched(loaded, cohort, settings, wanted, told)
     say(f"{path}: the best of them; chosen on {SAID[images]}")
+
+
+def _dearest(study: "Study", space: "Space", cohort: "Cohort") -> float:
+    """CPU seconds of a trial with the most rounds and steps that a space has; the rest is the study's."""
+    from fedseg.compare.cost import Prices
+    from fedseg.compare.rows import Cell, Row
+
+    most = {}
+    for name in ("rounds", "local_steps"):
+        given = space.get(f"study.{name}", {})
+        ends = given if isinstance(given, list) else [given.get("high")]
+        if numbers := [end for end in ends if isinstance(end, int)]:
+            most[name] = max(numbers)
+    row = Row("search", "a trial", "federation", study.privacy.mechanism)
+    cell = Cell(row, study.model_copy(update={"study": study.study.model_copy(update=most)}), 1)  # fit or not
+    return Prices(cohort, [cell]).of(cell)

@@ -37,7 +37,7 @@ class Prices:
         self._judge = self._judged(first) if first else 0.0
 
     def _timed(self, cell: Cell) -> float:
-        """Seconds of one patient in one step."""
+        """Seconds of one patient in one step, or of a step's whole batch."""
         study = cell.study.replace(privacy={"sample_rate": 1.0}, study={"rounds": 1, "local_steps": 1})
         model = starting_model(study)
         taken = []
@@ -45,7 +45,7 @@ class Prices:
             began = time.process_time()
             local_steps(model, self._some, study, site=self._some.site, round_number=1)
             taken.append(time.process_time() - began)
-        return min(taken) / max(len(self._some.patients), 1)
+        return min(taken) / (1 if study.training.batch else max(len(self._some.patients), 1))
 
     def _judged(self, cell: Cell) -> float:
         case = next((case for data in self._cohort.values() for case in data.test), None)
@@ -64,5 +64,5 @@ class Prices:
         sites = [cell.options("").alone] if cell.options("").alone else list(training)
         patients = sum(len(training[site].patients) for site in sites)
         steps = cell.study.study.rounds * cell.study.study.local_steps
-        drawn = steps * patients * cell.study.privacy.sample_rate
+        drawn = steps * (len(sites) if cell.study.training.batch else patients * cell.study.privacy.sample_rate)
         return drawn * self._step[cell.row.mechanism] + JUDGED * tests

@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,22 +217,23 @@ def answers(party: Party, certificate: Path, key: Path) -> bool:
             context.wrap_socket(plain) as connection,
         ):
             connection.settimeout(1.0)  # in TLS 1.3 our certificate is looked at only after the handshake
-            if not connection.recv(1):
-                raise ssl.SSLEOFError
-    except TimeoutError:
-        return True
+            with suppress(TimeoutError):
+                if not connection.recv(1):
+                    raise ssl.SSLEOFError
+            return True
     except ssl.SSLCertVerificationError:
         raise PartyError(
             f"whoever answers for {party.where} shows another certificate than {party.certificate}; "
             "ask for the certificate in use, and compare fingerprints by telephone"
         ) from None
-    except (ssl.SSLEOFError, ssl.SSLError, ConnectionResetError):
+    except (ssl.SSLError, ConnectionResetError):
+        if not listens(party):  # it ended just now
+            return False
         raise PartyError(
             f"{party.where} does not take our certificate {certificate}; all three must have the same files"
         ) from None
-    except OSError:
+    except OSError:  # nobody listens, or somebody who says nothing
         return False
-    return True
 
 
 def listens(party: Party) -> bool:

@@ -6,12 +6,14 @@ looks at the other two's addresses every few seconds, and ends the engine where 
 
 import os
 import queue
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedseg.encrypted.frames import Frame, put, take
-from fedseg.encrypted.parties import ROLES, WHO, Parties, Party, PartyError, answers, listens
+from fedseg.encrypted.parties import ROLES, WHO, Parties, Party, PartyError, answers, host_port, listens
 from fedseg.encrypted.program import Program
 from fedseg.errors import ConfigError
 
@@ -28,6 +30,8 @@ PATIENCE = 600.0
 """Seconds that one step of SPU may take at another party."""
 LOOK = 2.0
 """Seconds between two looks at the other parties."""
+LEAVING = 20.0
+"""Seconds in which the engine tells the other two that there is nothing more."""
 
 
 def needs_engine() -> None:
@@ -127,12 +131,9 @@ class Session:
             said = frame[0] if frame else {"broken": "its process ended"}
             if "error" in said:
                 raise PartyError(said["error"])
-            if "broken" in said and not self._linked:
-                own = self._setup["addresses"][ROLES.index(self._role)][1]
-                raise ConfigError(
-                    f"could not begin at {own}; free the port, or give --listen; with FEDSEG_ENGINE_LOG=1 SPU says more"
-                )
             if "broken" in said:
+                if not self._linked:
+                    self._can_listen()
                 raise PartyError(self._why(said["broken"]))
             self._linked |= "linked" in said
             if frame and not said.keys().isdisjoint(wanted):
@@ -144,9 +145,13 @@ class Session:
         return self.hear("answer")[1][0]
 
     def end(self) -> None:
-        """At the pictures' owner: tell the others that there is nothing more."""
-        self._say({"end": True})
-        self.hear("end")
+        """At the pictures' owner: tell the others that there is nothing more. It has its answers: nothing can fail."""
+        with suppress(OSError):
+            put(self._process.stdin, {"end": True})  # type: ignore[arg-type]
+        until = time.monotonic() + LEAVING
+        with suppress(queue.Empty):  # who is told first has gone before the engine says so
+            while (frame := self._frames.get(timeout=max(0.0, until - time.monotonic()))) and "end" not in frame[0]:
+                pass
 
     def _say(self, said: dict[str, Any], arrays: Sequence[NDArray[np.float32]] = ()) -> None:
         try:
@@ -163,18 +168,42 @@ class Session:
     def _look(self, waited: float) -> None:
         """Raise where it is of no use to go on."""
         if not self._linked:
-            own = self._parties.each[self._role].certificate
-            absent = [other for other in self._others if not answers(other, own, self._key)]
-            if absent and self._wait is not None and waited > self._wait:
+            absent = [other for other in self._others if not self._answers(other)]
+            if self._wait is not None and waited > self._wait:
+                late = f"{' and '.join(other.where for other in absent)} did not answer"
                 raise PartyError(
-                    f"{' and '.join(other.where for other in absent)} did not answer within {self._wait:g} s; see that "
-                    "`fedseg encrypted` runs there, and what is between"
+                    f"{late if absent else 'the other two answer, and all three did not come together'} within "
+                    f"{self._wait:g} s; see that `fedseg encrypted` runs there, and what is between"
                 )
             return
         for other in self._others:
             self._missed[other.role] = 0 if listens(other) else self._missed[other.role] + 1
             if self._missed[other.role] > 1:
                 raise _gone(other)
+
+    def _answers(self, other: Party) -> bool:
+        """Whether another party is there; raises where it is somebody else, or refuses us, at two looks in turn."""
+        try:
+            here = answers(other, self._parties.each[self._role].certificate, self._key)
+        except PartyError:  # or its engine of an earlier session ended just now
+            self._missed[other.role] += 1
+            if self._missed[other.role] > 1:
+                raise
+            return False
+        self._missed[other.role] = 0
+        return here
+
+    def _can_listen(self) -> None:
+        """ConfigError where an engine that did not begin could not have listened at its address."""
+        self._process.kill()
+        self._process.wait()
+        own = self._setup["addresses"][ROLES.index(self._role)][1]
+        try:
+            socket.create_server(host_port(own)).close()
+        except OSError:
+            raise ConfigError(
+                f"could not begin at {own}; free the port, or give --listen; with FEDSEG_ENGINE_LOG=1 SPU says more"
+            ) from None
 
     def _why(self, broken: str) -> str:
         """Who has gone, where somebody has; else what SPU said."""

@@ -38,7 +38,10 @@ from tests.benchmarks.utility import divided, everybody, made, student
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "build" / "sharing.jsonl"
-KEY = ("data", "mechanism", "epsilon", "sharing", "lr", "rounds", "local_steps", "clip_range", "released", "threshold")
+KEY = (
+    *("data", "mechanism", "epsilon", "sharing", "training", "lr", "rounds", "local_steps", "clip_range", "released"),
+    "threshold",
+)
 
 
 Curves: TypeAlias = dict[str, list[tuple[float, float]]]
@@ -64,6 +67,7 @@ def study_of(base: Study, given: argparse.Namespace, patients: int) -> Study:
         "threshold": given.threshold,
     }
     content["sharing"] = json.loads(given.sharing)
+    content["training"] |= json.loads(given.training)
     content["secagg"]["clip_range"] = given.clip_range
     content["data"]["layout"] = "decathlon"
     content["run"]["evaluate_every"] = content["study"]["rounds"]
@@ -104,6 +108,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "epsilon": None if guarantee is None else guarantee.epsilon,
         "delta": study.privacy.delta if guarantee else None,
         "sharing": json.loads(given.sharing),
+        "training": json.loads(given.training),
         "lr": given.lr,
         "rounds": study.study.rounds,
         "local_steps": study.study.local_steps,
@@ -142,10 +147,16 @@ def trainings(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], np.ndar
     return sorted(found, key=lambda one: (one[0]["data"], one[0]["mechanism"], -one[0]["bytes_up"]))
 
 
-def words(sharing: dict[str, Any]) -> str:
+def words(line: dict[str, Any]) -> str:
     """A method and its numbers, short."""
-    rest = [f"{name.replace('_', ' ')} {value}" for name, value in sharing.items() if name != "method"]
-    return ", ".join([sharing.get("method", "full"), *rest]).replace(" True", "")
+    rest = [f"{name.replace('_', ' ')} {value}" for name, value in line["sharing"].items() if name != "method"]
+    return ", ".join([method(line), *rest]).replace(" True", "")
+
+
+def method(line: dict[str, Any]) -> str:
+    """How an update is made small: by what is sent of it, or by what is trained."""
+    trained = line["training"].get("trainable", "all")
+    return str(line["sharing"].get("method", "full" if trained == "all" else trained))
 
 
 def table(lines: list[dict[str, Any]]) -> None:
@@ -155,7 +166,7 @@ def table(lines: list[dict[str, Any]]) -> None:
     for line, dice in trainings(lines):
         spread = f"+- {student(dice):.3f}" if len(dice) > 1 else f"[{line['low']:.3f}, {line['high']:.3f}]"
         epsilon = "none" if line["epsilon"] is None else f"{line['epsilon']:.3g} ({line['delta']:.2g})"
-        about = words(line["sharing"]) + (f", released {line['released']:g}" if line["mechanism"] == "svt" else "")
+        about = words(line) + (f", released {line['released']:g}" if line["mechanism"] == "svt" else "")
         print(
             f"| {line['data']} | {line['mechanism']} | {epsilon} | {about} | {line['bytes_up']:,} | "
             f"{dice.mean():.3f} {spread} | {line['n']}, {len(dice)} | {line['cpu_seconds']:g} |"
@@ -168,7 +179,7 @@ def bytes_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
     for one, dice in found:
         if one["mechanism"] == "none" or round(one["epsilon"]) == 8:
             how = "no privacy" if one["mechanism"] == "none" else f"{one['mechanism']}, epsilon 8"
-            curves[f"{one['sharing'].get('method', 'full')}, {how}"].append((one["bytes_up"], float(dice.mean())))
+            curves[f"{method(one).partition(':')[0]}, {how}"].append((one["bytes_up"], float(dice.mean())))
     return curves
 
 
@@ -176,7 +187,7 @@ def epsilon_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
     """Dice against true epsilon, where whole updates are sent: a curve a mechanism."""
     curves: Curves = defaultdict(list)
     for one, dice in found:
-        if one["epsilon"] and not one["sharing"]:
+        if one["epsilon"] and method(one) == "full":
             name = {"local": "local (DP-SGD)"}.get(one["mechanism"], one["mechanism"])
             curves[name].append((one["epsilon"], float(dice.mean())))
     return curves
@@ -198,7 +209,7 @@ def figure(lines: list[dict[str, Any]], to: Path) -> None:
 
 
 def _whole(one: dict[str, Any], data: str) -> bool:
-    return one["data"] == data and one["mechanism"] == "none" and not one["sharing"]
+    return one["data"] == data and one["mechanism"] == "none" and method(one) == "full"
 
 
 def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str) -> str:
@@ -266,6 +277,7 @@ def main() -> None:
     parser.add_argument("--mechanism", default="none")
     parser.add_argument("--epsilon", type=float, default=8.0)
     parser.add_argument("--sharing", default="{}", help="[sharing] as JSON")
+    parser.add_argument("--training", default="{}", help="fields of [training] as JSON")
     parser.add_argument("--clip-range", type=float, default=0.5)
     parser.add_argument("--released", type=float)
     parser.add_argument("--threshold", type=float, default=0.0)

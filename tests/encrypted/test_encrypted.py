@@ -1,10 +1,15 @@
 """Inference on encrypted images: what can be shown without SPU. The three parties: test_encrypted_parties.py."""
 
+import io
 import json
 import os
 import re
+import socket
+import ssl
+import threading
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from fedseg.encrypted.asking import EncryptedNetwork
 from fedseg.encrypted.frames import put, take
 from fedseg.encrypted.parties import PartyError, answers, make_key, read_parties
 from fedseg.encrypted.program import Program
+from fedseg.encrypted.session import Session
 from fedseg.encrypted.tracing import program_of
 from fedseg.errors import ConfigError
 from fedseg.models import build_model
@@ -185,10 +191,6 @@ def test_parties_are_refused_in_one_sentence(tmp_path, before, after, told):
 
 
 def test_a_party_is_its_certificate_whatever_is_named_in_it(tmp_path):
-    import socket
-    import ssl
-    import threading
-
     path = folder_of_three(tmp_path)
     make_key("third", tmp_path / "stranger")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -208,6 +210,88 @@ def test_a_party_is_its_certificate_whatever_is_named_in_it(tmp_path):
             answers(parties.each["third"], tmp_path / "data.pem", parties.key("data"))
         thread.join()
     assert not answers(parties.each["third"], tmp_path / "data.pem", parties.key("data")), "nobody is there any more"
+
+
+@pytest.fixture
+def asking(tmp_path):
+    """The pictures' owner's session, whose engine is a pipe that nobody reads; nobody listens anywhere."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    path = folder_of_three(tmp_path)
+    for number, one in enumerate(held):
+        path.write_text(path.read_text().replace(f":{9401 + number}", f":{one.getsockname()[1]}"))
+        one.close()
+    parties = read_parties(path)
+    session = Session(parties, "data", parties.key("data"), wait=1.0)
+    session._process = SimpleNamespace(stdin=io.BytesIO(), kill=lambda: None, wait=lambda: None)
+    yield session
+    session._folder.cleanup()
+
+
+def test_somebody_who_listens_and_says_nothing_is_not_there_and_not_waited_for_for_ever(asking, monkeypatch):
+    monkeypatch.setattr("fedseg.encrypted.parties._SECONDS", 0.2)
+    silent = [socket.create_server(("127.0.0.1", int(other.address.partition(":")[2]))) for other in asking._others]
+    asking._look(0.5)
+    with pytest.raises(
+        PartyError, match=r"the model's owner at .* and the third party at .* did not answer within 1 s"
+    ):
+        asking._look(1.5)
+    for one in silent:
+        one.close()
+
+
+def test_two_who_answer_and_do_not_begin_are_not_waited_for_for_ever(asking, monkeypatch):
+    monkeypatch.setattr("fedseg.encrypted.session.answers", lambda *given: True)
+    asking._look(0.5)
+    with pytest.raises(PartyError, match=r"the other two answer, and all three did not come together within 1 s"):
+        asking._look(1.5)
+
+
+def test_a_party_that_ends_in_the_middle_of_a_greeting_has_refused_no_certificate(asking):
+    third = asking._others[1]
+    server = socket.create_server(("127.0.0.1", int(third.address.partition(":")[2])))
+
+    def ends():
+        connection = server.accept()[0]
+        server.close()
+        connection.close()
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    assert not answers(third, asking._parties.each["data"].certificate, asking._key)
+    thread.join()
+
+
+def test_a_refusal_counts_at_the_second_look_for_an_engine_may_end_between_two_sessions(asking, monkeypatch):
+    def refusing(*given):
+        raise PartyError("does not take our certificate")
+
+    monkeypatch.setattr("fedseg.encrypted.session.answers", refusing)
+    asking._look(0.1)
+    monkeypatch.setattr("fedseg.encrypted.session.answers", lambda *given: True)
+    asking._look(0.2)
+    monkeypatch.setattr("fedseg.encrypted.session.answers", refusing)
+    asking._look(0.3)
+    with pytest.raises(PartyError, match="does not take our certificate"):
+        asking._look(0.4)
+
+
+def test_answers_that_are_here_are_not_lost_because_the_others_leave_first(asking, monkeypatch):
+    monkeypatch.setattr("fedseg.encrypted.session.LEAVING", 0.5)
+    asking._linked = True
+    asking.end()
+    asking._frames.put(({"end": True}, []))
+    monkeypatch.setattr("fedseg.encrypted.session.LEAVING", 1000.0)
+    asking.end()
+
+
+def test_an_engine_that_breaks_before_it_began_says_whether_it_could_listen(asking):
+    asking._frames.put(({"broken": "somebody left"}, []))
+    with pytest.raises(PartyError, match=r"the model's owner at .* has gone, nothing was written"):
+        asking.hear("ready")
+    with socket.create_server(("127.0.0.1", int(asking._setup["addresses"][0][1].partition(":")[2]))):
+        asking._frames.put(({"broken": "somebody left"}, []))
+        with pytest.raises(ConfigError, match=r"could not begin at .*; free the port"):
+            asking.hear("ready")
 
 
 def test_frames_are_what_was_written_or_nothing(tmp_path):

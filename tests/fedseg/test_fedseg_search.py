@@ -1,6 +1,7 @@
 """Search for settings: free on made and public images, charged for life on patients', and it says on which."""
 
 import json
+import re
 import sqlite3
 
 import pytest
@@ -37,10 +38,10 @@ def test_the_command_tries_settings_goes_on_and_says_on_what_they_were_chosen(tm
     (tmp_path / "s.toml").write_text(STUDY.toml())
     asked = ["search", str(tmp_path / "s.toml"), "--space", str(space), "--out", str(tmp_path / "out")]
     code, said, _ = command(capsys, monkeypatch, *asked, "--trials", "2")
-    assert (code, said.count("trial ")) == (0, 2)
+    assert (code, len(re.findall("^trial ", said, re.MULTILINE))) == (0, 2)
     code, again, _ = command(capsys, monkeypatch, *asked, "--trials", "3")
     assert code == 0
-    assert again.count("trial ") == 1, "two of three are there"
+    assert len(re.findall("^trial ", again, re.MULTILINE)) == 1, "two of three are there"
     best = tmp_path / "out" / "best.toml"
     text = best.read_text()
     assert "the best of 3 trials" in text
@@ -51,6 +52,22 @@ def test_the_command_tries_settings_goes_on_and_says_on_what_they_were_chosen(tm
     assert found.study.seed == STUDY.study.seed
     assert found.replace(study={"lr": 0.1, "local_steps": 1}, training={"mirror": []}) == STUDY
     assert not list((tmp_path / "out" / "trials").iterdir())
+
+
+def test_what_steps_without_an_end_would_cost_is_said_before_the_first(tmp_path, capsys, monkeypatch):
+    (tmp_path / "s.toml").write_text(STUDY.toml())
+    minutes = []
+    for most in (10, 10**9):
+        (tmp_path / "space.toml").write_text(f"[study]\nlocal_steps = {{ low = 1, high = {most} }}")
+        monkeypatch.setattr(searching, "search", lambda *given: given[3].out)
+        code, said, _ = command(
+            *(capsys, monkeypatch, "search", tmp_path / "s.toml"), *("--space", tmp_path / "space.toml", "--trials", 2)
+        )
+        assert code == 0
+        found = re.search(r"dearest trial takes (\S+) CPU minutes, 2 of them (\S+)", said)
+        minutes.append(float(found[1]))
+        assert float(found[2]) == pytest.approx(2 * minutes[-1], rel=0.1)
+    assert minutes[1] > 1e5 * minutes[0]
 
 
 def test_who_is_held_out_has_no_part_in_a_trial():
