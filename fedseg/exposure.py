@@ -8,20 +8,21 @@ and subtracted. Must never: take a policy or a roster from a transcript or from 
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedseg.credentials import load_federation, signing_key
-from fedseg.data.cases import SiteData
 from fedseg.errors import ConfigError
 from fedseg.ledger import FILE, Ledger, Line, read
 from fedseg.ledger.chain import verified
 from fedseg.ledger.home import Home, RecordWitness
 from fedseg.ledger.payers import Payers
 from fedseg.ledger.witness import MarksWitness, hold
-from fedseg.study import Study
-from secagg import accept_exposure
 from secagg.encoding import HASH_BYTES
 from secagg.keys import SigningKey
 from secagg.sqlite import SqliteStore
+
+if TYPE_CHECKING:  # whoever reads a ledger waits for no study, and so for no torch
+    from fedseg.data.cases import SiteData
+    from fedseg.study import Study
 
 MARKS = "marks.sqlite"
 """In a site's state folder: what its data set must not forget (`secagg.store`)."""
@@ -39,7 +40,7 @@ def marks_of(state: Path, site: str) -> SqliteStore:
 
 
 def data_set_ledger(
-    state: Path, store: SqliteStore, key: SigningKey | None, data: SiteData, apart: Collection[Path] = ()
+    state: Path, store: SqliteStore, key: SigningKey | None, data: "SiteData", apart: Collection[Path] = ()
 ) -> Ledger:
     """The ledger of a data set, with all that lies beside it and knows how far it has come.
 
@@ -94,7 +95,7 @@ def moved(state: Path) -> None:
         hold(path, read(path), (marks, RecordWitness(Home(), state)))
 
 
-def accept_round(study: Study, credentials: Path, state: Path, site: str, round_id: str) -> str:
+def accept_round(study: "Study", credentials: Path, state: Path, site: str, round_id: str) -> str:
     """An operator's decision to go on after one round, named by its identifier; it counts for one contribution.
 
     A site that runs on this state folder sees it and goes on by itself.
@@ -112,6 +113,9 @@ def accept_round(study: Study, credentials: Path, state: Path, site: str, round_
     Raises:
         ConfigError: no such identifier, key or folder; nothing was accepted.
     """
+    from fedseg.credentials import load_federation, signing_key
+    from secagg import accept_exposure
+
     load_federation(credentials, study)
     key = signing_key(credentials, site)
     try:

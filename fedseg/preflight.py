@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedseg.budget.charge import Cap, lifetime
+from fedseg.budget.cap import Cap, lifetime
 from fedseg.budget.plan import planned_entries
 from fedseg.coordinator.finding import earlier_folder, run_is_over
 from fedseg.credentials import (

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from fedseg.budget.charge import Cap, affordable_all, charge_all
+from fedseg.budget.cap import Cap
+from fedseg.budget.charge import affordable_all, charge_all
 from fedseg.budget.plan import metrics_entry, planned_entries
 from fedseg.data.cases import SiteData, held_out
 from fedseg.errors import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedseg.budget.charge import lifetime
+from fedseg.budget.cap import lifetime
 from fedseg.ledger import Entry, distinct, read, released
 from fedseg.ledger.home import Home
 from fedseg.ledger.patients import FOLDER, PatientSets

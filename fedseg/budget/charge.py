@@ -4,21 +4,15 @@ The charge is on disk before training starts, so no crash, burned round or resta
 """
 
 import math
-import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
+from fedseg.budget.cap import Cap, lifetime
 from fedseg.budget.plan import metrics_entry, round_entry
-from fedseg.errors import BudgetExceededError, ConfigError, LedgerError
-from fedseg.files import read_text
+from fedseg.errors import BudgetExceededError, LedgerError
 from fedseg.ledger import Entry, Ledger, distinct, released
 from fedseg.privacy.accounting import epsilon
 from fedseg.privacy.delta import delta_text
 from fedseg.study import Study
-
-BUDGET = "budget.toml"
-"""In a state folder, where a site gives its data set a budget for life."""
 
 
 def charge(
@@ -61,7 +55,7 @@ def affordable(
     _check(ledger, round_entry(study, site, training_run, round_number, asking=asking), _caps(ledger, study))
 
 
-def affordable_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None:
+def affordable_all(ledger: Ledger, entries: Sequence[Entry], cap: Cap) -> None:
     """Whether `charge_all` would charge these entries; nothing is charged. Takes and raises what `charge_all` does."""
     own = ledger.entries()
     if any(old.site != entry.site for old in own for entry in entries[:1]):
@@ -77,7 +71,7 @@ def affordable_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None
             )
 
 
-def charge_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None:
+def charge_all(ledger: Ledger, entries: Sequence[Entry], cap: Cap) -> None:
     """Charge several rounds at once and before the first, or none of them.
 
     Args:
@@ -96,7 +90,7 @@ def charge_all(ledger: Ledger, entries: Sequence[Entry], cap: "Cap") -> None:
             enter(_with_payers(ledger, entry, caps))
 
 
-def _with_lifetime(ledger: Ledger, cap: "Cap") -> list["Cap"]:
+def _with_lifetime(ledger: Ledger, cap: Cap) -> list[Cap]:
     given = lifetime(ledger.path.parent)
     return [cap] if given is None else [given, cap]
 
@@ -111,49 +105,6 @@ def _check(ledger: Ledger, entry: Entry, caps: Sequence["Cap"]) -> None:
     if not any(old.same_use(entry) for old in entries):
         for cap in caps:
             _refuse(cap, entries, entry, ledger)
-
-
-@dataclass(frozen=True)
-class Cap:
-    """What may be spent: a study's budget, or the one of a data set for life.
-
-    Attributes:
-        budget: whose, for people.
-        remedy: what allows more.
-        epsilon, delta: of it.
-        unseeded: a seeded study claims nothing and shows what the same steps would cost without a seed.
-    """
-
-    budget: str
-    remedy: str
-    epsilon: float
-    delta: float
-    unseeded: bool = False
-
-    def spent(self, entries: Iterable[Entry]) -> float:
-        """What these entries of one or more ledgers come to."""
-        return epsilon(released(entries, unseeded=self.unseeded), self.delta)
-
-
-def lifetime(state: Path) -> Cap | None:
-    """The budget that a site has given a data set for life: `budget.toml` in its state folder; None where it has none.
-
-    Raises:
-        ConfigError: the file is no budget.
-    """
-    path = state / BUDGET
-    if not path.is_file():
-        return None
-    try:
-        given = tomllib.loads(read_text(path, "correct it"))
-        most, delta = float(given.pop("epsilon")), float(given.pop("delta"))
-        if given or not (0 < most < math.inf and 0 < delta < 1):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ConfigError(
-            f"{path}: give two lines, such as `epsilon = 10.0` and `delta = 1e-5`, and nothing else"
-        ) from None
-    return Cap("the lifetime budget of this data set", f"{path} says it", most, delta)
 
 
 def _caps(ledger: Ledger, study: Study) -> list[Cap]:

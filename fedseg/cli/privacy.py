@@ -13,7 +13,10 @@ from fedseg.privacy.delta import delta_text
 from secagg.terminal import AsJson, out, say, say_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fedseg.budget.explain import Observer
+    from fedseg.study import Study
 
 
 @app.command()
@@ -24,13 +27,11 @@ def epsilon(
 ) -> None:
     """Explain what a study promises to each patient."""
     from fedseg.budget.explain import explain
-    from fedseg.data.loading import load_cohort
     from fedseg.mechanisms.table import no_claim
     from fedseg.study import load_study
 
     loaded = load_study(study)
-    cohort = {site: len(found.patients) for site, found in load_cohort(data, loaded).items()} if data else None
-    told = explain(loaded, cohort)
+    told = explain(loaded, _patients(data, loaded) if data else None)
     plan, guarantee = told.plan, told.guarantee
     if as_json:
         worth = {"epsilon": None, "sentence": no_claim(plan.mechanism)} if guarantee is None else asdict(guarantee)
@@ -69,6 +70,13 @@ def epsilon(
         say(f"{site.site}: {site.patients} patients in training, {site.expected_draw:.1f} drawn per step")
     for note in told.notes:
         say(f"note: {note}")
+
+
+def _patients(data: "Path", study: "Study") -> dict[str, int]:
+    """How many patients each site has; reading images takes libraries that a study alone does not."""
+    from fedseg.data.loading import load_cohort
+
+    return {site: len(found.patients) for site, found in load_cohort(data, study).items()}
 
 
 def _say_observers(observers: Sequence["Observer"]) -> None:

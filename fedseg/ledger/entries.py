@@ -7,14 +7,12 @@ A ledger outlives versions: lines of fedseg 0.3 and 0.4 are read for good.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias, get_args
 
-from dp_accounting.dp_event import DpEvent, NonPrivateDpEvent, SelfComposedDpEvent
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from fedseg.privacy.accounting import gaussian_steps
-from fedseg.privacy.pure import PureDpEvent
-from fedseg.privacy.shared_noise import SharedNoise
+if TYPE_CHECKING:  # events import the accountants' libraries, which whoever only reads lines need not wait for
+    from dp_accounting.dp_event import DpEvent
 
 Generator: TypeAlias = Literal["os", "seeded: no privacy claim"]
 
@@ -53,7 +51,7 @@ class _Entry(BaseModel, ABC):
     charged: str = ""
 
     @abstractmethod
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent | None:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent | None":
         """What was released, for the accountant; None where epsilon does not cover it.
 
         Args:
@@ -94,8 +92,12 @@ class NoisySteps(_Entry):
     steps: int = Field(ge=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent":
         """Gaussian noise on the sum over a random draw; nothing protects where a seed is known."""
+        from dp_accounting.dp_event import NonPrivateDpEvent
+
+        from fedseg.privacy.accounting import gaussian_steps
+
         if self.generator != "os" and not unseeded:
             return NonPrivateDpEvent()
         return gaussian_steps(self.noise_multiplier, self.sample_rate, self.steps)
@@ -132,14 +134,9 @@ class NoisySum(_Entry):
     denominator: float = Field(gt=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent":
         """The noise of all shares that count, on the sum over a random draw; nothing protects where a seed is known."""
-        if self.generator != "os" and not unseeded:
-            return NonPrivateDpEvent()
-        # Of whole numbers none is larger than its square, so that a longer vector has no larger L1 norm.
-        noise = SharedNoise(self.noise, self.variance, self.sensitivity, length=self.sensitivity**2)
-        shares = self.shares if known is None or not self.survivors else self.survivors - known
-        return noise.event(shares, self.sample_rate, 1) if shares > 0 else NonPrivateDpEvent()
+        return _shared(self, self.noise, self.sample_rate, unseeded, known)
 
 
 class NoisyStatistics(_Entry):
@@ -164,13 +161,9 @@ class NoisyStatistics(_Entry):
     survivors: int = Field(ge=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent":
         """The noise of all shares that count, on a sum over everybody; nothing protects where a seed is known."""
-        if self.generator != "os" and not unseeded:
-            return NonPrivateDpEvent()
-        noise = SharedNoise("gaussian", self.variance, self.sensitivity, length=self.sensitivity**2)
-        shares = self.shares if known is None or not self.survivors else self.survivors - known
-        return noise.event(shares, 1.0, 1) if shares > 0 else NonPrivateDpEvent()
+        return _shared(self, "gaussian", 1.0, unseeded, known)
 
 
 class SparseRelease(_Entry):
@@ -196,8 +189,12 @@ class SparseRelease(_Entry):
     threshold: float = Field(ge=0)
     generator: Generator
 
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent":
         """So much at delta 0; nothing protects where a seed is known."""
+        from dp_accounting.dp_event import NonPrivateDpEvent
+
+        from fedseg.privacy.pure import PureDpEvent
+
         if self.generator != "os" and not unseeded:
             return NonPrivateDpEvent()
         return PureDpEvent(self.epsilon)
@@ -210,8 +207,10 @@ class UnprotectedRound(_Entry):
 
     kind: Literal["none"] = "none"
 
-    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> DpEvent:
+    def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent":
         """No noise, with or without a seed."""
+        from dp_accounting.dp_event import NonPrivateDpEvent
+
         return NonPrivateDpEvent()
 
 
@@ -225,6 +224,26 @@ class MetricsRelease(_Entry):
     def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> None:
         """Not covered."""
         return
+
+
+def _shared(
+    entry: NoisySum | NoisyStatistics,
+    noise: Literal["skellam", "gaussian"],
+    sample_rate: float,
+    unseeded: bool,
+    known: int | None,
+) -> "DpEvent":
+    """The event of one sum in which all shares of the noise that count are."""
+    from dp_accounting.dp_event import NonPrivateDpEvent
+
+    from fedseg.privacy.shared_noise import SharedNoise
+
+    shares = entry.shares if known is None or not entry.survivors else entry.survivors - known
+    if shares <= 0 or (entry.generator != "os" and not unseeded):
+        return NonPrivateDpEvent()
+    # Of whole numbers none is larger than its square, so that a longer vector has no larger L1 norm.
+    shared = SharedNoise(noise, entry.variance, entry.sensitivity, length=entry.sensitivity**2)
+    return shared.event(shares, sample_rate, 1)
 
 
 Entry: TypeAlias = NoisySteps | NoisySum | NoisyStatistics | SparseRelease | UnprotectedRound | MetricsRelease
@@ -263,11 +282,13 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
     return list(uses.values())
 
 
-def released(entries: Iterable[Entry], *, unseeded: bool = False, known: int | None = None) -> list[DpEvent]:
+def released(entries: Iterable[Entry], *, unseeded: bool = False, known: int | None = None) -> "list[DpEvent]":
     """Everything in `entries` that epsilon has to speak for; `unseeded` and `known` as in `dp_event`.
 
     Entries that differ only in who, when and which round are one event, so many times.
     """
+    from dp_accounting.dp_event import SelfComposedDpEvent
+
     alike: dict[tuple[type[Entry], Any], list[Entry]] = {}
     for entry in entries:
         alike.setdefault((type(entry), _OWN[type(entry)](entry)), []).append(entry)

@@ -37,6 +37,7 @@ from scipy.stats import norm
 from fedseg.errors import ConfigError, PrivacyError
 from fedseg.privacy import pure, renyi
 from fedseg.privacy.delta import delta_text
+from fedseg.privacy.prv import prv_accountant
 
 LARGEST_NOISE_MULTIPLIER = 1000.0
 """More noise than this leaves nothing of any gradient, so the budget counts as out of reach."""
@@ -312,13 +313,11 @@ def _second_epsilon(composition: Composition, delta: float) -> float | None:
 
 
 def _prv_epsilon(composition: Composition, delta: float) -> float | None:
-    from opacus.accountants import PRVAccountant  # seconds to import, and only the cross-check needs it
-
     history = _history(composition)
     about = _pld_epsilon(composition, delta) if history else math.inf
     if about > LARGEST_CHECKED:
         return None
-    accountant = PRVAccountant()
+    accountant = prv_accountant()
     accountant.history = history
     # Its memory grows with epsilon / error: no finer than `AGREEMENT` needs.
     error = max(min(0.01, about / 500), about / 5000, 1e-4)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedseg.budget.charge import lifetime
+from fedseg.budget.cap import lifetime
 from fedseg.budget.plan import plan_of, planned_entries
 from fedseg.data.cases import SiteData
 from fedseg.ledger import FILE, distinct, read, released

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedseg.budget.charge import BUDGET, lifetime
+from fedseg.budget.cap import BUDGET, lifetime
 from fedseg.errors import ConfigError
 from secagg.service.application import Wish
 from secagg.writing import PRIVATE, PRIVATE_FOLDER, write_whole

@@ -12,7 +12,7 @@ from statistics import NormalDist
 
 from fedseg.budget.achieved import achieved
 from fedseg.budget.balance import by_observer
-from fedseg.budget.charge import lifetime
+from fedseg.budget.cap import lifetime
 from fedseg.errors import ConfigError
 from fedseg.evidence import Evidence
 from fedseg.ledger import Entry, distinct, released

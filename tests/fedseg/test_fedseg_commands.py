@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 
 import fedseg.cli
 import secagg.cli
+from fedseg.ledger.chain import START, next_line
+from fedseg.ledger.entries import NoisySteps
+from secagg import SigningKey
 from tests.support.tiny import tiny_study
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +108,19 @@ def test_help_lists_commands_as_people_come_to_them():
     said = CliRunner().invoke(fedseg.cli.app, ["-h"], env={"COLUMNS": "80"}).output.partition("Commands:")[2]
     listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ") and not line.startswith("   ")]
     assert [name for name in listed if name in fedseg.cli.ORDER] == list(fedseg.cli.ORDER)
+
+
+@pytest.mark.parametrize("words", [("show",), ("verify", "--delta", "1e-5"), ("epsilon", "--delta", "1e-5")])
+def test_who_reads_a_ledger_does_not_wait_for_torch(words, tmp_path):
+    about = {"study_hash": "ab" * 32, "site": "a", "training_run": "r", "unit": "patient"}
+    noise = {"sample_rate": 0.5, "noise_multiplier": 2.0, "clip_norm": 1.0, "denominator": 10.0, "steps": 5}
+    _, data = next_line(START, NoisySteps(**about, **noise, round_number=1, generator="os"), SigningKey.generate())
+    (tmp_path / "ledger.jsonl").write_bytes(data)
+    verb, *more = words
+    program = BLOCK.format(names=("torch", "monai")) + "import fedseg.cli; fedseg.cli.main()"
+    said = process(program, "ledger", verb, tmp_path / "ledger.jsonl", *more, HOME=str(tmp_path))
+    assert (said.returncode, said.stderr) == (0, b"")
+    assert len(said.stdout.splitlines()) >= 1
 
 
 def test_json_is_one_object(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 
 import fedseg.site
 from fedseg.budget.balance import balance
-from fedseg.budget.charge import charge, lifetime, spent
+from fedseg.budget.cap import lifetime
+from fedseg.budget.charge import charge, spent
 from fedseg.budget.explain import explain
 from fedseg.budget.plan import plan_of
 from fedseg.credentials import load_federation, make_credentials
