@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from secagg import merkle
+from secagg.ahead import KeysAhead, fresh
 from secagg.arguments import must_be, must_have
 from secagg.context import RoundContext, Slot, next_head
 from secagg.encoding import HASH_BYTES, encode
@@ -247,6 +248,7 @@ class Joining(State):
         pinned: PinnedRoster,
         opened: OpenRound,
         store: Store,
+        ahead: KeysAhead | None = None,
     ) -> None:
         if me not in pinned:
             raise ConfigError(f"client {me!r} is not in the roster")
@@ -254,6 +256,7 @@ class Joining(State):
             raise ConfigError(f"the signing key is not the one that the roster pins for {me}")
         attempt = opened.context.at(session_id(policy, pinned))
         self.own = _Own(policy, me, signing_key, pinned, opened, store, attempt, attempt.hash)
+        self._ahead = ahead
 
     def advertise_keys(self) -> tuple["Advertised", AdvertiseKeys]:
         """Fresh keys for this slot, signed. The slot is marked first: after a crash it is never joined again (C-03).
@@ -268,13 +271,15 @@ class Joining(State):
         self._leave()
         own = self.own
         # C-03: the mark comes before the keys. After a crash the slot is dead, and no second set of keys exists for it.
+        # Keys that were drawn ahead are for the one join that is marked here.
         with own.store.transaction() as marks:
             _, head = marks.head(own.attempt.session, own.context.training_run)
             if own.opened.checked and head != own.context.previous_head:
                 raise InconsistentViewError("C-04", f"{own.attempt} was opened before the last round of our log ended")
+            drawn = None if self._ahead is None else self._ahead.take(marks)
             exposing = marks.join(own.attempt, own.context.model_hash, own.opened.private)
             released = marks.released(own.attempt.session)
-        channel_key, mask_key = ChannelKey(own.policy.suite), MaskKey(own.policy.suite)
+        channel_key, mask_key = drawn or fresh(own.policy.suite)
         message = AdvertiseKeys(
             own.slot,
             own.me,
@@ -678,7 +683,8 @@ class Attested(State):
         ).sign(own.signing_key)
         slot_masks = SlotMasks(message.round_id, message.attested, own.me, dict(sorted(held.slot_masks.items())))
         held.wipe()
-        return Released(own, message.round_id, message.attested, frozenset(self.included.by_id), slot_masks), message
+        included, disclosed = frozenset(self.included.by_id), b"".join(message.excess_seeds)
+        return Released(own, message.round_id, message.attested, included, slot_masks, disclosed), message
 
     def _excess_seeds(self) -> tuple[bytes, ...]:
         """Of the noise that a sum of U3 does not need; C-17 makes U3 the same at everybody who discloses any."""
@@ -735,6 +741,7 @@ class Released(State):
     attested: bytes
     included: Collection[str]
     slot_masks: SlotMasks
+    disclosed: bytes
 
     def conclude(self, result: Result) -> Confirmation:
         """Recompute the new head from this client's own statement, append it to the durable log, and sign it.
@@ -744,7 +751,7 @@ class Released(State):
                 or sum.
         """
         self._leave()
-        return conclude(self.own, self.round_id, self.attested, self.included, result)
+        return conclude(self.own, self.round_id, self.attested, self.included, result, self.disclosed)
 
     def show_slot_masks(self, failed: SlotsFailed) -> SlotMasks:
         """The constant slots do not add up: show what masked them, which says nothing about values.
@@ -758,12 +765,14 @@ class Released(State):
         return self.slot_masks.sign(self.own.signing_key)
 
 
-def conclude(own: _Own, round_id: bytes, attested: bytes, included: Collection[str], result: Result) -> Confirmation:
-    """Checks C-18 and C-19, then appends the new head to the log and confirms it."""
+def conclude(
+    own: _Own, round_id: bytes, attested: bytes, included: Collection[str], result: Result, disclosed: bytes = b""
+) -> Confirmation:
+    """Checks C-18 and C-19, then appends the new head to the log and confirms it; `disclosed` are own seeds."""
     _verify_result(own.policy, own.attempt, own.context.previous_head, round_id, attested, result)
-    for client_id, seeds in result.excess_seeds.items():
-        if client_id not in included or len(seeds) != HASH_BYTES * own.policy.excess(len(included)):
-            raise InconsistentViewError("C-19", f"the result names seeds of {client_id} that this sum does not have")
+    _verify_seeds(own.policy, included, len(included), result)
+    if result.excess_seeds.get(own.me, disclosed) != disclosed:
+        raise InconsistentViewError("C-19", "the result names seeds of this client that it did not disclose")
     return _confirmed(own.me, own.signing_key, own.store, own.attempt.session, result.receipt)
 
 
@@ -788,6 +797,9 @@ def conclude_later(
     if claim is None or claim.session != session:
         return None
     _verify_result(policy, claim.slot, claim.previous_head, claim.round_id, claim.attested, result)
+    # The claim does not say how many were included. So many as the seeds are for can have been.
+    count = max((len(seeds) // HASH_BYTES for seeds in result.excess_seeds.values()), default=0)
+    _verify_seeds(policy, pinned.keys(), min(policy.min_survivors + count, policy.clients), result)
     return _confirmed(me, signing_key, store, session, receipt)
 
 
@@ -801,6 +813,15 @@ def _verify_result(
     hashes = (round_id, attested, result.total_hash, previous_head, head)
     if replace(receipt, signature=b"") != Receipt(slot.training_run, slot.round_number, *hashes):
         raise InconsistentViewError("C-19", "the result is about another round, set of clients or sum")
+
+
+def _verify_seeds(policy: Policy, members: Collection[str], included: int, result: Result) -> None:
+    """C-19: seeds of excess noise are of members, as many of each as a sum over `included` does not need."""
+    for client_id, seeds in result.excess_seeds.items():
+        if client_id not in members or len(seeds) != HASH_BYTES * policy.excess(included):
+            raise InconsistentViewError("C-19", f"the result names seeds of {client_id} that this sum does not have")
+    if len(result.excess_seeds) > included:
+        raise InconsistentViewError("C-19", "the result names seeds of more clients than the sum has")
 
 
 def _confirmed(me: str, signing_key: SigningKey, store: Store, session: bytes, receipt: Receipt) -> Confirmation:

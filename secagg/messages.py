@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn, Self, TypeAlias
 
 from secagg import merkle
@@ -607,6 +608,11 @@ class UnmaskingShares(Signed):
         return encode("unmasking", self.round_id, self.attested, self.client_id, self.self_seed, *items, *excess)
 
 
+def result_hash(total_hash: bytes, excess_seeds: Mapping[str, bytes]) -> bytes:
+    """HV(sum) alone where nobody disclosed a seed, else H(HV(sum) | who | seeds of each): 32 bytes."""
+    return digest("result", total_hash, named_field(excess_seeds)) if excess_seeds else total_hash
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """Result, down: the packed sum (slots included) and the server's signed receipt with the new head.
@@ -623,14 +629,14 @@ class Result:
         _require(all(self.excess_seeds.values()), "a client that discloses seeds of excess noise, and none")
 
     @staticmethod
-    def hash_of(total: Buffer) -> bytes:
-        """HV(sum) of a packed sum: 32 bytes."""
-        return vector_digest("total", total)
+    def hash_of(total: Buffer, excess_seeds: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
+        """HV(sum) of a packed sum, or the hash of that and of all seeds where there are some: 32 bytes."""
+        return result_hash(vector_digest("total", total), excess_seeds)
 
     @cached_property
     def total_hash(self) -> bytes:
-        """HV(sum)."""
-        return self.hash_of(self.total)
+        """What the receipt and the head hold of this result."""
+        return self.hash_of(self.total, self.excess_seeds)
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class Policy:
                 ]
             )
         about = (self.project, numbers, float(self.clip_range).hex(), weights, self.server_key)
-        return digest("policy", *about, *layout, *(["excess-seeds"] if self.excess_seeds else []))
+        return digest("policy", *about, *layout, *(["excess-seeds-in-head"] if self.excess_seeds else []))
 
     def to_table(self) -> dict[str, Any]:
         """This policy as plain values: texts, numbers, lists and dicts, as TOML and JSON have them."""

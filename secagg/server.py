@@ -551,13 +551,13 @@ class Unmasking(Collecting):
         bits, context, planes = self.round.policy.bits, self.round.context, self.collected.planes
         pack_into(total, bits, planes)  # the inputs' own sum is not needed any more
         packed = planes.data.toreadonly()
-        total_hash = Result.hash_of(packed)
+        disclosed = {u: b"".join(seeds) for u in sorted(self.received) if (seeds := self.received[u].excess_seeds)}
+        total_hash = Result.hash_of(packed, disclosed)
         round_id, attested = self.collected.round_id, self.collected.included.attested
         head = next_head(context.previous_head, round_id, attested, total_hash)
         receipt = Receipt(
             context.training_run, context.round_number, round_id, attested, total_hash, context.previous_head, head
         )
-        disclosed = {u: b"".join(seeds) for u in sorted(self.received) if (seeds := self.received[u].excess_seeds)}
         return Result(packed, receipt.sign(self.round.signing_key) if self.round.signing_key else receipt, disclosed)
 
     def _self_mask_seeds(self) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import NoReturn
 
+from secagg.ahead import KeysAhead
 from secagg.arguments import must_be, must_be_decoded, must_have
 from secagg.client import Advertised, Attested, Joining, Masked, OpenRound, Released, Reported, Shared
 from secagg.context import RoundContext
@@ -82,6 +83,7 @@ class ClientSession:
         opened: what the attempt is about: `secagg.open_round` makes it from a signed round start.
         store: durable marks of the data set.
         executor: what expands masks, such as a thread pool (`secagg.prg.apply_masks`); this thread where not given.
+        ahead: keys that were drawn before; where not given, or not for this attempt, they are drawn in `start`.
 
     A session belongs to one thread.
 
@@ -98,6 +100,7 @@ class ClientSession:
         opened: OpenRound,
         store: Store,
         executor: Executor | None = None,
+        ahead: KeysAhead | None = None,
     ) -> None:
         _check_types(policy, pinned, executor)
         must_be(me, str, "me", "give this client's id, a text, as in the roster")
@@ -105,7 +108,7 @@ class ClientSession:
         must_be(opened, OpenRound, "opened", "give what secagg.open_round returns")
         must_have(store, "transaction", "store", "give a secagg.SqliteStore, or a secagg.MemoryStore for a try")
         self._policy, self._me, self._executor = policy, me, executor
-        self._state: object = Joining(policy, me, signing_key, pinned, opened, store)
+        self._state: object = Joining(policy, me, signing_key, pinned, opened, store, ahead)
         self._slot = opened.context.slot(session_id(policy, pinned))
         self._opened = opened
         self._first: AdvertiseKeys | None = None

@@ -74,7 +74,7 @@ class Marks:
         exposing = self._exposing(slot, model_hash)
         if not private:
             self.refuse_exposure(slot, model_hash, ADVERTISE_KEYS)
-        joins = self._get("joins", 0) + 1
+        joins = self.joins + 1
         self._put("joins", joins)
         self._put(_key("joined", slot.session, slot.training_run), [slot.round_number, slot.attempt])
         own = {r.round_id.hex(): [r.name, r.claim is not None and _same_run(r.claim, slot)] for r in exposing}
@@ -340,6 +340,12 @@ class Marks:
         """Rounds whose exposure an operator accepted, 32 bytes each, to whether that was not used yet."""
         named = [bytes.fromhex(key.removeprefix("accepted/")) for key in self._entries if key.startswith("accepted/")]
         return {round_id: self.accepted(round_id) for round_id in sorted(named)}
+
+    @property
+    def joins(self) -> int:
+        """How many attempts were joined, of any session and run."""
+        count: int = self._get("joins", 0)
+        return count
 
     def joined(self, session: bytes, training_run: str) -> tuple[int, int]:
         """The last (round number, attempt) of a run that was joined; (0, 0) at the start."""

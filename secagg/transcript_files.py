@@ -365,7 +365,7 @@ def published(path: str | Path, policy: Policy) -> Published | None:
         total = unpack(packed, policy.length + policy.slots, policy.bits)[: policy.length]
     except (ValueError, MalformedMessageError, ViolationError) as error:
         raise ConfigError(f"{path}: its records are not those of a round: {error}") from None
-    named = Result.hash_of(packed)
+    named = Result.hash_of(packed, dict(sorted(disclosed.items())))
     head = next_head(context.previous_head, receipt.round_id, included.attested, named)
     if receipt.total_hash != named or receipt.head != head:
         raise ConfigError(f"{path}: the sum in it is not the one that its receipt names")

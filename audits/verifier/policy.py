@@ -85,7 +85,7 @@ class Policy:
             self.clients, self.length, self.max_corrupt, self.min_survivors, self.bits, self.value_bits,
         ]  # fmt: skip
         about = [self.project, numbers, self.clip_range.hex(), self.weight_list, self.server_key, *self.layout_list]
-        return [*about, "excess-seeds"] if self.excess_seeds else about
+        return [*about, "excess-seeds-in-head"] if self.excess_seeds else about
 
     @property
     def weight_list(self) -> list[Value]:

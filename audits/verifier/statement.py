@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from audits.verifier.encoding import HV, H, encode
+from audits.verifier.encoding import HV, H, Value, encode
 from audits.verifier.reading import Reader, Transcript
 
 Fields = list[Any]
@@ -72,8 +72,10 @@ class Round:
 
     @cached_property
     def total_hash(self) -> bytes:
-        """Hash of the published sum."""
-        return HV("total", self.file.total)
+        """Hash of the published sum; with the seeds of excess noise that its sites released for it, where they did."""
+        total = HV("total", self.file.total)
+        seeds: list[Value] = [[u, b"".join(self.releases[u][7])] for u in self.u5 if len(self.releases[u]) == 9]
+        return H("result", total, seeds) if seeds else total
 
     @cached_property
     def head(self) -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from secagg import wire
+from secagg.ahead import KeysAhead
 from secagg.arguments import must_be, must_be_bytes, must_be_hash, must_have, positive
 from secagg.client import conclude_later, open_round
 from secagg.context import RoundContext
@@ -90,7 +91,7 @@ class ClientDriver:
         self._policy, self._me, self._signing_key, self._pinned, self._store = policy, me, signing_key, pinned, store
         self._training_run, self._task_hash, self._private = training_run, task_hash, private
         self._patience = None if patience is None else positive("patience", patience)
-        self._executor = executor
+        self._executor, self._ahead = executor, KeysAhead(policy.suite, store)
         self._own_session = session_id(policy, pinned)
         self.model_hash: bytes | None = None
         self._session: ClientSession | None = None
@@ -199,6 +200,11 @@ class ClientDriver:
         step = self._session.step
         return self._over(AbortedError(step, f"the server has said nothing for {self._patience:g} s after {step}"))
 
+    def rest(self) -> None:
+        """Draw the keys of the next attempt, where none is under way: call it when there is nothing else to do."""
+        if not self.live:
+            self._ahead.draw()
+
     def suspend(self) -> bytes:
         """Seal the attempt that is under way, for another process: here it is over. See `secagg.snapshot.suspend`.
 
@@ -248,7 +254,8 @@ class ClientDriver:
         return []
 
     def close(self) -> None:
-        """End the attempt that is under way, and wipe its secrets."""
+        """End the attempt that is under way, and wipe its secrets and the keys of the next."""
+        self._ahead.wipe()
         if self._session is not None:
             self._session.close()
         self._session = self._about = self._given = self._refused = None
@@ -288,7 +295,9 @@ class ClientDriver:
             )
             self._settled()
             session = ClientSession(
-                self._policy, self._me, self._signing_key, self._pinned, opened, self._store, self._executor
+                *(self._policy, self._me, self._signing_key, self._pinned, opened, self._store),
+                executor=self._executor,
+                ahead=self._ahead,
             )
             first = session.start()
         except ExposureError as error:

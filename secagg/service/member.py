@@ -176,6 +176,8 @@ class Member:
         """Answer one message, or go on after some work; the coordinator's last word once the run is over."""
         if self._receiving is None:
             self._receiving = asyncio.create_task(self._mailbox.receive())
+        if self._outgoing.empty():
+            self.driver.rest()
         works = list(self._works())
         waited = {sending, self._receiving, *(work.outcome for work in works)}
         await asyncio.wait(waited, timeout=TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED)

@@ -158,7 +158,8 @@ def _revived(kind: str, own: Own, said: _Said, secrets: list[memoryview]) -> _Li
     if kind == "Released":
         shares = said.of(UnmaskingShares)
         masks = SlotMasks(shares.round_id, shares.attested, own.me, sealed.by_name(secrets[0]))
-        return Released(own, shares.round_id, shares.attested, frozenset(said.of(IncludedSet).by_id), masks)
+        included, disclosed = frozenset(said.of(IncludedSet).by_id), b"".join(shares.excess_seeds)
+        return Released(own, shares.round_id, shares.attested, included, masks, disclosed)
     if kind == "Advertised":
         channel, mask = map(bytes, secrets)
         return Advertised(own, ChannelKey(suite, channel), MaskKey(suite, mask), said.of(AdvertiseKeys))

@@ -47,7 +47,7 @@ def t01_chain(told: Transcript) -> int | None:
 def t02_confirmations(told: Transcript) -> int | None:
     """T-02: receipt and confirmations are of the head recomputed here; at least q members of U3 confirmed it."""
     context, receipt = told.context, told.result
-    hashes = (told.round_id, told.attested, told.vectors.hashes[""], context.previous_head, told.head)
+    hashes = (told.round_id, told.attested, told.total_hash, context.previous_head, told.head)
     if receipt.statement() != Receipt(context.training_run, context.round_number, *hashes).statement():
         raise told.wrong("T-02", receipt, "the receipt is about another round, set of clients or sum")
     for client_id, confirmation in told.confirmations.items():

@@ -11,7 +11,7 @@ from functools import cached_property
 from secagg.context import RoundContext, next_head
 from secagg.encoding import digest
 from secagg.keys import MaskKey
-from secagg.messages import Header, IncludedSet, Roster, headers_hash
+from secagg.messages import Header, IncludedSet, Roster, headers_hash, result_hash
 from secagg.policy import Policy, Suite
 from secagg.roster import PinnedRoster, session_id
 from secagg.shamir import combine
@@ -131,10 +131,15 @@ class Transcript(Messages):
         return self.included.inputs[0].round_id
 
     @cached_property
+    def total_hash(self) -> bytes:
+        """Hash of the sum, and of the seeds of excess noise that were disclosed for it: 32 bytes."""
+        disclosed = {u: b"".join(seeds) for u in sorted(self.releases) if (seeds := self.releases[u].excess_seeds)}
+        return result_hash(self.vectors.hashes[""], disclosed)
+
+    @cached_property
     def head(self) -> bytes:
         """The head after the round, recomputed from messages and sum: 32 bytes."""
-        total = self.vectors.hashes[""]
-        return next_head(self.context.previous_head, self.round_id, self.attested, total)
+        return next_head(self.context.previous_head, self.round_id, self.attested, self.total_hash)
 
     @cached_property
     def dropped(self) -> list[str]:

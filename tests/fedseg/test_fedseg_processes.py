@@ -15,9 +15,12 @@ from safetensors.torch import load_file
 
 from fedseg.credentials import make_credentials
 from fedseg.demo import Demo
+from fedseg.evidence import HELD
 from fedseg.ledger import read
 from fedseg.report import write_report
 from fedseg.study import Study
+from fedseg.verifying.material import gather
+from fedseg.verifying.models import t16_next_model
 from tests.support.tiny import tiny_classes, tiny_study
 
 HELD_OUT = (1, 3, 3, 1)
@@ -71,6 +74,29 @@ def test_steps_with_the_noise_in_the_sum_are_exact_without_a_site_that_was_kille
     html = write_report(run).read_text()
     assert "at most 1 of the sites may side with the coordinator" in html
     assert "nobody is trusted" not in html
+    assert not _children_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_round_that_burns_takes_no_seed_of_its_excess_noise_along(tmp_path):
+    """Two of five are killed behind their reports, so that round 2 has too few inputs: nobody disclosed anything."""
+    study = tiny_study(sites=5, rounds=3, seed=None, patients=6, mechanism="distributed").replace(
+        study={"spare_rounds": 1},
+        privacy={"excess_noise": "removed"},
+        secagg={"min_survivors": 4},
+        run={"evaluate_every": 4, "hold_seconds": 5},
+    )
+    events: list[dict] = []
+    kills = {(2, "site-b"): "ShareReport", (2, "site-d"): "ShareReport"}
+    run = Demo(tmp_path, study, lambda event: events.append(event.model_dump()), kills).run()
+    ends = [event for event in events if event["kind"] == "end_round"]
+    assert [event["exact"] for event in ends] == [True] * 3
+    assert [event["round"] for event in events if event["kind"] == "burned"] == [2]
+    material = gather([run], None)
+    told = [published for _, published in material.rounds.values()]
+    seeds = [seed for each in told for seed in each.excess_seeds.values()]
+    assert len(seeds) == len(set(seeds)) == sum(len(each.included) for each in told if len(each.included) == 5)
+    assert {finding.state for finding in t16_next_model(material)} == {HELD}
     assert not _children_of(tmp_path)
 
 

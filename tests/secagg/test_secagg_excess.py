@@ -4,11 +4,17 @@ from dataclasses import replace
 
 import pytest
 
+from audits.verifier import study
+from audits.verifier.policy import Policy as SecondPolicy
+from audits.verifier.reading import Reader
 from secagg import ConfigError, wire
+from secagg.client import conclude_later
+from secagg.context import next_head
 from secagg.errors import InconsistentViewError, MalformedMessageError, ProtocolError
-from secagg.messages import Attestations, IncludedSet
+from secagg.messages import Attestations, IncludedSet, Result
 from secagg.policy import Policy
 from secagg.prg import Stream
+from secagg.server import Unmasking
 from secagg.snapshot import resume, suspend
 from secagg.transcript import ViolationError
 from secagg.transcript_files import Recorder, published, verify
@@ -140,14 +146,55 @@ def test_a_disclosure_is_signed_and_of_whole_distinct_seeds():
             replace(release, excess_seeds=seeds)
 
 
-def test_a_result_that_names_seeds_of_nobody_is_refused():
+def resealed(result: Result, seeds: dict[str, bytes]) -> Result:
+    """The server's own word for the same sum with another list of seeds."""
+    told, receipt = Result.hash_of(result.total, seeds), result.receipt
+    head = next_head(receipt.previous_head, receipt.round_id, receipt.attested, told)
+    return Result(result.total, replace(receipt, total_hash=told, head=head, signature=b"").sign(SERVER_KEY), seeds)
+
+
+LISTS = {
+    "another seed": (lambda seeds: {**seeds, "site-b": b"?" * 32}, False),
+    "one of them left out": (lambda seeds: {me: seeds[me] for me in seeds if me != "site-b"}, False),
+    "none at all": (lambda seeds: {}, False),
+    "of nobody, signed": (lambda seeds: {**seeds, "site-z": bytes(32)}, True),
+    "of a reader that did not disclose it, signed": (lambda seeds: {**seeds, "site-a": b"?" * 32}, True),
+    "one too many, signed": (lambda seeds: {**seeds, "site-b": seeds["site-b"] + b"?" * 32}, True),
+}
+
+
+@pytest.mark.parametrize(("change", "signed"), LISTS.values(), ids=LISTS)
+def test_a_result_with_another_list_of_seeds_is_refused(change, signed):
+    def lie(message):
+        seeds = dict(sorted(change(message.excess_seeds).items()))
+        return resealed(message, seeds) if signed else replace(message, excess_seeds=seeds)
+
+    play = five().play(down=alone("Result", "site-a", lie))
+    assert play.errors["site-a"].check == "C-19"
+
+
+def test_one_who_is_shown_another_list_confirms_another_head():
+    """The server may sign two lists that both could be: then there are two heads, which the next round shows (C-04)."""
     cohort = five()
 
-    def invent(message):
-        return replace(message, excess_seeds={**message.excess_seeds, "site-z": bytes(32)})
+    def lie(message):
+        return resealed(message, {**message.excess_seeds, "site-b": b"?" * 32})
 
-    play = cohort.play(down=alone("Result", "site-a", invent))
-    assert play.errors["site-a"].check == "C-19"
+    play = cohort.play(down=alone("Result", "site-a", lie))
+    assert play.refusals["site-a"].check == "S-21"
+    assert len({client.head for client in play.clients.values()}) == 2
+
+
+@pytest.mark.parametrize(("change", "signed"), [each for name, each in LISTS.items() if "reader" not in name])
+def test_a_site_that_was_killed_looks_at_the_list_of_seeds_later_too(change, signed):
+    cohort = five()
+    play = cohort.play(down=alone("Result", "site-a", lambda message: None))
+    told = play.server._state.result
+    seeds = dict(sorted(change(told.excess_seeds).items()))
+    mine = (cohort.policy, "site-a", cohort.keys["site-a"], cohort.roster, cohort.stores["site-a"])
+    with pytest.raises(InconsistentViewError, match="C-19"):
+        conclude_later(*mine, resealed(told, seeds) if signed else replace(told, excess_seeds=seeds))
+    assert conclude_later(*mine, told).head == play.server.head
 
 
 def test_seeds_outlive_a_restart_before_unmasking_and_show_nowhere():
@@ -201,3 +248,21 @@ def test_a_transcript_with_seeds_of_needed_noise_is_refused(tmp_path, monkeypatc
     violation = verify([tmp_path / "1"], cohort.policy, cohort.roster).violation
     assert isinstance(violation, ProtocolError | ViolationError)
     assert violation.check == "T-11"
+
+
+@pytest.mark.parametrize("left_out", [None, "site-b"])
+def test_both_verifiers_hold_the_head_against_the_seeds_that_were_disclosed(tmp_path, monkeypatch, left_out):
+    cohort, honest = five(), Unmasking._result
+
+    def lie(self, total):
+        told = honest(self, total)
+        return resealed(told, {me: seeds for me, seeds in told.excess_seeds.items() if me != left_out})
+
+    monkeypatch.setattr(Unmasking, "_result", lie)
+    play = record(cohort, tmp_path / "1")
+    assert not play.errors
+    first = verify([tmp_path / "1"], cohort.policy, cohort.roster).violation
+    table = {name: value for name, value in cohort.policy.to_table().items() if name not in ("server_key", "layout")}
+    rules = SecondPolicy(**table | {"server_key": cohort.policy.server_key})
+    second = study.verify([tmp_path / "1"], Reader(rules, dict(cohort.roster)))
+    assert (first and first.check, second.check) == (("T-02", "T-02") if left_out else (None, "")), second.sentence

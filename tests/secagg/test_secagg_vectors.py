@@ -62,7 +62,7 @@ from secagg import (
 )
 from secagg.complaints import leave_out
 from secagg.context import Slot
-from secagg.messages import Roster, RoundStart, Signed
+from secagg.messages import Result, Roster, RoundStart, Signed
 from secagg.roster import session_id
 
 ROOT = Path(__file__).parents[2]
@@ -854,6 +854,13 @@ def check_self_commitment(case: Json) -> None:
     slot, seed = unhex(case, "slot", "self_seed")
     assert masking.self_commitment(slot, case["id"], seed).hex() == case["output"]
     assert H("self-commit", slot, case["id"], seed).hex() == case["output"]
+
+
+def check_result_hash(case: Json) -> None:
+    (total,), seeds = unhex(case, "total"), {i: bytes.fromhex(told) for i, told in case["excess_seeds"].items()}
+    assert Result.hash_of(total, seeds).hex() == case["output"]
+    plain = HV("total", total)
+    assert (H("result", plain, [list(pair) for pair in seeds.items()]) if seeds else plain).hex() == case["output"]
 
 
 def check_share_commitment(case: Json) -> None:

@@ -32,7 +32,7 @@ from secagg.masking import (
     slot_values,
 )
 from secagg.merkle import tree
-from secagg.messages import Bundle, ReleaseClaim
+from secagg.messages import Bundle, ReleaseClaim, Result
 from secagg.packing import dtype_for, modulo, pack, unpack
 from secagg.policy import Policy
 from secagg.prg import CHUNK_BYTES, Stream, apply_masks, keystream
@@ -378,6 +378,14 @@ def derivations() -> Iterator[Json]:
         "self_seed": secret.hex(),
         "output": self_commitment(slot, "site-a", secret).hex(),
     }
+    seeds = {client_id: drawn(f"excess of {client_id}", 64) for client_id in ("site-a", "site-c")}
+    for disclosed in ({}, seeds):
+        yield {
+            "operation": "result_hash",
+            "total": exchanged.hex(),
+            "excess_seeds": {client_id: told.hex() for client_id, told in disclosed.items()},
+            "output": Result.hash_of(exchanged, disclosed).hex(),
+        }
     for kind in "sb":
         output = share_commitment(slot, roster1, "site-a", "site-b", kind, share).hex()
         ends = {"dealer": "site-a", "holder": "site-b", "kind": kind, "share": share.hex()}
