@@ -60,6 +60,7 @@ ROWS = (
     Row("local", "federated, local", "federation", "local", twin="twin-local"),
     Row("twin-central", "in one place, clipped, no noise", "everybody", "clipped"),
     Row("distributed", "federated, distributed", "federation", "distributed", twin="twin-central"),
+    Row("svt", "federated, svt", "federation", "svt"),
     Row("central", "in one place, central", "everybody", "local", twin="twin-central", trust=CENTRAL),
 )
 """In the order of the table. Training from fresh weights is the same with and without a start to compare it with."""

@@ -30,7 +30,8 @@ STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
 
 
 def study(rounds: int = 2, steps: int = 2):
-    return tiny_study(rounds=rounds, steps=steps, patients=5, seed=None).replace(data={"size": 16, "holdout": 0.4})
+    base = tiny_study(rounds=rounds, steps=steps, patients=5, seed=None)
+    return base.replace(data={"size": 16, "holdout": 0.4}, privacy={"released": 0.1})
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_every_row_has_the_same_steps_patients_and_seeds():
         assert {site: data.test for site, data in seen.items()} == {site: data.test for site, data in cohort.items()}
         assert cell.study.study.seed == cell.seed
     assert {cell.name for cell in found if cell.epsilon} == {
-        f"{row} {epsilon}" for row in ("local", "distributed", "central") for epsilon in (2, 8)
+        f"{row} {epsilon}" for row in ("local", "distributed", "svt", "central") for epsilon in (2, 8)
     }
     pooled = next(cell for cell in found if cell.row.name == "pooled").cohort(cohort)
     assert len({case.patient for case in pooled["site-a"].train}) == train  # two sites may use one name
@@ -77,7 +78,7 @@ def test_a_private_row_names_everything_that_belongs_to_its_epsilon():
     base = study()
     done = [(cell, Judged(values={"Dice": {"site-a": [[0.5] * 7]}})) for cell in cells(base, {}, list(ROWS), [8.0], 1)]
     claims = {row.row: row.claim for row in Comparison.of(base, "", "", done).rows}
-    assert {name for name, claim in claims.items() if claim} == {"local", "distributed", "central"}
+    assert {name for name, claim in claims.items() if claim} == {"local", "distributed", "svt", "central"}
     for name, trusted in (("local", "nobody"), ("distributed", "the threshold"), ("central", "one party that holds")):
         assert claims[name].startswith(f"epsilon 8 per patient at delta 0.01; {trusted}")
 
@@ -92,7 +93,7 @@ def test_rows_come_with_their_twins_and_unknown_ones_are_told():
 
 def test_only_a_federation_has_some_of_its_sites_in_a_round():
     """Who trains alone is in every round: such a cell would fail, and be told as a result."""
-    base = tiny_study(sites=4).replace(federation={"participation": 3})
+    base = tiny_study(sites=4).replace(federation={"participation": 3}, privacy={"released": 0.1})
     parts = {cell.row.name: cell.study.federation.participation for cell in cells(base, {}, list(ROWS), [8.0], 1)}
     assert {name for name, part in parts.items() if part} == {
         row.name for row in ROWS if row.who == "federation" and row.name in parts
