@@ -7,11 +7,11 @@ product ends: at a vector that somebody saw.
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -130,6 +130,31 @@ def patients(study: Study, count: int, seed: int) -> list[Case]:
     for number, made in enumerate(phantom.site_seeds("attack", count, seed)):
         found.append(one_slice(phantom.site_case(ids[number % len(ids)], f"sub-{number:04d}", made, study)))
     return found
+
+
+class Images(NamedTuple):
+    """Whose images are attacked.
+
+    Attributes:
+        words: what they are, for the page.
+        layout: of `study_of`.
+        adapted: from the study of an attack to the same on these images.
+        patients: (adapted study, how many, seed) to so many patients of one slice each.
+    """
+
+    words: str
+    layout: str
+    adapted: Callable[[Study], Study]
+    patients: Callable[[Study, int, int], list[Case]]
+
+
+MADE = Images(
+    "made fetal brains: the real ones at hand are averages, on which no claim about a patient may rest; "
+    "`python -m audits real` does the same on real patients",
+    "phantom",
+    lambda study: study,
+    patients,
+)
 
 
 def one_slice(case: Case) -> Case:

@@ -10,6 +10,7 @@ update either: a limit of this attack, and no protection.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from audits.attacks import pictures
 from audits.attacks.common import (
+    MADE,
+    Images,
     above,
     largest_success,
     mu_of,
     nearest,
     one_round,
-    patients,
     pixels,
     promise,
     psnr,
@@ -47,7 +49,6 @@ LR = 1.0
 SMOOTH = 1e-6
 """Weight of the picture's total variation against the misfit, which is 1 for a gradient of 0."""
 POWER = 0.5
-IMAGES = "made fetal brains: the real ones at hand are averages, on which no claim about a patient may rest"
 
 
 class Found(NamedTuple):
@@ -120,6 +121,7 @@ def attacked(
     iterations: int,
     candidates: int = CANDIDATES,
     size: int = SIZE,
+    images: Images = MADE,
 ) -> Result:
     """The audit, of any size.
 
@@ -131,14 +133,16 @@ def attacked(
         iterations: of L-BFGS for each.
         candidates: among whom a picture is looked up.
         size: pixels a side.
+        images: of whom.
     """
-    plain = study_of(sites=SITES, size=size, channels=CHANNELS, lr=LR)
-    noised = study_of(sites=SITES, size=size, channels=CHANNELS, lr=LR, mechanism="local", epsilon=epsilon)
-    pool = patients(plain, candidates, task.seed)
+    plain = images.adapted(study_of(sites=SITES, size=size, channels=CHANNELS, lr=LR, layout=images.layout))
+    noised = plain.replace(privacy={"mechanism": "local", "epsilon": epsilon})
+    pool = images.patients(plain, candidates, task.seed)
     with scratch() as folder:
         found = _found(task, plain, pool, targets, iterations, folder)
         found[f"local DP, epsilon {epsilon:g}"] = _under_dp(task, noised, pool, private, iterations, folder)
-    return _judged(task, found, noised, pool, iterations)
+    result = _judged(task, found, noised, pool, iterations)
+    return replace(result, figures={"images": images.words, **result.figures})
 
 
 def _found(
@@ -179,7 +183,7 @@ def _judged(task: Task, found: dict[str, Found], private: Study, pool: Sequence[
     verdict: Verdict = "violated" if above(dp.hits, count, bound) else "holds"
     if one.hits / len(one.images) < POWER or not above(count, count, bound):
         verdict = "no power"
-    figures: dict[str, float | int | str] = {"seed": task.seed, "images": IMAGES, "chance": 1 / candidates}
+    figures: dict[str, float | int | str] = {"seed": task.seed, "chance": 1 / candidates}
     for name, those in found.items():
         figures |= those.figures(name, candidates)
     figures |= {

@@ -7,6 +7,7 @@ by heart is the positive control: where it is not seen through, nothing is shown
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,19 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from audits.attacks import pictures
-from audits.attacks.common import above, interval, mu_of, patients, promise, rate, scratch, study_of, trained, update_of
+from audits.attacks.common import (
+    MADE,
+    Images,
+    above,
+    interval,
+    mu_of,
+    promise,
+    rate,
+    scratch,
+    study_of,
+    trained,
+    update_of,
+)
 from audits.base import Result, Task, Verdict
 from fedseg.aggregate import PlainSum
 from fedseg.data.cases import Case
@@ -58,7 +71,9 @@ def run(task: Task) -> Result:
     )
 
 
-def attacked(task: Task, *, models: int, pool: int, steps: int, rounds: int) -> Result:
+def attacked(
+    task: Task, *, models: int, pool: int, steps: int, rounds: int, size: int = SIZE, images: Images = MADE
+) -> Result:
     """The audit, of any size.
 
     Args:
@@ -67,15 +82,20 @@ def attacked(task: Task, *, models: int, pool: int, steps: int, rounds: int) -> 
         pool: patients, of whom each model has half; a multiple of 16.
         steps: of the models that learn by heart.
         rounds: of the federations.
+        size: pixels a side.
+        images: of whom.
     """
+    made = study_of(sites=SITES, size=size, channels=CHANNELS, rounds=rounds, layout=images.layout)
+    plain = images.adapted(made)
+    everybody = images.patients(plain, pool, task.seed)
     with scratch() as folder:
-        return _attacked(task, models, pool, steps, rounds, folder)
+        result = _attacked(task, plain, everybody, models, steps, folder)
+    return replace(result, figures={"images": images.words, **result.figures})
 
 
-def _attacked(task: Task, models: int, pool: int, steps: int, rounds: int, folder: Path) -> Result:
-    plain = study_of(sites=SITES, size=SIZE, channels=CHANNELS, rounds=rounds)
-    private = study_of(sites=SITES, size=SIZE, channels=CHANNELS, rounds=rounds, mechanism="local", epsilon=EPSILON)
-    everybody, dealt = patients(plain, pool, task.seed), _dealt(models, pool, task.seed)
+def _attacked(task: Task, plain: Study, everybody: list[Case], models: int, steps: int, folder: Path) -> Result:
+    private = plain.replace(privacy={"mechanism": "local", "epsilon": EPSILON})
+    pool, dealt = len(everybody), _dealt(models, len(everybody), task.seed)
 
     def by_heart(members: list[Case], place: Path) -> torch.nn.Module:
         """So many steps on few patients, and nobody else."""

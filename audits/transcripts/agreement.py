@@ -19,6 +19,9 @@ from audits.verifier.study import verify
 from secagg import files, transcript_files
 
 
+WEIGHTED = {"weights": {u: 2.0 if u == IDS[0] else 1.0 for u in IDS}}
+
+
 @dataclass(frozen=True)
 class Said:
     """What a verifier said: its exit status, and the check that it names or nothing."""
@@ -98,17 +101,22 @@ def of_vectors(folder: Path) -> Iterator[Comparison]:
 
 
 def of_flips(folder: Path, count: int, seed: int) -> Iterator[Comparison]:
-    """Both on a round in which one bit of one record is another one, the chain closed over it by the server."""
+    """Both on a round in which one bit of one record is another one, the chain closed over it by the server.
+
+    Every 40th bit of two openings, and so many drawn ones.
+    """
     draw = np.random.default_rng(seed)
-    plays = [played(Play(policy(**rules), "flips", IDS, absent=LATE)) for rules in ({}, PQ)]
+    plays = [played(Play(policy(**rules), "flips", IDS, absent=LATE)) for rules in (WEIGHTED, PQ)]
     path = folder / "flipped.transcript"
     for play in plays:
         play.write(path)
+    flips = [(i, 0, bit) for i, play in enumerate(plays) for bit in range(0, 8 * len(play.records[0]), 40)]
     for i in range(count):
-        play = plays[i % 2]
-        record = int(draw.integers(len(play.records)))
-        bit = int(draw.integers(8 * len(play.records[record])))
+        record = int(draw.integers(len(plays[i % 2].records)))
+        flips.append((i % 2, record, int(draw.integers(8 * len(plays[i % 2].records[record])))))
+    for i, record, bit in flips:
+        play = plays[i]
         changed = bytearray(play.records[record])
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(closed([*play.records[:record], bytes(changed), *play.records[record + 1 :]]))
-        yield compared(f"bit {bit} of record {record} of round {i % 2}", play.reader, [path], folder, None)
+        yield compared(f"bit {bit} of record {record} of round {i}", play.reader, [path], folder, None)

@@ -39,7 +39,7 @@ def verify_transcript(files: Files, roster: Roster, policy: PolicyFile) -> None:
 
 
 def verify_run(folder: Path, roster: Roster, start: Start = None) -> None:
-    """Hold ledgers and models of a run folder against its transcripts: T-15 to T-17, for full steps.
+    """Hold ledgers and models of a run folder against its transcripts: T-15 to T-17.
 
     Ends with 0 where everything holds, 1 where something is violated, 2 where something was not checked, 3 where
     nothing could be read.

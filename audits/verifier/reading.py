@@ -10,7 +10,7 @@ from typing import Any
 from audits.verifier.encoding import H, MalformedError, Value, encode, split
 from audits.verifier.judge import Judge
 from audits.verifier.policy import Policy, UnreadableError
-from audits.verifier.records import FORMAT, Cut, Record, cut, name_of, parsed
+from audits.verifier.records import FORMAT, Cut, Record, cut, parsed
 from audits.verifier.vectors import block_sizes, padding_is_zero
 
 ORDER = (
@@ -18,6 +18,12 @@ ORDER = (
     *("confirmation", "closing"),
 )
 OF_A_SUM = ("advertisement", "shares", "report", "input", "attestation", "release", "result")
+OPENING: dict[str, type] = {
+    **{"format": int, "project": str, "clients": int, "length": int, "clip range": str, "max corrupt": int},
+    **{"min survivors": int, "suite": str, "bits": int, "value bits": int, "weights": list, "server key": bytes},
+    **{"roster": bytes, "run": str, "round": int, "attempt": int, "model": bytes, "task": bytes},
+    **{"previous head": bytes, "whole": int},
+}
 SENDER_AT = {
     "header": 2,
     "advertisement": 1,
@@ -124,53 +130,48 @@ def read(path: Path, reader: Reader, judge: Judge) -> Transcript:
 
 
 def _opened(path: Path, pieces: list[bytes], reader: Reader, judge: Judge) -> Transcript:
-    """T-03: the opening is about the reader's own policy and roster, field by field."""
+    """T-20 and T-03: the opening has its one encoding, and is about the reader's own policy and roster."""
     try:
         label, *fields = split(pieces[0])
+        told = _told(fields)
     except (IndexError, ValueError, MalformedError):
-        label, fields = b"", []
-    if label != b"secagg/2 transcript-opening" or not fields or fields[0] != FORMAT.to_bytes(8, "big"):
+        label, told = b"", {}
+    if label != b"secagg/2 transcript-opening" or told["format"] != FORMAT:
         raise UnreadableError(f"{path} is no transcript: it does not begin with an opening of format {FORMAT}.")
+    again = split(encode("", *told.values()))[1:]
+    judge.hold("T-20", again == fields, "the opening is not in its one encoding", 0)
+    run, number, attempt, model, task, previous_head, whole = list(told.values())[-7:]
+    hashes = (model, task, previous_head)
+    sound = 0 < len(run) <= 256 and run.isprintable() and {32} == set(map(len, hashes))
+    judge.hold("T-03", sound, "the name of the run, or a hash of the context, is none that can be", 0)
+    possible = 1 <= number < 2**63 and attempt < 2**63
+    judge.hold("T-03", possible, "round numbers start at 1, attempts at 0, and both stay below 2^63", 0)
+    judge.hold("T-20", whole <= 1, "vectors are published whole (1) or by hash (0)", 0)
     p = reader.policy
-    of_policy: list[Value] = [
-        p.project,
-        p.clients,
-        p.length,
-        p.clip_range.hex(),
-        p.max_corrupt,
-        p.min_survivors,
-        p.suite,
-        p.bits,
-    ]
-    of_policy += [p.value_bits, p.weight_list, p.server_key, reader.roster_hash]
-    expected = split(encode("", FORMAT, *of_policy))[1:]
-    context = fields[len(expected) :]
-    judge.hold("T-20", len(fields) > 4 and _spelt(fields[4]), "a number is not spelt in the one way that it can be", 0)
-    judge.hold("T-03", fields[: len(expected)] == expected, "policy and roster are not yours", 0)
-    if len(context) < 7:
-        raise UnreadableError(f"{path} is no transcript: its opening lacks the context of a round.")
-    try:
-        run, number, attempt, model, task, previous_head, whole = context
-        numbers = [int.from_bytes(value, "big") for value in (number, attempt, whole)]
-        sizes = [len(value) for value in context[1:]]
-        if sizes != [8, 8, 32, 32, 32, 8] or numbers[2] > 1:
-            raise MalformedError("the context of the opening has other sizes")
-        possible = 1 <= numbers[0] < 2**63 and numbers[1] < 2**63
-        judge.hold("T-03", possible, "round numbers start at 1, attempts at 0, and both stay below 2^63", 0)
-        opened = Transcript(path, name_of(run), numbers[0], numbers[1], model, task, previous_head, bool(numbers[2]))
-    except (MalformedError, ValueError) as error:
-        judge.hold("T-20", False, str(error), 0)
-        raise UnreadableError(f"{path} cannot be read on: {error}.") from error
+    own: list[Value] = [FORMAT, p.project, p.clients, p.length, p.clip_range.hex(), p.max_corrupt, p.min_survivors]
+    own += [p.suite, p.bits, p.value_bits, p.weight_list, p.server_key, reader.roster_hash]
+    judge.hold("T-03", again[: len(own)] == split(encode("", *own))[1:], "policy and roster are not yours", 0)
+    opened = Transcript(path, run, number, attempt, *hashes, bool(whole))
     opened.records.append(Record(0, "opening", pieces[0], fields))
     return opened
 
 
-def _spelt(literal: bytes) -> bool:
-    """Whether it is the one hexadecimal literal of a float."""
-    try:
-        return float.fromhex(literal.decode("ascii")).hex().encode() == literal
-    except (ValueError, OverflowError):
-        return False
+def _told(fields: list[bytes]) -> dict[str, Any]:
+    """What an opening says, however it is spelt. ValueError or MalformedError where it cannot be read at all."""
+    if len(fields) < len(OPENING):
+        raise ValueError("a field is missing")
+    told: dict[str, Any] = {}
+    for (name, kind), data in zip(OPENING.items(), fields, strict=False):
+        if kind is list:
+            pairs = [split(item[4:]) for item in split(data[4:])]
+            told[name] = [list(pair) for pair in {_text(pair[0]): _text(pair[1]) for pair in pairs}.items()]
+        else:
+            told[name] = int.from_bytes(data[:8], "big") if kind is int else _text(data) if kind is str else data
+    return told
+
+
+def _text(data: bytes) -> str:
+    return data.decode("ascii")
 
 
 def _in_order(transcript: Transcript, record: Record, judge: Judge) -> None:

@@ -1,4 +1,4 @@
-"""T-15 to T-17 (specification, "Runs"), for run folders whose sums are of updates: every mechanism but `distributed`.
+"""T-15 to T-17 (specification, "Runs"), for the run folders of every mechanism but `svt`.
 
 Of T-17: the chain of each ledger, and the epsilon that the log states of a site. Signatures of lines are not looked at.
 T-16 is in `states`.
@@ -23,6 +23,8 @@ from audits.verifier.reading import Reader, Transcript, read
 
 Entry = dict[str, Any]
 NONE = "0" * 64
+COMPACT: dict[str, Any] = {"sort_keys": True, "separators": (",", ":")}
+"""How the text is written that a line's id is of."""
 
 
 def ledger(path: Path) -> list[Entry]:
@@ -35,7 +37,7 @@ def ledger(path: Path) -> list[Entry]:
     for place, line in enumerate(path.read_text().splitlines()):
         entry = json.loads(line)
         about = {name: value for name, value in entry.items() if name not in ("event_id", "signature")}
-        text = json.dumps(about, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(about, **COMPACT)
         if entry["previous"] != (entries[-1]["event_id"] if entries else NONE):
             raise ViolationError("T-17", f"{path.name} does not continue its own chain", place)
         if entry["event_id"] != H("ledger-event", text).hex():
@@ -46,9 +48,11 @@ def ledger(path: Path) -> list[Entry]:
 
 def epsilon(entries: Sequence[Entry], delta: float) -> float:
     """Epsilon of full steps with Gaussian noise, exactly: they compose to one of mu = sqrt(sum of steps / noise^2)."""
-    if any(entry["sample_rate"] != 1 for entry in entries):
-        raise NotImplementedError("steps that draw patients are composed by the product's accountants only")
-    mu = math.sqrt(sum(entry["steps"] / entry["noise_multiplier"] ** 2 for entry in entries))
+    if any(entry["kind"] == "none" for entry in entries):
+        return math.inf
+    if any(entry.get("sample_rate", 1) != 1 or entry.get("noise") == "skellam" for entry in entries):
+        raise NotImplementedError("drawn patients and Skellam noise are composed by the product's accountants only")
+    mu = math.sqrt(sum(_squared(entry) for entry in entries))
     phi = NormalDist().cdf
     low, high = 0.0, 1000.0
     for _ in range(100):
@@ -58,6 +62,13 @@ def epsilon(entries: Sequence[Entry], delta: float) -> float:
     return high
 
 
+def _squared(entry: Entry) -> float:
+    """The square of a line's mu: of a discrete Gaussian, all but 9 of the variance is a Gaussian's."""
+    if entry["kind"] == "local":
+        return float(entry["steps"] / entry["noise_multiplier"] ** 2)
+    return float(entry["sensitivity"] ** 2 / (entry["shares"] * entry["variance"] - 9))
+
+
 def charged(study: dict[str, Any], files: Sequence[Transcript], site: str, entries: Sequence[Entry]) -> None:
     """T-15: of every round in whose sum the site is, its ledger holds what the study plans, with at least its noise.
 
@@ -65,24 +76,40 @@ def charged(study: dict[str, Any], files: Sequence[Transcript], site: str, entri
         ViolationError: T-15.
     """
     about, privacy = study["study"], study["privacy"]
-    planned = {
-        "kind": privacy["mechanism"],
-        "unit": privacy["unit"],
-        "neighbouring": "add or remove one",
-        "sample_rate": privacy["sample_rate"],
-        "clip_norm": privacy["clip_norm"],
-        "denominator": privacy["denominator"],
-        "steps": about["local_steps"],
-    }
-    rounds = about["rounds"] + about.get("spare_rounds", 0)
+    asks = study.get("data", {}).get("statistics", "none") == "secure"
+    kind, first = privacy["mechanism"], min((file.number for file in files if file.finished), default=0)
+    planned = {"kind": kind, "unit": privacy["unit"]}
+    if kind in ("local", "distributed"):
+        planned |= {"neighbouring": "add or remove one"}
+        planned |= {name: privacy[name] for name in ("sample_rate", "clip_norm", "denominator")}
+    if kind == "local":
+        planned["steps"] = about["local_steps"]
+    rounds = about["rounds"] + about.get("spare_rounds", 0) - asks
     for file in files:
         if site not in file.of["input"]:
             continue
+        asking = asks and kind != "none" and file.number == first
+        plan = {"kind": "statistics", "unit": privacy["unit"]} if asking else planned
         found = [e for e in entries if (e["training_run"], e["round_number"]) == (file.run, file.number)]
-        if not any(all(entry[name] == value for name, value in planned.items()) for entry in found):
+        if not any(all(entry[name] == value for name, value in plan.items()) for entry in found):
             raise ViolationError("T-15", f"round {file.number} is not in its ledger as the study plans it", None, site)
-        if epsilon(found[:1] * rounds, privacy["delta"]) > privacy["epsilon"] * 1.001:
+        if kind == "none":
+            continue
+        share = (privacy["statistics"] if asking else 1 - privacy["statistics"]) if asks else 1.0
+        times = 1 + about.get("spare_rounds", 0) if asking else rounds
+        if epsilon(found[:1] * times, share * privacy["delta"]) > share * privacy["epsilon"] * 1.001:
             raise ViolationError("T-15", f"round {file.number} has less noise than the study plans", None, site)
+
+
+def noise_of(ledgers: Sequence[Sequence[Entry]], files: Sequence[Transcript]) -> dict[tuple[str, int], Entry]:
+    """By kind and number of a round, the line that says how large its noise is; T-15 where two sites say otherwise."""
+    found: dict[tuple[str, int], Entry] = {}
+    about = ("sensitivity", "variance", "noise_multiplier", "clip_norm", "denominator")
+    for entry in (entry for entries in ledgers for entry in entries):
+        same = found.setdefault((entry["kind"], entry["round_number"]), entry)
+        if entry["training_run"] == files[0].run and any(entry.get(name) != same.get(name) for name in about):
+            raise ViolationError("T-15", f"the ledgers say two things of the noise of round {entry['round_number']}")
+    return found
 
 
 def stated(log: Sequence[dict[str, Any]], run: str, site: str, entries: Sequence[Entry], delta: float) -> int:
@@ -120,8 +147,8 @@ def verify_run(folder: Path, reader: Reader, start: np.ndarray | None = None) ->
     judge = Judge()
     files = [read(path, reader, judge) for path in sorted((folder / "transcripts").glob("*.transcript"))]
     held, unchecked = [], []
-    for path in sorted((folder / "ledger").glob("*.jsonl")):
-        entries = ledger(path)
+    ledgers = {path: ledger(path) for path in sorted((folder / "ledger").glob("*.jsonl"))}
+    for path, entries in ledgers.items():
         charged(study, files, path.stem, entries)
         count = stated(log, files[0].run, path.stem, entries, delta)
         held.append(f"{path.stem}: {len(entries)} lines of its ledger, {count} epsilons of the log (T-15, T-17)")
@@ -130,5 +157,5 @@ def verify_run(folder: Path, reader: Reader, start: np.ndarray | None = None) ->
     elif why := states.unknown(study):
         unchecked.append(f"T-16: the text has no step of {why}")
     else:
-        held.append(states.verify(folder, study, files, reader.policy, start))
+        held.append(states.verify(folder, study, files, reader.policy, start, noise_of([*ledgers.values()], files)))
     return held, unchecked

@@ -8,12 +8,13 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from audits.__main__ import app
+from audits.transcripts import whole
 from audits.transcripts.agreement import compared, of_flips, policy_text
 from audits.transcripts.golden import vector
 from audits.transcripts.lies import CASES, HONEST
 from audits.transcripts.negatives import IDS, policy
 from audits.transcripts.play import Play, played
-from audits.verifier import checks, reading, runs, states, study
+from audits.verifier import checks, reading, runs, spaces, states, study
 from audits.verifier.encoding import H
 from audits.verifier.judge import CHECKS, Judge, ViolationError
 
@@ -85,6 +86,12 @@ def test_a_disagreement_is_seen(tmp_path, monkeypatch):
     assert not compared("forged", reader, paths, tmp_path, "T-04").agree
 
 
+def test_both_verifiers_call_every_damage_of_an_opening_the_same(tmp_path):
+    found = list(of_flips(tmp_path, 0, 0))
+    assert [one for one in found if not one.agree] == []
+    assert {one.ours.check for one in found} >= {"T-03", "T-20", ""}
+
+
 def test_the_command_names_the_check_and_ends_with_1(tmp_path):
     for name, status, said in (
         ("one dropped out, one fell silent", 0, "Everything holds."),
@@ -102,7 +109,7 @@ def test_the_command_names_the_check_and_ends_with_1(tmp_path):
     assert answer.exit_code == 3
 
 
-FEDERATION = {"algorithm": "fedyogi", "ema": 0.5}
+YOGI = {"federation": {"algorithm": "fedyogi", "ema": 0.5}, "privacy": {"mechanism": "local"}, "study": {}}
 
 
 @pytest.fixture
@@ -112,15 +119,16 @@ def run_folder(tmp_path):
         (tmp_path / name).mkdir()
     rules = policy(weights={u: 2.0 if u == IDS[0] else 1.0 for u in IDS})
     reader = Play(rules, "honest", IDS).reader
-    step, start = states.Step.of(FEDERATION), np.linspace(-1, 1, rules.length, dtype=np.float32)
-    state, rounds = step.start(start), []
+    start = np.linspace(-1, 1, rules.length, dtype=np.float32)
+    course = states.Course(YOGI, rules, {}, len(start))
+    state, rounds = course.start(start), []
     for number in (1, 2):
         about = {"number": number, "model": states.hash_of(state)}
         path = tmp_path / "transcripts" / f"{number}.transcript"
         played(Play(rules, "honest", IDS, **about, follows=rounds)).write(path)
         rounds = [about]
-        state = step.next(state, states.mean_of(reading.read(path, reader, Judge()), rules))
-    save(tmp_path, step.given_out(state, len(start)))
+        state = course.next(state, reading.read(path, reader, Judge()))
+    save(tmp_path, course.step.given_out(state, len(start)))
     (tmp_path / "study.toml").write_text(
         "[study]\nrounds = 2\nlocal_steps = 3\n[privacy]\nmechanism = 'local'\nunit = 'patient'\nepsilon = 8.0\n"
         "delta = 3e-4\nsample_rate = 1.0\nclip_norm = 0.05\ndenominator = 64\n"
@@ -148,7 +156,7 @@ def charge(folder, noise, rounds=2, **changes):
             "clip_norm": 0.05, "denominator": 64.0, "steps": 3, "noise_multiplier": noise, "round_number": number,
             "training_run": "run-1", "previous": previous, **changes,
         }  # fmt: skip
-        text = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(entry, **runs.COMPACT)
         previous = H("ledger-event", text).hex()
         lines.append(json.dumps({**entry, "event_id": previous}))
     (folder / "ledger" / "site-a.jsonl").write_text("\n".join(lines) + "\n")
@@ -181,3 +189,39 @@ def edit(path, old, new):
 
 def drop_first(path):
     path.write_text("\n".join(path.read_text().splitlines()[1:]) + "\n")
+
+
+@pytest.mark.parametrize("name", whole.RUNS)
+def test_every_way_to_step_is_followed_bit_for_bit(name, tmp_path):
+    folder, start = whole.trained(whole.RUNS[name], tmp_path)
+    assert (whole.second(folder, start), whole.first(folder)) == ("", set())
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "what", "wrong"),
+    [
+        ("random mask", spaces, "draw", lambda n, m, key: np.arange(m)),
+        ("low rank in few bits", spaces, "signs", lambda key, n: np.ones(n, np.int64)),
+        ("rotated sketch, error feedback", spaces, "turned", lambda x, block: x),
+        ("fedadam, corrected", states, "_noise", lambda about, line, d: 0.0),
+        ("statistics first", states, "RANGES", {"percentiles": (0.0, 1.0)}),
+        ("distributed", states, "signs", lambda key, n: np.ones(n, np.int64)),
+    ],
+)
+def test_a_model_that_another_step_made_is_refused(name, where, what, wrong, tmp_path, monkeypatch):
+    folder, start = whole.trained(whole.RUNS[name], tmp_path)
+    monkeypatch.setattr(where, what, wrong)
+    assert whole.second(folder, start) == "T-16"
+
+
+def test_two_ledgers_that_say_two_things_of_one_noise_are_refused(tmp_path):
+    folder, start = whole.trained(whole.RUNS["distributed"], tmp_path)
+    path = folder / "ledger" / "site-01.jsonl"
+    lines, previous = [], runs.NONE
+    for entry in map(json.loads, path.read_text().splitlines()):
+        entry |= {"variance": entry["variance"] + 1, "previous": previous}
+        text = json.dumps({k: v for k, v in entry.items() if k not in ("event_id", "signature")}, **runs.COMPACT)
+        previous = H("ledger-event", text).hex()
+        lines.append(json.dumps({**entry, "event_id": previous}) + "\n")
+    path.write_text("".join(lines))
+    assert whole.second(folder, start) == "T-15"

@@ -126,7 +126,7 @@ def test_views_of_a_patient_are_averaged_before_the_patient_is_clipped() -> None
     stream = stream_of("p", KEY)
     each = [patient_loss(model, [case], STUDY, stream) for _ in range(3)]
     torch.testing.assert_close(together, torch.stack(each).mean())
-    assert len({loss.item() for loss in each}) == 3
+    assert len({loss.item() for loss in each}) > 1
 
 
 def test_what_is_mixed_is_one_patients_and_is_held_against_both() -> None:
