@@ -1,6 +1,6 @@
 """Attacks that have to succeed where the protection is out, and to fail where it is in: each shows both."""
 
-from audits.attacks.command import real
+from audits.attacks.command import on_real
 from audits.base import Audit, later
 
 AUDITS: tuple[Audit, ...] = (
@@ -40,4 +40,4 @@ AUDITS: tuple[Audit, ...] = (
         later("attacks.reruns", "run"),
     ),
 )
-COMMANDS = {"real": real}
+COMMANDS = {"real": on_real}

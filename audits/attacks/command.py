@@ -11,7 +11,7 @@ from secagg.terminal import COULD_NOT_RUN, errors, say
 OUT = Path("build/real")
 
 
-def real(
+def on_real(
     folder: Annotated[Path, typer.Argument(help="A site's images, or a subfolder for each site of the study.")],
     study: Annotated[Path, typer.Option(help="Study that says how the images are read; dims = 2.")],
     size: Annotated[int, typer.Option(help="Pixels a side of the slices that are attacked.")] = 32,
@@ -21,7 +21,7 @@ def real(
     seed: Annotated[int, typer.Option(help="Of the draw of patients.")] = 0,
     to: Annotated[Path, typer.Option("--out", help="Folder of results. Its pictures show patients.")] = OUT,
 ) -> None:
-    """Gradient inversion and membership inference on real images of yours. The pictures stay in --out."""
+    """Identification, gradient inversion and membership on real images of yours. The pictures stay in --out."""
     from audits import report
     from audits.attacks.real import audits_of
     from audits.running import run

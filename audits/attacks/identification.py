@@ -6,6 +6,7 @@ eight sites, so that nothing but the product's protection stands between an upda
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from scipy.optimize import nnls
 
 from audits.attacks import pictures
 from audits.attacks.common import (
+    MADE,
+    Images,
     above,
     alike,
     interval,
     largest_success,
     mu_of,
     one_round,
-    patients,
     promise,
     rate,
     scratch,
@@ -39,6 +41,8 @@ CANDIDATES = 64
 SITES = 8
 EPSILON = 8.0
 STEPS_BEFORE = 50
+OTHERS = 32
+"""Patients on whom the model was trained before, and who are no candidates."""
 POWER = 0.9
 """An attack that finds fewer of the unprotected has no power."""
 
@@ -56,6 +60,7 @@ def attacked(
     passes: int = 1,
     size: int = 32,
     before: int = STEPS_BEFORE,
+    images: Images = MADE,
 ) -> Result:
     """The audit, of any size.
 
@@ -66,28 +71,35 @@ def attacked(
         passes: how often each candidate is identified under differential privacy.
         size: pixels a side.
         before: steps on other patients that the model has made already.
+        images: of whom.
     """
+    study_with = partial(_study, size, images)
+    everybody = images.patients(study_with("none"), candidates + OTHERS, task.seed)
     with scratch() as folder:
-        return _attacked(task, candidates, sorted({*epsilons, EPSILON}), passes, partial(_study, size), before, folder)
+        result = _attacked(
+            task, everybody[:candidates], everybody[candidates:], sorted({*epsilons, EPSILON}), passes, study_with,
+            before, folder,
+        )  # fmt: skip
+    return replace(result, figures={"images": images.words, **result.figures})
 
 
-def _study(size: int, mechanism: str, epsilon: float = EPSILON) -> Study:
-    return study_of(sites=SITES, size=size, mechanism=mechanism, epsilon=epsilon)
+def _study(size: int, images: Images, mechanism: str, epsilon: float = EPSILON) -> Study:
+    return images.adapted(study_of(sites=SITES, size=size, mechanism=mechanism, epsilon=epsilon, layout=images.layout))
 
 
 def _attacked(
     task: Task,
-    candidates: int,
+    pool: Sequence[Case],
+    others: Sequence[Case],
     epsilons: Sequence[float],
     passes: int,
     study_with: Callable[..., Study],
     before: int,
     folder: Path,
 ) -> Result:
-    plain, private = study_with("none"), study_with("local")
+    plain, private, candidates = study_with("none"), study_with("local"), len(pool)
     task.progress("a model in the middle of its training")
-    model = trained(plain, patients(plain, 32, task.seed + 1), before, folder / "before")
-    pool = patients(plain, candidates, task.seed)
+    model = trained(plain, others, before, folder / "before")
     task.progress(f"what each of {candidates} candidates would make a site send")
     known = signatures(plain, model, pool, folder)
     alone, summed, found = _without_noise(task, plain, model, pool, known, folder)

@@ -1,4 +1,4 @@
-"""The two attacks that end in a picture or in a name, on a folder of real images: what they come to on patients.
+"""The attacks that end in a picture or in a name, on a folder of real images: what they come to on patients.
 
 The audits themselves run on made images, which anybody can have. Here are the same functions, the same networks, the
 same rounds of the product, on one slice of each real patient. What the attacks draw shows patients: it lies in the
@@ -7,14 +7,13 @@ folder of results, which is not committed, and goes nowhere else.
 
 from pathlib import Path
 
-from audits.attacks import inversion, membership
+from audits.attacks import identification, inversion, membership
 from audits.attacks.common import Images, one_slice
 from audits.base import Audit, Unable
 from fedseg.data.cases import Case
 from fedseg.data.loading import load_site
 from fedseg.study import Study, load_study
 from secagg.prg import Stream
-
 
 EPSILON = 2.0
 """Of the inversion under privacy: its bound is low enough for few patients to show that it was passed."""
@@ -48,7 +47,7 @@ def images_in(folder: Path, like: Study) -> Images:
 
 
 def audits_of(folder: Path, study: Path, size: int, targets: int, pool: int, models: int) -> list[Audit]:
-    """Both attacks on a folder's patients.
+    """The attacks on a folder's patients.
 
     Args:
         folder: see `images_in`.
@@ -67,6 +66,15 @@ def audits_of(folder: Path, study: Path, size: int, targets: int, pool: int, mod
         raise ValueError(f"{study}: the attacks are on slices; give a study with [data] dims = 2")
     images = images_in(folder, like)
     return [
+        Audit(
+            "attacks.identification",
+            f"Which candidate is in an update: {images.words}",
+            (),
+            {"full": 0},
+            lambda task: identification.attacked(
+                task, candidates=pool, epsilons=(2.0,), passes=4, size=size, images=images
+            ),
+        ),
         Audit(
             "attacks.inversion",
             f"Pictures from gradients: {images.words}",

@@ -63,7 +63,7 @@ def compared(point: Point, reported: Callable[[Point], float] | None = None) -> 
     spent = [gaussian_steps(sigma, rate, steps)]
     first = epsilon(spent, delta) if reported is None else reported(point)
     if rate == 1:
-        second, most = epsilon_of_mu(math.sqrt(steps) / sigma, delta), math.inf
+        second, most = epsilon_of_mu(math.sqrt(steps) / sigma, delta, largest=1000.0), math.inf
     else:
         try:
             second = epsilon(spent, delta, "prv")

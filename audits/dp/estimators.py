@@ -106,13 +106,13 @@ def delta_of_mu(mu: float, epsilon: float) -> float:
     return float(stats.norm.cdf(mu / 2 - epsilon / mu)) - second
 
 
-def epsilon_of_mu(mu: float, delta: float) -> float:
-    """Its inverse at delta; 0 where mu is 0 or below, at most `LARGEST`."""
+def epsilon_of_mu(mu: float, delta: float, largest: float = LARGEST) -> float:
+    """Its inverse at delta; 0 where mu is 0 or below, at most `largest`."""
     if mu <= 0 or delta_of_mu(mu, 0.0) <= delta:
         return 0.0
-    if delta_of_mu(mu, LARGEST) >= delta:
-        return LARGEST
-    return float(optimize.brentq(lambda epsilon: delta_of_mu(mu, epsilon) - delta, 0.0, LARGEST, xtol=1e-10))
+    if delta_of_mu(mu, largest) >= delta:
+        return largest
+    return float(optimize.brentq(lambda epsilon: delta_of_mu(mu, epsilon) - delta, 0.0, largest, xtol=1e-10))
 
 
 def mu_of_epsilon(epsilon: float, delta: float) -> float:

@@ -18,7 +18,6 @@ from audits.verifier.reading import Reader
 from audits.verifier.study import verify
 from secagg import files, transcript_files
 
-
 WEIGHTED = {"weights": {u: 2.0 if u == IDS[0] else 1.0 for u in IDS}}
 
 

@@ -19,10 +19,26 @@ ORDER = (
 )
 OF_A_SUM = ("advertisement", "shares", "report", "input", "attestation", "release", "result")
 OPENING: dict[str, type] = {
-    **{"format": int, "project": str, "clients": int, "length": int, "clip range": str, "max corrupt": int},
-    **{"min survivors": int, "suite": str, "bits": int, "value bits": int, "weights": list, "server key": bytes},
-    **{"roster": bytes, "run": str, "round": int, "attempt": int, "model": bytes, "task": bytes},
-    **{"previous head": bytes, "whole": int},
+    "format": int,
+    "project": str,
+    "clients": int,
+    "length": int,
+    "clip range": str,
+    "max corrupt": int,
+    "min survivors": int,
+    "suite": str,
+    "bits": int,
+    "value bits": int,
+    "weights": list,
+    "server key": bytes,
+    "roster": bytes,
+    "run": str,
+    "round": int,
+    "attempt": int,
+    "model": bytes,
+    "task": bytes,
+    "previous head": bytes,
+    "whole": int,
 }
 SENDER_AT = {
     "header": 2,

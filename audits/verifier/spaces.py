@@ -19,7 +19,7 @@ def signs(key: bytes, n: int) -> np.ndarray:
 
 
 def draw(n: int, m: int, key: bytes) -> np.ndarray:
-    """m of n places, rising."""
+    """Of n places m, rising."""
     return np.sort(np.argsort(words(key, n, 4), kind="stable")[:m])
 
 
@@ -64,7 +64,7 @@ class Space:
             self.m = part if self.method in ("random-mask", "sketch") else d
 
     def restored(self, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """m numbers of a sum to d values, in the round that begins from these weights: float64."""
+        """From m numbers of a sum to d values, in the round that begins from these weights: float64."""
         key = H("sharing", weights.astype("<f4").tobytes())
         if self.method == "random-mask":
             whole = np.zeros(self.d)
@@ -80,7 +80,7 @@ class Space:
         if not self.rotated:
             return found
         size = block(self.d)
-        return (turned(found, size) * signs(H("signs", key), n) / math.sqrt(size))[: self.d]
+        return np.asarray(turned(found, size) * signs(H("signs", key), n) / math.sqrt(size))[: self.d]
 
     def _columns(self) -> Iterator[tuple[int, int]]:
         """Length of each column, and how many numbers of it are sent."""
@@ -100,7 +100,7 @@ class Space:
 
 
 def digits(total: np.ndarray, m: int, sites: int, included: int, about: dict[str, Any]) -> np.ndarray:
-    """m numbers from the sum of words that hold them in few bits each: float64.
+    """The m numbers of a sum of words that hold them in few bits each: float64.
 
     Args:
         total: int64, whole numbers as they were added.
@@ -116,4 +116,4 @@ def digits(total: np.ndarray, m: int, sites: int, included: int, about: dict[str
         rest, digit = np.divmod(rest, base)
         found.append(digit)
     level = np.stack(found, axis=1).reshape(-1)[:m]
-    return (2 * level - included * last) * (about["secagg"]["clip_range"] / last)
+    return np.asarray((2 * level - included * last) * (about["secagg"]["clip_range"] / last))

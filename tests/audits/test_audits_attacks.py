@@ -1,10 +1,18 @@
 """Attacks on updates and sums, tiny: each succeeds where the protection is out, so that its failure means something."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from audits.attacks import common, identification, imprint, inversion, membership, reruns
-from audits.base import Task
+from audits.__main__ import app
+from audits.attacks import common, identification, imprint, inversion, membership, real, reruns
+from audits.base import Task, Unable
+from fedseg.study import load_study
+from tests.support.folders import write_decathlon
+
+STUDIES = Path(__file__).parents[2] / "studies"
 
 
 @pytest.fixture
@@ -100,3 +108,23 @@ def test_an_attack_without_a_control_that_succeeds_has_no_power(task):
     found = membership.attacked(task, models=4, pool=16, steps=1, rounds=1)
     assert found.verdict == "no power"
     assert all(picture.is_file() for picture in found.pictures)
+
+
+def test_real_images_are_slices_of_different_patients_on_one_grid(task, tmp_path):
+    folder = write_decathlon(tmp_path / "here", patients=12)
+    images = real.images_in(folder, load_study(STUDIES / "lgg-plain.toml"))
+    study = images.adapted(common.study_of(sites=3, size=16, layout=images.layout))
+    found = images.patients(study, 8, 0)
+    assert len({case.patient for case in found}) == 8
+    assert {case.image.shape for case in found} == {(3, 16, 16, 1)}
+    with pytest.raises(Unable, match="has 12 patients"):
+        images.patients(study, 13, 0)
+    listed = membership.attacked(task, models=4, pool=8, steps=1, rounds=1, size=16, images=images)
+    assert listed.figures["images"].startswith("real patients: here")
+
+
+def test_a_study_of_volumes_is_no_study_of_slices(tmp_path):
+    text = (STUDIES / "hippocampus-plain.toml").read_text().replace("dims = 2", "dims = 3")
+    (tmp_path / "s.toml").write_text(text.replace("[40, 56]", "32").replace("spacing = [1.0, 1.0]", ""))
+    answer = CliRunner().invoke(app, ["real", str(tmp_path), "--study", str(tmp_path / "s.toml")])
+    assert (answer.exit_code, "dims = 2" in answer.output) == (3, True)

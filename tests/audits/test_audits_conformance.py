@@ -106,3 +106,9 @@ def test_a_ledger_comes_to_the_budget_and_one_that_forgets_does_not(tmp_path):
     assert refused
     assert 1.98 < spent <= 2
     assert testing.blamed(accountants._forgetful(tmp_path))
+
+
+def test_accountants_are_compared_beyond_the_ceiling_of_a_lower_bound():
+    apart, right = accountants.compared((1.0, 300, 0.8, 1e-6))  # epsilon 336
+    assert right
+    assert apart < 1e-3
