@@ -5,7 +5,7 @@ One thread trains it, so that on one kind of processor the bits repeat. Must nev
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
@@ -27,9 +27,12 @@ Progress: TypeAlias = Callable[[int, int], None]
 VERSION = 1  # raised whenever this file, the views or the networks change so that other weights come out
 SEED = 1
 RATE = 0.01
-POOL = {2: 160, 3: 12}  # patients, by dims
-STEPS = {2: 480, 3: 200}
-BATCH = {2: 16, 3: 1}  # slices or volumes of a step
+Amounts: TypeAlias = Mapping[int | tuple[str, int], int]
+"""By dims, or by phantom and dims."""
+
+POOL: Amounts = {2: 160, 3: 12, ("temporal lobe", 3): 1200}  # patients
+STEPS: Amounts = {2: 480, 3: 200, ("temporal lobe", 3): 1500}
+BATCH: Amounts = {2: 16, 3: 1, ("temporal lobe", 3): 4}  # slices or volumes of a step
 
 
 def recipe(study: Study) -> dict[str, Any]:
@@ -41,15 +44,16 @@ def recipe(study: Study) -> dict[str, Any]:
     phantom, dims = _phantom(study), study.data.dims
     options: dict[str, Any] = {"blocks": list(study.model.blocks), "deep": study.training.deep_supervision}
     options["standardised"] = study.training.weight_standardisation
+    options["grid"] = [*study.data.sides, *study.data.spacing] if phantom.at_spacing else []
     options["classes"] = "weigh alike" if study.study.task == "classification" else ""
     return {name: value for name, value in options.items() if value} | {
         "phantom": phantom.name,
         "phantom version": phantom.version,
         "hospital": asdict(phantom.public(study)),
         "pretraining version": VERSION,
-        "patients": POOL[dims],
-        "steps": STEPS[dims],
-        "batch": BATCH[dims],
+        "patients": _amount(POOL, phantom, dims),
+        "steps": _amount(STEPS, phantom, dims),
+        "batch": _amount(BATCH, phantom, dims),
         "task": study.study.task,
         "structures": len(study.names),
         "channels": study.in_channels,
@@ -72,7 +76,7 @@ def public_cases(phantom: Phantom[Any], study: Study, purpose: str, patients: in
 
 
 def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Module:
-    """Train a study's public start: a minute of one core.
+    """Train a study's public start: a minute or two of one core.
 
     Args:
         study: gives network, grid and phantom.
@@ -84,7 +88,8 @@ def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Modul
     """
     # What the recipe does not name has no part in it: made classes are not as frequent as the study's.
     study = study.replace(study={"name": "phantom", "seed": None, "class_weights": []}, training={"trainable": "all"})
-    cases = public_cases(_phantom(study), study, "pretraining", POOL[study.data.dims])
+    phantom = _phantom(study)
+    cases = public_cases(phantom, study, "pretraining", _amount(POOL, phantom, study.data.dims))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +101,8 @@ def pretrained(study: Study, progress: Progress | None = None) -> torch.nn.Modul
 def _trained(study: Study, cases: Sequence[Case], progress: Progress | None) -> torch.nn.Module:
     """The study's network after `STEPS` steps on random views of the cases."""
     images, labels = _stacked(cases, study)
-    steps, batch = STEPS[study.data.dims], BATCH[study.data.dims]
+    phantom, dims = _phantom(study), study.data.dims
+    steps, batch = _amount(STEPS, phantom, dims), _amount(BATCH, phantom, dims)
     generator = torch.Generator().manual_seed(int(Stream.seeded(SEED, "pretraining").integers(1, 2**62)[0]))
     model, task = build_model(study), task_of(study)
     model.train()
@@ -113,6 +119,10 @@ def _trained(study: Study, cases: Sequence[Case], progress: Progress | None) -> 
         if progress is not None:
             progress(step, steps)
     return model
+
+
+def _amount(amounts: Amounts, phantom: Phantom[Any], dims: int) -> int:
+    return amounts.get((phantom.name, dims), amounts[dims])
 
 
 def _phantom(study: Study) -> Phantom[Any]:

@@ -4,10 +4,10 @@
     python tests/benchmarks/utility.py table                                        # what was measured, paired by seed
 
 `central` is DP-SGD by one trusted party that holds all patients. `local` and `distributed` train through
-`fedseg.simulate` with a plain sum, which gives the bit-identical model of the secure one. `twin` is `central` without
-noise: it tells whether noise or optimisation is the limit. `start` is the model before any training. Held-out patients
-are the same in every cell of a set, however many sites share the others. Each cell is one line of
-`build/utility.jsonl`; a run goes on where it stopped.
+`fedseg.simulate` with a plain sum, which gives the bit-identical model of the secure one. `twin` is `central` and
+`twin-local` is `local`, clipped and without noise: they tell whether noise or optimisation is the limit. `start` is the
+model before any training. Held-out patients are the same in every cell of a set, however many sites share the others.
+Each cell is one line of `build/utility.jsonl`; a run goes on where it stopped.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from fedseg.simulate import Options, simulate
 from fedseg.start import starting_model
 from fedseg.study import Study, load_study
 from fedseg.train import local_steps
-from fedseg.update import assign, flatten
+from fedseg.update import assign, flatten, moving
 from secagg.prg import Stream
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "build" / "utility.jsonl"
-LOCAL_STEPS = 3  # of a round of "local"
+TRAINED_AS = {"central": "local", "twin": "clipped", "twin-local": "clipped", "start": "none"}
 RATES = (0.25, 1.0)  # none is chosen by looking at a set: everybody is measured with both
 
 
@@ -46,7 +46,7 @@ class Cell:
 
     Attributes:
         data: name of the study file.
-        mechanism: 'central', 'twin', 'start', 'local' or 'distributed'.
+        mechanism: 'central', 'twin', 'start', 'local', 'twin-local' or 'distributed'.
         epsilon: of the whole training, per patient; 0 where nothing is claimed.
         sites: how many share the training patients; 1 where one party holds them all.
         steps: gradient steps in all.
@@ -86,7 +86,8 @@ def everybody(study: Study, folder: Path | None) -> SiteData:
         places = {study.site_ids[0]: folder} if whole else {site: folder / site for site in study.site_ids}
     read = (entry.load(site, study) for site, place in places.items() for entry in entries(place, site, study))
     cases = [replace(case, patient=f"{case.site}/{case.patient}") for case in read]  # two sites may use one name
-    kept = Stream.seeded(11, "utility", study.study.name).uniform(len(cases)) < study.data.holdout
+    name = study.study.name.partition("-")[0]  # one split for all studies of a set
+    kept = Stream.seeded(11, "utility", name).uniform(len(cases)) < study.data.holdout
     return SiteData(
         "all",
         tuple(case for case, tests in zip(cases, kept, strict=True) if not tests),
@@ -107,15 +108,15 @@ def study_of(cell: Cell, base: Study, patients: int) -> Study:
     content["study"] |= {
         "lr": cell.lr or 1.0,
         "seed": cell.seed,
-        "rounds": cell.steps // LOCAL_STEPS,
-        "local_steps": LOCAL_STEPS,
+        "rounds": max(cell.steps // base.study.local_steps, 1),
+        "local_steps": base.study.local_steps,
     }
     if cell.sites == 1:
         content["study"] |= {"rounds": 1, "local_steps": max(cell.steps, 1)}
     if cell.mechanism == "distributed":
         content["study"] |= {"rounds": cell.steps, "local_steps": 1}
     content["privacy"] |= {
-        "mechanism": {"central": "local", "twin": "none", "start": "none"}.get(cell.mechanism, cell.mechanism),
+        "mechanism": TRAINED_AS.get(cell.mechanism, cell.mechanism),
         "epsilon": cell.epsilon or None,
         "delta": 1 / (10 * patients),
         "denominator": max(1, round(base.privacy.sample_rate * patients / cell.sites)),
@@ -133,7 +134,9 @@ def trained(cell: Cell, study: Study, data: SiteData) -> torch.nn.Module:
     if cell.sites == 1:
         model = starting_model(study)
         taken = local_steps(model, SiteData("site-1", data.train, ()), study, site="site-1", round_number=1)
-        assign(model, flatten(model) + taken.update("site-1", "not charged", lambda purpose: bytes(32)).vector)
+        weights = flatten(model)
+        weights[moving(model)] += taken.update("site-1", "not charged", lambda purpose: bytes(32)).vector
+        assign(model, weights)
         return model
     with tempfile.TemporaryDirectory() as folder, RunFolder.create(Path(folder), study) as run:
         done = simulate(run, divided(data, cell.sites, cell.seed), Options(plain=True))
@@ -158,6 +161,7 @@ def measure(cell: Cell, base: Study, data: SiteData) -> dict[str, object]:
         "patients": patients,
         "delta": study.privacy.delta,
         "parameters": len(flatten(model)),
+        "trained": int(moving(starting_model(study)).sum()),
         "cpu_seconds": round(seconds, 1),
     }
 

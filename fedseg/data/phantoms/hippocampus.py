@@ -107,7 +107,7 @@ HIPPOCAMPUS = Phantom(
 def _anatomy(profile: HippocampusProfile, points: Array, stream: Stream) -> dict[str, Array]:
     """Signed distances in mm of points (3, X, Y, Z) from tissues: positive inside; each covers those before it."""
     chance = [float(value) for value in stream.uniform(16)]
-    x, y, z = _turned(points, chance[:6])
+    x, y, z = turned(points, chance[:6])
     scaled = np.stack([x, y, z]) / np.float32(25)
     length = 15 + 4 * chance[6]
     along = (y / length).clip(-1, 1)  # -1 at the tail, 1 at the head
@@ -143,16 +143,21 @@ def _anatomy(profile: HippocampusProfile, points: Array, stream: Stream) -> dict
     }
 
 
-def _turned(points: Array, chance: list[float]) -> Array:
-    """Moved to the hippocampus' axes: the left or the right one, tilted and shifted a little."""
+def turned(points: Array, chance: list[float]) -> Array:
+    """Moved to the hippocampus' axes: the left or the right one, tilted and shifted a little.
+
+    Args:
+        points: (3, X, Y, Z) in mm from the middle of the block.
+        chance: six numbers from 0 to 1.
+    """
     x, y, z = points
     x = (x if chance[0] < 0.5 else -x) - np.float32(4 * (chance[1] - 0.5))
     y, z = y - np.float32(5 * (chance[2] - 0.5)), z - np.float32(4 * (chance[3] - 0.5))
     yaw, pitch = 0.35 * (chance[4] - 0.5), 0.5 * (chance[5] - 0.5)
     x, y = np.cos(yaw) * x - np.sin(yaw) * y, np.sin(yaw) * x + np.cos(yaw) * y
     y, z = np.cos(pitch) * y - np.sin(pitch) * z, np.sin(pitch) * y + np.cos(pitch) * z
-    turned: Array = np.stack([x, y, z]).astype(np.float32)
-    return turned
+    axes: Array = np.stack([x, y, z]).astype(np.float32)
+    return axes
 
 
 def _scan(profile: HippocampusProfile, surfaces: dict[str, Array], points: Array, stream: Stream) -> Array:

@@ -53,6 +53,7 @@ class Phantom(Generic[AnyProfile]):
         profiles: the hospitals by name.
         public: the hospital that is no site's, as a study may see it.
         make: the patient of a hospital with a seed, 0 to 2^64 - 1, on the study's working grid.
+        at_spacing: whether the grid then has the study's spacing, and not a block's sides stretched to its size.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Phantom(Generic[AnyProfile]):
     profiles: Mapping[str, AnyProfile]
     public: Callable[[Study], AnyProfile]
     make: Callable[[AnyProfile, int, Study], Case]
+    at_spacing: bool = False
 
     def public_cases(self, seeds: list[int], study: Study) -> list[Case]:
         """Patients of the public hospital."""

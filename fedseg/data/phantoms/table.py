@@ -6,11 +6,12 @@ from fedseg.data.phantoms.chest import CHEST
 from fedseg.data.phantoms.fetal_scan import FETAL
 from fedseg.data.phantoms.hippocampus import HIPPOCAMPUS
 from fedseg.data.phantoms.phantom import Phantom
+from fedseg.data.phantoms.temporal_lobe import TEMPORAL_LOBE
 from fedseg.data.phantoms.tumour import TUMOUR
 from fedseg.errors import ConfigError
 from fedseg.study import Study
 
-PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR, HIPPOCAMPUS, CHEST)
+PHANTOMS: tuple[Phantom[Any], ...] = (FETAL, TUMOUR, TEMPORAL_LOBE, HIPPOCAMPUS, CHEST)
 
 
 def find_phantom(study: Study) -> Phantom[Any] | None:
