@@ -210,7 +210,7 @@ def _changed(row: Row, study: Study, epsilon: float | None, seed: int) -> Study:
         "run": {"evaluate_every": NEVER},
     }
     if not shared:
-        changes["study"]["optimizer"] = "sgd"
+        changes["study"]["optimizer"], changes["privacy"]["excess_noise"] = "sgd", "stays"
     if row.who != "federation":
         changes["federation"] = {"participation": 0}  # who trains alone is in every round
     if epsilon is not None:

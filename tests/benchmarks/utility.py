@@ -24,7 +24,7 @@ from scipy import stats
 
 from fedseg.data.cases import SiteData
 from fedseg.data.layouts.table import entries
-from fedseg.evaluation import evaluate, mean_interval, overall_mean
+from fedseg.evaluation import assess, evaluate, mean_interval, overall_mean
 from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
@@ -150,14 +150,16 @@ def measure(cell: Cell, base: Study, data: SiteData) -> dict[str, object]:
     began = time.process_time()
     model = trained(cell, study, data)
     seconds = time.process_time() - began
-    scores = evaluate(model, {"all": data}, study)
-    mean = mean_interval(scores.pooled())
+    scores, own = evaluate(model, {"all": data}, study), assess(model, {"all": data}, study).pooled()
+    mean, files = mean_interval(scores.pooled()), mean_interval(own)
     assert mean is not None
+    assert files is not None
     return asdict(cell) | {
         "dice": overall_mean(scores.pooled()),
         "low": mean.low,
         "high": mean.high,
         "n": mean.n,
+        "on the files' grids": [files.mean, files.low, files.high],
         "patients": patients,
         "delta": study.privacy.delta,
         "parameters": len(flatten(model)),
