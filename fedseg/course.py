@@ -135,12 +135,16 @@ class Own:
     Args:
         study: of the site.
         model: the study's network.
+
+    Attributes:
+        round: number of the round that was trained and is not settled; 0 for none.
     """
 
     def __init__(self, study: Study, model: torch.nn.Module) -> None:
         self._places = moving(model) & ~moving(model, study.federation.personal)
         self.values: NDArray[np.float32] | None = None
         self._then: NDArray[np.float32] | None = None
+        self.round = 0
 
     def put_into(self, model: torch.nn.Module) -> torch.nn.Module:
         """The same network, with the site's own values in it where there are any yet."""
@@ -154,15 +158,15 @@ class Own:
         """The site's own network: a copy of the shared one, with its own values in it."""
         return self.put_into(copy.deepcopy(shared))
 
-    def then(self, weights: NDArray[np.float32]) -> None:
+    def then(self, round_number: int, weights: NDArray[np.float32]) -> None:
         """What a round's steps lead to, (d,)."""
-        self._then = weights[self._places]
+        self.round, self._then = round_number, weights[self._places]
 
     def settle(self, *, included: bool) -> None:
         """The round is over; where its sum is without this site, what was before it stays."""
         if included and self._then is not None:
             self.values = self._then
-        self._then = None
+        self.round, self._then = 0, None
 
     @property
     def kept(self) -> NDArray[np.float32]:
@@ -176,6 +180,19 @@ class Own:
         if kept.shape != (1 + int(self._places.sum()),):
             raise ValueError(f"{kept.shape} values are not what stays at this site")
         self.values = kept[1:].copy() if kept[0] else None
+
+    @property
+    def whole(self) -> NDArray[np.float32]:
+        """(2, 1 + p): `kept`, and the number of the round that is not settled, with what it leads to."""
+        then = np.zeros(int(self._places.sum()), np.float32) if self._then is None else self._then
+        return np.stack([self.kept, np.concatenate([np.array([self.round], np.float32), then])])
+
+    @whole.setter
+    def whole(self, whole: NDArray[np.float32]) -> None:
+        """Go on from there, or from `kept` alone; ValueError where it is of another network."""
+        self.kept, *then = np.atleast_2d(whole)
+        for row in then:
+            self.round, self._then = int(row[0]), row[1:].copy() if row[0] else None
 
 
 def own_of(study: Study, model: torch.nn.Module) -> Own | None:

@@ -78,7 +78,7 @@ def train_round(
         own.put_into(model)
     steps = local_steps(model, data, study, site=site, round_number=round_number, on_step=on_step)
     if own is not None:
-        own.then(steps.weights)
+        own.then(round_number, steps.weights)
     return steps.update(site, event_id, partial(_key, study, site, round_number, 0), owed)
 
 

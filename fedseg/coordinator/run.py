@@ -38,6 +38,7 @@ from secagg.rpc.tls import COORDINATOR
 from secagg.service import events
 from secagg.service.coordinator import Coordinator as Engine
 from secagg.service.errors import RunFailedError
+from secagg.service.memory import tidy
 from secagg.service.running import How
 from secagg.service.running import Options as Running
 from secagg.service.stopping import run_until_stopped
@@ -240,4 +241,5 @@ def coordinate(folder: RunFolder, options: Options) -> Path:
     Raises:
         StoppedError: a signal came; the same command goes on.
     """
+    tidy()
     return run_until_stopped(Coordinator(folder, options).run(), "the same command goes on with this run")

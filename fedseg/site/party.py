@@ -1,5 +1,7 @@
 """What a site has before it connects: its keys, its marks and ledger, its model, and its line to the coordinator."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -18,10 +20,12 @@ from fedseg.site.following import Following
 from fedseg.site.options import Options
 from fedseg.study import Study
 from secagg.encoding import digest
+from secagg.messages import Receipt
 from secagg.roster import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.proof import prover_of
+from secagg.service.account import Account
 from secagg.sqlite import SqliteStore
 from secagg.writing import PRIVATE_FOLDER, replacing
 
@@ -78,7 +82,7 @@ class Party:
         self._own_path = options.state / f"{digest('own', self.session, self.federation.training_run).hex()[:16]}{OWN}"
         if self.own is not None and self._own_path.is_file():
             try:
-                self.own.kept = np.load(self._own_path, allow_pickle=False)
+                self.own.whole = np.load(self._own_path, allow_pickle=False)
             except (OSError, EOFError, ValueError) as error:
                 raise ConfigError(
                     f"{self._own_path}: cannot be read ({error}); restore it or remove it: then the site's own values "
@@ -86,12 +90,31 @@ class Party:
                 ) from error
         self.figures = Figures(folder, self.me, self.data, self.ledger, options.audit, self.own)
 
+    def keep_own(self) -> None:
+        """Write down what of a model stays at this site; of a round that is not over before its update is sent."""
+        if self.own is not None:
+            with replacing(self._own_path) as beside:
+                np.save(beside, self.own.whole, allow_pickle=False)
+
     def settle_own(self, *, included: bool) -> None:
         """Take over what of a model stays at this site, with the round that it was trained in."""
         if self.own is not None:
             self.own.settle(included=included)
-            with replacing(self._own_path) as beside:
-                np.save(beside, self.own.kept, allow_pickle=False)
+            self.keep_own()
+
+    def settle_earlier(self, account: Account, receipts: Sequence[Receipt]) -> Receipt:
+        """Take it over where this site did not see that round to its end, such as a process that was killed.
+
+        Returns:
+            The receipt of the round.
+
+        Raises:
+            DialogueError: it is not what sites signed.
+        """
+        receipt = account.proved(receipts, self.federation.pinned)
+        if self.own is not None and self.own.round == receipt.round_number:
+            self.settle_own(included=self.me in account.included.by_id)
+        return receipt
 
     def refuse_used_name(self) -> None:
         """Refuse a run whose rounds the ledger would take for those of an earlier one, and would not charge.

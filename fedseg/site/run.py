@@ -88,6 +88,7 @@ class Site(Party, Application):
         self.receipts: tuple[Receipt, ...] = ()
         self._scoring: tuple[torch.nn.Module, int] | None = None
         self._metrics: dialogue.Metrics | None = None
+        self._earlier: Account | None = None
         self._place: tuple[int, int] | None = None  # the attempt that was joined last
         self.owed = Owed() if self.study.sharing.error_feedback else None
         self._control = Control(options.state)
@@ -167,6 +168,9 @@ class Site(Party, Application):
                 "[federation] participation; ask the coordinator's operator for the study that it runs"
             )
         self._adopt(start, content)
+        if self._earlier is not None:
+            self.settle_earlier(self._earlier, chained(start.missed, self.seen))
+            self._earlier = None
         try:
             run, asking = self.federation.training_run, self.study.asks(self.state)
             affordable(self.ledger, self.study, self.me, run, start.round_number, asking=asking)
@@ -243,6 +247,7 @@ class Site(Party, Application):
                     owed=self.owed,
                     own=self.own,
                 )
+                self.keep_own()
         finally:
             # The end of training tells how many patients were drawn, which no epsilon covers, whatever hides the
             # update: also where the coordinator ended the round meanwhile, and sees when this site is free again.
@@ -348,9 +353,10 @@ class Site(Party, Application):
 
     def account(self, account: Account) -> None:
         """Write down a round that this process did not see to its end."""
-        if not self.receipts:  # they come at the end
+        if not self.receipts:  # they come with the next round start, and at the end
+            self._earlier = account
             return
-        receipt = account.proved(self.receipts, self.federation.pinned)
+        receipt = self.settle_earlier(account, self.receipts)
         number = receipt.round_number
         if number not in self.seen:
             self.seen[number] = receipt.head

@@ -82,6 +82,7 @@ def _serve(folder: Path, rounds: int, out: Path, events: Path | None, how: dict[
     """Serve to the end; the exit status."""
     from secagg.home import Home
     from secagg.service.errors import RunFailedError, StoppedError
+    from secagg.service.memory import tidy
     from secagg.service.running import Options
     from secagg.service.serving import serving
     from secagg.service.stopping import ENDED_EARLY, end_now, run_until_stopped
@@ -89,6 +90,7 @@ def _serve(folder: Path, rounds: int, out: Path, events: Path | None, how: dict[
     with ExitStack() as stack:
         log = None if events is None else stack.enter_context(events.open("a", encoding="utf-8"))
         options = Options(state=folder, **how)
+        tidy()
         coordinator = serving(Home.read(folder), rounds, out, options, lambda event: _told(event, log))
         try:
             say(run_until_stopped(coordinator.run(), "the same command goes on with this run"))

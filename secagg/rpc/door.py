@@ -19,46 +19,27 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from threading import Thread
 
 from secagg.errors import ConfigError
-from secagg.rpc.server_hello import NEWEST, negotiated
+from secagg.rpc.way import BUFFER, STRANGERS_BUFFER, Visitor, Way
 
 STRANGERS = 256
 """Places for connections that have not said who they are, at most."""
 CONNECTIONS = 2
 """Connections of one site at most: its own, and one that replaces it."""
 GREETING_SECONDS = 20.0
-STRANGERS_BYTES = 1 << 16
-"""What a stranger may send, and be sent, before it has said who it is: several TLS handshakes."""
 
 _FEWEST_STRANGERS = 8
 _FILES_EACH = 3  # of a connection: towards the peer, towards gRPC, and gRPC's own end
 _FILES_OF_THE_OWNER = 64
-_STRANGERS_BUFFER = 1 << 14
-_BUFFER = 1 << 16
 _UNHEARD_MILLISECONDS = 30_000
 _PAUSE_SECONDS = 0.1
 _TCP_INFO_BYTES = 104
 _RTT = 68  # tcpi_rtt in struct tcp_info, in microseconds
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@dataclass(eq=False)
-class _Visitor:
-    """One connection; its number names gRPC's end of it."""
-
-    number: int
-    address: str
-    outer: socket.socket
-    site: str = ""
-    heard: float = field(default_factory=time.monotonic)
-    tls: str = ""
-    known: asyncio.Event = field(default_factory=asyncio.Event)
-    clock: asyncio.Timeout | None = None
-    task: "asyncio.Task[None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +80,9 @@ class Door:
         self.inner = f"unix:{self._path}"
         self._named, self._silence = named, silence
         self._connections = CONNECTIONS if named else CONNECTIONS * sites
-        self._visitors: dict[int, _Visitor] = {}
+        self._visitors: dict[int, Visitor] = {}
         self._number = 0
+        self._buffer = memoryview(bytearray(BUFFER))
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         self._thread = Thread(target=self._run, name="secagg door", daemon=True)
@@ -133,9 +115,10 @@ class Door:
             with suppress(RuntimeError):  # the door closes just now
                 self._loop.call_soon_threadsafe(self._admit, visitor, site)
 
-    def _admit(self, visitor: _Visitor, site: str) -> None:
+    def _admit(self, visitor: Visitor, site: str) -> None:
         visitor.site = site
-        visitor.known.set()
+        for way in visitor.ways:
+            way.go_on()
         if visitor.clock is not None and not visitor.clock.expired():
             visitor.clock.reschedule(None)
         own = [other for other in self._visitors.values() if other.site == site or (other.site and not self._named)]
@@ -182,12 +165,12 @@ class Door:
                 continue
             await self._make_room(self.strangers - 1)
             self._number += 1
-            visitor = _Visitor(self._number, _network(address[0]), outer)
+            visitor = Visitor(self._number, _network(address[0]), outer)
             self._visitors[visitor.number] = visitor
             visitor.task = asyncio.create_task(self._attend(visitor))
             visitor.task.add_done_callback(partial(self._forget, visitor))
 
-    def _forget(self, visitor: _Visitor, _: object) -> None:
+    def _forget(self, visitor: Visitor, _: object) -> None:
         del self._visitors[visitor.number]
         visitor.outer.close()
 
@@ -201,11 +184,11 @@ class Door:
                 await asyncio.wait([oldest.task])
             await asyncio.sleep(0)  # its place is free once the task's callbacks have run
 
-    async def _attend(self, visitor: _Visitor) -> None:
+    async def _attend(self, visitor: Visitor) -> None:
         with suppress(OSError, TimeoutError):
             _prepare(visitor.outer)
             async with asyncio.timeout(GREETING_SECONDS) as visitor.clock:
-                first = await self._loop.sock_recv(visitor.outer, _STRANGERS_BUFFER)
+                first = await self._loop.sock_recv(visitor.outer, STRANGERS_BUFFER)
                 if first:  # a stranger that says nothing costs gRPC nothing
                     with socket.socket(socket.AF_UNIX) as inner:
                         await self._dial(inner, visitor.number)
@@ -221,34 +204,18 @@ class Door:
         finally:
             os.unlink(own)
 
-    async def _relay(self, visitor: _Visitor, inner: socket.socket) -> None:
+    async def _relay(self, visitor: Visitor, inner: socket.socket) -> None:
         """Hand bytes on both ways until one side ends."""
+        ended = self._loop.create_future()
         both = ((visitor.outer, inner), (inner, visitor.outer))
-        pumps = [asyncio.create_task(self._pump(visitor, source, sink)) for source, sink in both]
+        visitor.ways = tuple(Way(self._loop, visitor, *way, self._buffer, self._named, ended) for way in both)
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            for way in visitor.ways:
+                way.go_on()
+            await ended
         finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)  # before the sockets are closed
-
-    async def _pump(self, visitor: _Visitor, source: socket.socket, sink: socket.socket) -> None:
-        buffer, allowance = memoryview(bytearray(_STRANGERS_BUFFER)), STRANGERS_BYTES
-        outwards = sink is visitor.outer
-        while count := await self._loop.sock_recv_into(source, buffer):
-            if not outwards:
-                visitor.heard = time.monotonic()
-            elif not visitor.tls:
-                visitor.tls = negotiated(bytes(buffer[:count]))
-                if self._named and visitor.tls and not visitor.tls.startswith(NEWEST):
-                    return
-            await self._loop.sock_sendall(sink, buffer[:count])
-            allowance -= count
-            if not visitor.site and allowance <= 0:
-                await visitor.known.wait()
-            if visitor.site and len(buffer) < _BUFFER:
-                buffer = memoryview(bytearray(_BUFFER))
-            await asyncio.sleep(0)  # others take their turn, however fast this one sends
+            for way in visitor.ways:
+                way.close()  # before the sockets are
 
 
 def round_trip(connection: socket.socket) -> float | None:
@@ -259,7 +226,7 @@ def round_trip(connection: socket.socket) -> float | None:
     return None
 
 
-def _send_away(visitor: _Visitor) -> None:
+def _send_away(visitor: Visitor) -> None:
     if visitor.task is not None:
         visitor.task.cancel()
 

@@ -15,7 +15,7 @@ FIRST_PIECE_BYTES = 32 << 10
 CHUNK_BYTES = 256 << 10
 """The largest."""
 
-_PIECE_SECONDS = 0.25
+_PIECE_SECONDS = 1.0
 _SAMPLE_SECONDS = 0.02
 _MEMORY_SECONDS = 2.0
 
@@ -75,7 +75,7 @@ class Pace:
         self._careful = True
 
     def piece(self) -> int:
-        """Bytes of the next frame: a quarter of a second's, within the bounds."""
+        """Bytes of the next frame: a second's, within the bounds: each is a call of Python at both ends."""
         if self._careful:
             return PIECE_BYTES
         return min(CHUNK_BYTES, max(PIECE_BYTES, int(self.rate * _PIECE_SECONDS))) if self.rate else FIRST_PIECE_BYTES

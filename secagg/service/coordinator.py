@@ -169,7 +169,15 @@ class Coordinator(Hearing):
         for site in self.presence.rejoining(sites):
             self.emit(Rejoined(self.book.number, site))
         self.emit(Began(self.book.number, self.book.attempt, about.hex(), tuple(sites)))
+        self._account_for_the_last(sites)
         await self._driven(lambda: self.driver.begin(about, sites, time.monotonic()))
+
+    def _account_for_the_last(self, sites: list[str]) -> None:
+        """Tell who was in the last round of each, where it did not see that to its end, such as one that was killed."""
+        for site in sites:
+            number, _ = self.joined.get(site, (0, 0))
+            if number in self.accounts and number not in self.seen.get(site, ()):
+                self._send([site], self.accounts[number])
 
     async def _attempt(self) -> None:
         """Hear the members until the attempt is over and its transcript is there."""

@@ -1,14 +1,15 @@
 """The coordinator's process alone, with many sites: peak memory, CPU time, longest block of its event loop.
 
 python tests/benchmarks/bench_service.py [--case N D DROPPED] [--spread] [--json FILE]
-python tests/benchmarks/bench_service.py --calls N
+python tests/benchmarks/bench_service.py --calls N [--bytes B]
 
 The coordinator is `secagg serve`, a process of its own. All sites live in one other process, each with a mailbox and
 TLS of its own; `DROPPED` of them end where their masked input is due. All masked inputs are made first and sent at the
 same moment, which is the worst for memory; with `--spread` each is sent when it is made. Memory is the kernel's
 high-water mark of the whole process; CPU time is counted from when it listens, and held against a bare server session
 over the same bytes (`bench_round.py`); the event loop is looked at every 100 ms. `--calls` tells what gRPC alone takes
-for a call: a server of its own that answers one frame with one, over TLS, and does nothing else.
+for a call: a server of its own that takes B bytes in the largest frames, answers each, sends B bytes back, over TLS,
+and does nothing else.
 """
 
 import argparse
@@ -37,9 +38,9 @@ from secagg.messages import MaskedInput
 from secagg.printable import dialled
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.demo_authority import make_certificates
-from secagg.rpc.frames import Received
+from secagg.rpc.frames import Message, Received
 from secagg.rpc.server import MailboxServer
-from secagg.rpc.transport_pb2 import Frame, Position
+from secagg.rpc.transport_pb2 import Frame
 from secagg.service.joining import join
 
 CASES = [(100, 10**5, 10), (100, 10**6, 10), (30, 10**6, 3)]
@@ -140,16 +141,22 @@ def _is_input(payload: bytes) -> bool:
 
 
 def echoing(folder: Path) -> None:
-    """Serve empty calls until the input ends, and say what a call took of this process's CPU time."""
+    """Serve calls until the input ends, and say what a call took of this process's CPU time."""
 
     async def echo(frames: AsyncIterator[Frame], context: Any) -> None:
+        data, size = list[bytes](), 0
         async for frame in frames:
-            await context.write(Position(sequence=frame.sequence))
-            return
+            data.append(frame.data)
+            size = max(size, frame.size)  # the first one says it
+            if sum(map(len, data)) >= size:
+                break
+            await context.write(Frame(sequence=frame.sequence))
+        for piece in data:
+            await context.write(Frame(sequence=frame.sequence, data=piece))
 
     async def serve() -> None:
         server = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(echo, Frame.FromString, Position.SerializeToString)
+        handler = grpc.stream_stream_rpc_method_handler(echo, Frame.FromString, Frame.SerializeToString)
         server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("echo", {"Echo": handler})])
         pair = ((folder / "coordinator.key").read_bytes(), (folder / "coordinator.pem").read_bytes())
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
@@ -164,8 +171,9 @@ def echoing(folder: Path) -> None:
     asyncio.run(serve())
 
 
-def of_a_call(calls: int) -> float:
-    """CPU seconds of a server for one call with one frame each way."""
+def of_a_call(calls: int, size: int) -> float:
+    """CPU seconds of a server for one call with so many bytes each way."""
+    message = Message(1, "secagg", bytes(size))
 
     async def ask(folder: Path, process: subprocess.Popen[str]) -> float:
         def said(text: str = "") -> str:
@@ -178,9 +186,9 @@ def of_a_call(calls: int) -> float:
         port = int(said())
         credentials = grpc.ssl_channel_credentials((folder / "authority.pem").read_bytes())
         async with grpc.aio.secure_channel(dialled("127.0.0.1", port), credentials) as channel:
-            echo = channel.stream_stream("/echo/Echo", Frame.SerializeToString, Position.FromString)
+            echo = channel.stream_stream("/echo/Echo", Frame.SerializeToString, Frame.FromString)
             for number in range(calls + 1):
-                call = echo(iter([Frame(sequence=number + 1, kind="secagg", data=bytes(200))]))
+                call = echo(message.frames())
                 async for _ in call:
                     pass
                 if not number:
@@ -265,11 +273,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", nargs=3, type=int, action="append", metavar=("N", "D", "DROPPED"))
     parser.add_argument("--spread", action="store_true", help="send each masked input when it is made")
-    parser.add_argument("--calls", type=int, help="measure so many empty calls instead")
+    parser.add_argument("--calls", type=int, help="measure so many calls of gRPC alone instead")
+    parser.add_argument("--bytes", type=int, default=200, help="of each of these calls, each way")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.calls:
-        print(json.dumps({"calls": given.calls, "cpu_ms_a_call": round(1e3 * of_a_call(given.calls), 3)}))
+        spent = round(1e3 * of_a_call(given.calls, given.bytes), 3)
+        print(json.dumps({"calls": given.calls, "bytes": given.bytes, "cpu_ms_a_call": spent}))
         return
     rows = []
     for setting in given.case or CASES:

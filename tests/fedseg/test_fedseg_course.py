@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fedseg.start import starting_model
 from fedseg.train import local_steps
 from fedseg.update import flatten, moving
 from fedseg.verifying import verify_run
+from secagg.steps import MASKED_INPUT_COLLECTION
 from tests.support.federation import COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 
@@ -138,6 +140,36 @@ def test_executables_agree_on_average_and_keep_what_is_their_own(tmp_path, whole
         assert own.read_bytes() == (whole / OWN_MODELS / own.name).read_bytes() != shared
     assert COORDINATOR in {path.name for path in (tmp_path / "real").iterdir()}
     assert not verify_run([coordinator, *sites.values()], None).violations
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_site_killed_between_its_update_and_the_sum_keeps_what_it_trained_there(tmp_path, number):
+    """It kept the norms of the round before, beside a model that has its update: a round behind."""
+    study = tiny_study(sites=5).replace(data={"size": 16}, federation={"personal": "norm"})
+    simulated = run(study, tmp_path / "simulated", plain=True)
+    killed: list[str] = []
+
+    def kill(who: str, event: dict) -> None:
+        if who != COORDINATOR or event.get("round") != number:
+            return
+        if (event["kind"], event.get("site"), event.get("step")) == ("step", "site-b", MASKED_INPUT_COLLECTION):
+            federation.kill("site-b")
+            killed.append("site-b")
+        if event["kind"] == "end_round":
+            assert "site-b" in event["included"]
+            federation.start("site-b")
+
+    async def scenario() -> Path:
+        async with federation:
+            federation.start()
+            await federation.finished()
+            return federation.tasks["site-b"].result()
+
+    federation = Federation(study, tmp_path / "real", on=kill)
+    folder = asyncio.run(scenario())
+    assert killed == ["site-b"]
+    own = Path(OWN_MODELS) / "site-b.safetensors"
+    assert (folder / own).read_bytes() == (simulated / own).read_bytes()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array"], ids=["empty", "other"])

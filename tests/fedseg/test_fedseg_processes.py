@@ -117,10 +117,11 @@ def test_classes_are_learned_over_tls_after_one_sum_of_statistics_that_a_killed_
     assert len(models) >= 5, "of the coordinator and of every site that saw the end"
     assert len(set(models)) == 1, "every party has the same weights, mean and deviation"
     assert "input_mean" in load_file(run / "model.safetensors")
-    for site in study.site_ids:  # the killed one was charged for what it did not send
+    for site in study.site_ids:  # the killed one may have been charged for what it did not send, never the other way
         (ledger,) = tmp_path.rglob(f"{site}*/ledger.jsonl")
         kinds = [line.entry.kind for line in read(ledger) if line.entry.kind != "metrics"]
-        assert kinds == ["statistics", "local", "local"] or (site == "site-b" and kinds[0] == "statistics")
+        contributed = sum(site in end["included"] for end in ends)
+        assert kinds == ["statistics", "local", "local"] or (site == "site-b" and len(kinds) >= contributed)
     assert "with noise" in told
     assert not _children_of(tmp_path)
 

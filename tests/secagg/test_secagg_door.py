@@ -18,8 +18,9 @@ from secagg.errors import AbortedError, ConfigError
 from secagg.rpc import door as door_module
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.demo_authority import make_certificates
-from secagg.rpc.door import CONNECTIONS, STRANGERS_BYTES, Door
+from secagg.rpc.door import CONNECTIONS, Door
 from secagg.rpc.tls import ClientTls
+from secagg.rpc.way import STRANGERS_BYTES
 
 SITES = ("a", "b")
 HOST = "127.0.0.1"

@@ -395,7 +395,7 @@ def test_an_upload_that_goes_on_as_another_message_is_refused():
 # --- The speed of a line ----------------------------------------------------------------------------------------------
 
 
-def test_frames_are_a_quarter_of_a_second_of_the_measured_line(monkeypatch):
+def test_frames_are_a_second_of_the_measured_line(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(pace_module, "monotonic", lambda: now[0])
     pace = Pace()
@@ -405,7 +405,7 @@ def test_frames_are_a_quarter_of_a_second_of_the_measured_line(monkeypatch):
         now[0] += 0.5
         pace.progress(50_000)
     assert pace.rate == pytest.approx(100_000)
-    assert pace.piece() == 25_000
+    assert pace.piece() == 100_000
     pace.broke()
     assert (pace.piece(), pace.rate) == (PIECE_BYTES, pytest.approx(100_000))
     now[0] += 1000.0  # nothing was on its way: no measure
