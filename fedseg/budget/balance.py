@@ -84,7 +84,7 @@ def balance(path: Path, delta: float) -> Balance:
 
     runs: dict[str, list[Entry]] = {}
     for entry in distinct(entries):
-        runs.setdefault(entry.training_run, []).append(entry)
+        runs.setdefault(entry.run, []).append(entry)
     events = released(distinct(entries))
     total, second = cross_check(events, delta)
     sets = PatientSets(path.parent / FOLDER, Home().salt())

@@ -40,7 +40,7 @@ def show(ledger: Book, as_json: AsJson = False) -> None:
         table.add_column(heading, overflow="fold")
     runs: dict[tuple[str, str], list[Entry]] = {}
     for line in lines:
-        runs.setdefault((line.entry.training_run, line.entry.kind), []).append(line.entry)
+        runs.setdefault((line.entry.run, line.entry.kind), []).append(line.entry)
     for (run, kind), entries in runs.items():
         numbers, days = (
             sorted({entry.round_number for entry in entries}),

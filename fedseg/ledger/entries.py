@@ -50,6 +50,11 @@ class _Entry(BaseModel, ABC):
     patients: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     charged: str = ""
 
+    @property
+    def run(self) -> str:
+        """The training run for people: a simulation's is called as its folder was before it was whole."""
+        return self.training_run.removesuffix(".partial")
+
     @abstractmethod
     def dp_event(self, *, unseeded: bool = False, known: int | None = None) -> "DpEvent | None":
         """What was released, for the accountant; None where epsilon does not cover it.

@@ -320,7 +320,7 @@ def _prv_epsilon(composition: Composition, delta: float) -> float | None:
     accountant = prv_accountant()
     accountant.history = history
     # Its memory grows with epsilon / error: no finer than `AGREEMENT` needs.
-    error = max(min(0.01, about / 350), about / 5000, 1e-4)
+    error = max(min(0.01, about / 500), about / 5000, 1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # log(0) at sample_rate 1, and the range of RDP orders of its first guess
         return max(0.0, float(accountant.get_epsilon(delta, eps_error=error)))  # next to nothing may be negative

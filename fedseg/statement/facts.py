@@ -174,7 +174,7 @@ def _account(ledgers: Sequence[Charged], run_name: str, delta: float, unseeded: 
     for run in dict.fromkeys(entry.training_run for entry in entries):
         own = [entry for entry in entries if entry.training_run == run]
         before += own
-        uses.append(_use(run, own, before, delta, unseeded))
+        uses.append(_use(own, before, delta, unseeded))
     mine = [entry for entry in entries if entry.training_run == run_name]
     caps = [lifetime(ledger.path.parent) for ledger in ledgers if not ledger.simulated]
     return Account(
@@ -189,12 +189,12 @@ def _account(ledgers: Sequence[Charged], run_name: str, delta: float, unseeded: 
     )
 
 
-def _use(run: str, own: Sequence[Entry], before: Iterable[Entry], delta: float, unseeded: bool) -> Use:
+def _use(own: Sequence[Entry], before: Iterable[Entry], delta: float, unseeded: bool) -> Use:
     covered = [entry for entry in own if entry.dp_event() is not None]
     when = sorted(entry.charged for entry in own if entry.charged)
     return Use(
         study=own[0].study or own[0].study_hash[:12],
-        run=run,
+        run=own[0].run,
         mechanisms=", ".join(sorted({entry.kind for entry in covered})),
         rounds=len({entry.round_number for entry in covered}),
         uncovered=len(own) - len(covered),
