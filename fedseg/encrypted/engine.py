@@ -209,9 +209,15 @@ def main() -> None:
     except (RefusedError, ConfigError) as error:
         tell({"error": str(error)})
     except RuntimeError as error:  # SPU's
-        tell({"broken": str(error).strip().split("\n")[0]})
+        tell({"broken": _told(error)})
     finally:
         os._exit(0)  # SPU's threads may wait for somebody who has gone
+
+
+def _told(error: RuntimeError) -> str:
+    """What SPU says, in a few words."""
+    text = " ".join(str(error).removeprefix("what:").split())
+    return "a party said nothing for too long" if "timeout" in text.lower() else text[:100]
 
 
 def _serve(given: IO[bytes], tell: Callable[..., None]) -> None:
