@@ -2,13 +2,14 @@
 
     python tests/benchmarks/sharing.py one --set hippocampus --data ../shared/data/hippocampus --lr 0.1 \
         --sharing '{"method": "sketch", "share": 0.1, "rotation": true, "bits": 2}' --clip-range 0.02
-    python tests/benchmarks/sharing.py many < CELLS    # a line of arguments a cell, none of them twice
+    python tests/benchmarks/sharing.py plan --data ../shared/data | python tests/benchmarks/sharing.py many
     python tests/benchmarks/sharing.py table
     python tests/benchmarks/sharing.py figure --to docs/systems
 
 Held-out patients and their split are those of `utility.py`. Sums are plain, which gives the bit-identical model of the
 secure ones; bytes are those of the masked vector of one site over all rounds, as the policy has them, without keys and
-signatures, which do not depend on what is shared. Lines go to `build/sharing.jsonl`.
+signatures, which do not depend on what is shared. Lines go to `build/sharing.jsonl`. `plan` prints a line of arguments
+for each training of docs/systems, `many` trains those that are not recorded yet: 15 to 30 CPU seconds each.
 """
 
 import argparse
@@ -43,6 +44,25 @@ KEY = (
     "threshold",
 )
 
+
+PLAIN = {
+    "hippocampus": """--rounds 30 --local-steps 4 --lr 0.005 --training '{"optimizer": "adamw", "batch": 8%s}'""",
+    "lgg-plain": "--rounds 20 --local-steps 5 --lr 0.003 --size 64",
+}
+"""How the sets are trained without privacy; the second begins with fresh weights."""
+PRIVATE = "--set hippocampus --mechanism local --rounds 15 --local-steps 3 --lr 0.25 --clip-range 0.5"
+SPARSE = "--set hippocampus --mechanism svt --rounds 15 --local-steps 3 --lr 0.1 --clip-range 0.005"
+SKETCH = '{"method": "sketch", "share": %g, "rotation": true, "bits": %d, "error_feedback": true}'
+WAYS = (
+    ("{}", 2.0),
+    ('{"method": "random-mask", "share": 0.1}', 2.0),
+    ('{"method": "low-rank", "rank": 1}', 2.0),
+    (SKETCH % (0.05, 2), 0.05),
+    ('{"method": "low-rank", "rank": 12}', 2.0),
+    ('{"method": "random-mask", "share": 0.01}', 2.0),
+    (SKETCH % (0.1, 4), 0.1),
+)
+"""[sharing] and the range of what is sent."""
 
 Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 
@@ -256,6 +276,25 @@ def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str)
     return page.getvalue().replace("</defs>", style, 1)
 
 
+def plan(folder: Path) -> list[str]:
+    """Arguments of every training of the pages in docs/systems, first those that say most."""
+    lines = []
+    for seed in (1, 2, 3):
+        at = f"--seed {seed} --data {folder}"
+        for name, how in PLAIN.items():
+            each, lora = (how % "", how % ', "trainable": "lora:2"') if "%s" in how else (how, "")
+            data = f"--set {name} {at}/{name.partition('-')[0]}"
+            lines += [f"{data} {each} --sharing '{way}' --clip-range {ends}" for way, ends in WAYS]
+            lines += [f"{data} {lora} --clip-range 2.0"] if lora else []
+        at += "/hippocampus"
+        lines += [f"{PRIVATE} {at} --epsilon 8 --sharing '{way}'" for way, _ in (*WAYS[:3], WAYS[5])]
+        lines += [f"""{PRIVATE} {at} --epsilon 8 --training '{{"trainable": "lora:2"}}'"""]
+        lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
+        lines += [f"{PRIVATE} {at} --epsilon {epsilon}" for epsilon in (2, 1000)]
+        lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
+    return lines
+
+
 def once(given: argparse.Namespace) -> None:
     """Train a cell and record it, unless it is recorded."""
     if told(given) in {line.get("cell") for line in recorded(given.record)}:
@@ -269,7 +308,7 @@ def once(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("one", "many", "table", "figure"))
+    parser.add_argument("do", choices=("one", "plan", "many", "table", "figure"))
     parser.add_argument("--set", default="hippocampus", help="name of a study in studies/")
     parser.add_argument("--data", type=Path, help="folder of the set's images")
     parser.add_argument("--made", type=int, help="this many made patients in place of real ones, to choose settings on")
@@ -294,6 +333,8 @@ def main() -> None:
             table(recorded(given.record))
         case "figure":
             figure(recorded(given.record), given.to)
+        case "plan":
+            print("\n".join(plan(given.data)))
         case "one":
             once(given)
         case _:
