@@ -290,7 +290,7 @@ def plan(folder: Path) -> list[str]:
         lines += [f"{PRIVATE} {at} --epsilon 8 --sharing '{way}'" for way, _ in (*WAYS[:3], WAYS[5])]
         lines += [f"""{PRIVATE} {at} --epsilon 8 --training '{{"trainable": "lora:2"}}'"""]
         lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
-        lines += [f"{PRIVATE} {at} --epsilon {epsilon}" for epsilon in (2, 1000)]
+        lines += [f"{PRIVATE} {at} --epsilon {epsilon}" for epsilon in (2, 32)]
         lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
     return lines
 
