@@ -65,7 +65,7 @@ class Loopback(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def client(mods: list) -> ClientApp:
+def client(mods: list, evaluates: bool = True) -> ClientApp:
     app = ClientApp(mods=mods)
 
     @app.train()
@@ -79,6 +79,9 @@ def client(mods: list) -> ClientApp:
             "metrics": MetricRecord({"num-examples": 100 * (site + 1), "loss": 0.5 + site / 10}),
         }
         return Message(RecordDict(content), reply_to=message)
+
+    if not evaluates:
+        return app
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -135,7 +138,7 @@ def lied(told: dict[str, object]) -> None:
         {"secagg": ArrayRecord({"000": Array("uint8", (len(old),), "secagg", old)})}
     )
     started("FedAvg", grid, rounds=1)
-    told["with an old name"] = list(grid._driver.session.included)
+    told["with an old name"] = list(grid._sums["train"].driver.session.included)
 
     # A server that lies trains one node under another learning rate, model or run config than the others.
     told["told otherwise"] = []
@@ -156,7 +159,7 @@ def lied(told: dict[str, object]) -> None:
         grid = SecAggGrid(network, SERVER, Path(folder, "server"), step_seconds=20)
         started("FedAvg", grid, rounds=1)
         said = {reply.error.reason for reply in network.seen if reply.has_error()}
-        told["told otherwise"].append([list(grid._driver.session.included), sorted(said)])
+        told["told otherwise"].append([list(grid._sums["train"].driver.session.included), sorted(said)])
 
     # What an app says of an evaluation beside its metrics stays at the node.
     app = ClientApp(mods=[secagg_mod(home(private=True, evaluate="clear") + "/site-{partition-id}")])
@@ -183,8 +186,8 @@ def home(**task) -> str:
     return str(trial(tempfile.mkdtemp(), [f"site-{i}" for i in range(SITES)], layout, Task(**task)))
 
 
-def secure(folder: str) -> Loopback:
-    return Loopback(client([secagg_mod(folder + "/site-{partition-id}")]))
+def secure(folder: str, **options) -> Loopback:
+    return Loopback(client([secagg_mod(folder + "/site-{partition-id}")], **options))
 
 
 def evaluated(told: dict[str, object]) -> None:
@@ -231,6 +234,12 @@ def main() -> None:
         apart = {each: float(np.abs(with_it.arrays[each].numpy() - plain.arrays[each].numpy()).max()) for each in MODEL}
         metrics = [dict(result.train_metrics_clientapp[3]) for result in (with_it, plain)]
         told[name] = {"apart": apart, "metrics": metrics, "exchanges": grid.exchanges}
+
+    # An app that evaluates nothing, and is asked to by FedAvg: what came with that message comes with the next one.
+    folder = home()
+    grid = SecAggGrid(secure(folder, evaluates=False), SERVER, Path(folder, "server"))
+    result = started("FedAvg", grid)
+    told["without evaluation"] = [sorted(result.train_metrics_clientapp), grid.exchanges]
 
     # Whole weights instead of changes; nothing of one site is in what the server gets.
     folder = home(private=True, changes=False)

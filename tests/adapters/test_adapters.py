@@ -44,6 +44,7 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert told[name]["apart"]["batches"] < 0.01, name  # adaptive strategies move whole numbers by fractions
         assert told[name]["metrics"][0]["loss"] == pytest.approx(told[name]["metrics"][1]["loss"], abs=1e-4)
         assert told[name]["exchanges"] == 18, "six a round"
+    assert told["without evaluation"] == [[1, 2, 3], 20], "every round has its sum, with one exchange more"
     assert np.allclose(told["weights"], told["plain"], atol=STEP)
     assert told["records"] == ["secagg"], "an app's record reaches the server"
     assert told["evaluated"] == {}
@@ -83,7 +84,7 @@ def test_a_simulation_of_flower_over_several_actors(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("app", [("--rounds", "2"), ("--rounds", "1", "--page")], ids=["an app", "the page's lines"])
+@pytest.mark.parametrize("app", [(), ("--page",)], ids=["an app", "the page's lines"])
 def test_a_deployment_of_flower_goes_on_without_a_supernode_that_is_killed_while_it_trains(app):
     told = run("flower", "flower_deployed.py", "--kill", *app, seconds=900)
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
