@@ -1,6 +1,7 @@
 """The server's side: a grid that turns one exchange into a round, and gives the strategy its mean as a reply.
 
-Six exchanges make a sum; what the sites get to see of it rides on the next message to them. A round without a sum is an
+Six exchanges make a sum; what the sites get to see of it rides on the next message to them. Of transcripts only the
+newest waits for a node: one that lacks an older one names it. A round without a sum is an
 empty list of replies, which every strategy takes for a round in which nobody answered.
 """
 
@@ -38,6 +39,7 @@ from secagg.prg import Executor
 from secagg.printable import printable
 from secagg.roster import session_id
 from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+from secagg.transcript.record import looks_like
 
 PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
 
@@ -259,7 +261,8 @@ class SecAggGrid(Grid):  # type: ignore[misc]
                 case Published() if action.transcript is not None:
                     data = Path(action.transcript).read_bytes()
                     for node in {*self._client_at, *self._later}:
-                        self._tell_later(node, of, [data])
+                        parts = self._later.setdefault(node, {}).get(of.record, [])
+                        self._later[node][of.record] = [*(part for part in parts if not looks_like(part)), data]
                 case Completed():
                     of.ended = action
                     log(INFO, "secagg: a sum of %s; dropped out: %s", len(action.included), action.dropped or "nobody")
@@ -298,7 +301,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         return dict(self._brought[node])
 
     def _bring_again(self, node: int, brought: dict[str, list[bytes]]) -> None:
-        """A node did not answer: what went with that message goes with the next one. Twice does no harm."""
+        """A node did not answer: what went with that message goes with the next one; twice does no harm."""
         for record, parts in brought.items():
             later = self._later.setdefault(node, {})
             later[record] = [*parts, *later.get(record, [])]

@@ -19,6 +19,7 @@ from secagg.errors import ConfigError
 from secagg.federated import layout_for
 from secagg.flower import SecAggGrid, secagg_mod
 from secagg.home import Task, trial
+from secagg.transcript.record import looks_like
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0  # what a running app would have set
 SITES = 5
@@ -30,7 +31,7 @@ MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int6
 class Loopback(Grid):
     """Answers every message at once, in this process. `seen` keeps what nodes sent, as the server gets it."""
 
-    run = None
+    run, dead = None, 0
 
     def __init__(self, app: ClientApp) -> None:
         self.app, self.replies, self.seen, self.silent = app, {}, [], set()
@@ -50,6 +51,8 @@ class Loopback(Grid):
             context = Context(1, node, {"partition-id": node - 100}, RecordDict(), dict(SERVER.run_config))
             self.lie(message, context)
             try:
+                if node == self.dead:
+                    raise ConnectionError("nobody is there")
                 reply = self.app(message, context)
             except Exception as error:
                 reply = Message(Error(0, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -240,6 +243,16 @@ def main() -> None:
     grid = SecAggGrid(secure(folder, evaluates=False), SERVER, Path(folder, "server"))
     result = started("FedAvg", grid)
     told["without evaluation"] = [sorted(result.train_metrics_clientapp), grid.exchanges]
+
+    # A node that died gets the newest transcript if it comes back, and the server keeps no pile of them for it.
+    folder = home()
+    network = secure(folder, evaluates=False)
+    grid = SecAggGrid(network, SERVER, Path(folder, "server"))
+    started("FedAvg", grid, rounds=1)
+    network.dead = 104
+    started("FedAvg", grid)
+    waits = sum(map(looks_like, grid._later[104]["secagg"]))
+    told["of the dead"] = [waits, list(grid._sums["train"].driver.session.included)]
 
     # Whole weights instead of changes; nothing of one site is in what the server gets.
     folder = home(private=True, changes=False)

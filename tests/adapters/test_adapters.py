@@ -45,6 +45,7 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert told[name]["metrics"][0]["loss"] == pytest.approx(told[name]["metrics"][1]["loss"], abs=1e-4)
         assert told[name]["exchanges"] == 18, "six a round"
     assert told["without evaluation"] == [[1, 2, 3], 20], "every round has its sum, with one exchange more"
+    assert told["of the dead"] == [1, ["site-0", "site-1", "site-2", "site-3"]], "one transcript waits, and no pile"
     assert np.allclose(told["weights"], told["plain"], atol=STEP)
     assert told["records"] == ["secagg"], "an app's record reaches the server"
     assert told["evaluated"] == {}
@@ -97,6 +98,7 @@ def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_kille
     told = run("nvflare", "nvflare_job.py", *arguments)
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
     assert told["batches"] == 6
+    assert told["again"] == ["old", "new"], "what a failed call brought goes with the next one"
     nothing = [0, [], None]
     assert told["odd"] == [*[nothing] * 5, [1, ["ab"], "r"], nothing], "a site's odd answer ends no server"
 
