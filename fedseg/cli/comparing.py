@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,9 @@ def evaluate(
 
     if without:
         loaded = load_study(source)
-        cohort, model = left_out(loaded, without, data, runs, command_line(), say)
+        cohort, model = left_out(
+            loaded, without, data, runs, command_line(), partial(say, console=errors if as_json else out)
+        )
     else:
         loaded = study_of(source, load_study(study) if study else None)
         model, cohort = source, cohort_of(loaded, data, only, everybody=everybody)

@@ -54,12 +54,14 @@ class Judged(Record):
     failed: str = ""
 
     def of(self, measure: str) -> dict[str, NDArray[np.float64]]:
-        """By site (patients, structures), NaN where undefined."""
+        """By site (patients, structures), NaN where undefined; a site that holds nobody out has no rows."""
+        sites = self.values.get(measure, {})
+        structures = max((len(row) for rows in sites.values() for row in rows), default=1)
         return {
             site: np.array([[np.nan if v is None else v for v in row] for row in rows], np.float64).reshape(
-                len(rows), -1
+                len(rows), structures
             )
-            for site, rows in self.values.get(measure, {}).items()
+            for site, rows in sites.items()
         }
 
 

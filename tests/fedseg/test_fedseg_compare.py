@@ -231,6 +231,12 @@ def test_what_failed_is_tried_again_by_the_same_command(file, tmp_path, capsys, 
     assert [(row["failed"], row["mean"] is None) for row in rows] == [("", False)] * 2
 
 
+def test_a_site_that_holds_nobody_out_has_no_rows():
+    found = training.Judged(values={"Dice": {"site-a": [[0.5, None]], "site-b": []}}).of("Dice")
+    assert found["site-b"].shape == (0, 2)
+    assert found["site-a"].shape == (1, 2)
+
+
 def test_a_label_that_was_corrected_is_another_training():
     cohort = load_cohort(None, study())
     cell = next(cells(study(), {}, chosen(["federated"]), [8.0], 1))
@@ -245,9 +251,10 @@ def test_a_label_that_was_corrected_is_another_training():
 
 def test_a_site_that_is_left_out_is_judged_on_by_a_model_that_never_saw_it(file, tmp_path, capsys, monkeypatch):
     command = ("evaluate", file, "--leave-out", "site-b", "--out", tmp_path / "runs", "--json")
-    code, said, _ = run(capsys, monkeypatch, *command)
+    code, said, told = run(capsys, monkeypatch, *command)
     assert code == 0
-    found = json.loads(said[said.index("{") :])
+    assert f"run {tmp_path}" in told
+    found = json.loads(said)  # and nothing else: a program reads it
     assert {case["site"] for case in found["cases"]} == {"site-b"}
     assert found["dice"]["mean"]["n"] == len(found["cases"]) == 5
     (model,) = (tmp_path / "runs").glob("*/*/model.safetensors")
