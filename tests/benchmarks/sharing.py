@@ -28,13 +28,13 @@ import numpy as np
 import torch
 
 from fedseg.budget.explain import explain
+from fedseg.course import Course
 from fedseg.data.cases import SiteData
 from fedseg.evaluation import evaluate, mean_interval, overall_mean
-from fedseg.models import build_model, load_model
+from fedseg.models import load_model
 from fedseg.runfolder import RunFolder
 from fedseg.simulate import Options, simulate
 from fedseg.study import Study, load_study
-from fedseg.update import flatten
 from tests.benchmarks.utility import divided, everybody, made, student
 
 ROOT = Path(__file__).parents[2]
@@ -116,8 +116,8 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
     seconds = time.process_time() - began
     pooled = evaluate(model, {"all": data}, study).pooled()
     mean, guarantee = mean_interval(pooled), explain(study).guarantee
-    parameters = len(flatten(build_model(study)))
-    policy = study.policy(parameters)
+    course = Course(study, model)
+    policy = course.policy()
     assert mean is not None
     return {
         "cell": told(given),
@@ -140,7 +140,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         "high": mean.high,
         "n": mean.n,
         "patients": patients,
-        "parameters": parameters,
+        "parameters": course.parameters,
         "vector": policy.length,
         "bytes_up": study.study.rounds * -(-policy.length * policy.bits // 8),
         "cpu_seconds": round(seconds, 1),
