@@ -50,6 +50,7 @@ from secagg.home import Home
 from secagg.prg import Executor
 from secagg.printable import printable
 from secagg.steps import MASKED_INPUT_COLLECTION
+from secagg.transcript.record import looks_like
 
 FOLDER = "SECAGG_FOLDER"
 """Environment variable of a site: its own folder, whatever a job says; ``{site}`` in it is the site's name."""
@@ -174,6 +175,7 @@ class SecAggServer:
         self._calls = ThreadPoolExecutor(len(self._driver.pinned), "secagg")
         self._calling: set[str] = set()
         self._later: dict[str, list[bytes]] = {}
+        self._brought: dict[str, list[bytes]] = {}
         self._model: Arrays = {}
         self._ended: Completed | Failed | None = None
 
@@ -221,7 +223,9 @@ class SecAggServer:
         with suppress(queue.Empty):
             site, answer = self._answers.get(timeout=0.1)
             self._calling.discard(site)
-            if isinstance(answer, Exception):
+            brought = self._brought.pop(site, [])
+            if isinstance(answer, Exception):  # what went with that call goes with the next one; twice does no harm
+                self._later[site] = [*brought, *self._later.get(site, [])]
                 _log.warning("%s does not answer: %s", site, printable(answer))
             else:
                 parts, rounds, reason = _said(answer)
@@ -246,8 +250,9 @@ class SecAggServer:
                     self._home.save_book(action.book)
                 case Published() if action.transcript is not None:
                     data = Path(action.transcript).read_bytes()
-                    for site in self._driver.pinned:
-                        self._later.setdefault(site, []).append(data)
+                    for site in self._driver.pinned:  # the newest alone: a site that lacks an older one names it
+                        waits = [part for part in self._later.get(site, []) if not looks_like(part)]
+                        self._later[site] = [*waits, data]
                 case Completed() | Failed():
                     self._ended = action
                     _log.info("%s", action)
@@ -279,7 +284,8 @@ class SecAggServer:
         for site, parts in sends.items():
             if site in proxies:
                 self._calling.add(site)
-                self._calls.submit(call, site, [*self._later.pop(site, []), *parts])
+                self._brought[site] = self._later.pop(site, [])
+                self._calls.submit(call, site, [*self._brought[site], *parts])
 
 
 class FedAvgServer:

@@ -1,6 +1,7 @@
 """The server's side: a grid that turns one exchange into a round, and gives the strategy its mean as a reply.
 
-Six exchanges make a sum; what the sites get to see of it rides on the next message to them. A round without a sum is an
+Six exchanges make a sum; what the sites get to see of it rides on the next message to them. Of transcripts only the
+newest waits for a node: one that lacks an older one names it. A round without a sum is an
 empty list of replies, which every strategy takes for a round in which nobody answered.
 """
 
@@ -38,6 +39,7 @@ from secagg.prg import Executor
 from secagg.printable import printable
 from secagg.roster import session_id
 from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
+from secagg.transcript.record import looks_like
 
 PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
 
@@ -102,6 +104,7 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         self._client_at: dict[int, str] = {}
         self._waiting: dict[str, int] = {}
         self._later: dict[int, dict[str, list[bytes]]] = {}
+        self._brought: dict[int, dict[str, list[bytes]]] = {}
 
     def set_run(self, run: Any) -> None:
         """See `Grid.set_run`."""
@@ -210,7 +213,9 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     def _hear(self, reply: Message) -> None:
         node = self._waiting.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        brought = self._brought.pop(node, {})
         if reply.has_error():
+            self._bring_again(node, brought)
             log(WARNING, "secagg: node %s answers with an error: %s", node, printable(reply.error.reason))
             return
         for of in self._sums.values():
@@ -256,7 +261,8 @@ class SecAggGrid(Grid):  # type: ignore[misc]
                 case Published() if action.transcript is not None:
                     data = Path(action.transcript).read_bytes()
                     for node in {*self._client_at, *self._later}:
-                        self._tell_later(node, of, [data])
+                        parts = self._later.setdefault(node, {}).get(of.record, [])
+                        self._later[node][of.record] = [*(part for part in parts if not looks_like(part)), data]
                 case Completed():
                     of.ended = action
                     log(INFO, "secagg: a sum of %s; dropped out: %s", len(action.included), action.dropped or "nobody")
@@ -289,11 +295,22 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         if parts:
             self._later.setdefault(node, {}).setdefault(of.record, []).extend(parts)
 
+    def _bring(self, node: int) -> dict[str, list[bytes]]:
+        """What is still to be told to a node, for the message that goes there now."""
+        self._brought[node] = self._later.pop(node, {})
+        return dict(self._brought[node])
+
+    def _bring_again(self, node: int, brought: dict[str, list[bytes]]) -> None:
+        """A node did not answer: what went with that message goes with the next one; twice does no harm."""
+        for record, parts in brought.items():
+            later = self._later.setdefault(node, {})
+            later[record] = [*parts, *later.get(record, [])]
+
     def _push(self, sends: dict[int, dict[str, list[bytes]]], model: bool = False) -> None:
         messages = []
         nodes = [node for node in sends if node in self._asked]
         for node in nodes:
-            asked, parts = self._asked[node], self._later.pop(node, {})
+            asked, parts = self._asked[node], self._bring(node)
             for record, more in sends[node].items():
                 parts[record] = [*parts.get(record, []), *dict.fromkeys(more)]
             content = with_parts(asked.content if model else RecordDict(), parts)
@@ -306,12 +323,15 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     def _passed(self, messages: list[Message], timeout: float | None) -> list[Message]:
         """As they are, with what is still to be told; replies with nothing for the strategy in them are left out."""
-        for message in messages:
-            if parts := self._later.pop(message.metadata.dst_node_id, None):
+        nodes = [message.metadata.dst_node_id for message in messages]
+        for node, message in zip(nodes, messages, strict=True):
+            if parts := self._bring(node):
                 message.content = with_parts(message.content, parts)
         replies = list(self._grid.send_and_receive(messages, timeout=timeout))
         for reply in replies:
+            self._hear(reply)
             if reply.has_content():
-                self._hear(reply)
                 reply.content = without_parts(reply.content)
+        for node in nodes:  # those of whom nothing came
+            self._bring_again(node, self._brought.pop(node, {}))
         return [reply for reply in replies if reply.has_error() or len(reply.content)]

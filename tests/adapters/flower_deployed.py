@@ -3,7 +3,7 @@
 python flower_deployed.py [--kill] [--page] prints a line of JSON: what the strategy had, and what a plain mean gives.
 With --kill the last SuperNode and its app get a SIGKILL while it trains in the first round; the others go on.
 With --page the app is the one of docs/howto/flower.md, its first block as it stands there, with the training of
-examples/flower_app below it.
+examples/flower_app below it; updates are not private, as in a new folder, so every node replays each round.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     layout = layout_for(
         {"weight": np.zeros(SHAPE, np.float32)}, clip_range=0.5, largest_weight=1000, metrics={"loss": 10.0}
     )
-    trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=True))
+    trial(folder, [f"site-{i}" for i in range(SITES)], layout, Task(private=not options.page))
     trains = folder / "trains"
     superlink, *own = free_ports(1 + SITES)
     environment = {

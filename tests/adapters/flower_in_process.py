@@ -19,6 +19,7 @@ from secagg.errors import ConfigError
 from secagg.federated import layout_for
 from secagg.flower import SecAggGrid, secagg_mod
 from secagg.home import Task, trial
+from secagg.transcript.record import looks_like
 
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0  # what a running app would have set
 SITES = 5
@@ -30,7 +31,7 @@ MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int6
 class Loopback(Grid):
     """Answers every message at once, in this process. `seen` keeps what nodes sent, as the server gets it."""
 
-    run = None
+    run, dead = None, 0
 
     def __init__(self, app: ClientApp) -> None:
         self.app, self.replies, self.seen, self.silent = app, {}, [], set()
@@ -50,6 +51,8 @@ class Loopback(Grid):
             context = Context(1, node, {"partition-id": node - 100}, RecordDict(), dict(SERVER.run_config))
             self.lie(message, context)
             try:
+                if node == self.dead:
+                    raise ConnectionError("nobody is there")
                 reply = self.app(message, context)
             except Exception as error:
                 reply = Message(Error(0, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -65,7 +68,7 @@ class Loopback(Grid):
         return self.pull_messages(self.push_messages(messages))
 
 
-def client(mods: list) -> ClientApp:
+def client(mods: list, evaluates: bool = True) -> ClientApp:
     app = ClientApp(mods=mods)
 
     @app.train()
@@ -79,6 +82,9 @@ def client(mods: list) -> ClientApp:
             "metrics": MetricRecord({"num-examples": 100 * (site + 1), "loss": 0.5 + site / 10}),
         }
         return Message(RecordDict(content), reply_to=message)
+
+    if not evaluates:
+        return app
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -135,7 +141,7 @@ def lied(told: dict[str, object]) -> None:
         {"secagg": ArrayRecord({"000": Array("uint8", (len(old),), "secagg", old)})}
     )
     started("FedAvg", grid, rounds=1)
-    told["with an old name"] = list(grid._driver.session.included)
+    told["with an old name"] = list(grid._sums["train"].driver.session.included)
 
     # A server that lies trains one node under another learning rate, model or run config than the others.
     told["told otherwise"] = []
@@ -156,7 +162,7 @@ def lied(told: dict[str, object]) -> None:
         grid = SecAggGrid(network, SERVER, Path(folder, "server"), step_seconds=20)
         started("FedAvg", grid, rounds=1)
         said = {reply.error.reason for reply in network.seen if reply.has_error()}
-        told["told otherwise"].append([list(grid._driver.session.included), sorted(said)])
+        told["told otherwise"].append([list(grid._sums["train"].driver.session.included), sorted(said)])
 
     # What an app says of an evaluation beside its metrics stays at the node.
     app = ClientApp(mods=[secagg_mod(home(private=True, evaluate="clear") + "/site-{partition-id}")])
@@ -183,8 +189,8 @@ def home(**task) -> str:
     return str(trial(tempfile.mkdtemp(), [f"site-{i}" for i in range(SITES)], layout, Task(**task)))
 
 
-def secure(folder: str) -> Loopback:
-    return Loopback(client([secagg_mod(folder + "/site-{partition-id}")]))
+def secure(folder: str, **options) -> Loopback:
+    return Loopback(client([secagg_mod(folder + "/site-{partition-id}")], **options))
 
 
 def evaluated(told: dict[str, object]) -> None:
@@ -231,6 +237,26 @@ def main() -> None:
         apart = {each: float(np.abs(with_it.arrays[each].numpy() - plain.arrays[each].numpy()).max()) for each in MODEL}
         metrics = [dict(result.train_metrics_clientapp[3]) for result in (with_it, plain)]
         told[name] = {"apart": apart, "metrics": metrics, "exchanges": grid.exchanges}
+
+    # An app that evaluates nothing, and is asked to by FedAvg: what came with that message comes with the next one.
+    folder = home()
+    grid = SecAggGrid(secure(folder, evaluates=False), SERVER, Path(folder, "server"))
+    result = started("FedAvg", grid)
+    told["without evaluation"] = [sorted(result.train_metrics_clientapp), grid.exchanges]
+
+    # A node that died gets the newest transcript if it comes back, and the server keeps no pile of them for it.
+    folder = home()
+    network = secure(folder, evaluates=False)
+    grid = SecAggGrid(network, SERVER, Path(folder, "server"))
+
+    def dies(message, context):
+        if "config" in message.content and message.content["config"]["server-round"] == 2:
+            network.dead = 104
+
+    network.lie = dies
+    started("FedAvg", grid, rounds=6)
+    waits = sum(map(looks_like, grid._later[104]["secagg"]))
+    told["of the dead"] = [waits, list(grid._sums["train"].driver.session.included)]
 
     # Whole weights instead of changes; nothing of one site is in what the server gets.
     folder = home(private=True, changes=False)

@@ -19,7 +19,7 @@ from nvflare_site import Site
 
 from secagg.federated import layout_for
 from secagg.home import Task, trial
-from secagg.nvflare import SecAggFedAvgRecipe, _said
+from secagg.nvflare import SecAggFedAvgRecipe, SecAggServer, _said
 
 SITES = [f"site-{i}" for i in range(1, 6)]
 MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int64)}
@@ -92,6 +92,11 @@ def main() -> None:
         {"parts": [10**12, None, "x", b"y"], "exposed": [1, "ab"], "reason": "r"},
         {"exposed": 3},
     )
+    with SecAggServer(folder / "server") as server:  # a call that fails: what it brought is still to be told
+        server._brought, server._later = {"site-1": [b"old"]}, {"site-1": [b"new"]}
+        server._answers.put(("site-1", TimeoutError("late")))
+        server._listen()
+        told["again"] = [part.decode() for part in server._later["site-1"]]
     told["odd"] = [[len(parts), rounds, reason] for parts, rounds, reason in map(_said, odd)]
     print(json.dumps(told), flush=True)
 

@@ -44,6 +44,10 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert told[name]["apart"]["batches"] < 0.01, name  # adaptive strategies move whole numbers by fractions
         assert told[name]["metrics"][0]["loss"] == pytest.approx(told[name]["metrics"][1]["loss"], abs=1e-4)
         assert told[name]["exchanges"] == 18, "six a round"
+    assert told["without evaluation"] == [[1, 2, 3], 20], "every round has its sum, with one exchange more"
+    waits, included = told["of the dead"]
+    assert waits <= 2, "no pile of transcripts waits for a dead node"
+    assert included == ["site-0", "site-1", "site-2", "site-3"]
     assert np.allclose(told["weights"], told["plain"], atol=STEP)
     assert told["records"] == ["secagg"], "an app's record reaches the server"
     assert told["evaluated"] == {}
@@ -83,7 +87,7 @@ def test_a_simulation_of_flower_over_several_actors(arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("app", [("--rounds", "2"), ("--rounds", "1", "--page")], ids=["an app", "the page's lines"])
+@pytest.mark.parametrize("app", [(), ("--page",)], ids=["an app", "the page's lines"])
 def test_a_deployment_of_flower_goes_on_without_a_supernode_that_is_killed_while_it_trains(app):
     told = run("flower", "flower_deployed.py", "--kill", *app, seconds=900)
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
@@ -96,6 +100,7 @@ def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_kille
     told = run("nvflare", "nvflare_job.py", *arguments)
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
     assert told["batches"] == 6
+    assert told["again"] == ["old", "new"], "what a failed call brought goes with the next one"
     nothing = [0, [], None]
     assert told["odd"] == [*[nothing] * 5, [1, ["ab"], "r"], nothing], "a site's odd answer ends no server"
 

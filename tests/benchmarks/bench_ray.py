@@ -1,7 +1,7 @@
 """Masks of a server on a local Ray cluster of two workers, against this process; and a table for clusters, computed.
 
-python tests/benchmarks/bench_ray.py [--n 100] [--d 10000000] [--reps 3]    in Ray's environment (make adapters)
-python tests/benchmarks/bench_ray.py --table                               anywhere
+python tests/benchmarks/bench_ray.py [--n 100] [--d 10000000] [--drop 0.1] [--reps 3]   in the environment of Ray
+python tests/benchmarks/bench_ray.py --table                                           anywhere
 """
 
 import argparse
@@ -20,9 +20,9 @@ LINK = 1e9  # bytes a second between a core's task and the object store
 DROPPED = 0.1
 
 
-def masks(n: int) -> float:
+def masks(n: int, share: float = DROPPED) -> float:
     """Keystreams of a server: one for each included site, one for each pair of a dropped and an included one."""
-    dropped = DROPPED * n
+    dropped = share * n
     return (n - dropped) + dropped * (n - dropped)
 
 
@@ -45,13 +45,14 @@ def _told(value: float) -> str:
     return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.1f} min" if value >= 60 else f"{value:.2g} s"
 
 
-def measure(n: int, d: int, reps: int) -> None:
+def measure(n: int, d: int, drop: float, reps: int) -> None:
     import ray
 
     from secagg.ray import RayExecutor
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    executor, seeds = RayExecutor(), [secrets.token_bytes(32) for _ in range(n)]
+    executor, count = RayExecutor(), round(masks(n, drop))
+    seeds = [secrets.token_bytes(32) for _ in range(count)]
     list(executor.map(len, [(1,)] * 4))  # the workers start
     alone, there = [], []
     for _ in range(reps):
@@ -62,7 +63,8 @@ def measure(n: int, d: int, reps: int) -> None:
             took.append((wall, _spent(executor) - before))
     for name, took in (("one process", alone), ("Ray with two workers", there)):
         wall, cpu = map(min, zip(*took, strict=True))
-        print(f"n = {n}, d = {d}, {name}: {wall:.2f} s, {cpu:.2f} s of CPU, {4 * n * d / cpu / 1e9:.2f} GB/s a core")
+        rate = 4 * count * d / cpu / 1e9
+        print(f"n = {n}, d = {d}, {count} keystreams, {name}: {wall:.2f} s, {cpu:.2f} s of CPU, {rate:.2f} GB/s a core")
     print(f"least of {reps}; load {os.getloadavg()[0]:.1f}; this process at most {_peak():.2f} GB")
 
 
@@ -84,13 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--d", type=int, default=10**7)
+    parser.add_argument("--drop", type=float, default=0.0, help="share of the sites that dropped out; none")
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="computed, for clusters; needs no Ray")
     options = parser.parse_args()
     if options.table:
         table()
     else:
-        measure(options.n, options.d, options.reps)
+        measure(options.n, options.d, options.drop, options.reps)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,12 @@ def test_without_the_extra_each_command_names_it(name, tmp_path):
     assert said.count("\n") == 1
 
 
+def test_the_data_room_without_torch_names_the_extra():
+    done = process("import sys; sys.modules['torch'] = None; import fedseg.data")
+    told = "fedseg needs torch, which is not installed; run: pip install 'secagg[fedseg]'"
+    assert done.stderr.decode().splitlines()[-1] == f"ModuleNotFoundError: {told}"
+
+
 def test_help_and_version_need_no_extra():
     blocked = BLOCK.format(names=OF_EXTRAS)
     for flag in ("-h", "--version"):
