@@ -143,6 +143,7 @@ def _stacked(cases: Sequence[Case], study: Study) -> tuple[torch.Tensor, torch.T
     task = task_of(study)
 
     def everything(case: Case) -> View:
+        """The view that leaves nothing out."""
         return lambda values: np.moveaxis(values, case.slice_axis + 1, 0) if case.axes == 2 else values[None]
 
     images = [everything(case)(case.image) for case in cases]

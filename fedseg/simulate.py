@@ -397,6 +397,7 @@ class _Simulation:
             )
 
         def on_step(step: int, steps: int) -> None:
+            """Tell that a step was made."""
             self.folder.emit(Trained(round=number, site=site, step=step, steps=steps))
 
         on_step(0, self.study.study.local_steps)

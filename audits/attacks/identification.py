@@ -41,7 +41,7 @@ CANDIDATES = 64
 SITES = 8
 EPSILON = 8.0
 STEPS_BEFORE = 50
-OTHERS = 32
+OTHERS = 16
 """Patients on whom the model was trained before, and who are no candidates."""
 POWER = 0.9
 """An attack that finds fewer of the unprotected has no power."""

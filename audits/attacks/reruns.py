@@ -371,6 +371,7 @@ def _copied_hash() -> AbstractContextManager[object]:
     def believing(
         policy: Policy, pinned: PinnedRoster, run: str, start: RoundStart, store: Store, **own: Any
     ) -> OpenRound:
+        """Takes the server's word for the model."""
         return open_round(policy, pinned, run, start, store, **{**own, "model_hash": start.model_hash})
 
     return mock.patch.object(parties, "open_round", believing)

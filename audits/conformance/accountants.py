@@ -120,6 +120,7 @@ def _grid_with(wrong: Callable[[float, int], tuple[float, int]]) -> Tried:
     """The grid where what is reported belongs to other numbers."""
 
     def reported(point: Point) -> float:
+        """Epsilon of those numbers."""
         rate, steps, sigma, delta = point
         rate, steps = wrong(rate, steps)
         return epsilon([gaussian_steps(sigma, rate, steps)], delta) if steps else 0.0
@@ -138,6 +139,7 @@ def _every_second() -> Iterator[None]:
     honest = ledger_released
 
     def half(entries: Iterable[Entry], **kwargs: bool) -> object:
+        """Every second line."""
         return honest(list(entries)[::2], **kwargs)
 
     with patch.object(charging, "released", half):

@@ -36,6 +36,7 @@ def _image(change: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Hostile:
 
 def _spoiled(value: float) -> Hostile:
     def spoil(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The image with this value in each seventh place."""
         image.flat[::7] = value
         return image
 
@@ -118,6 +119,7 @@ def by_slice() -> Iterator[None]:
     honest = dpsgd.add_clipped
 
     def add(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None, grid: Grid | None = None) -> None:
+        """The gradient twice."""
         for part in range(2):
             honest(total, gradient * (1 + part), clip_norm, grid)
 
@@ -130,6 +132,7 @@ def _clipping_at(factor: float) -> Iterator[None]:
     honest = dpsgd.add_clipped
 
     def add(total: torch.Tensor, gradient: torch.Tensor, clip_norm: float | None, grid: Grid | None = None) -> None:
+        """Clips at a multiple of the norm."""
         honest(total, gradient, None if clip_norm is None else factor * clip_norm, grid)
 
     with patch.object(dpsgd, "add_clipped", add), _blind():

@@ -177,9 +177,11 @@ def key_schedule(suite: bytes, shared: bytes, info: bytes) -> tuple[bytes, bytes
     """RFC 9180, section 5.1, base mode with HKDF-SHA256 and AES-256-GCM: key and first nonce."""
 
     def extract(salt: bytes, label: bytes, ikm: bytes) -> bytes:
+        """LabeledExtract."""
         return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + ikm, hashlib.sha256)
 
     def expand(secret: bytes, label: bytes, context: bytes, length: int) -> bytes:
+        """LabeledExpand."""
         labelled = length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + context
         return hmac.digest(secret, labelled + b"\1", hashlib.sha256)[:length]
 

@@ -87,6 +87,7 @@ def check(case: Case) -> tuple[bool | None, int, str]:
     with tempfile.TemporaryDirectory() as folder:
 
         def run(*command: str, seconds: int | None = None) -> str:
+            """What a command prints; it is killed after so many seconds of work."""
             limit = ("prlimit", f"--cpu={seconds}") if seconds else ()
             return subprocess.run((*limit, *command), cwd=folder, capture_output=True, text=True, check=False).stdout
 

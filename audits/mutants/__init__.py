@@ -42,6 +42,7 @@ def run_all(task: Task) -> Result:
 
 def _result(chosen: Sequence[Mutant], task: Task) -> Result:
     def told(outcome: Outcome) -> None:
+        """Say what is tried."""
         task.progress(outcome.mutant.name if outcome.mutant else outcome.detector.split("::")[-1])
 
     outcomes = tried(chosen, told)

@@ -108,6 +108,7 @@ def tried(chosen: Sequence[Mutant], told: Callable[[Outcome], None] = lambda out
     outcomes: list[Outcome] = []
 
     def note(outcome: Outcome) -> None:
+        """Keep it, and tell."""
         outcomes.append(outcome)
         told(outcome)
 
@@ -143,6 +144,7 @@ def main(names: Sequence[str]) -> int:
         return 2
 
     def tell(outcome: Outcome) -> None:
+        """A line of an outcome."""
         what = "unmutated" if outcome.mutant is None else f"{outcome.mutant.number:2} {outcome.mutant.name}"
         right = "passes" if outcome.mutant is None else "killed"
         print(f"{right if outcome.as_it_should else 'WRONG'}  {what:34} {outcome.took:5.1f} s  {outcome.detector}")

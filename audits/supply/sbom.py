@@ -27,6 +27,7 @@ def made(extras: tuple[str, ...]) -> str:
     from audits.supply.packages import closure, installed, licence, project
 
     def component(name: str, version: str, told: str, kind: ComponentType = ComponentType.LIBRARY) -> Component:
+        """One package of the bill."""
         url = PackageURL("pypi", name=name, version=version)
         return Component(
             name=name,

@@ -46,6 +46,7 @@ def bundle(u: str, v: str, index: int, value: Any) -> Lie:
     """Another value in a bundle."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         peers = [i for i in play.u1 if i != u]
         play.bundles[u][peers.index(v)][index] = value(play) if callable(value) else value
 
@@ -57,6 +58,7 @@ def share(kind: str, of: str, change: int) -> Lie:
     at = 4 if kind == "b" else 5
 
     def lie(play: Play) -> None:
+        """Tell it."""
         for entry in play.sent["release"][A][at]:
             if entry[0] == of:
                 entry[1] = ((int.from_bytes(entry[1], "big") + change) % 2**264).to_bytes(33, "big")
@@ -68,6 +70,7 @@ def listed(at: int, name: str, value: bytes | None) -> Lie:
     """An entry more in a list of site-a's release, or without a value one less."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         entries = [entry for entry in play.sent["release"][A][at] if entry[0] != name]
         play.sent["release"][A][at] = sorted(entries + ([[name, value]] if value is not None else []))
 
@@ -78,6 +81,7 @@ def both(*lies: Lie) -> Lie:
     """One lie after the other."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         for one in lies:
             one(play)
 
@@ -88,6 +92,7 @@ def polynomial(kind: str, u: str, secret: int) -> Lie:
     """A dealer shares another secret than it commits to, or advertises keys of."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         play.polynomials[kind, u][0] = secret
 
     return lie
@@ -107,6 +112,7 @@ def value(u: str, at: int, number: int) -> Lie:
     """A client sends a value that no honest one does."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         play.plain[u][at] = np.uint64(number % 2**64)
 
     return lie
@@ -200,6 +206,7 @@ def swapped(kind: str) -> Lie:
     """Two records of a kind in each other's place."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         i, j = play.place(kind, A), play.place(kind, B)
         play.records[i], play.records[j] = play.records[j], play.records[i]
 
@@ -267,6 +274,7 @@ def claims(*signers: str, of_round_1: bool = False) -> Lie:
     """Site a claims that it released in a round that these attested."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         play.sent["advertisement"][A][7] = [claim_of(play, signers, before(play) if of_round_1 else None)]
 
     return lie

@@ -71,6 +71,7 @@ def put(kind: str, u: str, index: int, value: Any) -> Lie:
     """Another value in a field of a message."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         play.sent[kind][u][index] = value(play) if callable(value) else value
 
     return lie
@@ -80,6 +81,7 @@ def drop(kind: str, *clients: str) -> Lie:
     """Messages that are missing."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         for u in clients:
             del play.sent[kind][u]
 
@@ -95,6 +97,7 @@ def put_record(kind: str, u: str, change: Callable[[Play, int], bytes | None]) -
     """Another record in the place of one; None takes it out."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         place = play.place(kind, u)
         new = change(play, place)
         play.records[place : place + 1] = [] if new is None else [new]
@@ -156,6 +159,7 @@ def another_policy(**changes: Any) -> Callable[[list[bytes]], bytes]:
     """The opening says another policy than the reader's."""
 
     def file(records: list[bytes]) -> bytes:
+        """The file with it."""
         return closed([Play(policy(**changes), "honest", IDS).opening(), *records[1:]])
 
     return file
@@ -201,6 +205,7 @@ def copied(index: int, to: int, of: str) -> Lie:
     """A field of an advertisement that is another one's."""
 
     def lie(play: Play) -> None:
+        """Tell it."""
         play.sent["advertisement"][A][to] = play.sent["advertisement"][of][index]
 
     return lie

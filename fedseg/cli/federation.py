@@ -305,6 +305,7 @@ def _settle(
     for path in transcripts:
 
         def follow(_: object, path: Path = path) -> None:
+            """The model that follows from a transcript, as it is replayed."""
             following.replayed(path, course, policy)
 
         with marks_of(state, site) as store:

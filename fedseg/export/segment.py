@@ -79,6 +79,7 @@ def _flips(names: str, dims: int, slice_axis: int) -> list[list[int]]:
 
 def _asked(network: Any, images: torch.Tensor, view: tuple[int, ...], flips: list[list[int]]) -> torch.Tensor:
     def once(flipped: torch.Tensor) -> torch.Tensor:
+        """The network's answer to one view of the image."""
         if tuple(flipped.shape[2:]) == view:
             return torch.as_tensor(network(flipped))
         return torch.as_tensor(sliding_window_inference(flipped, view, AT_ONCE, network, OVERLAP, BlendMode.GAUSSIAN))

@@ -84,6 +84,7 @@ def _spent(run: Run) -> list[_Curve]:
         alike.setdefault(tuple(sorted(points.items())), []).append(site)
 
     def who(sites: list[str]) -> str:
+        """Whose a curve is."""
         if len(sites) == 1:
             return short(sites[0])
         return f"each of {len(sites)} sites" if len(sites) == len(spent) else f"{len(sites)} sites"

@@ -56,10 +56,12 @@ class Cost:
         update, total = np.zeros(length, np.float32), np.zeros(packed_size(length + policy.slots, bits), np.uint8)
 
         def masked(masks: int) -> memoryview:
+            """A client's input under so many masks."""
             seeds = [bytes([i]) * 32 for i in range(masks)]
             return masked_input(Quantised(update, policy, "me", Stream()), policy, bytes(32), seeds, [])
 
         def added() -> None:
+            """What the server does with one input."""
             add_packed(total, y, length + policy.slots, bits)
             vector_digest("masked-vector", y)
 

@@ -70,6 +70,7 @@ def join(
             say(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in facts.items()) if facts else kind)
 
         def live() -> "Finished":
+            """Take part until it is over or somebody stops it."""
             return run_until_stopped(
                 join(home, address, vector, out, tell, patience=patience, proxy=proxy, mode=tls.value), GOES_ON
             )

@@ -479,11 +479,13 @@ class MailboxClient:
         self._diagnosis = diagnosis = loop.create_future()
 
         def done(reason: str) -> None:
+            """Keep what was found out."""
             self._reason, self._diagnosed, self._diagnosis = reason, loop.time(), None
             if not diagnosis.done():
                 diagnosis.set_result(reason)
 
         def work() -> None:
+            """Find out, in a thread of its own."""
             reason = diagnose(self._host, self._port, self.tls, self._proxy)
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(done, reason)

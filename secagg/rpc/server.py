@@ -239,11 +239,13 @@ class MailboxServer:
         """Read again, on every handshake, where the files were renewed."""
 
         def configuration() -> Any:
+            """Key and certificate as they are now."""
             return grpc.ssl_server_certificate_configuration([(self.tls.key, self.tls.certificate)], self.tls.authority)
 
         told = self.tls
 
         def renewed() -> Any:
+            """The configuration for the next connection, None where it is still the same."""
             nonlocal told
             self._renew()
             if told is self.tls:

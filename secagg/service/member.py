@@ -357,6 +357,7 @@ class Member:
         """Compute something beside the rounds, one thing at a time."""
 
         def in_turn(over: threading.Event) -> None:
+            """Do it when the turn comes, unless all is over by then."""
             with self._in_turn:
                 if what is not None and not over.is_set():
                     what()

@@ -273,6 +273,7 @@ class Standing(ABC):
         """Write a change before anybody is told of it, however long the disk takes to have room for it."""
 
         def write() -> None:
+            """What has to be on disk before anybody is told."""
             self.driver.sync()
             self.journal.commit({"untold": None, **changes})  # what was written before was told by now
 

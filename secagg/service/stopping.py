@@ -35,6 +35,7 @@ def saying_so(told: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: object) -> None:
+        """A signal outside a loop: say so, and end."""
         _give_up(f"{signal.Signals(number).name} came; {told}\n")
 
     with _as_before():
@@ -77,6 +78,7 @@ async def _watched(main: Coroutine[Any, Any, T], told: str) -> T:
     loop, task, came = asyncio.get_running_loop(), asyncio.create_task(main), list[signal.Signals]()
 
     def stop(number: signal.Signals) -> None:
+        """The first signal takes its leave in time, the second ends at once."""
         if came:
             end_now(ENDED_EARLY)
         came.append(number)
