@@ -22,7 +22,7 @@ _GRADES = ("critical", "high", "medium", "low", "informational")
 _KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
-def write(records: Sequence[Record], depth: Depth, seed: int, out: Path) -> dict[str, Any]:
+def write(records: Sequence[Record], depth: Depth, seed: int, out: Path, again: str = "") -> dict[str, Any]:
     """Write both files.
 
     Args:
@@ -30,6 +30,7 @@ def write(records: Sequence[Record], depth: Depth, seed: int, out: Path) -> dict
         depth: of the run.
         seed: of the run.
         out: folder.
+        again: the command, where it is not that of a depth; then no audit is missing.
 
     Returns:
         The content of `audit.json`.
@@ -39,6 +40,7 @@ def write(records: Sequence[Record], depth: Depth, seed: int, out: Path) -> dict
         "verdict": worst(record.verdict for record in records),
         "depth": depth,
         "seed": seed,
+        "again": again or f"python -m audits {depth} --seed {seed}",
         "scope": asdict(scope()),
         "changed_meanwhile": changed(),
         "machine": machine(),
@@ -59,7 +61,7 @@ def write(records: Sequence[Record], depth: Depth, seed: int, out: Path) -> dict
     )
     ran = {record.name for record in records}
     book = next((record.rows for record in records if record.name == "claims.book"), None)
-    missing = [audit for audit in at(depth) if audit.name not in ran]
+    missing = [audit for audit in at(depth) if audit.name not in ran and not again]
     page.save(out / PAGE, shown.render(content, palette=palette, uncovered=book, missing=missing, data=DATA))
     return content
 

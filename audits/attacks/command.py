@@ -17,7 +17,7 @@ def on_real(
     size: Annotated[int, typer.Option(help="Pixels a side of the slices that are attacked.")] = 32,
     targets: Annotated[int, typer.Option(help="Patients whose picture is tried.")] = 8,
     pool: Annotated[int, typer.Option(help="Patients among whom one is told; a multiple of 16.")] = 64,
-    models: Annotated[int, typer.Option(help="Models of each kind, for membership; even.")] = 8,
+    models: Annotated[int, typer.Option(help="Models of each kind, for membership; even.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the draw of patients.")] = 0,
     to: Annotated[Path, typer.Option("--out", help="Folder of results. Its pictures show patients.")] = OUT,
 ) -> None:
@@ -36,6 +36,7 @@ def on_real(
     for record, _ in run(audits, "full", seed, to, True, lambda name, line: None):
         say(f"{record.verdict:9} {record.name} ({record.cpu_seconds:.0f} s of work): {record.says}")
         records.append(record)
-    report.write(records, "full", seed, to)
+    again = f"python -m audits real {folder} --study {study} --size {size} --targets {targets} --pool {pool} "
+    report.write(records, "full", seed, to, again + f"--models {models} --seed {seed}")
     say(f"{to / report.PAGE} shows patients: keep it where their images are.")
     raise typer.Exit(VERDICTS.index(worst(record.verdict for record in records)))

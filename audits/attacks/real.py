@@ -97,7 +97,7 @@ def audits_of(folder: Path, study: Path, size: int, targets: int, pool: int, mod
             (),
             {"full": 0},
             lambda task: membership.attacked(
-                task, models=models, pool=pool, steps=300, rounds=8, size=size, images=images
+                task, models=models, pool=pool, steps=1000, rounds=8, size=size, images=images
             ),
         ),
     ]

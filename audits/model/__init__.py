@@ -106,7 +106,7 @@ AUDITS = (
         "model.between-rounds",
         "every state of two round starts between honest sites and a server that lies",
         (),
-        {"quick": 12, "full": 210},
+        {"quick": 12, "full": 95},
         run_between,
     ),
     Audit(

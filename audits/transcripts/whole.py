@@ -35,6 +35,8 @@ RUNS: dict[str, dict[str, dict[str, Any]]] = {
         "sharing": {"method": "sketch", "share": 0.5, "rotation": True, "bits": 6, "error_feedback": True}
     },
     "statistics first": {"data": {"statistics": "secure"}, "study": {"rounds": 3}},
+    "half of the patients drawn": {"privacy": {"sample_rate": 0.5}},
+    "svt": {"privacy": {"mechanism": "svt", "released": 0.1}},
     "distributed": {"privacy": {"mechanism": "distributed"}},
     "distributed, adam, an average": {
         "privacy": {"mechanism": "distributed"}, "study": {"optimizer": "adam"}, "federation": {"ema": 0.9}
@@ -113,13 +115,13 @@ def trained(changes: dict[str, dict[str, Any]], folder: Path) -> tuple[Path, np.
 
 
 def second(folder: Path, start: np.ndarray) -> str:
-    """The check that the second verifier names, what it did not check, or nothing."""
+    """The check that the second verifier names, why it did not check T-16, or nothing."""
     reader = Reader(load_policy(folder / "policy.toml"), load_roster(folder / "federation.toml"))
     try:
         _, unchecked = runs.verify_run(folder, reader, start)
     except ViolationError as violation:
         return violation.check
-    return "; ".join(unchecked)
+    return "; ".join(one for one in unchecked if "T-16" in one)
 
 
 def first(folder: Path) -> set[str]:

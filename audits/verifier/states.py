@@ -114,7 +114,6 @@ def unknown(study: dict[str, Any]) -> str:
     """What of a study the specification's text has no step of; nothing where it has all."""
     for there, what in (
         (study["privacy"].get("excess_noise", "stays") != "stays", "noise that is taken off again"),
-        (study["privacy"]["mechanism"] == "svt", "mechanism svt"),
         (study.get("training", {}).get("trainable", "all") != "all", "updates of some of the weights"),
         (study.get("federation", {}).get("personal", "none") != "none", "norms of the sites' own"),
     ):

@@ -17,6 +17,7 @@ from audits.transcripts.play import Play, played
 from audits.verifier import checks, reading, runs, spaces, states, study
 from audits.verifier.encoding import H
 from audits.verifier.judge import CHECKS, Judge, ViolationError
+from audits.verifier.policy import load_policy, load_roster
 
 # One lie that only its own check sees.
 ALONE = {
@@ -225,3 +226,12 @@ def test_two_ledgers_that_say_two_things_of_one_noise_are_refused(tmp_path):
         lines.append(json.dumps({**entry, "event_id": previous}) + "\n")
     path.write_text("".join(lines))
     assert whole.second(folder, start) == "T-15"
+
+
+def test_what_only_the_accountants_compose_is_said_and_the_models_are_looked_at_all_the_same(tmp_path):
+    folder, start = whole.trained(whole.RUNS["half of the patients drawn"], tmp_path)
+    reader = reading.Reader(load_policy(folder / "policy.toml"), load_roster(folder / "federation.toml"))
+    held, unchecked = runs.verify_run(folder, reader, start)
+    assert [one.endswith("(T-16)") for one in held] == [True]
+    assert len(unchecked) == 3
+    assert all("drawn patients" in one for one in unchecked)
