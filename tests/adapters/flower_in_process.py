@@ -31,12 +31,15 @@ MODEL = {"weight": np.zeros((3, 4), np.float32), "batches": np.zeros((), np.int6
 class Loopback(Grid):
     """Answers every message at once, in this process. `seen` keeps what nodes sent, as the server gets it."""
 
-    run, dead = None, 0
+    run, dead, run_config = None, 0, SERVER.run_config
 
     def __init__(self, app: ClientApp) -> None:
         self.app, self.replies, self.seen, self.silent = app, {}, [], set()
 
     def lie(self, message, context): ...
+    def config(self, site):
+        return {"partition-id": site}
+
     def set_run(self, run): ...
     def create_message(self, *_, **__): ...
     def get_node_ids(self):
@@ -48,7 +51,7 @@ class Loopback(Grid):
             node = message.metadata.dst_node_id
             ids.append(f"{len(self.seen)}-{node}")
             message.metadata.__dict__["_message_id"] = ids[-1]
-            context = Context(1, node, {"partition-id": node - 100}, RecordDict(), dict(SERVER.run_config))
+            context = Context(1, node, self.config(node - 100), RecordDict(), dict(self.run_config))
             self.lie(message, context)
             try:
                 if node == self.dead:

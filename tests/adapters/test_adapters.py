@@ -1,5 +1,7 @@
 """secagg inside Flower, NVFlare and Ray, each in the environment that `make adapters` makes; skipped where it is not.
 
+CI runs the example's Flower app wherever there is that environment, and says so where there is none; the rest is slow.
+
 What runs there is a script beside this file, on this working tree. The scripts print one line of JSON.
 """
 
@@ -34,6 +36,12 @@ def run(environment: str, script: str, *arguments: str, seconds: int = 600) -> d
     assert done.returncode == 0, done.stderr[-3000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return told
+
+
+def test_the_flower_app_of_the_examples_has_the_plain_mean():
+    told = run("flower", "flower_example.py")
+    assert np.allclose(told["weight"], told["plain"], atol=STEP)
+    assert told["exchanges"] == 13
 
 
 @pytest.mark.slow
