@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import resource
 import socket
 import ssl
@@ -193,8 +194,8 @@ class Inner:
 
 
 @asynccontextmanager
-async def opened(sites: int = 2):
-    door, inner = Door(HOST, 0, sites), Inner()
+async def opened(sites: int = 2, grpc: type[Inner] = Inner):
+    door, inner = Door(HOST, 0, sites), grpc()
     await inner.serve(door.inner.removeprefix("unix:"))
     door.open()
     try:
@@ -300,6 +301,37 @@ def test_a_stranger_sends_a_few_bytes_only_until_it_is_known():
             door.admit(f"unix:{peer}", "a")
             await until(lambda: inner.bytes[peer] == sent)
             assert not visitor.at_eof()
+
+    run(scenario)
+
+
+class Sending(Inner):
+    """Answers the second bytes of each visitor with a message, and says how far it has come."""
+
+    message = random.Random(1).randbytes(20 << 20)
+    given = 0
+
+    async def _attend(self, reader, writer) -> None:
+        self.bytes[writer.get_extra_info("peername")] = 0
+        await reader.read(1)
+        writer.write(b"hi")
+        await reader.read(1)
+        for start in range(0, len(self.message), 1 << 16):
+            writer.write(self.message[start : start + (1 << 16)])
+            await writer.drain()
+            self.given = start
+        await reader.read()
+
+
+def test_what_a_site_does_not_take_is_not_read_on_and_comes_whole_and_in_order():
+    async def scenario() -> None:
+        async with opened(grpc=Sending) as (door, inner):
+            reader = await visit(door)
+            door.admit(f"unix:{next(iter(inner.bytes))}", "a")
+            reader.writer.write(b"y")
+            await asyncio.sleep(0.5)
+            assert inner.given < len(Sending.message) - (1 << 16)  # the kernel holds some
+            assert await reader.readexactly(len(Sending.message)) == Sending.message
 
     run(scenario)
 
