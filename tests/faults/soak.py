@@ -201,9 +201,9 @@ class Soak:
             "included": len(self.made.included(number)),
             "accepted": len(self.accepted) - before,
             "processes": {
-                name: {"life": self.lives[name], **_resources(party.process.pid)}
+                name: {"life": self.lives[name], **found}
                 for name, party in self.made.parties.items()
-                if party.alive
+                if party.alive and (found := _resources(party.process.pid))
             },
             "files": {name: _files(self.made.folder / name) for name in SITES} | {"server": _files(self.made.state)},
         }
@@ -264,8 +264,11 @@ TWO_ROUNDS = (Soak.site_killed, Soak.both_killed, Soak.suspended, Soak.coordinat
 
 
 def _resources(pid: int | None) -> dict[str, int]:
+    """What a process takes; nothing of one that was killed just now."""
     own = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (own / "status").read_text().splitlines())
+    if "VmRSS" not in status:
+        return {}
     return {
         "kb": int(status["VmRSS"].split()[0]),
         "threads": int(status["Threads"]),
