@@ -2,13 +2,13 @@
 
 A slot names the model, so nothing of the next step can be said before this step's sum. Its two key pairs name nothing:
 they can be there. They are used once or never. A store counts its joins, durably and before keys are used; keys are for
-the one join that follows the count at which they were drawn. So neither a fork nor a machine that was restored with its
-memory, and not with its store, uses keys a second time (C-03). They are never written down and never copied.
+the one join that follows the count that was known as they were drawn. So neither a fork nor a machine that was restored
+with its memory, and not with its store, uses keys a second time (C-03). They are never written down and never copied.
 """
 
 from secagg.keys import ChannelKey, MaskKey, Secret
 from secagg.policy import Suite
-from secagg.store import Marks, Store
+from secagg.store import Store
 
 Keys = tuple[ChannelKey, MaskKey]
 
@@ -19,32 +19,37 @@ class KeysAhead(Secret):
     Args:
         suite: of the policy.
         store: durable marks of the data set.
+
+    Raises:
+        ConfigError: the store cannot be used.
     """
 
     def __init__(self, suite: Suite, store: Store) -> None:
-        self._suite, self._store = suite, store
-        self._drawn: tuple[int, Keys] | None = None
+        self._suite = suite
+        with store.transaction() as marks:
+            self._joins = marks.joins
+        self._drawn: Keys | None = None
 
     def draw(self) -> None:
-        """Draw the keys of the next attempt, unless some are there."""
+        """Draw the keys of the next attempt, unless some are there; asks no store, so it neither waits nor fails."""
         if self._drawn is None:
-            with self._store.transaction() as marks:
-                joins = marks.joins
-            self._drawn = joins, fresh(self._suite)
+            self._drawn = fresh(self._suite)
 
-    def take(self, marks: Marks) -> Keys | None:
-        """The keys, for the join that is marked next in this transaction; None where there are none for it."""
-        drawn = self._drawn
-        if drawn is None or drawn[0] != marks.joins:
+    def take(self, joins: int) -> Keys:
+        """The keys of an attempt that was joined just now; fresh ones where none were drawn for it.
+
+        Args:
+            joins: the store's count before it was joined, from the transaction that marked it.
+        """
+        if joins != self._joins:
             self.wipe()
-            return None
-        self._drawn = None
-        return drawn[1]
+        drawn, self._drawn, self._joins = self._drawn, None, joins + 1
+        return drawn or fresh(self._suite)
 
     def wipe(self) -> None:
         """Forget them; see `Secret.wipe`."""
         drawn, self._drawn = self._drawn, None
-        for key in () if drawn is None else drawn[1]:
+        for key in drawn or ():
             key.wipe()
 
 

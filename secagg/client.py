@@ -276,10 +276,10 @@ class Joining(State):
             _, head = marks.head(own.attempt.session, own.context.training_run)
             if own.opened.checked and head != own.context.previous_head:
                 raise InconsistentViewError("C-04", f"{own.attempt} was opened before the last round of our log ended")
-            drawn = None if self._ahead is None else self._ahead.take(marks)
+            joins = marks.joins
             exposing = marks.join(own.attempt, own.context.model_hash, own.opened.private)
             released = marks.released(own.attempt.session)
-        channel_key, mask_key = drawn or fresh(own.policy.suite)
+        channel_key, mask_key = fresh(own.policy.suite) if self._ahead is None else self._ahead.take(joins)
         message = AdvertiseKeys(
             own.slot,
             own.me,

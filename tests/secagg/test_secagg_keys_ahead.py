@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from contextlib import contextmanager
 
 import pytest
 
 from secagg import ClientSession, Suite, unchecked_round, wire
 from secagg.ahead import KeysAhead
 from secagg.driver import Send
+from secagg.errors import ConfigError, UnexpectedMessageError
 from tests.secagg.test_secagg_driver import World
 from tests.support.cohort import Cohort
 
@@ -20,7 +22,7 @@ def first(cohort, ahead, attempt):
 
 
 def public(ahead):
-    channel, mask = ahead._drawn[1]
+    channel, mask = ahead._drawn
     return channel.public, mask.dh_public, mask.kem_public
 
 
@@ -55,10 +57,38 @@ def test_an_attempt_that_another_process_joined_makes_them_worthless_and_wipes_t
     cohort = Cohort()
     ahead = KeysAhead(cohort.policy.suite, cohort.stores["site-a"])
     ahead.draw()
-    drawn, (channel, mask) = public(ahead), ahead._drawn[1]
+    drawn, (channel, mask) = public(ahead), ahead._drawn
     first(cohort, None, 0)
     assert advertised(first(cohort, ahead, 1)) != drawn
     assert vars(channel) == vars(mask) == {}
+
+
+def test_an_attempt_that_is_refused_leaves_none_behind_in_memory():
+    cohort = Cohort()
+    ahead = KeysAhead(cohort.policy.suite, cohort.stores["site-a"])
+    first(cohort, ahead, 1)
+    ahead.draw()
+    channel, mask = ahead._drawn
+    with pytest.raises(UnexpectedMessageError, match="C-03"):
+        first(cohort, ahead, 0)
+    assert vars(channel) == vars(mask) == {}
+    ahead.draw()
+    drawn = public(ahead)
+    assert advertised(first(cohort, ahead, 2)) == drawn
+
+
+def test_a_store_that_cannot_be_used_just_now_keeps_no_client_from_its_rest():
+    world = World()
+    driver = world.clients["site-a"]
+
+    @contextmanager
+    def locked():
+        raise ConfigError("another process has it")
+        yield
+
+    world.cohort.stores["site-a"].transaction = locked
+    driver.rest()
+    assert driver._ahead._drawn is not None
 
 
 def test_they_show_nowhere_and_are_not_copied():
