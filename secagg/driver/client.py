@@ -142,7 +142,7 @@ class ClientDriver:
         if isinstance(message, RoundStart):
             return self._open(message, now)
         session = self._session
-        if isinstance(message, Result) and (session is None or session.finished):
+        if isinstance(message, Result) and (session is None or session.finished or _is_earlier(message, session)):
             return self._later(message)
         if session is None or (
             isinstance(message, Abort) and message.slot != session.opened.context.slot(self._own_session)
@@ -374,7 +374,7 @@ class ClientDriver:
         try:
             found = conclude_later(self._policy, self._me, self._signing_key, self._pinned, self._store, result)
         except ProtocolError as error:
-            return [Failed(str(error), error)]
+            return self._over(error) if self.live else [Failed(str(error), error)]
         return [] if found is None else [Send(wire.encode(found))]
 
     def _over(self, error: SecAggError) -> list[ClientAction]:
@@ -391,6 +391,11 @@ class ClientDriver:
             return [Refused(f"a transcript settles nothing: {error}")]
         refused = self._refused
         return [] if refused is None else self._open(refused, now)
+
+
+def _is_earlier(result: Result, session: ClientSession) -> bool:
+    """Whether it is of a round before the live one: such as one that a host of this protocol brought twice."""
+    return result.receipt.round_number < session.opened.context.round_number
 
 
 def _context_of(start: RoundStart) -> RoundContext:

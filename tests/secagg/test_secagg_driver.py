@@ -399,6 +399,26 @@ def test_a_start_that_comes_again_is_answered_with_the_same_bytes_and_an_older_o
     assert joined == Joined(1, 0, MODEL)
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_sum_that_comes_again_in_the_next_round_ends_nothing_and_a_false_one_does(tmp_path, private):
+    """A grid brings again what went with a message that got no answer, though the node had it."""
+    world = World(private=private)
+    world.server._record = recording(tmp_path, world.cohort)
+    world.begin()
+    told = [wire.decode_from_server(send.data) for send in world.sent if send.to == "site-b"]
+    (result,) = (message for message in told if isinstance(message, Result))
+    client = world.clients["site-b"]
+    if not private:
+        assert client.receive(world.of(Published)[0].transcript.read_bytes()) == []
+    client.receive(wire.encode(world.book.start(MODEL)))
+    sent = client.receive(wire.encode(result))
+    assert [type(wire.decode_from_client(send.data)) for send in sent] == [Confirmation] * (not private)
+    assert client.live
+    actions = client.receive(wire.encode(replace(result, total=bytes(len(result.total)))))
+    assert [action.error.check for action in actions] == ["C-19"] * (not private)
+    assert client.live is private
+
+
 def test_what_comes_late_is_passed_over_and_what_lies_ends_the_attempt():
     world = World()
     client, start = world.clients["site-a"], wire.encode(world.book.start(MODEL))
