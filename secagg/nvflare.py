@@ -171,11 +171,10 @@ class SecAggServer:
         self._driver = self._home.server(
             executor=executor, step_seconds=step_seconds, input_seconds=input_seconds, attempts=attempts
         )
-        self._answers: queue.Queue[tuple[str, Any]] = queue.Queue()
+        self._answers: queue.Queue[tuple[str, list[bytes], Any]] = queue.Queue()
         self._calls = ThreadPoolExecutor(len(self._driver.pinned), "secagg")
-        self._calling: set[str] = set()
+        self._calling: list[str] = []  # a site twice where a call to it is late and the next one is out
         self._later: dict[str, list[bytes]] = {}
-        self._brought: dict[str, list[bytes]] = {}
         self._model: Arrays = {}
         self._ended: Completed | Failed | None = None
 
@@ -221,9 +220,8 @@ class SecAggServer:
     def _listen(self) -> None:
         """Hear the next site, and give up on those that no call is out to."""
         with suppress(queue.Empty):
-            site, answer = self._answers.get(timeout=0.1)
-            self._calling.discard(site)
-            brought = self._brought.pop(site, [])
+            site, brought, answer = self._answers.get(timeout=0.1)
+            self._calling.remove(site)
             if isinstance(answer, Exception):  # what went with that call goes with the next one; twice does no harm
                 self._later[site] = [*brought, *self._later.get(site, [])]
                 _log.warning("%s does not answer: %s", site, printable(answer))
@@ -235,7 +233,7 @@ class SecAggServer:
                     _log.warning("%s: %s", site, printable(reason))
                 kept = self._home.transcripts(self._driver.book.receipts, rounds)
                 self._later.setdefault(site, []).extend(kept)
-        for site in sorted(self._driver.awaited - self._calling):
+        for site in sorted(self._driver.awaited - set(self._calling)):
             if self._ended is None:
                 self._do(self._driver.gone(site, time.monotonic()))
                 self._do(self._driver.over(site, time.monotonic()))  # and it will not be back
@@ -273,19 +271,19 @@ class SecAggServer:
         proxies, context = {client.name: client for client in collab.clients}, get_call_context()
         seconds = self._seconds[1] if training else self._seconds[0]
 
-        def call(site: str, parts: list[bytes]) -> None:
+        def call(site: str, brought: list[bytes], parts: list[bytes]) -> None:
             """Ask one site, in a thread of its own."""
             set_call_context(context)
             try:
-                self._answers.put((site, proxies[site](timeout=seconds).secagg(parts, model)))
+                answer = proxies[site](timeout=seconds).secagg([*brought, *parts], model)
             except Exception as error:
-                self._answers.put((site, error))
+                answer = error
+            self._answers.put((site, brought, answer))
 
         for site, parts in sends.items():
             if site in proxies:
-                self._calling.add(site)
-                self._brought[site] = self._later.pop(site, [])
-                self._calls.submit(call, site, [*self._brought[site], *parts])
+                self._calling.append(site)
+                self._calls.submit(call, site, self._later.pop(site, []), parts)
 
 
 class FedAvgServer:

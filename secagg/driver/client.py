@@ -142,7 +142,8 @@ class ClientDriver:
         if isinstance(message, RoundStart):
             return self._open(message, now)
         session = self._session
-        if isinstance(message, Result) and (session is None or session.finished or _is_earlier(message, session)):
+        number = 0 if session is None or session.finished else session.opened.context.round_number
+        if isinstance(message, Result) and (not number or message.receipt.round_number < number):  # brought twice
             return self._later(message)
         if session is None or (
             isinstance(message, Abort) and message.slot != session.opened.context.slot(self._own_session)
@@ -391,11 +392,6 @@ class ClientDriver:
             return [Refused(f"a transcript settles nothing: {error}")]
         refused = self._refused
         return [] if refused is None else self._open(refused, now)
-
-
-def _is_earlier(result: Result, session: ClientSession) -> bool:
-    """Whether it is of a round before the live one: such as one that a host of this protocol brought twice."""
-    return result.receipt.round_number < session.opened.context.round_number
 
 
 def _context_of(start: RoundStart) -> RoundContext:

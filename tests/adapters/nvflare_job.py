@@ -93,9 +93,10 @@ def main() -> None:
         {"exposed": 3},
     )
     with SecAggServer(folder / "server") as server:  # a call that fails: what it brought is still to be told
-        server._brought, server._later = {"site-1": [b"old"]}, {"site-1": [b"new"]}
-        server._answers.put(("site-1", TimeoutError("late")))
+        server._calling, server._later = ["site-1", "site-1"], {"site-1": [b"new"]}
+        server._answers.put(("site-1", [b"old"], TimeoutError("late")))
         server._listen()
+        told["still called"] = server._calling
         told["again"] = [part.decode() for part in server._later["site-1"]]
     told["odd"] = [[len(parts), rounds, reason] for parts, rounds, reason in map(_said, odd)]
     print(json.dumps(told), flush=True)

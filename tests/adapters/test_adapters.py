@@ -109,6 +109,7 @@ def test_nvflares_recipe_in_the_simulator_and_in_processes_of_which_one_is_kille
     assert np.allclose(told["weight"], told["plain"], atol=STEP)
     assert told["batches"] == 6
     assert told["again"] == ["old", "new"], "what a failed call brought goes with the next one"
+    assert told["still called"] == ["site-1"], "the next call to that site is still out"
     nothing = [0, [], None]
     assert told["odd"] == [*[nothing] * 5, [1, ["ab"], "r"], nothing], "a site's odd answer ends no server"
 
