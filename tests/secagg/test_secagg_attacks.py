@@ -51,6 +51,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+import secagg.ahead
 import secagg.client
 import secagg.masking
 import secagg.server
@@ -421,7 +422,7 @@ def same_keys_every_round(monkeypatch, cohort: Cohort) -> None:
         drawn.append(None)
         return MaskKey(suite, bytes([len(drawn) % cohort.n + 1]) * 32)
 
-    monkeypatch.setattr(secagg.client, "MaskKey", mask_key)
+    monkeypatch.setattr(secagg.ahead, "MaskKey", mask_key)
     monkeypatch.setattr(
         secagg.client, "secrets", SimpleNamespace(token_bytes=lambda n: bytes([len(drawn) % cohort.n]) * n)
     )

@@ -314,5 +314,13 @@ def test_nothing_but_slot_masks_is_left_of_a_client_that_released():
     for client in play.clients.values():
         state = client._state
         assert isinstance(state, Released)
-        assert set(vars(state)) - {"_State__spent"} == {"own", "round_id", "attested", "included", "slot_masks"}
+        assert set(vars(state)) - {"_State__spent"} == {
+            "own",
+            "round_id",
+            "attested",
+            "included",
+            "slot_masks",
+            "disclosed",
+        }
         assert not state.slot_masks.signature
+        assert not state.disclosed

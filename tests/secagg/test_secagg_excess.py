@@ -13,34 +13,13 @@ from secagg.context import next_head
 from secagg.errors import InconsistentViewError, MalformedMessageError, ProtocolError
 from secagg.messages import Attestations, IncludedSet, Result
 from secagg.policy import Policy
-from secagg.prg import Stream
 from secagg.server import Unmasking
 from secagg.snapshot import resume, suspend
 from secagg.transcript import ViolationError
 from secagg.transcript_files import Recorder, published, verify
-from tests.support.cohort import SERVER_KEY, Cohort, Play, alone
+from tests.support.cohort import SERVER_KEY, Cohort, Disclosing, Play, alone, excess_seed
 
 N, M = 5, 4
-
-
-def seed(me: str, place: int, attempt: int = 0) -> bytes:
-    return f"{me} {place} {attempt}".encode().ljust(32, b".")
-
-
-class Disclosing(Cohort):
-    """Five sites of which one may drop out; with six sites two."""
-
-    attempt = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.policy = replace(self.policy, excess_seeds=True)
-
-    def seeds(self, me: str) -> list[bytes]:
-        return [seed(me, place, self.attempt) for place in range(self.policy.excess(self.n))]
-
-    def provide(self, client, me):
-        return client.provide(self.updates[me], f"event of {me}", Stream.seeded(7, me), excess_seeds=self.seeds(me))
 
 
 def five() -> Disclosing:
@@ -114,7 +93,7 @@ def test_a_server_that_claims_fewer_dropouts_at_one_site_gets_no_seed():
     [
         ([b"x" * 32, b"y" * 32], (), "noise that this sum needs"),
         ([b"x" * 32], ("site-e",), "noise that this sum needs"),
-        ([seed("site-a", 0)], (), "a seed of another client"),
+        ([excess_seed("site-a", 0)], (), "a seed of another client"),
     ],
     ids=["too many", "for a layer that is needed", "of another"],
 )
@@ -201,13 +180,13 @@ def test_seeds_outlive_a_restart_before_unmasking_and_show_nowhere():
     cohort = five()
     play = Play(cohort).until("ConsistencyCheck")
     session = play.clients["site-b"]
-    assert seed("site-b", 0).decode() not in repr(vars(session)) + repr(session._state)
+    assert excess_seed("site-b", 0).decode() not in repr(vars(session)) + repr(session._state)
     snapshot = suspend(session)
-    assert seed("site-b", 0) not in snapshot
+    assert excess_seed("site-b", 0) not in snapshot
     given = (cohort.policy, "site-b", cohort.keys["site-b"], cohort.roster, cohort.stores["site-b"])
     play.clients["site-b"] = resume(snapshot, *given)
     play.to_the_end()
-    assert play.server.excess_seeds["site-b"] == seed("site-b", 0)
+    assert play.server.excess_seeds["site-b"] == excess_seed("site-b", 0)
 
 
 def record(cohort, path, **options):
@@ -240,7 +219,7 @@ def test_the_transcript_holds_what_was_disclosed_and_a_seed_of_an_earlier_attemp
 
 def test_a_transcript_with_seeds_of_needed_noise_is_refused(tmp_path, monkeypatch):
     cohort = five()
-    monkeypatch.setattr("secagg.client.Attested._excess_seeds", lambda self: (seed(self.own.me, 0),))
+    monkeypatch.setattr("secagg.client.Attested._excess_seeds", lambda self: (excess_seed(self.own.me, 0),))
     monkeypatch.setattr("secagg.policy.Policy.excess", lambda self, included: 1)
     play = record(cohort, tmp_path / "1", silent={"site-e": "MaskedInputCollection"})
     assert play.server.excess_seeds

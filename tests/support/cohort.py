@@ -1,7 +1,7 @@
 """A cohort in one process, with a hook at every point where somebody can fall silent or lie."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -116,6 +116,27 @@ class Cohort:
 
     def play(self, **options) -> "Play":
         return Play(self, **options).to_the_end()
+
+
+def excess_seed(me: str, place: int, attempt: int = 0) -> bytes:
+    return f"{me} {place} {attempt}".encode().ljust(32, b".")
+
+
+class Disclosing(Cohort):
+    """Each client gives a seed of noise for every client that may drop out, and discloses those of who did not."""
+
+    attempt = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.policy = replace(self.policy, excess_seeds=True)
+
+    def seeds(self, me: str) -> list[bytes]:
+        return [excess_seed(me, place, self.attempt) for place in range(self.policy.excess(self.n))]
+
+    def provide(self, client: ClientSession, client_id: str) -> FromClient | None:
+        stream, seeds = Stream.seeded(7, client_id), self.seeds(client_id)
+        return client.provide(self.updates[client_id], f"event of {client_id}", stream, excess_seeds=seeds)
 
 
 @dataclass
