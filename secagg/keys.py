@@ -32,6 +32,9 @@ MLKEM_SEED_BYTES = 64
 TAG_BYTES = 16
 NONCE_BYTES = 12
 
+_KEPT_BYTES = 1 << 13
+"""Of a message whose signature is remembered as verified: the start of a round grows with every round before it."""
+
 _FIELD_PRIME = 2**255 - 19
 _LOW_ORDER = (
     0,
@@ -137,7 +140,8 @@ def verify(verify_key: bytes, message: bytes, signature: bytes) -> bool:
         message: what was signed.
         signature: 64 bytes.
     """
-    return _verified(bytes(verify_key), bytes(message), bytes(signature))
+    check = _verified if len(message) <= _KEPT_BYTES else _verified.__wrapped__
+    return check(bytes(verify_key), bytes(message), bytes(signature))
 
 
 @lru_cache(maxsize=512)
@@ -295,7 +299,7 @@ def _xwing_key(seed: bytes) -> tuple[hpke.MLKEM768X25519PrivateKey, bytes]:
     return hpke.MLKEM768X25519PrivateKey(kem, dh), kem.public_key().public_bytes_raw() + dh_public
 
 
-@lru_cache(maxsize=1024)  # a key is checked, then sealed to: parsing it takes a fifth of either
+@lru_cache(maxsize=1024)  # a key is checked, then sealed to: parsing it takes a fifth of either; 9 KB each, X-Wing
 def _public_key(suite: Suite, public: bytes) -> _PublicKey:
     if suite is Suite.X25519:
         return X25519PublicKey.from_public_bytes(public)

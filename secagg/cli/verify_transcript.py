@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secagg.cli.terminal import app, sentences
+from secagg.errors import ConfigError
 from secagg.files import load_policy, load_roster
 from secagg.terminal import COULD_NOT_RUN, AsJson, Verifying, errors, out, say, say_json
 from secagg.transcript import RoundReport, Verdict
@@ -54,7 +55,13 @@ def verified(files: list[Path], roster: Path, policy: Path, quiet: bool) -> Verd
         roster: file of the reader's own roster.
         policy: file of the reader's own policy.
         quiet: never show a bar.
+
+    Raises:
+        ConfigError: one is a folder.
     """
+    for path in files:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: name the transcripts in it, such as {path}/*.transcript")
     pinned, pinned_policy = load_roster(roster), load_policy(policy)
     total = sum(path.stat().st_size for path in files)
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())

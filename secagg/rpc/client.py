@@ -42,6 +42,8 @@ _TROUBLE_SECONDS = 2.0
 _DIAGNOSE_EVERY = 10.0
 _LONGEST_ATTEMPT = _SILENCE_SECONDS + _LATER_PAUSE
 _UNREAD_MESSAGES = 16
+_BROKE = "Internal error from Core"
+"""All that gRPC says of a call whose connection broke while something was written to it."""
 _random = secrets.SystemRandom()
 T = TypeVar("T")
 
@@ -466,7 +468,7 @@ class MailboxClient:
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return "what answers there is another kind of server, or another release; check the address and the port"
         if code is not grpc.StatusCode.UNAVAILABLE:
-            return details
+            return "" if details == _BROKE else details
         if self._silent:  # the first failure is tried again at once
             self._diagnose()
         return ""

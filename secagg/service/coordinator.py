@@ -43,7 +43,7 @@ from secagg.service.events import (
     Waiting,
 )
 from secagg.service.hearing import Hearing
-from secagg.service.standing import SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
+from secagg.service.standing import ACCOUNT, SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, RESULT, ROUND_START
 
@@ -103,6 +103,15 @@ class Coordinator(Hearing):
     async def _farewell(self) -> None:
         """Give everybody the end of the run; who does not come for it gets it from the same command, later."""
         self._dismiss(self.mailbox.connected(), self.ended, complete=self.complete)
+        known = set(self.done)
+        try:
+            await self._dismissed()
+        finally:
+            if self.done != known:
+                await self._members()
+
+    async def _dismissed(self) -> None:
+        """Wait until everybody has the end of the run, or nobody comes for it any more."""
         deadline = time.monotonic() + self.options.farewell_seconds
         while (lacking := set(self.sites) - self.done - self.presence.left) and time.monotonic() < deadline:
             if (
@@ -176,8 +185,8 @@ class Coordinator(Hearing):
         """Tell who was in the last round of each, where it did not see that to its end, such as one that was killed."""
         for site in sites:
             number, _ = self.joined.get(site, (0, 0))
-            if number in self.accounts and number not in self.seen.get(site, ()):
-                self._send([site], self.accounts[number])
+            if number not in self.seen.get(site, ()) and (account := self.account(number)) is not None:
+                self._send([site], account)
 
     async def _attempt(self) -> None:
         """Hear the members until the attempt is over and its transcript is there."""
@@ -264,12 +273,11 @@ class Coordinator(Hearing):
             **self.facts.kept(),
             **self._known_of_members(),
             "application": await self._call(self.application.state),
-            f"account-{receipt.round_number:06d}": account.packed(),
+            f"{ACCOUNT}{receipt.round_number:06d}": account.packed(),
             "result": result,
             "untold": json.dumps(asdict(summed)).encode(),
         }
         await self._durably(changes)
-        self.accounts[receipt.round_number] = account
         await self._until_written(lambda: self.application.counted(summed), "the record of this round")
         self.emit(summed)
 

@@ -59,9 +59,8 @@ class Hearing(Standing):
                 await self._over(site)
                 if site not in self.presence.refused:  # of whom it was said why
                     self.note_of(site, f"{site} stopped: {message.reason}")
-            case dialogue.Done() if self.ended and site not in self.done:
+            case dialogue.Done() if self.ended:
                 self.done.add(site)
-                await self._members()
             case dialogue.Protocolled():
                 await self._protocol(site, message.data)
             case None | dialogue.Done():

@@ -1,7 +1,10 @@
 """Who is there: which sites can join the next round, which wait for something, which left or fell silent."""
 
 import time
+from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
+
+from secagg.service.dialogue import WAITED_FOR
 
 
 class Presence:
@@ -10,7 +13,7 @@ class Presence:
     Attributes:
         ready: in no round, and able to join the next one.
         waiting: by site, the rounds (identifiers in hexadecimal) that it has to replay or to have accepted first.
-        shown: by site, those whose transcript this process of it was sent.
+        shown: by site, the latest of those whose transcript this process of it was sent.
         left: for good, such as with a spent budget.
         refused: their present process takes no part, and why: another study, version or policy, or marks of yesterday.
         busy: they are there and not to be waited for, and why.
@@ -24,7 +27,7 @@ class Presence:
         self.known: set[str] = set()  # whose present process has introduced itself
         self.ready: set[str] = set()
         self.waiting: dict[str, tuple[str, ...]] = {}
-        self.shown: dict[str, set[str]] = {}
+        self.shown: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=WAITED_FOR))
         self.left: set[str] = set()
         self.refused: dict[str, str] = {}
         self.busy: dict[str, str] = {}

@@ -42,6 +42,9 @@ STALLED_SECONDS = 30.0
 JOURNAL = "journal.sqlite"
 """In the coordinator's state folder."""
 
+ACCOUNT = "account-"
+"""In the journal, before the number of a round: who is in its sum."""
+
 _T = TypeVar("_T")
 
 
@@ -147,8 +150,6 @@ class Standing(ABC):
         self.done: set[str] = set(members["done"])
         self.presence.left |= self.left_because.keys()
         self.owed: set[str] = set(journal.get_json("owed", []))
-        accounts = journal.all("account-").items()
-        self.accounts = {int(key.removeprefix("account-")): Account.unpacked(data) for key, data in accounts}
         self.facts = Counting.of(journal.get("counted"), self.emit)
         self.failures, self.why = 0, ""
         self.convicted = self.book.convicted
@@ -213,16 +214,21 @@ class Standing(ABC):
         }
         return {"members": json.dumps(members).encode(), "owed": json.dumps(sorted(self.owed)).encode()}
 
+    def account(self, number: int) -> Account | None:
+        """Who is in a round's sum: read where it is told, for a run has many rounds, and a round many members."""
+        found = self.journal.get(f"{ACCOUNT}{number:06d}")
+        return None if found is None else Account.unpacked(found)
+
     def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
         """Send a round's transcript to these, to each process of them once; whether there is such a transcript."""
         found = self.transcripts.find(round_id)
         if found is None:
             return False
-        fresh = [site for site in sites if round_id not in self.presence.shown.setdefault(site, set())]
+        fresh = [site for site in sites if round_id not in self.presence.shown[site]]
         if fresh:
             self._send(fresh, dialogue.Transcript(found.read_bytes()))
         for site in fresh:
-            self.presence.shown[site].add(round_id)
+            self.presence.shown[site].append(round_id)
         return True
 
     def _dismiss(self, sites: Iterable[str], reason: str, *, complete: bool) -> None:
@@ -230,8 +236,10 @@ class Standing(ABC):
         sites = sorted(sites)
         start = self.book.start(self.application.about(self.book))
         self._send(sites, dialogue.Closing(start, self.application.content()))
-        for number, account in self.accounts.items():
-            self._send([site for site in sites if number not in self.seen.get(site, ())], account)
+        for number in (receipt.round_number for receipt in self.book.receipts):
+            lacking = [site for site in sites if number not in self.seen.get(site, ())]
+            if lacking and (account := self.account(number)) is not None:
+                self._send(lacking, account)
         self._send(sites, dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete))
 
     @abstractmethod

@@ -121,8 +121,9 @@ class Transcripts:
 
     def find(self, round_id: str) -> Path | None:
         """The transcript of a round, in this run's folder or in that of a run beside it."""
-        runs = self.folder.parent.parent
-        found = sorted(runs.glob(f"*/{FOLDER}/*-{_short(round_id)}.transcript"))
+        runs, ends = self.folder.parent.parent, f"-{_short(round_id)}.transcript"
+        # Every pattern is remembered, compiled: this is the same one in every round.
+        found = sorted(path for path in runs.glob(f"*/{FOLDER}/*.transcript") if path.name.endswith(ends))
         return found[-1] if found else None
 
 

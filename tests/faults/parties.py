@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -213,13 +213,14 @@ def _live(arguments: list[str], log: Path, control: Connection, strikes: tuple[S
 
 
 def _strike_site(strikes: _Strikes) -> None:
-    plain, seen = MailboxClient.send, defaultdict[str, list[bytes]](list)
+    plain, seen = MailboxClient.send, Counter[str]()
+    last: dict[str, bytes] = {}
 
     async def send(self: MailboxClient, kind: str, payload: bytes) -> None:
         point = _point(payload) or BETWEEN
-        if point != BETWEEN and payload not in seen[point]:  # after a cut it may be the same one again
-            seen[point].append(payload)
-        number = len(seen[CONFIRMATION]) + 1 if point == BETWEEN else seen[point].index(payload) + 1
+        if point != BETWEEN and payload != last.get(point):  # after a cut it may be the same one again
+            seen[point], last[point] = seen[point] + 1, payload
+        number = seen[CONFIRMATION] + 1 if point == BETWEEN else seen[point]
         for act in strikes.due(point, number):
             if act == HOLD:
                 await asyncio.to_thread(strikes.hold)

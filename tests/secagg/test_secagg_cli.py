@@ -253,6 +253,7 @@ def test_a_set_that_is_not_complete(tmp_path, cohort):
         (["t", "--roster", "nowhere", "--policy", "policy.toml"], "No such file"),
         (["t", "--roster", "roster.toml", "--policy", "nowhere"], "No such file"),
         (["nowhere", "--roster", "roster.toml", "--policy", "policy.toml"], "No such file"),
+        ([".", "--roster", "roster.toml", "--policy", "policy.toml"], ". is a folder: name the transcripts in it"),
     ],
 )
 def test_a_verification_that_cannot_run_is_never_taken_for_a_verdict(tmp_path, cohort, monkeypatch, arguments, says):

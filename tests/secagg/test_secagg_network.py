@@ -182,6 +182,21 @@ def test_a_slow_line_is_measured_and_not_cut_short(folder):
     run(scenario)
 
 
+def test_what_grpc_says_of_a_call_that_broke_is_put_in_words(folder):
+    async def scenario():
+        said = []
+        broken = MailboxClient("127.0.0.1:1", "a", tls_of(folder), on_trouble=said.append)
+        none, details = grpc.aio.Metadata(), "Internal error from Core"
+        reason = await broken._judge(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, details))
+        broken._silent = 3.0
+        await broken._wait_on(reason)
+        assert said == [
+            "the coordinator at 127.0.0.1:1 does not answer: the connection broke; this site goes on trying"
+        ]
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("one_way", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_far_away_is_no_trouble(folder, one_way):
     """Round trips of 0.6 s once never connected; now two seconds do."""
