@@ -179,26 +179,30 @@ def method(line: dict[str, Any]) -> str:
     return str(line["sharing"].get("method", "full" if trained == "all" else trained))
 
 
-def table(lines: list[dict[str, Any]]) -> None:
-    """Markdown: one row a training, with Student's interval over seeds, else the bootstrap over patients of one."""
-    print("| set | mechanism | epsilon (delta), per patient | shared | bytes up, a site | Dice | n, seeds | CPU s |")
-    print("|---|---|---|---|---|---|---|---|")
+def table(lines: list[dict[str, Any]], planned: list[str]) -> None:
+    """Markdown: one row a training, with Student's interval over seeds, else the bootstrap over patients of one.
+
+    Its number is the line of `plan` that trains the first of its seeds.
+    """
+    print("| line | set | mechanism | epsilon (delta) | shared | bytes up, a site | Dice | n, seeds | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for line, dice in trainings(lines):
         spread = f"+- {student(dice):.3f}" if len(dice) > 1 else f"[{line['low']:.3f}, {line['high']:.3f}]"
         epsilon = "none" if line["epsilon"] is None else f"{line['epsilon']:.3g} ({line['delta']:.2g})"
         about = words(line) + (f", released {line['released']:g}" if line["mechanism"] == "svt" else "")
+        number = 1 + planned.index(line["cell"]) if line["cell"] in planned else "none"
         print(
-            f"| {line['data']} | {line['mechanism']} | {epsilon} | {about} | {line['bytes_up']:,} | "
+            f"| {number} | {line['data']} | {line['mechanism']} | {epsilon} | {about} | {line['bytes_up']:,} | "
             f"{dice.mean():.3f} {spread} | {line['n']}, {len(dice)} | {line['cpu_seconds']:g} |"
         )
 
 
 def bytes_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
-    """Dice against bytes up, without privacy and at epsilon 8: a curve a method and mechanism."""
+    """Dice against bytes up, without privacy and at epsilon 8: a curve a method, of `local` where private."""
     curves: Curves = defaultdict(list)
     for one, dice in found:
-        if one["mechanism"] == "none" or round(one["epsilon"]) == 8:
-            how = "no privacy" if one["mechanism"] == "none" else f"{one['mechanism']}, epsilon 8"
+        if one["mechanism"] == "none" or (one["mechanism"] == "local" and round(one["epsilon"]) == 8):
+            how = "no privacy" if one["mechanism"] == "none" else "epsilon 8"
             curves[f"{method(one).partition(':')[0]}, {how}"].append((one["bytes_up"], float(dice.mean())))
     return curves
 
@@ -222,6 +226,7 @@ def figure(lines: list[dict[str, Any]], to: Path) -> None:
         ("epsilon", "true epsilon of the run, of a patient", epsilon_curves),
     ):
         panes = {data: curves_of([one for one in found if one[0]["data"] == data]) for data in sets}
+        panes = {data: curves for data, curves in panes.items() if curves}
         whole = {
             data: next((float(d.mean()) for one, d in found if _whole(one, data)), None) for data in sets
         }  # of the full update without privacy
@@ -233,7 +238,10 @@ def _whole(one: dict[str, Any], data: str) -> bool:
 
 
 def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str) -> str:
-    """SVG on its own ground; on dark pages its colours change."""
+    """SVG on its own ground; on dark pages its colours change.
+
+    A way has one colour in all panes, and is hollow with privacy.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -242,6 +250,7 @@ def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str)
     from fedseg.palette import DARK, DASHES, LIGHT, MARKERS, SERIES
 
     colours = {name: LIGHT[name] for name in ("ink", "line", "paper", "muted", *SERIES)}
+    ways = sorted({curve.partition(", ")[0] for curves in panes.values() for curve in curves})
     rows = max(1, len(panes))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sharing", "font.family": "sans-serif"}):
         sheet, axes = pyplot.subplots(
@@ -250,11 +259,13 @@ def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str)
         for axis, (data, curves) in zip(axes[:, 0], panes.items(), strict=False):
             if whole[data] is not None:
                 axis.axhline(whole[data], color=colours["muted"], linewidth=1, label="full update, no privacy")
-            for number, (curve, points) in enumerate(sorted(curves.items())):
-                kind = number % len(SERIES)
-                dash = DASHES[number // len(SERIES) % len(DASHES)]
+            for curve, points in sorted(curves.items()):
+                way, _, privacy = curve.partition(", ")
+                kind = ways.index(way) % len(SERIES)
+                private = "epsilon" in privacy
                 axis.plot(*zip(*sorted(points), strict=True), color=colours[SERIES[kind]], marker=MARKERS[kind],
-                          linestyle=dash, label=curve)  # fmt: skip
+                          markerfacecolor=colours["paper" if private else SERIES[kind]], linestyle=DASHES[private],
+                          label=curve)  # fmt: skip
             axis.set(xscale="log", title=data, xlabel=across, ylabel="Dice", facecolor=colours["paper"])
             axis.grid(color=colours["line"])
             axis.tick_params(which="both", colors=colours["ink"])
@@ -330,7 +341,8 @@ def main() -> None:
     torch.set_num_threads(1)
     match given.do:
         case "table":
-            table(recorded(given.record))
+            planned = [parser.parse_args(["one", *shlex.split(cell)]) for cell in plan(Path())]
+            table(recorded(given.record), [told(cell) for cell in planned])
         case "figure":
             figure(recorded(given.record), given.to)
         case "plan":
