@@ -188,7 +188,8 @@ def table(lines: list[dict[str, Any]], planned: list[str]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for line, dice in trainings(lines):
         spread = f"+- {student(dice):.3f}" if len(dice) > 1 else f"[{line['low']:.3f}, {line['high']:.3f}]"
-        epsilon = "none" if line["epsilon"] is None else f"{line['epsilon']:.3g} ({line['delta']:.2g})"
+        spent = line["epsilon"]
+        epsilon = "none" if spent is None else f"{spent:{'.3g' if spent < 100 else ',.0f'}} ({line['delta']:.2g})"
         about = words(line) + (f", released {line['released']:g}" if line["mechanism"] == "svt" else "")
         number = 1 + planned.index(line["cell"]) if line["cell"] in planned else "none"
         print(
@@ -208,11 +209,11 @@ def bytes_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
 
 
 def epsilon_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
-    """Dice against true epsilon, where whole updates are sent: a curve a mechanism."""
+    """Dice against true epsilon, where whole updates are sent: a curve a mechanism and share released."""
     curves: Curves = defaultdict(list)
     for one, dice in found:
         if one["epsilon"] and method(one) == "full":
-            name = {"local": "local (DP-SGD)"}.get(one["mechanism"], one["mechanism"])
+            name = "local (DP-SGD)" if one["mechanism"] == "local" else f"svt with {one['released']:g} released"
             curves[name].append((one["epsilon"], float(dice.mean())))
     return curves
 
@@ -227,9 +228,9 @@ def figure(lines: list[dict[str, Any]], to: Path) -> None:
     ):
         panes = {data: curves_of([one for one in found if one[0]["data"] == data]) for data in sets}
         panes = {data: curves for data, curves in panes.items() if curves}
-        whole = {
-            data: next((float(d.mean()) for one, d in found if _whole(one, data)), None) for data in sets
-        }  # of the full update without privacy
+        whole = {data: next((float(d.mean()) for one, d in found if _whole(one, data)), None) for data in panes}
+        if name == "epsilon":
+            whole = dict.fromkeys(panes)  # without privacy it is another training, and no twin
         (to / f"{name}.svg").write_text(drawn(panes, whole, across), encoding="utf-8")
 
 
