@@ -31,7 +31,7 @@ Amounts: TypeAlias = Mapping[int | tuple[str, int], int]
 """By dims, or by phantom and dims."""
 
 POOL: Amounts = {2: 160, 3: 12, ("temporal lobe", 3): 1200}  # patients
-STEPS: Amounts = {2: 480, 3: 200, ("temporal lobe", 3): 1500}
+STEPS: Amounts = {2: 480, 3: 200, ("temporal lobe", 3): 5000}
 BATCH: Amounts = {2: 16, 3: 1, ("temporal lobe", 3): 4}  # slices or volumes of a step
 
 
