@@ -284,9 +284,18 @@ class ServerDriver:
     def over(self, client_id: str, now: float = 0.0) -> list[ServerAction]:
         """This client is in no attempt any more, such as a new process of it: it says nothing more in this one.
 
-        Once there is a sum, a new process may still confirm it.
+        Once there is a sum, it may still confirm it.
         """
         if self.running:
+            self._over.add(client_id)
+        return self._closed(now)
+
+    def anew(self, client_id: str, now: float = 0.0) -> list[ServerAction]:
+        """Another process of this client is there: it confirms no sum, unless its release was kept to confirm one by.
+
+        Only clients whose updates are not private keep that (`secagg.client.conclude_later`).
+        """
+        if self.unpublished and not self._confirmed:
             self._over.add(client_id)
         return self._closed(now)
 
@@ -411,7 +420,8 @@ class ServerDriver:
 
     def _completed(self, session: ServerSession, result: Vector, receipt: Receipt) -> list[ServerAction]:
         self.book.completed(receipt)
-        self._over = set()
+        if self._confirmed:  # a new process of a client may confirm out of its marks
+            self._over = set()
         save = Save(self.book.saved())
         if self._recording is None:  # nobody has to wait for confirmations: they are for the transcript
             self._closes_at = None

@@ -31,10 +31,12 @@ class Hearing(Standing):
         site = received.sender
         match received.kind:
             case frames.HELLO:  # a new process, or this one is new: it introduces itself
-                self.presence.began(site)
+                again = self.presence.began(site)
                 self._asked_again.pop(site, None)
                 self.seen.pop(site, None)
                 self.came(site, True)
+                if again:  # where only this process is new, the member may still have to repeat its confirmation
+                    await self._driven(lambda: self.driver.anew(site, time.monotonic()))
             case frames.GONE:
                 self.presence.gone(site)
                 self.came(site, False)

@@ -24,6 +24,7 @@ class Presence:
 
     def __init__(self, sites: Collection[str]) -> None:
         self.sites = frozenset(sites)
+        self.met: set[str] = set()  # of whom some process was there
         self.known: set[str] = set()  # whose present process has introduced itself
         self.ready: set[str] = set()
         self.waiting: dict[str, tuple[str, ...]] = {}
@@ -35,14 +36,17 @@ class Presence:
         self.lost: dict[str, float] = {}
         self.dropped: set[str] = set()
 
-    def began(self, site: str) -> None:
-        """A new process of this site: nothing that was known of the one before holds."""
+    def began(self, site: str) -> bool:
+        """A process of this site begins: nothing that was known of one before holds; returns whether there was one."""
+        again = site in self.met
+        self.met.add(site)
         self.gone(site)
         self.known.discard(site)
         self.waiting.pop(site, None)
         self.shown.pop(site, None)
         self.refused.pop(site, None)
         self.busy.pop(site, None)
+        return again
 
     def gone(self, site: str) -> None:
         """The connection broke, maybe for a moment."""

@@ -10,7 +10,7 @@ import pytest
 
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
-from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, Summed, TurnedAway
+from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, StepOpened, Summed, TurnedAway
 from secagg.service.journal import Journal
 from secagg.service.standing import NOTES, SLOWEST_BYTES_PER_SECOND
 from secagg.transcript_files import verify
@@ -270,6 +270,29 @@ def test_a_sum_that_nobody_was_told_of_is_told_by_the_next_process(tmp_path):
         (told,) = hub.of(Summed)
         assert (told.round, told.included) == (1, ("site-a", "site-b", "site-c"))
         check(hub)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("step", ["Unmasking", "Result"])
+def test_a_member_started_again_around_the_sum_is_not_waited_for_where_it_kept_nothing_to_confirm(tmp_path, step):
+    """It was back before the grace ended, and everybody waited for its confirmation until the step's deadline."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=5, rounds=2, step_seconds=3600.0, training_seconds=3600.0, grace=3600.0)
+        coordinator = hub.coordinator()
+
+        def again(event):
+            if isinstance(event, StepOpened) and (event.round, event.step) == (1, step):
+                hub.start("site-e")
+
+        coordinator.listen(again)
+        hub.start()
+        async with asyncio.timeout(60):
+            await coordinator.run()
+        assert [len(event.included) for event in hub.of(Summed)] == [5, 5]
+        assert [hub.exact(number) for number in (1, 2)] == [True, True]
+        hub.close()
 
     asyncio.run(scenario())
 
