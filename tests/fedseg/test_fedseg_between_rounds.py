@@ -97,12 +97,14 @@ def test_a_federation_in_which_every_site_refuses_goes_on_once_every_operator_ac
             await federation.__aexit__()
         (ended,) = federation.of(COORDINATOR, "end_round")
         assert (ended["round"], ended["attempt"]) == (2, len(_burned(federation)) - 1)
-        # An acceptance is read between attempts: who accepts last may find an attempt begun that awaits it no more.
+        # An acceptance is read between attempts: who accepts last may find an attempt begun that awaits it no more, and
+        # on a busy machine a connection may seem gone. Who is left out keeps what it had.
         assert set(ended["included"]) <= set(FIVE)
         assert len(ended["included"]) >= len(FIVE) - 1
         # A burned round is told under its own number, by everybody.
         assert _burned(federation) == [(1, 0), *((2, attempt) for attempt in range(ended["attempt"]))]
-        assert all(not open_release(tmp_path, site) for site in FIVE)
+        still_open = {site: name for site in FIVE if (name := open_release(tmp_path, site))}
+        assert not still_open.keys() & set(ended["included"]), still_open
         named = {command.split("--accept-exposure ")[1] for site in FIVE for command in federation.asked(site)}
         assert len(named) == 1  # one round, the same for all
 

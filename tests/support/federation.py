@@ -65,7 +65,7 @@ class Federation:
             for site in self.study.site_ids:
                 accept(self.credentials / "federation.toml", self.credentials, site)
         options = CoordinatorOptions(
-            credentials=self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=0.3
+            credentials=self.credentials, patience=20, rejoin_seconds=2, step_seconds=5, grace=1.0
         )
         folder = RunFolder.create(self.folder / COORDINATOR, self.study, self._listener(COORDINATOR))
         self.coordinator = self.kind(folder, options)
