@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -42,6 +42,17 @@ from secagg.steps import ADVERTISE_KEYS, MASKED_INPUT_COLLECTION
 from secagg.transcript.record import looks_like
 
 PULL_SECONDS = 0.1  # Flower's own grids wait three seconds between two looks
+
+
+_Parts: TypeAlias = dict[str, list[bytes]]
+"""By the name of a record, what is told in it."""
+
+
+class _Out(NamedTuple):
+    """A message that is at a node, and what it brought there."""
+
+    node: int
+    brought: _Parts
 
 
 @dataclass
@@ -102,9 +113,8 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         }
         self._asked: dict[int, Message] = {}
         self._client_at: dict[int, str] = {}
-        self._waiting: dict[str, int] = {}
-        self._later: dict[int, dict[str, list[bytes]]] = {}
-        self._brought: dict[int, dict[str, list[bytes]]] = {}
+        self._waiting: dict[str, _Out] = {}
+        self._later: dict[int, _Parts] = {}
 
     def set_run(self, run: Any) -> None:
         """See `Grid.set_run`."""
@@ -208,12 +218,12 @@ class SecAggGrid(Grid):  # type: ignore[misc]
 
     def _may_speak(self, client_id: str) -> bool:
         """Whether a message is at the client's node, or at one that may turn out to be its node."""
-        nodes = set(self._waiting.values())
+        nodes = {out.node for out in self._waiting.values()}
         return any(self._client_at.get(node, client_id) == client_id for node in nodes)
 
     def _hear(self, reply: Message) -> None:
-        node = self._waiting.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
-        brought = self._brought.pop(node, {})
+        passed = _Out(reply.metadata.src_node_id, {})
+        node, brought = self._waiting.pop(reply.metadata.reply_to_message_id, passed)
         if reply.has_error():
             self._bring_again(node, brought)
             log(WARNING, "secagg: node %s answers with an error: %s", node, printable(reply.error.reason))
@@ -295,43 +305,42 @@ class SecAggGrid(Grid):  # type: ignore[misc]
         if parts:
             self._later.setdefault(node, {}).setdefault(of.record, []).extend(parts)
 
-    def _bring(self, node: int) -> dict[str, list[bytes]]:
-        """What is still to be told to a node, for the message that goes there now."""
-        self._brought[node] = self._later.pop(node, {})
-        return dict(self._brought[node])
-
-    def _bring_again(self, node: int, brought: dict[str, list[bytes]]) -> None:
+    def _bring_again(self, node: int, brought: _Parts) -> None:
         """A node did not answer: what went with that message goes with the next one; twice does no harm."""
         for record, parts in brought.items():
             later = self._later.setdefault(node, {})
             later[record] = [*parts, *later.get(record, [])]
 
-    def _push(self, sends: dict[int, dict[str, list[bytes]]], model: bool = False) -> None:
-        messages = []
-        nodes = [node for node in sends if node in self._asked]
-        for node in nodes:
-            asked, parts = self._asked[node], self._bring(node)
+    def _push(self, sends: dict[int, _Parts], model: bool = False) -> None:
+        messages, outs = [], []
+        for node in [node for node in sends if node in self._asked]:
+            asked, out = self._asked[node], _Out(node, self._later.pop(node, {}))
+            outs.append(out)
+            parts = dict(out.brought)
             for record, more in sends[node].items():
                 parts[record] = [*parts.get(record, []), *dict.fromkeys(more)]
             content = with_parts(asked.content if model else RecordDict(), parts)
             about = asked.metadata
             messages.append(Message(content, node, about.message_type, ttl=about.ttl, group_id=about.group_id))
-        self._waiting |= dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+        self._waiting |= dict(zip(self._grid.push_messages(messages), outs, strict=True))
         self.exchanges += 1
 
     # --- Everything else ----------------------------------------------------------------------------------------------
 
     def _passed(self, messages: list[Message], timeout: float | None) -> list[Message]:
         """As they are, with what is still to be told; replies with nothing for the strategy in them are left out."""
-        nodes = [message.metadata.dst_node_id for message in messages]
-        for node, message in zip(nodes, messages, strict=True):
-            if parts := self._bring(node):
+        brought: dict[int, _Parts] = {}
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if parts := self._later.pop(node, {}):
+                brought[node] = parts
                 message.content = with_parts(message.content, parts)
         replies = list(self._grid.send_and_receive(messages, timeout=timeout))
         for reply in replies:
             self._hear(reply)
             if reply.has_content():
                 reply.content = without_parts(reply.content)
-        for node in nodes:  # those of whom nothing came
-            self._bring_again(node, self._brought.pop(node, {}))
+        answered = {reply.metadata.src_node_id for reply in replies if not reply.has_error()}
+        for node in brought.keys() - answered:
+            self._bring_again(node, brought[node])
         return [reply for reply in replies if reply.has_error() or len(reply.content)]

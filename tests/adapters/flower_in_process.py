@@ -261,6 +261,21 @@ def main() -> None:
     waits = sum(map(looks_like, grid._later[104]["secagg"]))
     told["of the dead"] = [waits, list(grid._sums["train"].driver.session.included)]
 
+    # Two messages are at one node, and only the later one is answered: what the earlier one brought is told again.
+    network = secure(home())
+    network.silent = {100}
+    grid = SecAggGrid(network, SERVER, Path(folder, "server"))
+    grid._asked = {100: Message(RecordDict(), 100, "train")}
+    for part in (b"one", b"two"):
+        grid._later = {100: {"secagg": [part]}}
+        grid._push({100: {}})
+    first, second = grid._waiting
+    for at, out in ((second, grid._asked[100]), (first, grid._asked[100])):
+        reply = Message(RecordDict(), reply_to=out) if at == second else Message(Error(0, "gone"), reply_to=out)
+        reply.metadata.__dict__["_reply_to_message_id"] = at
+        grid._hear(reply)
+    told["told again"] = [part.decode() for part in grid._later[100]["secagg"]]
+
     # Whole weights instead of changes; nothing of one site is in what the server gets.
     folder = home(private=True, changes=False)
     network = secure(folder)

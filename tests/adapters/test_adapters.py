@@ -17,7 +17,8 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = Path(os.environ.get("SECAGG_ENVIRONMENTS", ROOT / "build/envs"))
-STEP = 2e-5  # of the mean: the clip range in 2^19 steps, for weights of 100 to 500 among at most 1000
+STEP = 2e-5  # of the mean: the clip range in 2^19 steps, for weights of 100 to 500 among at most 1000; ten times that for
+# evaluations, whose weights are 10 to 50
 
 
 def run(environment: str, script: str, *arguments: str, seconds: int = 600) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
     waits, included = told["of the dead"]
     assert waits <= 2, "no pile of transcripts waits for a dead node"
     assert included == ["site-0", "site-1", "site-2", "site-3"]
+    assert told["told again"] == ["one"]
     assert np.allclose(told["weights"], told["plain"], atol=STEP)
     assert told["records"] == ["secagg"], "an app's record reaches the server"
     assert told["evaluated"] == {}
@@ -72,7 +74,7 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert [reason for reason in said if "another model or config" in reason] == said
         assert said
     for (metrics, plain), records, _, apart in told["summed"]:
-        assert metrics["accuracy"] == pytest.approx(plain["accuracy"], abs=1e-5), "evaluations come out as in clear"
+        assert metrics["accuracy"] == pytest.approx(plain["accuracy"], abs=10 * STEP), "evaluations come out as in clear"
         assert records == ["secagg", "secagg-evaluation"], "and none leaves in clear"
         assert apart < 1e-4
     assert [exchanges for _, _, exchanges, _ in told["summed"]] == [24, 27], "twelve a round, fourteen without privacy"

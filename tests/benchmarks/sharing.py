@@ -50,8 +50,16 @@ PLAIN = {
     "lgg-plain": "--rounds 20 --local-steps 5 --lr 0.003 --size 64",
 }
 """How the sets are trained without privacy; the second begins with fresh weights."""
-PRIVATE = "--set hippocampus --mechanism local --rounds 15 --local-steps 3 --lr 0.25 --clip-range 0.5"
-SPARSE = "--set hippocampus --mechanism svt --rounds 15 --local-steps 3 --lr 0.1 --clip-range 0.005"
+PRIVATE = {
+    "hippocampus": "--mechanism local --rounds 15 --local-steps 3 --lr 0.25 --clip-range 0.5",
+    "lgg": "--mechanism local --rounds 5 --local-steps 3 --lr 1.0 --clip-range 0.5",
+}
+"""How they are trained with DP-SGD, both from their made starts."""
+SPARSE = {
+    "hippocampus": "--mechanism svt --rounds 15 --local-steps 3 --lr 0.1 --clip-range 0.005",
+    "lgg": "--mechanism svt --rounds 5 --local-steps 3 --lr 0.4 --clip-range 0.02",
+}
+"""With the sparse vector technique: values of an update are as much smaller as lr is."""
 SKETCH = '{"method": "sketch", "share": %g, "rotation": true, "bits": %d, "error_feedback": true}'
 WAYS = (
     ("{}", 2.0),
@@ -298,12 +306,13 @@ def plan(folder: Path) -> list[str]:
             data = f"--set {name} {at}/{name.partition('-')[0]}"
             lines += [f"{data} {each} --sharing '{way}' --clip-range {ends}" for way, ends in WAYS]
             lines += [f"{data} {lora} --clip-range 2.0"] if lora else []
-        at += "/hippocampus"
-        lines += [f"{PRIVATE} {at} --epsilon 8 --sharing '{way}'" for way, _ in (*WAYS[:3], WAYS[5])]
-        lines += [f"""{PRIVATE} {at} --epsilon 8 --training '{{"trainable": "lora:2"}}'"""]
-        lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
-        lines += [f"{PRIVATE} {at} --epsilon {epsilon}" for epsilon in (2, 32)]
-        lines += [f"{SPARSE} {at} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
+        for name, how in PRIVATE.items():
+            dense, sparse = (f"--set {name} {given} {at}/{name}" for given in (how, SPARSE[name]))
+            lines += [f"{dense} --epsilon 8 --sharing '{way}'" for way, _ in (*WAYS[:3], WAYS[5])]
+            lines += [f"""{dense} --epsilon 8 --training '{{"trainable": "lora:2"}}'"""]
+            lines += [f"{sparse} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
+            lines += [f"{dense} --epsilon {epsilon}" for epsilon in (2, 32)]
+            lines += [f"{sparse} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
     return lines
 
 
