@@ -152,8 +152,8 @@ class SqliteStore:
             try:
                 self._database.execute(f"PRAGMA journal_mode = {kind}")
                 return
-            except sqlite3.OperationalError:
-                if time.monotonic() > give_up:
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.01)
 
@@ -162,9 +162,7 @@ class SqliteStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise ConfigError(
-                f"store {self.path}: cannot be used ({error}); check the disk and the rights of the file"
-            ) from None
+            raise ConfigError(f"store {self.path}: cannot be used ({error}); {_remedy(error)}") from None
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -176,6 +174,15 @@ class SqliteStore:
             finally:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    """What to do about it. A network share without working locks says either of the first two."""
+    if "locking protocol" in str(error):
+        return "locks do not work here, as on a network share; keep the file on a local disk"
+    if "locked" in str(error):
+        return "end the other process that uses it, and keep the file on a local disk, not on a network share"
+    return "check the disk and the rights of the file"
 
 
 class _Entries(MutableMapping[str, str]):

@@ -133,4 +133,6 @@ def _short(value: object) -> str:
 def _told(path: Path, error: sqlite3.Error) -> str:
     if "locked" in str(error):
         return f"journal {path}: another coordinator has it open; end that one first"
+    if "locking protocol" in str(error):
+        return f"journal {path}: locks do not work here, as on a network share; keep the folder on a local disk"
     return f"journal {path}: cannot be used ({error}); check the disk and the rights of the file"

@@ -1,13 +1,12 @@
-"""Dice without privacy, of one processor: `python tests/benchmarks/models.py STUDY DATA WHO [SEED]`.
+"""Dice of one training, on one processor: `python tests/benchmarks/models.py STUDY DATA WHO [SEED]`.
 
-WHO is `pooled` (all sites' patients in one place), `federated` (a plain mean of updates, bit for bit what secure
+WHO is `pooled` (all sites' patients in one place), `federated` (a plain sum of updates, bit for bit what secure
 aggregation gives), or a site's id (that site alone). Each has the study's rounds and local steps. Dice is on the files'
-own grids, mean over held-out patients. With `--choosing` the held-out patients are not looked at: a third of the
-training patients are set aside and scored in their place. `--set=SECTION.FIELD=VALUE` replaces a field. One JSON line a
-run goes to standard output.
+own grids, mean over held-out patients. With an epsilon the noise is the study's, and seeded. With `--choosing` the
+held-out patients are not looked at: a third of the training patients are set aside and scored in their place.
+`--set=SECTION.FIELD=VALUE` replaces a field. One JSON line a run goes to standard output; `paired.py` compares lines.
 """
 
-import copy
 import json
 import sys
 import time
@@ -16,16 +15,19 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from fedseg.course import Course
+from fedseg.aggregate import PlainSum
+from fedseg.course import Course, Own
 from fedseg.data.cases import Case, SiteData, held_out
 from fedseg.data.loading import load_cohort, load_site
-from fedseg.evaluation import assess, mean_interval, overall_mean, structure_means
+from fedseg.evaluation import assess, joined, mean_interval, overall_mean, structure_means
+from fedseg.parties import rounding_of
 from fedseg.start import starting_model
 from fedseg.study import Study, load_study
 from fedseg.train import local_steps
-from fedseg.update import adopt, flatten
+from fedseg.update import Update, adopt, flatten
 from secagg.prg import Stream
 
 CHOOSING = 0.33
@@ -51,26 +53,40 @@ def everybody(cohort: dict[str, SiteData]) -> SiteData:
     return SiteData("pooled", train, ())
 
 
-def trained(study: Study, cohort: dict[str, SiteData], who: str) -> torch.nn.Module:
-    """The model after all rounds."""
+def trained(study: Study, cohort: dict[str, SiteData], who: str) -> dict[str, torch.nn.Module]:
+    """The model after all rounds by site: one for all, but for `[federation] personal`."""
     at = {"pooled": everybody(cohort)} if who == "pooled" else cohort if who == "federated" else {who: cohort[who]}
     model = starting_model(study)
     course = Course(study, model)
     policy, state = course.policy(), course.opened(model)
+    plain = PlainSum(policy, rounding_of(study.study.seed))
+    own = {site: Own(study, model) for site in at}
     for number in range(1, study.study.rounds + 1):
-        moved = []
-        for site, data in at.items():
-            steps = local_steps(copy.deepcopy(model), data, study, site=site, round_number=number)
-            share = policy.weight(site) if who == "federated" else 1.0
-            moved.append(share * steps.update(site, "", _nothing).vector)
-        weight = sum(map(policy.weight, at)) if who == "federated" else 1.0
-        state = state + (sum(moved) / weight).astype("float32")
+
+        def update(site: str, number: int = number) -> Update:
+            taken = local_steps(own[site].model(model), at[site], study, site=site, round_number=number)
+            own[site].then(number, taken.weights)
+            own[site].settle(included=True)
+            return taken.update(site, "not charged", _nothing)
+
+        if who == "federated":
+            summed = plain.round(b"", at, update, _nobody, {})
+            total, included = summed.total, summed.ended.included
+        else:
+            included = study.site_ids[:1]
+            total = policy.weight(included[0]) * update(next(iter(at))).vector.astype(np.float64)
+        state = course.following(state, total, included, policy)
         adopt(model, state)
-    return model
+    given = course.given_out(model, state)
+    return {site: own[site].model(given) if site in own else given for site in cohort}
 
 
 def _nothing(purpose: str) -> bytes:
     return bytes(32)
+
+
+def _nobody(event: object) -> None:
+    pass
 
 
 def main(*arguments: str) -> None:
@@ -89,9 +105,9 @@ def main(*arguments: str) -> None:
     loaded = load_cohort(Path(folder), study) if (Path(folder) / study.site_ids[0]).is_dir() else shared(folder, study)
     cohort = {site: roles(site, data, choosing) for site, data in loaded.items()}
     began = time.process_time()
-    model = trained(study, cohort, who)
+    models = trained(study, cohort, who)
     trained_seconds = time.process_time() - began
-    scores = assess(model, cohort, study)
+    scores = joined([assess(models[site], {site: data}, study) for site, data in cohort.items()])
     found = mean_interval(scores.pooled())
     print(
         json.dumps(
@@ -103,11 +119,16 @@ def main(*arguments: str) -> None:
                 "scored": "set aside from training" if choosing else "held out",
                 "dice": None if found is None else found.model_dump(),
                 "structures": structure_means(scores.pooled(), study),
+                "patients": {
+                    f"{site} {patient}": overall_mean(row[None])
+                    for site, values in scores.values.items()
+                    for patient, row in zip(scores.patients[site], values, strict=True)
+                },
                 "sites": {site: overall_mean(values) for site, values in scores.values.items()},
                 "trained patients": sum(
                     len(data.patients) for site, data in cohort.items() if who in (site, *TOGETHER)
                 ),
-                "parameters": len(flatten(model)),
+                "parameters": len(flatten(next(iter(models.values())))),
                 "cpu_seconds": round(trained_seconds),
                 "scoring_cpu_seconds": round(time.process_time() - began - trained_seconds),
             }

@@ -3,11 +3,14 @@
 import asyncio
 import errno
 import math
+import sqlite3
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
+from secagg.errors import ConfigError
 from secagg.service import dialogue
 from secagg.service.errors import RunFailedError
 from secagg.service.events import Burned, Connected, Disconnected, Note, Resumed, StepOpened, Summed, TurnedAway
@@ -412,6 +415,26 @@ def test_a_member_that_drips_holds_a_step_no_longer_than_its_largest_message_may
         hub.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("database is locked", "another coordinator has it open"),
+        ("locking protocol", "keep the folder on a local disk"),
+        ("disk I/O error", "check the disk and the rights"),
+    ],
+)
+def test_a_journal_that_cannot_be_opened_says_what_to_do(tmp_path, monkeypatch, said, told):
+    """`locking protocol` is what SQLite says on a network share."""
+
+    class Share(sqlite3.Connection):
+        def execute(self, statement, *values):
+            raise sqlite3.OperationalError(said)
+
+    monkeypatch.setattr("secagg.service.journal.sqlite3.connect", partial(sqlite3.connect, factory=Share))
+    with pytest.raises(ConfigError, match=f"journal: .*{told}"):
+        Journal(tmp_path / "journal", {"run": "r"})
 
 
 def test_a_journal_that_is_closed_lets_a_thread_finish_what_it_writes(tmp_path):

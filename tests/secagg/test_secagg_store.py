@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -642,6 +644,36 @@ def test_marks_of_a_killed_process_stand(path, synced):
         assert does(store, "released", SESSION) == claim_of(slot(last)).round_id
         refused("C-03", store, "join", slot(last), MODEL, True)
         go(store, slot(last + 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("locking protocol", "keep the file on a local disk"), ("disk I/O error", "check the disk and the rights")],
+)
+def test_a_disk_whose_locks_do_not_work_is_named_at_once(path, monkeypatch, said, told):
+    """SQLite's own words on a network share; waiting for another process would not help."""
+    asked = []
+
+    class Share(sqlite3.Connection):
+        def execute(self, statement, *values):
+            if "journal_mode" in statement:
+                asked.append(statement)
+                raise sqlite3.OperationalError(said)
+            return super().execute(statement, *values)
+
+    monkeypatch.setattr("secagg.sqlite.sqlite3.connect", partial(sqlite3.connect, factory=Share))
+    with pytest.raises(ConfigError, match=rf"{path.name}: cannot be used \({said}\); .*{told}"):
+        SqliteStore(path, "d")
+    assert len(asked) == 1
+
+
+def test_a_file_that_another_process_keeps_locked_is_told_with_the_network_share_that_says_the_same(path, monkeypatch):
+    SqliteStore(path, "d").close()
+    monkeypatch.setattr("secagg.sqlite._LOCK_SECONDS", 0.0)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"database is locked\); end the other process .* not on a network share"):
+            SqliteStore(path, "d")
 
 
 @pytest.mark.parametrize("moment", ["within", "after"])
