@@ -68,6 +68,13 @@ Proxy = Annotated[
 Host = Annotated[
     str, typer.Option(help="Own address to listen on: 127.0.0.1 for this computer only, 0.0.0.0 or :: for others too.")
 ]
+Farewell = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds for which the end of the run is offered. [default: 5; the same command again: until all have it]",
+        show_default=False,
+    ),
+]
 
 
 class App(typer.Typer):

@@ -12,17 +12,18 @@ from fedseg.cli.configured import Configured
 from fedseg.cli.ending import conclude
 from fedseg.cli.terminal import Runs, StudyOrConfiguration, app, command_line, reading
 from fedseg.cli.watching import File, Format, LogFormat, Where, seen
-from fedseg.errors import ConfigError, RoundFailedError
+from fedseg.errors import ConfigError, RoundFailedError, UnfinishedError
 from secagg.audit import AUDIT
 from secagg.errors import ProtocolError
 from secagg.service.stopping import saying_so
-from secagg.terminal import Host, Proxy, Tls, TlsMode, say
+from secagg.terminal import Farewell, Host, Proxy, Tls, TlsMode, say
 
 if TYPE_CHECKING:
     from fedseg.coordinator import Options
     from fedseg.data.cases import SiteData
     from fedseg.runfolder import RunFolder
     from fedseg.study import Study
+    from secagg.service.ended import Ended
 
 
 class Transcripts(Enum):
@@ -88,7 +89,7 @@ def coordinator(
     rejoin_seconds: Annotated[float, typer.Option(help="Seconds that a round waits for a missing site.")] = 15.0,
     training_seconds: Annotated[float, typer.Option(help="Deadline of a round's training.")] = 3600.0,
     grace: Annotated[float, typer.Option(help="Seconds until a step closes without a site that is cut off.")] = 3.0,
-    farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
+    farewell_seconds: Farewell = None,
     quota: Annotated[float, typer.Option(help="Gigabytes of all transcripts; the oldest go first.")] = 20.0,
     transcripts: _Kept = Transcripts.WHOLE,
     log_format: Format = LogFormat.TEXT,
@@ -185,6 +186,7 @@ def site(
     """
     from fedseg.runfolder import RunFolder
     from fedseg.site import Options, take_part
+    from fedseg.site.ending import ended_before, finish
     from fedseg.start import same_everywhere, starting_model
     from fedseg.study import load_study
     from secagg.service.room import outlasting
@@ -204,6 +206,10 @@ def site(
     if accept_exposure or replay:
         _settle(loaded, name, credentials, kept, accept_exposure or [], replay or [])
         return
+    over = ended_before(loaded, credentials, kept)
+    left = _left_of(over, credentials)
+    if over is not None and left is None:
+        return
     found = _asked(loaded, name, credentials, data, kept, tls, approve)
     options = Options(
         site=name,
@@ -219,11 +225,14 @@ def site(
 
     def live() -> Path:
         """One life of the site; a full disk may end it."""
+        heard = view.listeners
         with (
-            RunFolder.create(runs, loaded, *view.listeners) as folder,
+            RunFolder.reopen(left, *heard) if left else RunFolder.create(runs, loaded, *heard) as folder,
             told_of_expiry(folder.emit, credentials, name),
         ):
             view.show(folder)
+            if over is not None:
+                return finish(folder, found, options, over)
             if loaded.model.start == "phantom" or same_everywhere(loaded):  # a file may be the coordinator's alone
                 starting_model(loaded, view.screen.starting)
             return take_part(folder, found, options)
@@ -231,6 +240,32 @@ def site(
     with seen(log_format, log_file, watch) as view:
         run = outlasting(live, kept, say, "the same command takes part again")
     conclude(run, credentials)
+
+
+def _left_of(over: "Ended | None", credentials: Path) -> Path | None:
+    """Of a run that this site saw to its end: say so, and show its figures, unless its folder has to be finished first.
+
+    Returns:
+        The folder that has to be finished; None where there is none.
+
+    Raises:
+        UnfinishedError: the study did not finish, which is no success of the command.
+    """
+    from fedseg.site.ending import unfinished
+
+    if over is None:
+        return None
+    say(f"this run is finished: {over.reason}")
+    run = Path(over.folder)
+    if left := unfinished(over):
+        return left
+    if run.is_dir():
+        conclude(run, credentials)
+    elif not over.complete:
+        raise UnfinishedError(f"the study did not finish: {over.reason}")
+    else:
+        say(f"its folder {run} is not there any more")
+    return None
 
 
 def _asked(

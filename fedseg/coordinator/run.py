@@ -141,6 +141,10 @@ class Coordinator(Engine):
             raise
         return self.folder.path if self.folder.finished else self._finish_folder(reason)
 
+    def _offered(self, again: bool) -> float:
+        """With a folder that is not finished yet it ends in time to finish it."""
+        return super()._offered(again and self.folder.finished)
+
     def _finish_folder(self, reason: str) -> Path:
         self.folder.tally.burned = self.book.number - 1 - self.folder.tally.completed
         return self.figures.finish(self.training.given_out, self.parameters, self._command, reason)

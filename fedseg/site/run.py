@@ -4,7 +4,7 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +30,10 @@ from fedseg.events import (
     Waiting,
 )
 from fedseg.models.standardising import follow
-from fedseg.runfolder import POLICY, RunFolder
+from fedseg.runfolder import PARTIAL, POLICY, RunFolder
 from fedseg.sharing.sending import LOST, Owed
 from fedseg.site.control import Control
+from fedseg.site.ending import name_of
 from fedseg.site.options import Options
 from fedseg.site.party import Party
 from fedseg.site.record import Record
@@ -51,10 +52,12 @@ from secagg.rpc.tls import COORDINATOR
 from secagg.service.account import Account, chained
 from secagg.service.alone import alone
 from secagg.service.application import Application, Given, LeaveError, Wish
-from secagg.service.dialogue import Message
+from secagg.service.dialogue import Finished, Message
+from secagg.service.ended import Ended
 from secagg.service.errors import DialogueError, RunFailedError
 from secagg.service.member import Member
 from secagg.service.room import written
+from secagg.service.spans import Span, spans
 from secagg.service.stopping import run_until_stopped
 from secagg.steps import MASKED_INPUT_COLLECTION
 from secagg.writing import PRIVATE_FOLDER, write_whole
@@ -363,6 +366,16 @@ class Site(Party, Application):
             facts = Facts(number, None, self.folder.emit)
             ended = facts.ended(tuple(account.included.by_id), account.dropped, receipt.head)
             self.folder.end_round(self.given_out, None, ended)
+
+    def saw(self) -> Sequence[Span]:
+        """Of these rounds this process needs no account."""
+        return spans(self.seen)
+
+    def ended(self, last: Finished) -> None:
+        """Keep what a process needs that is started again: this one may be killed before its folder is finished."""
+        self.folder.checkpoint(self.given_out, None)
+        final = str(self.folder.path.absolute()).removesuffix(PARTIAL)
+        Ended(last.reason, last.complete, final).keep(self.options.state, name_of(self.study, self.federation))
 
     def _spent(self) -> float | None:
         epsilon = self.figures.epsilon()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from secagg.cli.terminal import app, sentences
-from secagg.terminal import Host, Tls, TlsMode, say
+from secagg.terminal import Farewell, Host, Tls, TlsMode, say
 from secagg.terminal import out as screen
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def serve(
     step_seconds: Annotated[float, typer.Option(help="Deadline of a step of the protocol.")] = 60.0,
     input_seconds: Annotated[float, typer.Option(help="Deadline of the step that waits for vectors.")] = 3600.0,
     grace: Annotated[float, typer.Option(help="Seconds until a step closes without a member that is cut off.")] = 3.0,
-    farewell_seconds: Annotated[float, typer.Option(help="Seconds for which the end of the run is offered.")] = 5.0,
+    farewell_seconds: Farewell = None,
     transcripts: Annotated[
         Transcripts, typer.Option(help="Keep every round's public transcript: with its vectors, their hashes, or not.")
     ] = Transcripts.WHOLE,

@@ -15,6 +15,7 @@ from secagg.prg import Stream
 from secagg.service import dialogue
 from secagg.service.account import Account
 from secagg.service.errors import RunFailedError, StoppedError
+from secagg.service.spans import ALL, Span
 
 
 class LeaveError(SecAggError):
@@ -92,6 +93,13 @@ class Application(ABC):
     def heard(self, message: dialogue.Message) -> Callable[[], object] | None:
         """A message of the application's own kinds; what to compute for it, beside the rounds, if anything."""
         return None
+
+    def saw(self) -> Sequence[Span]:
+        """Spans of the rounds that this process saw to their end; by default all, for it needs no account of any."""
+        return ALL
+
+    def ended(self, last: dialogue.Finished) -> None:
+        """The run is over for good: write it down, for `secagg.service.ended`. It is called again on a full disk."""
 
     def again(self) -> Iterable[dialogue.Message]:
         """What another process of the coordinator has to hear again."""

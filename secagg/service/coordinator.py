@@ -33,7 +33,6 @@ from secagg.service.events import (
     Began,
     Burned,
     Dropped,
-    Ended,
     Listening,
     Note,
     Rejoined,
@@ -42,7 +41,8 @@ from secagg.service.events import (
     Summed,
     Waiting,
 )
-from secagg.service.hearing import Hearing
+from secagg.service.parting import Parting
+from secagg.service.spans import within
 from secagg.service.standing import ACCOUNT, SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, RESULT, ROUND_START
@@ -54,8 +54,8 @@ TOLD_SECONDS = 10.0
 """How often it is said who is waited for, at most; somebody who is late by less is not named."""
 
 
-class Coordinator(Hearing):
-    """One run; see `Hearing` for what it is made of."""
+class Coordinator(Parting):
+    """One run; see `Hearing` for what it is made of, and `Parting` for how it ends."""
 
     async def run(self) -> str:
         """Serve until the run is complete, or as long as enough members are there.
@@ -77,53 +77,23 @@ class Coordinator(Hearing):
         port = await self.mailbox.start(self.options.host, self.options.port)
         try:
             self.emit(Listening(self.options.host, port))
-            if not self.ended:
+            again = bool(self.ended)
+            if not again:
                 await self.application.prepare()
                 await self._resume()
                 reason, complete = await self._rounds()
                 await self._finish(reason, complete)
             else:
                 self.emit(Note(f"this run is finished: {self.ended}"))
-            await self._farewell()
+            stopped = await self._farewell(self._offered(again))
         except (RunFailedError, ProtocolError) as error:
-            self._dismiss(self.sites, f"the coordinator gave up: {error}", complete=False)
-            await self.mailbox.stop()  # once everybody who is there has it
+            await self._give_up(error)
             raise
         except BaseException:
             await self.mailbox.stop(0.5)
             raise
-        await self.mailbox.stop()
+        await self.mailbox.stop(*([0.5] if stopped else []))
         return self.ended
-
-    async def _finish(self, reason: str, complete: bool) -> None:
-        self.ended, self.complete = reason, complete
-        await self._durably({"finished": json.dumps({"reason": reason, "complete": complete}).encode()})
-        self.emit(Ended(reason, complete))
-
-    async def _farewell(self) -> None:
-        """Give everybody the end of the run; who does not come for it gets it from the same command, later."""
-        self._dismiss(self.mailbox.connected(), self.ended, complete=self.complete)
-        known = set(self.done)
-        try:
-            await self._dismissed()
-        finally:
-            if self.done != known:
-                await self._members()
-
-    async def _dismissed(self) -> None:
-        """Wait until everybody has the end of the run, or nobody comes for it any more."""
-        deadline = time.monotonic() + self.options.farewell_seconds
-        while (lacking := set(self.sites) - self.done - self.presence.left) and time.monotonic() < deadline:
-            if (
-                not lacking & self.mailbox.connected()
-                and time.monotonic() > deadline - self.options.farewell_seconds / 2
-            ):
-                break
-            await self._hear(0.25)
-        if lacking:
-            self.emit(
-                Note(f"{', '.join(sorted(lacking))} did not fetch the end of the run: the same command gives it later")
-            )
 
     # --- Rounds -------------------------------------------------------------------------------------------------------
 
@@ -185,8 +155,8 @@ class Coordinator(Hearing):
         """Tell who was in the last round of each, where it did not see that to its end, such as one that was killed."""
         for site in sites:
             number, _ = self.joined.get(site, (0, 0))
-            if number not in self.seen.get(site, ()) and (account := self.account(number)) is not None:
-                self._send([site], account)
+            if not within(self.saw.get(site, ()), number) and (account := self.account(number)) is not None:
+                self.mailbox.send(site, Account.kind, account)
 
     async def _attempt(self) -> None:
         """Hear the members until the attempt is over and its transcript is there."""

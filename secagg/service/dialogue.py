@@ -26,6 +26,9 @@ from secagg.service.errors import DialogueError
 SENTENCE = 2000
 """Characters of a reason at most."""
 
+SPANS = 64
+"""Spans at most in which a member says what it saw."""
+
 WAITED_FOR = 64
 """Rounds at most that a member waits for at once."""
 
@@ -43,6 +46,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """32 bytes in hexadecimal."""
 _Name = Annotated[str, Field(max_length=256), AfterValidator(printable)]
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+_Number = Annotated[int, Field(ge=0, le=2**53)]
 _Attempt = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
@@ -117,6 +121,7 @@ class Ready(Control):
             none, such as in a new process.
         joined: the last (round number, attempt) that its durable marks know of this run; (0, 0) for none. Where the
             coordinator has seen a later one of it, the marks were wiped or restored from a copy.
+        saw: spans of the rounds that this process saw to their end, or of which it needs no account: it is sent none.
         spent: what its people have paid so far, such as epsilon; it never falls. None where nothing is paid.
         says: what its application declares, for the coordinator's to hold against the others'.
     """
@@ -131,6 +136,7 @@ class Ready(Control):
     unreplayed: list[Hash] = Field(default=[], max_length=WAITED_FOR)
     inside: _Attempt | None = None
     joined: _Attempt = (0, 0)
+    saw: list[tuple[_Number, _Number]] = Field(default=[], max_length=SPANS)
     spent: float | None = Field(default=None, ge=0)
     says: str = Field(default="", max_length=2**16)
 
@@ -182,11 +188,13 @@ class Finished(Said):
 
     Attributes:
         complete: whether everything that was agreed was done; else the member's command is no success either.
+        final: whether nothing of the run follows; else the coordinator gave up, and the same commands go on.
     """
 
     kind: ClassVar[str] = "finished"
 
     complete: bool = False
+    final: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from secagg.service import dialogue
 from secagg.service.dialogue import Message
 from secagg.service.errors import DialogueError
 from secagg.service.events import Left, TurnedAway
+from secagg.service.spans import with_number
 from secagg.service.standing import Standing
 from secagg.steps import ADVERTISE_KEYS
 
@@ -33,7 +34,8 @@ class Hearing(Standing):
             case frames.HELLO:  # a new process, or this one is new: it introduces itself
                 again = self.presence.began(site)
                 self._asked_again.pop(site, None)
-                self.seen.pop(site, None)
+                self.saw.pop(site, None)
+                self.parting.pop(site, None)
                 self.came(site, True)
                 if again:  # where only this process is new, the member may still have to repeat its confirmation
                     await self._driven(lambda: self.driver.anew(site, time.monotonic()))
@@ -54,6 +56,8 @@ class Hearing(Standing):
             case dialogue.Busy():
                 self.presence.away_with(site, message.reason)
                 await self._over(site)
+                if self.ended:
+                    self._dismiss([site])
             case dialogue.Leaving():
                 await self._left(site, message.reason)
             case dialogue.Failed():
@@ -61,8 +65,9 @@ class Hearing(Standing):
                 await self._over(site)
                 if site not in self.presence.refused:  # of whom it was said why
                     self.note_of(site, f"{site} stopped: {message.reason}")
-            case dialogue.Done() if self.ended:
+            case dialogue.Done() if self.ended and site not in self.done:
                 self.done.add(site)
+                await self._members()
             case dialogue.Protocolled():
                 await self._protocol(site, message.data)
             case None | dialogue.Done():
@@ -76,7 +81,7 @@ class Hearing(Standing):
         if site in self.owed and self._confirms(site, data):
             self.owed.discard(site)
             if site not in self._repeated:  # a process that confirms from its marks knows nothing else of the round
-                self.seen.setdefault(site, set()).add(self.book.receipts[-1].round_number)
+                self.saw[site] = with_number(self.saw.get(site, ()), self.book.receipts[-1].round_number)
 
     def _confirms(self, site: str, data: bytes) -> bool:
         """Whether this is the member's confirmation of the last sum."""
@@ -121,9 +126,10 @@ class Hearing(Standing):
             self.spent[site] = ready.spent
             await self._members()
         self.presence.refused.pop(site, None)
+        self.saw[site] = tuple(ready.saw)
         news = self.presence.free(site, ready.unreplayed)
         if self.ended:
-            self._dismiss([site], self.ended, complete=self.complete)
+            self._dismiss([site])
             return
         self.driver.back(site)
         placed = await self._placed(site, ready)  # a member of the next attempt takes an older sum for a lie (C-20)

@@ -12,6 +12,7 @@ from typing import Any
 from secagg.driver import Completed
 from secagg.home import MARKS, Home
 from secagg.messages import RoundStart
+from secagg.roster import session_id
 from secagg.rpc.client import MailboxClient
 from secagg.rpc.frames import message_limit
 from secagg.rpc.proof import MTLS, prover_of, tls_of
@@ -19,6 +20,7 @@ from secagg.service import sums
 from secagg.service.alone import alone
 from secagg.service.application import Application, Given
 from secagg.service.dialogue import Finished
+from secagg.service.ended import Ended
 from secagg.service.member import Member
 
 LOOK_SECONDS = 0.2
@@ -45,6 +47,7 @@ class Joining(Application):
 
     def __init__(self, home: Home, vector: Path, out: Path | None, tell: Tell) -> None:
         self.release = release()
+        self.run = f"{session_id(home.policy, home.federation.pinned).hex()}/{home.federation.training_run}"
         self._home, self._vector, self._out, self._tell = home, vector, out, tell
 
     def about(self, start: RoundStart, content: bytes) -> bytes:
@@ -65,6 +68,10 @@ class Joining(Application):
         receipt = done.receipt
         about = {"round": receipt.round_number, "included": list(done.included), "head": receipt.head.hex()}
         self._tell("completed", {**about, "file": kept})
+
+    def ended(self, last: Finished) -> None:
+        """See `Application.ended`."""
+        Ended(last.reason, last.complete).keep(self._home.folder, self.run)
 
     def burned(self, number: int, attempt: int, reason: str) -> None:
         """See `Application.burned`."""
@@ -105,7 +112,7 @@ async def join(
     proxy: str | None = None,
     mode: str = MTLS,
 ) -> Finished:
-    """Take part until the coordinator says that the run is over.
+    """Take part until the coordinator says that the run is over; a run that was seen to its end needs no coordinator.
 
     Args:
         home: this member's folder, with its certificate and key for TLS.
@@ -120,7 +127,9 @@ async def join(
     Raises:
         SecAggError: see `Member.run`.
     """
-    folder, me = home.folder, home.me
+    folder, me, application = home.folder, home.me, Joining(home, vector, out, tell)
+    if found := Ended.of(folder, application.run):
+        return Finished(reason=found.reason, complete=found.complete, final=True)
     tls = tls_of(folder, me, home.federation.pinned, mode)
     prover = prover_of(home.signing_key, home.federation.server_key, mode)
     vectors = 1 if home.task.private else 1 + home.policy.clients  # whole transcripts come (C-05)
@@ -130,7 +139,7 @@ async def join(
         store = home.store()
         member = Member(
             *(home.policy, me, home.signing_key, home.federation.pinned, store, mailbox),
-            Joining(home, vector, out, tell),
+            application,
             training_run=home.federation.training_run,
             task_hash=home.task.hash(),
             private=home.task.private,

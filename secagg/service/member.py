@@ -12,6 +12,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,7 +31,7 @@ from secagg.service import dialogue, exposed
 from secagg.service.account import Account
 from secagg.service.application import Application, LeaveError, Wish
 from secagg.service.errors import DialogueError, RunFailedError, StoppedError
-from secagg.service.room import lacks_room
+from secagg.service.room import lacks_room, written
 from secagg.service.stopping import FAREWELL_SECONDS, STOPPED
 from secagg.service.working import Work
 from secagg.steps import SHARE_KEYS
@@ -136,6 +137,8 @@ class Member:
                 self._begin()
                 while (finished := await self._next(sending)) is None:
                     pass
+                if finished.final:
+                    await written(partial(self._app.ended, finished), self._state, self._app.note)
                 await self._say_goodbye(dialogue.Done(), sending)
                 return finished
             except asyncio.CancelledError as stopped:
@@ -465,6 +468,7 @@ class Member:
                 unreplayed=self._exposed.unreplayed,
                 inside=inside,
                 joined=joined,
+                saw=list(self._app.saw()[-dialogue.SPANS :]),
                 spent=self._app.spent(),
                 says=self._app.says(),
             )

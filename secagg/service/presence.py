@@ -104,6 +104,10 @@ class Presence:
         """Who can join the next round, or could once it has what it waits for."""
         return self.ready | (self.waiting.keys() - self.lost.keys())
 
+    def heard(self) -> set[str]:
+        """Whose present process said anything of itself; what is sent to another one before that is lost."""
+        return self.known | self.busy.keys() | self.refused.keys()
+
     def rejoining(self, sites: Collection[str]) -> list[str]:
         """Which of the sites that join a round had dropped, sorted; said once."""
         found = self.dropped & set(sites)

@@ -12,6 +12,9 @@ from secagg.service.dialogue import Message
 from secagg.service.events import Summed
 from secagg.service.transcripts import QUOTA
 
+FAREWELL_SECONDS = 5.0
+"""How long a run that ends waits for members that do not fetch its end and that nothing reaches."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class How:
@@ -25,7 +28,8 @@ class How:
         step_seconds: deadline of a step of the protocol. It moves while somebody who is waited for is sending.
         training_seconds: deadline of the step that waits for vectors.
         grace: seconds after a connection broke until a step that has enough messages closes without its member.
-        farewell_seconds: how long the end of a run is offered to members that do not fetch it.
+        farewell_seconds: how long the end of a run is offered to members that do not fetch it. None: `FAREWELL_SECONDS`
+            as the run ends, and by a later process until everybody has it.
         transcripts: keep each round's public transcript with the masked inputs "whole", as "hashes", or not ("none").
         quota: bytes of all transcripts, at most; the oldest go first.
         command: how it was started, for the record.
@@ -39,7 +43,7 @@ class How:
     step_seconds: float = 60.0
     training_seconds: float = 3600.0
     grace: float = 3.0
-    farewell_seconds: float = 5.0
+    farewell_seconds: float | None = None
     transcripts: str = "whole"
     quota: int = QUOTA
     command: str = ""

@@ -21,13 +21,13 @@ from secagg.rpc.proof import TLS, Pinned
 from secagg.rpc.server import MailboxServer
 from secagg.rpc.tls import ServerTls
 from secagg.service import dialogue
-from secagg.service.account import Account
 from secagg.service.counting import Counting
 from secagg.service.dialogue import FROM_MEMBER, Dialogue, Message
 from secagg.service.events import Connected, Disconnected, Event, Listener, Note
 from secagg.service.journal import Journal
 from secagg.service.presence import Presence
 from secagg.service.running import Application, Options
+from secagg.service.spans import Span
 from secagg.service.transcripts import FOLDER, Transcripts
 
 NOTES = 32
@@ -145,7 +145,9 @@ class Standing(ABC):
             site: (found[0], found[1]) for site, found in members["joined"].items()
         }
         self.left_because: dict[str, str] = members["left"]
-        self.seen: dict[str, set[int]] = {}  # rounds that each member's present process saw to their end
+        self.saw: dict[str, tuple[Span, ...]] = {}  # rounds that each member's present process saw to their end
+        self.parting: dict[str, int | None] = {}  # who is told the end, and its next receipt; None after the last word
+        self.last_word = self._word(self.ended, self.complete, final=True)
         self._repeated: set[str] = set()  # who was sent the last sum again
         self.done: set[str] = set(members["done"])
         self.presence.left |= self.left_because.keys()
@@ -214,10 +216,12 @@ class Standing(ABC):
         }
         return {"members": json.dumps(members).encode(), "owed": json.dumps(sorted(self.owed)).encode()}
 
-    def account(self, number: int) -> Account | None:
-        """Who is in a round's sum: read where it is told, for a run has many rounds, and a round many members."""
-        found = self.journal.get(f"{ACCOUNT}{number:06d}")
-        return None if found is None else Account.unpacked(found)
+    def account(self, number: int) -> bytes | None:
+        """Who is in a round's sum, as `Account.packed` has it.
+
+        It is read where it is told, for a run has many rounds, and a round many members.
+        """
+        return self.journal.get(f"{ACCOUNT}{number:06d}")
 
     def _send_transcript(self, round_id: str, sites: Iterable[str]) -> bool:
         """Send a round's transcript to these, to each process of them once; whether there is such a transcript."""
@@ -231,16 +235,17 @@ class Standing(ABC):
             self.presence.shown[site].append(round_id)
         return True
 
-    def _dismiss(self, sites: Iterable[str], reason: str, *, complete: bool) -> None:
-        """Give these the last content, all receipts and the accounts that they lack, and say why this is the end."""
-        sites = sorted(sites)
-        start = self.book.start(self.application.about(self.book))
-        self._send(sites, dialogue.Closing(start, self.application.content()))
-        for number in (receipt.round_number for receipt in self.book.receipts):
-            lacking = [site for site in sites if number not in self.seen.get(site, ())]
-            if lacking and (account := self.account(number)) is not None:
-                self._send(lacking, account)
-        self._send(sites, dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete))
+    @staticmethod
+    def _word(reason: str, complete: bool, *, final: bool) -> dialogue.Finished:
+        """The last word, of a reason of any length."""
+        return dialogue.Finished(reason=reason[: dialogue.SENTENCE], complete=complete, final=final)
+
+    def _dismiss(self, sites: Iterable[str]) -> None:
+        """Give these the last content and all receipts, once; `Parting` has what follows, up to the last word."""
+        if fresh := sorted(set(sites) - self.parting.keys()):
+            start = self.book.start(self.application.about(self.book))
+            self._send(fresh, dialogue.Closing(start, self.application.content()))
+            self.parting.update(dict.fromkeys(fresh, 0))
 
     @abstractmethod
     async def _do(self, actions: list[ServerAction]) -> None:

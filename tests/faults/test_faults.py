@@ -107,6 +107,49 @@ def test_the_same_command_says_that_a_finished_run_is_finished(tmp_path):
         assert sums_of(made) == before
 
 
+def test_a_site_that_was_away_at_the_end_gets_it_from_the_same_commands_whichever_comes_first(tmp_path):
+    """The coordinator of a finished run ended at once: a site had to come in the same second."""
+    with federation(tmp_path / "federation", rounds=2) as made:
+        made.rejoin_seconds = 1.0
+        made.serve()
+        for site in SITES[:-1]:
+            made.join(site)
+        struck = made.join(STRUCK, Strike(BETWEEN, HOLD, 2))
+        struck.held()
+        struck.kill()
+        assert made.coordinator.status() == 0
+        assert f"{STRUCK} did not fetch the end of the run: the same command gives it later" in made.coordinator.said()
+        again = made.serve()
+        until(lambda: "it is offered until everybody has it" in again.said(), "the coordinator offers the end")
+        again.kill()  # and who had it is not waited for, whatever becomes of the process that told them
+        again = made.serve()
+        until(lambda: f"\n{STRUCK} did not fetch the end" in again.said(), "it waits for one site only")
+        again.signal(signal.SIGTERM)
+        assert again.status(20) == 0  # the run is over
+        late = made.join(STRUCK)
+        until(lambda: late.events("lost"), "the site waits for a coordinator")
+        again = made.serve()
+        assert (again.status(), late.status()) == (0, 0)
+        assert made.serve().status() == 0
+        assert "did not fetch" not in made.coordinator.said()
+        made.check_sums()
+        made.check_logs()
+
+
+def test_a_site_that_saw_the_end_says_so_again_without_a_coordinator(tmp_path):
+    with federation(tmp_path / "federation", rounds=1) as made:
+        made.serve()
+        for site in SITES:
+            made.join(site)
+        assert made.coordinator.status() == 0
+        for site in SITES:
+            assert made.parties[site].status() == 0
+            again = made.join(site)
+            assert again.status() == 0
+            assert "complete" in again.said()
+        made.check_logs()
+
+
 def test_a_terminated_coordinator_says_goodbye_and_goes_on(tmp_path):
     with federation(tmp_path / "federation") as made:
         coordinator = made.serve()

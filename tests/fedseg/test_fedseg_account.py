@@ -18,8 +18,10 @@ from fedseg.errors import RoundFailedError
 from fedseg.models import load_model
 from fedseg.report import claims, write_report
 from fedseg.report.folder import Dropout, burned, dropouts, ended, read_run
+from fedseg.site import Site
 from fedseg.update import flatten
 from secagg.messages import IncludedSet, Reports
+from secagg.service.account import Account
 from tests.support.federation import COORDINATOR, Federation
 from tests.support.tiny import tiny_study
 
@@ -162,19 +164,59 @@ def test_an_unfinished_study_is_no_success_of_any_command_and_its_reports_say_so
     assert (tmp_path / "commanded" / "report.html").is_file()
 
 
+def test_a_site_that_saw_the_end_needs_no_coordinator_to_say_so_and_to_finish_its_folder(tmp_path, monkeypatch):
+    """One process of it was killed between the end of the run and its own figures."""
+    study, plain = tiny_study(rounds=1), Site._written
+
+    def killed(site, reason):
+        if site.me == "site-b":
+            raise RuntimeError("killed")
+        return plain(site, reason)
+
+    monkeypatch.setattr(Site, "_written", killed)
+
+    async def scenario() -> None:
+        async with Federation(study, tmp_path) as federation:
+            federation.start()
+            await asyncio.wait(federation.tasks.values())
+
+    asyncio.run(scenario())
+    (left,) = (tmp_path / "site-b").glob("tiny-*")
+    assert left.name.endswith(".partial")
+    given = ["--credentials", str(tmp_path / "credentials-run"), "--coordinator", "127.0.0.1:9"]
+    for site in ("site-a", "site-b"):
+        own = ["--state", str(tmp_path / f"{site}-state"), "--out", str(tmp_path / site)]
+        result = CliRunner().invoke(cli.app, ["site", str(tmp_path / "run.toml"), site, *given, *own])
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert "this run is finished: the study is complete" in result.output
+        (folder,) = (tmp_path / site).glob("tiny-*")
+        assert metrics_of(folder)["protocol"]["rounds_completed"] == 1
+        assert (folder / "report.html").is_file()
+    shutil.rmtree(folder)
+    result = CliRunner().invoke(cli.app, ["site", str(tmp_path / "run.toml"), site, *given, *own])
+    assert result.exit_code == 0
+    assert "is not there any more" in result.output
+
+
 class Lying(Coordinator):
     """Gives another account at the end than the one that its sites signed."""
 
     lie = ""
 
-    def _dismiss(self, sites, reason, *, complete) -> None:
-        self.seen.clear()
+    def _dismiss(self, sites) -> None:
         if self.lie == "receipts":
             self.book.receipts = self.book.receipts[:-1]
-        super()._dismiss(sites, reason, complete=complete)
+        super()._dismiss(sites)
+
+    async def _part_from(self, site, place) -> None:
+        self.saw.clear()
+        await super()._part_from(site, place)
 
     def account(self, number):
-        account = super().account(number)
+        found = super().account(number)
+        return None if found is None else self._lied(Account.unpacked(found), number).packed()
+
+    def _lied(self, account, number):
         match self.lie if number == 1 else "":
             case "sharers":
                 return replace(account, reports=Reports(account.reports.reports[:-1]))

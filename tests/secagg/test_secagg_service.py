@@ -406,7 +406,7 @@ def test_a_member_that_drips_holds_a_step_no_longer_than_its_largest_message_may
         coordinator.limit = SLOWEST_BYTES_PER_SECOND
         dripping = SimpleNamespace(still=0.0, seconds_left=lambda: math.inf)
         coordinator.mailbox.link = lambda site: SimpleNamespace(
-            uploading=dripping if site == "site-d" else None, downloading=None
+            held=0, uploading=dripping if site == "site-d" else None, downloading=None
         )
         hub.start()
         monkeypatch.setattr(hub.members["site-d"], "_do", lambda actions: None)  # it says nothing whole

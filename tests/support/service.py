@@ -72,7 +72,7 @@ class Line:
         return Traffic()
 
     def link(self, site: str):
-        return SimpleNamespace(uploading=None, downloading=None)
+        return SimpleNamespace(uploading=None, downloading=None, held=0)
 
 
 class Member:
