@@ -68,7 +68,7 @@ class Sealed:
     def __init__(self, path: Path, key: SealingKey, about: bytes) -> None:
         self.path, self._key, self._about = path, key, about
         self.size = self._written = 0
-        self._pending: list[bytes] = []
+        self._pending: list[tuple[bytes, bytes]] = []
         self._descriptor = -1
         self.closed = False
 
@@ -97,7 +97,7 @@ class Sealed:
         start = self.size
         for record in records:
             sealed = self._key.seal(self._bound(self.size), record)
-            self._pending.append(len(sealed).to_bytes(_LENGTH_BYTES, "big") + sealed)
+            self._pending.append((len(sealed).to_bytes(_LENGTH_BYTES, "big"), sealed))
             self.size += _LENGTH_BYTES + len(sealed)
         with suppress(OSError):
             self._write()
@@ -133,10 +133,11 @@ class Sealed:
 
     def _write(self) -> None:
         while self._pending:
-            data = self._pending[0]
-            if os.pwrite(self._descriptor, data, self._written) < len(data):
+            head, sealed = self._pending[0]
+            size = len(head) + len(sealed)
+            if os.pwritev(self._descriptor, (head, sealed), self._written) < size:
                 raise OSError(f"{self.path} could not be written whole")
-            self._written += len(data)
+            self._written += size
             del self._pending[0]
 
     def _at(self, place: int) -> tuple[bytes, int]:

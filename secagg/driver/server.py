@@ -1,6 +1,6 @@
 """A server's rounds: who is asked, how long is waited, what follows on an attempt without a sum."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn
 
 from secagg import wire
@@ -347,13 +347,13 @@ class ServerDriver:
         start = wire.encode(self.book.start(self._model_hash))
         return [Send(start, to) for to in sorted(self._asked)]
 
-    def _saved(self, session: ServerSession) -> list[ServerAction]:
-        """What a step begins with. Blame has none: whoever goes on from the step before comes to it again."""
+    def _saved(self, session: ServerSession, told: Mapping[str, bytes] | None = None) -> list[ServerAction]:
+        """What a step begins with, and what it told. Blame has none: whoever goes on from before comes to it again."""
         if not self._resumable:
             return [Save(self.book.saved())] if session.step == ADVERTISE_KEYS else []
         if session.step == BLAME:
             return []
-        return [self._sealed(snapshot_server(session, self.book.signing_key))]
+        return [self._sealed(snapshot_server(session, self.book.signing_key, told))]
 
     def _sealed(self, snapshot: bytes) -> Save:
         who = {"clients": sorted(self._clients), "asked": sorted(self._asked), "left": self._left}
@@ -401,8 +401,9 @@ class ServerDriver:
             except (ProtocolError, AbortedError) as error:
                 return [*actions, *self._failed(session, error, now)]
             self._wait(now)
-            actions += self._saved(session)
-            actions += [Send(data, to) for to, data in wire.encode_each(replies).items()]
+            told = wire.encode_each(replies)
+            actions += self._saved(session, told)
+            actions += [Send(data, to) for to, data in told.items()]
             if session.result is not None and session.receipt is not None:
                 actions += self._completed(session, session.result, session.receipt)
         return actions

@@ -109,6 +109,7 @@ class MailboxClient:
         self._changed = asyncio.Condition()
         self._failure: Exception | None = None
         self._channel: aio.Channel | None = None
+        self._sending: Any = None  # the call for what is sent, while it lasts
         self._running: asyncio.Task[None] | None = None
         self._silent = self._counted = 0.0
         self._reason, self._diagnosed = "", -_DIAGNOSE_EVERY
@@ -247,6 +248,7 @@ class MailboxClient:
             await self._reopen()
 
     async def _reopen(self) -> None:
+        self._hang_up()
         old, self._channel = self._channel, self._open_channel()
         if old is not None:
             await old.close(None)
@@ -295,18 +297,35 @@ class MailboxClient:
             raise ConfigError(f"{self._where} asks for something else than a proof: {error}") from None
 
     async def _upload(self) -> None:
-        while True:
-            await self._until(lambda: bool(self._outbox))
-            await self._persist(self._send_first)
-            self._acknowledged, _, _ = self._outbox.popleft()
-            self._sequence, self._sent = self._sequence + 1, 0
-            await self._announce()
+        """Send what there is, in one call for as long as messages follow one another."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(frames.POLL_SECONDS if self._sending is not None else None):
+                        await self._until(lambda: bool(self._outbox))
+                if not self._outbox:
+                    self._hang_up()
+                    continue
+                await self._persist(self._send_first)
+                self._acknowledged, _, _ = self._outbox.popleft()
+                self._sequence, self._sent = self._sequence + 1, 0
+                await self._announce()
+        finally:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End the call for what is sent; the next message begins another."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
 
     async def _send_first(self) -> None:
         """Announce the first message, and send what the coordinator does not have of it."""
         _, kind, payload = self._outbox[0]
         message = Message(self._sequence + 1, kind, payload)
-        call = self._method("Send", Frame.SerializeToString, Position.FromString)(metadata=self._metadata)
+        if self._sending is None:
+            self._sending = self._method("Send", Frame.SerializeToString, Position.FromString)(metadata=self._metadata)
+        call = self._sending
         writing: asyncio.Task[None] | None = None
         done = False
         try:
@@ -327,13 +346,15 @@ class MailboxClient:
                 elif position.offset > self._sent:
                     self._pace_up.progress(position.offset - self._sent)
                 self._sent = position.offset
+            if writing is not None:
+                await writing
         finally:
             if not done:
                 self._pace_up.broke()
+                self._hang_up()
             if writing is not None:
                 writing.cancel()
                 await asyncio.gather(writing, return_exceptions=True)
-            call.cancel()
 
     async def _write_all(self, call: Any, rest: Iterator[Frame]) -> None:
         for frame in rest:

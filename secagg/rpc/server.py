@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2_grpc
 from secagg.errors import ConfigError
 from secagg.rpc import frames
 from secagg.rpc.door import Door
-from secagg.rpc.frames import BACK, GONE, HELLO, Received, Traffic
+from secagg.rpc.frames import BACK, GONE, HELLO, Message, Received, Traffic
 from secagg.rpc.pace import Link
 from secagg.rpc.peer import Peer, cost, end
 from secagg.rpc.probe import TellingHealth
@@ -394,56 +394,70 @@ class MailboxServer:
     # --- What comes ---------------------------------------------------------------------------------------------------
 
     async def _send(self, stream: AsyncIterator[Frame], context: Context) -> None:
-        peer = await self._current(context)
-        mine: asyncio.Timeout | None = None
-        try:
-            async with asyncio.timeout(frames.STALL_SECONDS) as mine:
-                end(peer.upload)
-                peer.upload = mine
-                await self._take(peer, stream, context, mine)
-                await context.write(Position(sequence=peer.arrived))
-        except ValueError as error:
-            peer.partial.close()
-            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except TimeoutError:
-            if peer.upload is not mine:
-                await _refuse(context, grpc.StatusCode.CANCELLED, "a newer call took over")
-            await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the upload stood still")
-        finally:
-            self._turns.done(mine)
-            if peer.upload is mine:
-                peer.upload = None
+        """Messages, one after the other; who calls is asked again for each: a certificate may be revoked meanwhile."""
+        async for head in stream:
+            peer = await self._current(context)
+            mine: asyncio.Timeout | None = None
+            try:
+                async with asyncio.timeout(frames.STALL_SECONDS) as mine:
+                    end(peer.upload)
+                    peer.upload = mine
+                    await self._take(peer, head, stream, context, mine)
+                    await context.write(Position(sequence=peer.arrived))
+            except ValueError as error:
+                peer.partial.close()
+                await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except TimeoutError:
+                if peer.upload is not mine:
+                    await _refuse(context, grpc.StatusCode.CANCELLED, "a newer call took over")
+                await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the upload stood still")
+            finally:
+                self._turns.done(mine)
+                if peer.upload is mine:
+                    peer.upload = None
 
-    async def _take(self, peer: Peer, stream: AsyncIterator[Frame], context: Context, mine: asyncio.Timeout) -> None:
+    async def _take(
+        self, peer: Peer, head: Frame, stream: AsyncIterator[Frame], context: Context, mine: asyncio.Timeout
+    ) -> None:
         """Read the rest of one message and deliver it, unless it was delivered before or there is no room for it."""
         peer.partial.begin_call()
+        peer.up += head.ByteSize()
+        if 0 < head.sequence <= peer.arrived:
+            return
+        message = await self._announced(peer, head, context)
+        if message is None:
+            await self._turn(peer, context, mine)
+            peer.pace_up.begin()
+            message = await self._rest(peer, stream, context, mine)
+        peer.arrived = message.sequence
+        self._deliver(peer, message.kind, message.payload)
+
+    async def _announced(self, peer: Peer, head: Frame, context: Context) -> Message | None:
+        """What a call's first frame of a message says: a small one is whole by now."""
+        began = peer.partial.have
+        message = peer.partial.add(head)
+        if head.sequence != peer.arrived + 1:
+            raise ValueError(f"message {head.sequence} came after message {peer.arrived}")
+        if head.kind in frames.NEWS:
+            raise ValueError(f"kind {head.kind!r} is reserved")
+        if not began and not peer.has_room(head.size):
+            peer.partial.close()
+        await self._room(peer, context, head.size)
+        return message
+
+    async def _rest(self, peer: Peer, stream: AsyncIterator[Frame], context: Context, mine: asyncio.Timeout) -> Message:
+        """The message, once all of it has come; what has come is told after each frame."""
+        await context.write(Position(sequence=peer.arrived, offset=peer.partial.have))
         async for frame in stream:
             _go_on(peer, mine)
             peer.up += frame.ByteSize()
-            if 0 < frame.sequence <= peer.arrived:
-                return
             before = peer.partial.have
-            message = peer.partial.add(frame)
-            if frame.kind:  # only the first frame of a call has one
-                if frame.sequence != peer.arrived + 1:
-                    raise ValueError(f"message {frame.sequence} came after message {peer.arrived}")
-                if frame.kind in frames.NEWS:
-                    raise ValueError(f"kind {frame.kind!r} is reserved")
-                if not before and not peer.has_room(frame.size):
-                    peer.partial.close()
-                await self._room(peer, context, frame.size)
-            if message is not None:
-                peer.arrived = message.sequence
-                self._deliver(peer, message.kind, message.payload)
-                return
-            if frame.kind:
-                await self._turn(peer, context, mine)
-                peer.pace_up.begin()
-            else:
-                peer.pace_up.progress(peer.partial.have - before)
+            if (message := peer.partial.add(frame)) is not None:
+                return message
+            peer.pace_up.progress(peer.partial.have - before)
             await context.write(Position(sequence=peer.arrived, offset=peer.partial.have))
         # Mostly because the connection broke: what has arrived stays for the next call.
-        await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the stream ended inside a message")
+        return await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the stream ended inside a message")
 
     async def _turn(self, peer: Peer, context: Context, mine: asyncio.Timeout) -> None:
         """Wait until the upload that was announced may begin, and show meanwhile that it is not forgotten."""

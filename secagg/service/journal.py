@@ -103,6 +103,7 @@ class Journal:
 
     def _open(self, identity: dict[str, str]) -> None:
         database = self._database
+        database.execute("PRAGMA page_size = 32768")  # a step of many members is one value of many megabytes
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")

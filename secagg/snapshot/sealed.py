@@ -11,7 +11,7 @@ from secagg.encoding import Buffer, Field, digest, encode, split_fields
 from secagg.errors import ConfigError
 from secagg.keys import SealingKey, SigningKey
 
-FORMAT = 1
+FORMAT = 2
 """Of what is sealed; a snapshot of another one is refused."""
 
 

@@ -12,7 +12,7 @@ from secagg import wire
 from secagg.encoding import Buffer, Field
 from secagg.errors import IllegalTransitionError
 from secagg.keys import SigningKey
-from secagg.messages import FromServer, IncludedSet, Reports, Result, Roster
+from secagg.messages import FromServer, IncludedSet, Reports, Result, Roster, ShareInbox, headers_hash
 from secagg.packing import dtype_for, unpack
 from secagg.policy import Policy
 from secagg.prg import Executor
@@ -35,11 +35,16 @@ from secagg.session import ServerSession
 from secagg.snapshot import sealed
 
 
-def snapshot_server(session: ServerSession, signing_key: SigningKey) -> bytes:
+def snapshot_server(session: ServerSession, signing_key: SigningKey, told: Mapping[str, bytes] | None = None) -> bytes:
     """Seal what a server holds between two steps. The session goes on; `resume_server` goes on from here as well.
 
     Take one right after each `close_step`, and write it whole to a disk before its replies are sent: then whoever goes
     on from the last one repeats these replies, and none that differs.
+
+    Args:
+        session: the server's.
+        signing_key: the server's.
+        told: the replies of the step as `wire.encode_each` has encoded them, where that is done already.
 
     Raises:
         IllegalTransitionError: messages of the step were taken, the round is over without a sum, or it looks for who
@@ -48,12 +53,13 @@ def snapshot_server(session: ServerSession, signing_key: SigningKey) -> bytes:
     state = session._state
     if not isinstance(state, Collecting) or state.received:
         raise IllegalTransitionError("a server's session is sealed right after a step was closed")
-    told = wire.encode_each(session._replies)
-    distinct = sorted(set(told.values()))
-    replies: list[Field] = [[client_id, distinct.index(data)] for client_id, data in sorted(told.items())]
+    told = wire.encode_each(session._replies) if told is None else told
+    distinct = {id(data): data for data in told.values()}  # a message to many is one object
+    places = {key: index for index, key in enumerate(distinct)}
+    replies: list[Field] = [[client_id, places[id(data)]] for client_id, data in sorted(told.items())]
     about = sealed.About("", state.round.context, session.step)
     left_out = sorted(state.round.pinned.keys() - state.expected) if isinstance(state, Advertising) else []
-    secret = (type(state).__name__, left_out, sorted(session.dropped), distinct, replies, _fields(state))
+    secret = (type(state).__name__, left_out, sorted(session.dropped), list(distinct.values()), replies, _fields(state))
     return sealed.seal(signing_key, state.round.session, about, secret)
 
 
@@ -104,7 +110,9 @@ def _fields(state: Collecting) -> list[Field]:
     match state:
         case Advertising() | SharingKeys() | Confirming():
             return []
-        case Reporting() | CollectingInputs():
+        case Reporting():  # all that was dealt is in the replies
+            return [wire.encode(state.dealt.roster)]
+        case CollectingInputs():
             return [_dealt(state.dealt)]
         case Attesting() | Unmasking():
             return [_dealt(state.dealt), _collected(state.collected)]
@@ -121,10 +129,10 @@ def _revived(kind: str, round: Round, replies: Mapping[str, FromServer], kept: l
             policy = round.policy
             total = unpack(told.total, policy.length + policy.slots, policy.bits)[: policy.length]
             return Confirming(round, replies, total, told)
+        case "Reporting", ShareInbox():
+            return Reporting(round, _dealt_in(replies, cast(Roster, wire.decode_from_server(bytes(kept[0])))))
     dealt = _dealt_of(kept[0])
     match kind, told:
-        case "Reporting", _:
-            return Reporting(round, dealt)
         case "CollectingInputs", Reports():
             return CollectingInputs(round, dealt, told)
         case "Attesting", _:
@@ -137,6 +145,19 @@ def _dealt(dealt: Dealt) -> list[Field]:
         [dealer, [[peer, *kept] for peer, kept in sent.items()]] for dealer, sent in dealt.bundles.items()
     ]
     return [wire.encode(dealt.roster), dealt.roster2, promised, sealed.named(dealt.self_commitments)]
+
+
+def _dealt_in(inboxes: Mapping[str, FromServer], roster: Roster) -> Dealt:
+    """What was dealt, of the messages that told it to everybody: to whom, and what."""
+    found = {reader: inbox for reader, inbox in inboxes.items() if isinstance(inbox, ShareInbox)}
+    headers = next(iter(found.values())).headers
+    dealers = [header.client_id for header in headers]
+    promised: dict[str, dict[str, Promised]] = {dealer: {} for dealer in dealers}
+    for reader, inbox in sorted(found.items()):
+        others = (dealer for dealer in dealers if dealer != reader)
+        for dealer, bundle in zip(others, inbox.bundles, strict=True):
+            promised[dealer][reader] = Promised.of(bundle)
+    return Dealt(roster, headers_hash(headers), promised, {of.client_id: of.self_commitment for of in headers})
 
 
 def _dealt_of(field: memoryview) -> Dealt:

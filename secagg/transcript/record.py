@@ -7,12 +7,13 @@ never: give an envelope, or a secret that was not released, a form in which it c
 docs/spec.md, section "Transcripts".
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 from secagg.context import RoundContext
-from secagg.encoding import HASH_BYTES, Buffer, digest, encode, split_fields
+from secagg.encoding import HASH_BYTES, Buffer, encode, size_of_field, split_fields
 from secagg.errors import IllegalTransitionError, MalformedMessageError
 from secagg.messages import (
     AcceptedInput,
@@ -248,8 +249,10 @@ def decode_record(data: bytes) -> Record:
 
 
 def next_link(link: bytes, record: bytes) -> bytes:
-    """The chain after one more record: 32 bytes."""
-    return digest("transcript-record", link, record)
+    """The chain after one more record, 32 bytes: H("transcript-record", link, record), hashed where it lies."""
+    begun = hashlib.sha256(encode("transcript-record", link) + size_of_field(len(record)))
+    begun.update(record)
+    return begun.digest()
 
 
 def records(read: Callable[[int], bytes]) -> Iterator[bytes]:

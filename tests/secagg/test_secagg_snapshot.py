@@ -204,9 +204,9 @@ def test_a_snapshot_of_another_version_is_refused():
     cohort, _, snapshot = resting("ShareKeys")
     _, listed, _ = split_fields(snapshot)
     place = snapshot.index(bytes(listed)) + 4 + 4 + 7
-    assert snapshot[place] == 1
+    assert snapshot[place] == 2
     with pytest.raises(ConfigError, match="another version"):
-        again(cohort, "site-a", snapshot[:place] + b"\2" + snapshot[place + 1 :])
+        again(cohort, "site-a", snapshot[:place] + b"\1" + snapshot[place + 1 :])
 
 
 def test_an_update_is_never_written_down():
@@ -310,6 +310,26 @@ def test_a_server_killed_in_any_step_goes_on_from_the_last_and_no_reply_differs(
     assert wire.encode_each(replies) == undisturbed
     play.answer(replies)
     assert play.to_the_end().exact
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_was_dealt_follows_from_the_inboxes_also_where_somebody_dealt_nothing(suite):
+    cohort = Cohort(5, suite=suite)
+    play = Play(cohort, silent={"site-b": "ShareKeys"}).until("ShareReport")
+    told = wire.encode_each(play.server.told)
+    snapshot = snapshot_server(play.server, SERVER_KEY, told)
+    server, replies = resume_server(snapshot, cohort.policy, cohort.roster, SERVER_KEY)
+    dealt, again = play.server._state.dealt, server._state.dealt
+    dealers = dealt.bundles.keys()
+    assert (wire.encode_each(replies), dealers) == (told, {"site-a", "site-c", "site-d", "site-e"})
+    assert (again.roster, again.roster2, again.self_commitments) == (
+        dealt.roster,
+        dealt.roster2,
+        dealt.self_commitments,
+    )
+    assert again.bundles == {
+        dealer: {peer: kept for peer, kept in sent.items() if peer in dealers} for dealer, sent in dealt.bundles.items()
+    }
 
 
 def test_a_server_is_sealed_between_two_steps_only_and_its_snapshot_is_its_own():
