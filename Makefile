@@ -19,7 +19,7 @@ help:
 	@echo "make wheel   a wheel in dist/, with the compiled kernel where there is a C compiler"
 	@echo "make audit   tries to prove the claims wrong, ten minutes of one core; make audit-full: 45 (audits/README.md)"
 	@echo "make model   the model of what lies between the rounds, checked with spin and gcc"
-	@echo "make starts  the public starts that come with fedseg trained again and compared: ten minutes of one core"
+	@echo "make starts  the public starts that come with fedseg trained again and compared: a quarter of an hour of one core"
 	@echo "make docs    the site of docs/ in build/site, strictly; make walks: what docs/ copies from the code"
 	@echo "make chromium  headless browser for the report's screenshot"
 

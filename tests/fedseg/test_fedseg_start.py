@@ -336,7 +336,7 @@ def test_a_shipped_start_that_was_changed_is_refused(monkeypatch: pytest.MonkeyP
         (FETAL, 1, 0.154013, 0.238945, 0.96948),
         (TUMOUR, 1, 0.219843, 0.275102, 0.04033),
         (HIPPOCAMPUS, 1, 0.427879, 0.365548, 0.041956),
-        (TEMPORAL_LOBE, 1, 0.507098, 0.332243, 0.052192),
+        (TEMPORAL_LOBE, 2, 0.394933, 0.261075, 0.042372),
     ],
     ids=["fetal", "tumour", "hippocampus", "temporal lobe"],
 )

@@ -3,8 +3,9 @@
 As `hippocampus`, and nearer to what an image has: a thalamus above, a gyrus that goes on from the inner border, a white
 rim, a horn of fluid that is wide or closed. Everything is bent at random, the block is cut out now larger and now
 smaller, and contrast, sharpness and noise vary widely from patient to patient, as in SynthSeg (Billot et al. 2023), so
-that a network learns shapes and not a scanner. Millimetres and contrasts are those of textbooks; it was never fitted
-to real images. Deterministic by seed; no result on it is a clinical result.
+that a network learns shapes and not a scanner. Millimetres and contrasts are those of textbooks; where amygdala and
+striatum lie, and how steep a hippocampus, was read off a public average brain (MNI152). It was never fitted to a
+patient. Deterministic by seed; no result on it is a clinical result.
 """
 
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ SIGNAL = {  # T1w, white matter 1
     "cortex": 0.66,
     "sulci": 0.30,
     "thalamus": 0.82,
+    "striatum": 0.76,
     "cistern": 0.25,
     "brain stem": 0.93,
     "gyrus": 0.66,
@@ -99,7 +101,7 @@ def _fits(study: Study) -> bool:
 
 TEMPORAL_LOBE = Phantom(
     name="temporal lobe",
-    version=1,
+    version=2,
     fits=_fits,
     wish="the structures ['anterior', 'posterior'] of a hippocampus in volumes of one spacing",
     profiles=PROFILES,
@@ -111,26 +113,30 @@ TEMPORAL_LOBE = Phantom(
 
 def _anatomy(profile: LobeProfile, points: Array, stream: Stream) -> dict[str, Array]:
     """Signed distances in mm of points (3, X, Y, Z) from tissues: positive inside; each covers those before it."""
-    chance = [float(value) for value in stream.uniform(24)]
+    chance = [float(value) for value in stream.uniform(30)]
     bends = np.stack([waves(points / np.float32(25), stream, 2, 7) for _ in range(3)])
     x, y, z = turned(points + np.float32(BENT_MM * chance[16]) * bends, chance[:6])
     scaled = np.stack([x, y, z]) / np.float32(25)
     length = 15 + 4 * chance[6]
     along = (y / length).clip(-1, 1)  # -1 at the tail, 1 at the head
-    # The head lies low and turns inwards, to -x; the tail climbs and turns inwards too.
+    # The head lies low and turns inwards, to -x; the tail climbs and turns inwards too. How steep depends on the pose.
+    steep = 5 + 9 * chance[8]
     centre_x = 3 + 2 * chance[7] - 6 * along**2
-    centre_z = 0.5 - (6 + 4 * chance[8]) * along + 2 * along**2
+    centre_z = 0.5 - steep * along + 2 * along**2
     size = 1.06 * profile.shrunk * np.exp(0.10 * ndtri(chance[9]))
     thick = size * (4.6 + 0.4 * along - 1.8 * along**4)
     reach = np.maximum(np.abs(y) - length + 1, 0)
     tube = thick - np.sqrt(((x - centre_x) / 1.1) ** 2 + ((z - centre_z) / 0.9) ** 2 + reach**2)
-    front, low = y - 0.62 * length, z + 5 + 3 * chance[10]
+    front, low = y - 0.62 * length, z + 0.62 * steep + 3 * chance[10]
     head = size * 4.2 - np.sqrt(((x + 0.5) / 2.0) ** 2 + ((front - 0.3 * x) / 1.1) ** 2 + (low / 0.95) ** 2)
     whole = np.maximum(tube, head) + 0.9 * waves(scaled, stream, 4, 14)
     parted = y - (2.5 + profile.parted + profile.loose * (chance[11] - 0.5))
     beside = (x - centre_x - thick) ** 2 + ((z - centre_z - 0.7 * thick) / 0.8) ** 2 + reach**2
     horn = 3.0 * chance[12] ** 2 + 0.2 - np.sqrt(beside) / 1.5
-    amygdala = 7 - np.sqrt((x / 1.2) ** 2 + (y - length - 1) ** 2 + ((z - 4) / 1.1) ** 2)
+    # The amygdala is as dark as the head, and before and above it: where an atlas has it, give or take 3 mm.
+    front, above = y - length + 3 - 4 * chance[23], z + steep - 4.5 - 6 * chance[24]
+    amygdala = 6 + 2 * chance[25] - np.sqrt(((x + 4 * chance[26]) / 1.2) ** 2 + front**2 + (above / 1.1) ** 2)
+    striatum = 5 - np.sqrt((x + 5 * chance[27]) ** 2 + ((y - 17) / 2) ** 2 + (z - 13 - 4 * chance[28]) ** 2)
     # Cortex goes on from the inner lower border of the hippocampus, with white matter between.
     turn = np.hypot(x - centre_x + 5 + 2 * chance[17], z - centre_z + 5 + 2 * chance[18])
     gyrus = 1.6 + 0.5 * chance[19] - np.abs(turn - 4) - 0.5 * np.maximum(x - centre_x, 0)
@@ -144,6 +150,7 @@ def _anatomy(profile: LobeProfile, points: Array, stream: Stream) -> dict[str, A
         "cortex": np.minimum(ribbon, outside),
         "sulci": np.minimum(ribbon - 2.5, outside - 1),
         "thalamus": thalamus + 1.2 * waves(scaled, stream, 2, 6),
+        "striatum": striatum + 1.2 * waves(scaled, stream, 2, 6),
         "cistern": np.minimum(medial, 6 - np.abs(z + 4 * waves(scaled, stream, 1, 3)) / 2),
         "brain stem": stem,
         "gyrus": np.minimum(gyrus, 15 - np.abs(y)),
