@@ -13,7 +13,6 @@ from secagg import wire
 from secagg.arguments import must_be
 from secagg.complaints import Choose, LeaveOut, leave_out
 from secagg.context import GENESIS, RoundContext
-from secagg.encoding import HASH_BYTES
 from secagg.errors import AbortedError, ComplaintError, ConfigError, ProtocolError
 from secagg.keys import SigningKey
 from secagg.messages import Receipt, RoundStart
@@ -47,6 +46,7 @@ class RoundBook:
     complaints: tuple[tuple[int, str, str], ...] = ()
     drawn: LeaveOut = field(default_factory=LeaveOut)
     choose: Choose = field(default=secrets.randbelow, repr=False)
+    _encoded: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         must_be(self.signing_key, SigningKey, "signing_key", "give the server's secagg.SigningKey")
@@ -84,10 +84,14 @@ class RoundBook:
         ).sign(self.signing_key)
 
     def saved(self) -> dict[str, Any]:
-        """This book as JSON, without its key: receipts as the bytes of a round start."""
-        start = wire.encode(self.start(bytes(HASH_BYTES)))
+        """This book as JSON, without its key; each receipt as `wire.encode_receipt` has it, encoded once."""
+        if len(self._encoded) > len(self.receipts):
+            self._encoded = []
+        self._encoded += [wire.encode_receipt(receipt).hex() for receipt in self.receipts[len(self._encoded) :]]
         return {
-            "start": start.hex(),
+            "number": self.number,
+            "attempt": self.attempt,
+            "receipts": list(self._encoded),
             "convicted": sorted(self.convicted),
             "complaints": self.complaints,
             "drawn": sorted(self.drawn.clients),
@@ -102,9 +106,10 @@ class RoundBook:
             ShareError: S-20, as `failed` did before.
         """
         try:
-            start = wire.decode_from_server(bytes.fromhex(saved["start"]))
-            if not isinstance(start, RoundStart):
-                raise ValueError("no round start")
+            number, attempt = int(saved["number"]), int(saved["attempt"])
+            receipts = tuple(wire.decode_receipt(bytes.fromhex(receipt)) for receipt in saved["receipts"])
+            if number < 1 or attempt < 0:
+                raise ValueError("rounds are counted from 1")
             convicted, drawn = (
                 frozenset(saved["convicted"]),
                 LeaveOut(frozenset(saved["drawn"]), smallest=saved["smallest"]),
@@ -114,7 +119,7 @@ class RoundBook:
             raise ConfigError(
                 "this is no saved book of rounds, or it is damaged: give what `RoundBook.saved` returned"
             ) from None
-        self.number, self.attempt, self.receipts = start.round_number, start.attempt + 1, start.missed
+        self.number, self.attempt, self.receipts, self._encoded = number, attempt + 1, receipts, []
         self.convicted, self.complaints, self.drawn = convicted, complaints, drawn
         if any(self.leave_out.isdisjoint(pair) for pair in self._now()):
             self._draw()

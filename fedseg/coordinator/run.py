@@ -171,10 +171,15 @@ class Coordinator(Engine):
         """Where sites share metrics, open the final model to them and wait for their figures."""
         if not self.study.report.share_metrics:
             return
-        awaited = set(self.presence.ready)
-        self._send(awaited, ToEvaluate(self.book.start(model_hash(self.state)), content_of(self.state)))
-        deadline = time.monotonic() + self.options.step_seconds
-        while time.monotonic() < deadline and self.figures.missing(awaited & self.presence.ready):
+        present, evaluating = self.presence, set[str]()
+        model = ToEvaluate(self.book.start(model_hash(self.state)), content_of(self.state))
+        awaited = (present.ready | present.busy.keys()) & self.mailbox.connected()
+        self._send(awaited, model)
+        deadline = time.monotonic() + max(self.options.step_seconds, self.options.training_seconds)
+        while (missing := self.figures.missing(awaited & self.mailbox.connected())) and time.monotonic() < deadline:
+            again = missing & present.ready & evaluating  # another process of a site, which was not asked
+            self._send(again, model)
+            evaluating = evaluating - again | missing - present.ready
             await self._hear(0.25)
 
     # --- What the run folder shows ------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from secagg.service.events import (
 )
 from secagg.service.parting import Parting
 from secagg.service.spans import within
-from secagg.service.standing import ACCOUNT, SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
+from secagg.service.standing import ACCOUNT, RECEIPT, SLOWEST_BYTES_PER_SECOND, STALLED_SECONDS
 from secagg.service.transcripts import Kept
 from secagg.steps import ADVERTISE_KEYS, CONSISTENCY_CHECK, MASKED_INPUT_COLLECTION, RESULT, ROUND_START
 
@@ -217,8 +217,12 @@ class Coordinator(Parting):
     def _kept(self, save: Save) -> dict[str, bytes | None]:
         told = dict(self.driver.session.told) if self.driver.session is not None else {}
         step = self.driver.session.step if save.sealed and self.driver.session is not None else ""
+        receipts, written = save.book["receipts"], self.receipts_written
+        self.receipts_written = len(receipts)
+        fresh = enumerate(receipts[written:], written + 1)
         changes: dict[str, bytes | None] = {
-            "book": json.dumps(save.book).encode(),
+            "book": json.dumps({**save.book, "receipts": []}).encode(),  # they are rows of their own, each written once
+            **{f"{RECEIPT}{place:06d}": bytes.fromhex(receipt) for place, receipt in fresh},
             "sealed": save.sealed,
             "recorded": str(save.recorded).encode(),
             "transcripts": self.transcripts.begun.encode(),

@@ -43,8 +43,8 @@ class Hearing(Standing):
                 self.presence.gone(site)
                 self.came(site, False)
             case frames.BACK:
-                self.presence.back(site)
-                self.driver.back(site)
+                for member in self.presence.back(site):
+                    self.driver.back(member)
                 self.came(site, True)
             case dialogue.Ready.kind:
                 await self._introduced(site, received.payload)

@@ -16,7 +16,7 @@ from typing import Any
 from secagg.errors import ConfigError
 from secagg.writing import PRIVATE, PRIVATE_FOLDER
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Journal:

@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 
 from secagg.service.dialogue import WAITED_FOR
 
+RETURN_SECONDS = 5.0
+"""Within which a member tries again whose coordinator did not answer for long."""
+
 
 class Presence:
     """What the coordinator knows of each site's process.
@@ -53,12 +56,21 @@ class Presence:
         self.ready.discard(site)
         self.lost[site] = time.monotonic()
 
-    def back(self, site: str) -> None:
-        """The same process again."""
+    def back(self, site: str) -> set[str]:
+        """The same process again.
+
+        Returns:
+            Who is waited for anew: after an outage of this coordinator's own network everybody is on the way back.
+        """
+        again = {site}
+        if self._cut_off:
+            again |= self.known
+            self.lost |= dict.fromkeys(self.known, time.monotonic() + RETURN_SECONDS)
         self.lost.pop(site, None)
         if site in self.known and site not in self.waiting and site not in self.refused and site not in self.busy:
             self.ready.add(site)
             self.missed.discard(site)
+        return again
 
     def refuse(self, site: str, why: str = "") -> bool:
         """This process takes no part; returns whether that is news."""
@@ -96,9 +108,16 @@ class Presence:
         self.known.discard(site)
 
     def away(self, grace: float) -> set[str]:
-        """Who has been lost for longer than `grace` seconds."""
+        """Who has been lost for longer than `grace` seconds, and others are there."""
+        if self._cut_off:
+            return set()
         now = time.monotonic()
         return {site for site, since in self.lost.items() if now - since > grace}
+
+    @property
+    def _cut_off(self) -> bool:
+        """Whether nobody is there at once: most likely this coordinator's own network is away."""
+        return len(self.known) > 1 and self.known <= self.lost.keys()
 
     def there(self) -> set[str]:
         """Who can join the next round, or could once it has what it waits for."""

@@ -45,6 +45,9 @@ JOURNAL = "journal.sqlite"
 ACCOUNT = "account-"
 """In the journal, before the number of a round: who is in its sum."""
 
+RECEIPT = "receipt-"
+"""In the journal, before how many there were with it: what the server signed about a round."""
+
 _T = TypeVar("_T")
 
 
@@ -132,7 +135,10 @@ class Standing(ABC):
         """What an earlier process wrote down."""
         journal = self.journal
         book, sealed = journal.get_json("book", None), journal.get("sealed") or b""
-        self.saved = None if book is None else Save(book, sealed, int(journal.get("recorded") or b"0"))
+        receipts = [receipt.hex() for receipt in journal.all(RECEIPT).values()]
+        self.receipts_written = len(receipts)
+        recorded = int(journal.get("recorded") or b"0")
+        self.saved = None if book is None else Save({**book, "receipts": receipts}, sealed, recorded)
         if (begun := journal.get("transcripts")) is not None:
             self.transcripts.begun = begun.decode()
         if (state := journal.get("application")) is not None:

@@ -17,8 +17,11 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = Path(os.environ.get("SECAGG_ENVIRONMENTS", ROOT / "build/envs"))
-STEP = 2e-5  # of the mean: the clip range in 2^19 steps, for weights of 100 to 500 among at most 1000; ten times that for
-# evaluations, whose weights are 10 to 50
+STEP = 2e-5
+"""Of the mean: the clip range in 2^19 steps, for weights of 100 to 500 among at most 1000.
+
+Ten times that for evaluations, whose weights are 10 to 50.
+"""
 
 
 def run(environment: str, script: str, *arguments: str, seconds: int = 600) -> dict[str, Any]:
@@ -74,7 +77,9 @@ def test_flowers_strategies_get_what_a_plain_grid_gives_them():
         assert [reason for reason in said if "another model or config" in reason] == said
         assert said
     for (metrics, plain), records, _, apart in told["summed"]:
-        assert metrics["accuracy"] == pytest.approx(plain["accuracy"], abs=10 * STEP), "evaluations come out as in clear"
+        assert metrics["accuracy"] == pytest.approx(plain["accuracy"], abs=10 * STEP), (
+            "evaluations come out as in clear"
+        )
         assert records == ["secagg", "secagg-evaluation"], "and none leaves in clear"
         assert apart < 1e-4
     assert [exchanges for _, _, exchanges, _ in told["summed"]] == [24, 27], "twelve a round, fourteen without privacy"

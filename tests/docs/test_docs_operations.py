@@ -20,10 +20,14 @@ def test_the_table_of_faults_is_the_one_that_is_run():
 
 
 def test_every_promise_names_tests_that_exist():
-    promises = PAGE.split("## What is promised")[1].split("\n## ")[0]
+    promises, mended = (
+        PAGE.split(f"## {title}")[1].split("\n## ")[0] for title in ("What is promised", "What failed once")
+    )
     rows = [line for line in promises.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    trials = [line for line in mended.splitlines() if line.startswith("| ") and not line.startswith("| #")]
     assert len(rows) >= 8
-    for row in rows:
+    assert [row.split("|")[1].strip() for row in trials] == [str(number) for number in range(1, 17)]
+    for row in [*rows, *trials]:
         named = re.findall(r"\[(test_\w+\.py)\]\(([^)]+)\)(?:, `(test_\w+)`)?", row)
         assert named, f"no test proves: {row}"
         for _, link, test in named:

@@ -43,6 +43,8 @@ class Federation:
 
     Attributes:
         rejoin_seconds: how long the coordinator waits for a site that is missing, once.
+        patience: how long it waits for enough of them.
+        all_behind: whether all sites are behind the proxy, in place of the last one.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class Federation:
         step_seconds: float = 8.0,
     ) -> None:
         self.folder, self.sites, self.length, self.rounds = folder, sites, length, rounds
-        self.step_seconds, self.rejoin_seconds = step_seconds, 15.0
+        self.step_seconds, self.rejoin_seconds, self.patience = step_seconds, 15.0, 60.0
+        self.all_behind = False
         self.state = (folder if state is None else state) / home.SERVER
         self.authority = Authority()
         if not (folder / sites[0]).is_dir():
@@ -100,12 +103,14 @@ class Federation:
         """Start the coordinator, or start it again: always the same command."""
         seconds = str(self.step_seconds)
         given = ["--port", str(self.port), "--rounds", str(self.rounds), "--out", str(self.state / "sums")]
+        given += ["--patience", str(self.patience)]
         given += ["--step-seconds", seconds, "--input-seconds", seconds, "--rejoin-seconds", str(self.rejoin_seconds)]
         return self._start(COORDINATOR, ["serve", str(self.state), *given], *strikes)
 
     def join(self, site: str, *strikes: Strike) -> Party:
         """Start a site, or start it again: always the same command."""
-        address = self.proxy.address if site == self.sites[-1] else f"127.0.0.1:{self.port}"
+        behind = self.all_behind or site == self.sites[-1]
+        address = self.proxy.address if behind else f"127.0.0.1:{self.port}"
         own = self.folder / site
         given = ["--coordinator", address, "--vector", str(own / "vectors"), "--out", str(own / "sums")]
         return self._start(site, ["join", str(own), *given], *strikes)

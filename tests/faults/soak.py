@@ -7,8 +7,9 @@ held before each round until the next fault is prepared. After each round its su
 for bit, and memory, descriptors, threads and files of every process are written down: FOLDER/soak.jsonl, a line a
 round. It goes on where it was ended, with the coordinator's journal and the sites' marks. Where a round stands still
 because sites wait for their operators (C-05: two were lost after others had released shares), the operators accept by
-name, with the command that the site printed; that is counted. At the end: how many rounds, how many with a sum in their
-first attempt, and what a process took at first and at last, of those that lived for 20 rounds or more.
+name, with the command that the site printed; that is counted. Once all rounds are through, everybody has to end with
+status 0. At the end: how many rounds, how many with a sum in their first attempt, and what a process took at first and
+at last, of those that lived for 20 rounds or more.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ class Soak:
     looked: float = 0.0
     last: int = 0
     waits: bool = False
+    complete: bool = False
 
     def start(self) -> None:
         """Start everybody; the coordinator waits before each round."""
@@ -81,6 +84,10 @@ class Soak:
         self._go_on()
         return "none"
 
+    def went_through(self) -> str:
+        """The run came to its end before the coordinator was held once more: nothing can strike this round."""
+        return "none, it went through with the one before"
+
     def site_killed(self) -> str:
         """Killed at a step, started again at once."""
         site, point = self.chance.choice(SITES), self.chance.choice(POINTS)
@@ -103,7 +110,7 @@ class Soak:
         """SIGTERM at a step, the same command at once."""
         self._go_on()
         time.sleep(self.chance.random() * 0.5)
-        self.made.coordinator.signal(signal.SIGTERM)
+        self._signal(COORDINATOR, signal.SIGTERM)
         status = self.made.coordinator.status(20)
         self.serve()
         return f"coordinator terminated, status {status}"
@@ -132,9 +139,9 @@ class Soak:
         name = self.chance.choice([COORDINATOR, *SITES])
         self._go_on()
         time.sleep(self.chance.random() * 0.5)
-        self.made.parties[name].signal(signal.SIGSTOP)
+        self._signal(name, signal.SIGSTOP)
         time.sleep(self.chance.random() * 3)
-        self.made.parties[name].signal(signal.SIGCONT)
+        self._signal(name, signal.SIGCONT)
         return f"{name} suspended"
 
     def wire_cut(self) -> str:
@@ -154,6 +161,10 @@ class Soak:
         self._struck(lambda: self.made.proxy.connections > before)
         self.made.proxy.clear()
         return "wire corrupted"
+
+    def _signal(self, name: str, number: int) -> None:
+        with suppress(ProcessLookupError):  # the run may have come to its end meanwhile
+            self.made.parties[name].signal(number)
 
     def _at_a_site(self, act: str) -> str:
         site, point = self.chance.choice(SITES), self.chance.choice(tuple(STEP_OF.values()))
@@ -180,9 +191,12 @@ class Soak:
             last: number of the round before.
         """
         self.last = last
-        until(self._held, "the coordinator waits before a round", 600)
+        self._start_the_dead()
+        until(lambda: self._held() or self.complete, "the coordinator waits before a round, or is at the end", 600)
         self._start_the_dead()
         fault = Soak.nothing if self.rests else self.chance.choice(FAULTS)
+        if self.complete:
+            fault = Soak.went_through
         self.rests = fault in TWO_ROUNDS
         for number in range(last + 1, last + 1 + AHEAD):
             self.made.write_vectors(number)
@@ -208,6 +222,13 @@ class Soak:
             "files": {name: _files(self.made.folder / name) for name in SITES} | {"server": _files(self.made.state)},
         }
 
+    def end(self) -> None:
+        """After the last round everybody ends with status 0, also who was killed in it and is started again."""
+        self._start_the_dead()
+        until(lambda: self._held() or self.complete, "the coordinator has told everybody the end", 120)
+        for site in SITES:
+            assert self.made.parties[site].status() == 0, self.made.parties[site].said()
+
     def _finished(self) -> int:
         """The round with the next sum, once it is there; a number that was burned is passed over."""
         return next(filter(self.made.finished, range(self.last + 1, self.last + 1 + AHEAD)), 0)
@@ -219,14 +240,15 @@ class Soak:
 
     def _held(self) -> bool:
         """Whether the coordinator waits before an attempt; one that a late strike ended is started again."""
-        if not self.made.coordinator.alive:
+        self.complete = self.made.coordinator.process.exitcode == 0
+        if not self.made.coordinator.alive and not self.complete:
             self.serve()
         self.waits = self.waits or self.made.coordinator.is_held()
         return self.waits
 
     def _over(self) -> bool:
         """Whether the round is; meanwhile another attempt goes on at once, and operators look where it stands still."""
-        if self._held() and self._finished():
+        if (self._held() or self.complete) and self._finished():
             return True
         if self.waits:
             self._go_on()
@@ -330,6 +352,8 @@ def main() -> None:
             shown = {key: lines[-1][key] for key in ("round", "fault", "seconds", "attempts", "included", "accepted")}
             sys.stdout.write(json.dumps(shown) + "\n")
             sys.stdout.flush()
+        if len(lines) == given.rounds:
+            soak.end()
         made.check_logs()
     sys.stdout.write(told(lines) + "\n")
 

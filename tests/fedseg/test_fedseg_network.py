@@ -280,6 +280,23 @@ def test_validation_metrics_leave_a_site_only_where_the_study_says_so(tmp_path, 
     assert ('"kind":"dice"' in events) == share
 
 
+def test_a_site_that_evaluates_for_long_is_in_the_figures_of_the_last_model(tmp_path, monkeypatch):
+    """Row 9 of the trials: a site that took longer than a step was missing from the final Dice."""
+    plain = Figures.evaluate
+
+    def slowly(figures, model, completed):
+        if figures._me == "site-c" and completed:
+            time.sleep(7)  # a step has 5 s here, and the end of a run is offered for 5 s
+        return plain(figures, model, completed)
+
+    monkeypatch.setattr(Figures, "evaluate", slowly)
+    study = tiny_study(rounds=1).replace(report={"share_metrics": True})
+    run, _ = asyncio.run(federate(study, tmp_path))
+    lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+    scored = {line["site"] for line in lines if line["kind"] == "dice" and line["round"] == 1}
+    assert scored == {"site-a", "site-b", "site-c"}
+
+
 # --- One patient more --------------------------------------------------------------------------------------------
 
 

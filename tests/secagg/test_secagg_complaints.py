@@ -351,4 +351,4 @@ def test_a_set_that_is_not_known_to_be_smallest_is_named():
 
 def test_a_saved_book_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match="is no saved book of rounds"):
-        book().restore({"start": wire.encode(Roster(())).hex()})
+        book().restore({**book().saved(), "receipts": [wire.encode(Roster(())).hex()]})

@@ -549,8 +549,8 @@ def test_after_its_update_was_masked_a_client_keeps_no_other_one():
     "spoil",
     [
         lambda save: Save({}, b""),
-        lambda save: Save({**save.book, "start": "zz"}, save.sealed),
-        lambda save: Save({**save.book, "start": save.book["start"][:-2]}, save.sealed),
+        lambda save: Save({**save.book, "receipts": ["zz"]}, save.sealed),
+        lambda save: Save({**save.book, "number": 0}, save.sealed),
         lambda save: Save({**save.book, "convicted": 7}, save.sealed),
         lambda save: Save({**save.book, "driver": {}}, save.sealed),
         lambda save: Save({**save.book, "driver": {**save.book["driver"], "asked": ["nobody"]}}, save.sealed),

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
