@@ -127,7 +127,8 @@ class SealingKey(Secret):
     def open(self, about: bytes, sealed: bytes) -> bytes:
         """The plaintext. ValueError if these bytes were not sealed with this key and `about`."""
         try:
-            return AESGCM(bytes(self._key)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], about)
+            view = memoryview(sealed)
+            return AESGCM(bytes(self._key)).decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], about)
         except (InvalidTag, ValueError):
             raise ValueError("it does not open") from None
 

@@ -107,6 +107,7 @@ class Journal:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
+        database.execute("PRAGMA wal_autocheckpoint = 125")  # pages: 4 MB, as with SQLite's own pages
         database.execute("PRAGMA auto_vacuum = INCREMENTAL")
         database.execute("BEGIN IMMEDIATE")  # the lock stays with this connection from here on
         (version,) = database.execute("PRAGMA user_version").fetchone()

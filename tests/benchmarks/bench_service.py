@@ -1,7 +1,7 @@
 """The coordinator's process alone, with many sites: peak memory, CPU time, longest block of its event loop.
 
 python tests/benchmarks/bench_service.py [--case N D DROPPED] [--spread] [--json FILE]
-python tests/benchmarks/bench_service.py --calls N [--bytes B]
+python tests/benchmarks/bench_service.py --calls N [--bytes B] [--bare]
 
 The coordinator is `secagg serve`, a process of its own. All sites live in one other process, each with a mailbox and
 TLS of its own; `DROPPED` of them end where their masked input is due. All masked inputs are made first and sent at the
@@ -9,13 +9,15 @@ same moment, which is the worst for memory; with `--spread` each is sent when it
 high-water mark of the whole process; CPU time is counted from when it listens, and held against a bare server session
 over the same bytes (`bench_round.py`); the event loop is looked at every 100 ms. `--calls` tells what gRPC alone takes
 for a call: a server of its own that takes B bytes in the largest frames, answers each, sends B bytes back, over TLS,
-and does nothing else.
+and does nothing else; with `--bare` the same without gRPC, a connection each: what any server pays that speaks TLS.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -203,6 +205,45 @@ def of_a_call(calls: int, size: int) -> float:
             return asyncio.run(ask(folder, process))
 
 
+def of_bare_tls(calls: int, size: int) -> float:
+    """CPU seconds of a server without gRPC that reads so many bytes over TLS, and sends as many back."""
+    with tempfile.TemporaryDirectory() as made, socket.create_server(("127.0.0.1", 0)) as listener:
+        folder = Path(made)
+        make_certificates(folder, ["site-a"])
+        asks = "import bench_service, sys; bench_service.ask_bare(*sys.argv[1:])"
+        given = [str(folder / "authority.pem"), *map(str, (listener.getsockname()[1], calls, size))]
+        here = Path(__file__).parent
+        with subprocess.Popen([sys.executable, "-c", asks, *given], cwd=here):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / "coordinator.pem", folder / "coordinator.key")
+            first, _ = listener.accept()
+            began = time.process_time()
+            for number in range(calls):
+                plain = first if not number else listener.accept()[0]
+                with context.wrap_socket(plain, server_side=True) as connection:
+                    _read(connection, size)
+                    connection.sendall(bytes(size))
+            return (time.process_time() - began) / calls
+
+
+def ask_bare(authority: str, port: str, calls: str, size: str) -> None:
+    """The other end of `of_bare_tls`."""
+    context = ssl.create_default_context(cafile=authority)
+    for _ in range(int(calls)):
+        with (
+            socket.create_connection(("127.0.0.1", int(port))) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(bytes(int(size)))
+            _read(connection, int(size))
+
+
+def _read(connection: ssl.SSLSocket, size: int) -> None:
+    buffer = bytearray(1 << 20)
+    while size > 0:
+        size -= connection.recv_into(buffer, min(size, len(buffer)))
+
+
 # --- One case ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,10 +316,11 @@ def main() -> None:
     parser.add_argument("--spread", action="store_true", help="send each masked input when it is made")
     parser.add_argument("--calls", type=int, help="measure so many calls of gRPC alone instead")
     parser.add_argument("--bytes", type=int, default=200, help="of each of these calls, each way")
+    parser.add_argument("--bare", action="store_true", help="without gRPC")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if given.calls:
-        spent = round(1e3 * of_a_call(given.calls, given.bytes), 3)
+        spent = round(1e3 * (of_bare_tls if given.bare else of_a_call)(given.calls, given.bytes), 3)
         print(json.dumps({"calls": given.calls, "bytes": given.bytes, "cpu_ms_a_call": spent}))
         return
     rows = []
