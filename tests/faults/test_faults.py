@@ -262,8 +262,8 @@ def test_marks_that_were_wiped_or_restored_from_a_copy_are_refused_by_name_until
             until(lambda: sentence in made.coordinator.said(), "the coordinator says so")
             marks.unlink()
         newest.rename(marks)
-        made.join(STRUCK)
-        until(made.recovered, "it is back")
+        back = made.join(STRUCK)
+        until(lambda: back.events("joined"), "it is back, and has replayed what it missed")
         others.go_on()
         assert made.coordinator.status() == 0
         assert [made.parties[site].status() for site in SITES] == [0] * len(SITES)
