@@ -58,6 +58,7 @@ LEVERS: dict[str, dict[str, object]] = {
     "lora:2": {"trainable": "lora:2"},
     "all values": {"trainable": "all"},
     "all values, lr / 2": {"trainable": "all", "lr": 0.075},
+    "all values, lr / 4": {"trainable": "all", "lr": 0.0375},
     "all values, 24 steps": {"trainable": "all", "steps": 24},
     "all values, 24 steps, lr x 2": {"trainable": "all", "steps": 24, "lr": 0.3},
     "all values, 48 steps, lr / 1.5": {"trainable": "all", "steps": 48, "lr": 0.1},
