@@ -121,6 +121,8 @@ class Ready(Control):
             none, such as in a new process.
         joined: the last (round number, attempt) that its durable marks know of this run; (0, 0) for none. Where the
             coordinator has seen a later one of it, the marks were wiped or restored from a copy.
+        asked: the last (round number, attempt) that this process was asked to join and was not too busy for; (0, 0)
+            for none. What it said before it was asked says nothing of an attempt.
         saw: spans of the rounds that this process saw to their end, or of which it needs no account: it is sent none.
         spent: what its people have paid so far, such as epsilon; it never falls. None where nothing is paid.
         says: what its application declares, for the coordinator's to hold against the others'.
@@ -136,6 +138,7 @@ class Ready(Control):
     unreplayed: list[Hash] = Field(default=[], max_length=WAITED_FOR)
     inside: _Attempt | None = None
     joined: _Attempt = (0, 0)
+    asked: _Attempt = (0, 0)
     saw: list[tuple[_Number, _Number]] = Field(default=[], max_length=SPANS)
     spent: float | None = Field(default=None, ge=0)
     says: str = Field(default="", max_length=2**16)

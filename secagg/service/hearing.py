@@ -141,15 +141,16 @@ class Hearing(Standing):
     async def _placed(self, site: str, ready: dialogue.Ready) -> bool:
         """A member that is in the attempt that runs is told again what it may have lost; any other is not waited for.
 
-        What it said before it had the round start says nothing of the attempt: it is asked once more, while that helps.
+        What it said before it had the round start says nothing of the attempt, however often it comes: it is waited
+        for while that helps, and asked once more, for another process of it may have had the start.
         """
         session, now = self.driver.session, (self.facts.round, self.facts.attempt)
-        late = ready.inside is None and not ready.unreplayed and ready.joined < now
-        begins = session is not None and session.step == ADVERTISE_KEYS and self.driver.running
-        late = late and begins and self._asked_again.get(site) != now
-        if self.driver.running and (ready.inside == now or late):
-            self._asked_again[site] = now
-            await self._driven(lambda: self.driver.again(site))
+        early = ready.inside is None and not ready.unreplayed and max(ready.joined, ready.asked) < now
+        begins = session is not None and session.step == ADVERTISE_KEYS
+        if self.driver.running and (ready.inside == now or (early and begins)):
+            if not early or self._asked_again.get(site) != now:
+                self._asked_again[site] = now
+                await self._driven(lambda: self.driver.again(site))
             return True
         await self._over(site)
         return False

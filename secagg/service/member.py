@@ -104,6 +104,7 @@ class Member:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receiving: asyncio.Task[Received | None] | None = None
         self._opened: dialogue.Opened | None = None
+        self._asked = (0, 0)
         self._training: Work | None = None
         self._besides: list[Work] = []
         self._in_turn = threading.Lock()
@@ -312,7 +313,7 @@ class Member:
             if self._occupied():
                 self._free()
                 return
-            self._opened = message
+            self._opened, self._asked = message, named
             self.driver.model_hash = self._app.about(start, message.content)
         self._do(self.driver.receive(wire.encode(start)))
 
@@ -468,6 +469,7 @@ class Member:
                 unreplayed=self._exposed.unreplayed,
                 inside=inside,
                 joined=joined,
+                asked=self._asked,
                 saw=list(self._app.saw()[-dialogue.SPANS :]),
                 spent=self._app.spent(),
                 says=self._app.says(),

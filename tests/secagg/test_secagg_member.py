@@ -45,6 +45,7 @@ def test_two_rounds_end_in_exact_sums_and_everybody_ends_with_the_last_word(tmp_
             assert all(federation.said(me, dialogue.Done) for me in federation.cohort.ids)
             first = federation.said("site-a", dialogue.Ready)
             assert [ready.joined for ready in first] == [(0, 0), (1, 0), (2, 0)]
+            assert [ready.asked for ready in first] == [(0, 0), (1, 0), (2, 0)]
             assert [ready.inside for ready in first] == [None] * 3
 
     run(scenario)
@@ -192,6 +193,7 @@ def test_an_operator_pauses_goes_on_and_leaves(tmp_path):
             assert (own.trained, protocol(federation, "site-d")) == ([], [])
             own.wanted = Wish.GO_ON
             await federation.until(lambda: len(federation.said("site-d", dialogue.Ready)) == 2)
+            assert federation.said("site-d", dialogue.Ready)[-1].asked == (0, 0)
             federation.open()
             await federation.until(lambda: own.sums)
             own.wanted = Wish.LEAVE

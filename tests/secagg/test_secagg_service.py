@@ -326,6 +326,50 @@ def test_one_that_left_and_one_that_is_away_do_not_end_a_run_that_can_go_on(tmp_
     asyncio.run(scenario())
 
 
+def test_what_a_member_said_twice_before_it_had_the_round_start_leaves_it_out_of_no_round(tmp_path):
+    """The second of two early `Ready` counted as an answer to the start: the step closed without its keys."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=4, rounds=2, **UNHURRIED)
+        coordinator = hub.coordinator()
+        hub.start()
+        struck = hub.members["site-d"]
+        take = struck.driver.receive
+
+        def late(data):
+            """The start of round 2 comes when the others have answered it, and after what is sent here."""
+            if struck.asked == (2, 0) and not struck.driver.live:
+                struck.asked = (1, 0)
+                struck.ready()
+                struck.ready()
+                struck.asked = (2, 0)
+            return take(data)
+
+        struck.driver.receive = late
+        assert await asyncio.wait_for(coordinator.run(), 20) == "the study is complete"
+        assert [event.included for event in hub.of(Summed)] == [tuple(hub.keys)] * 2
+        assert all(hub.exact(number) for number in (1, 2))
+        hub.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_was_asked_and_is_in_no_attempt_is_not_waited_for(tmp_path):
+    """Such as one whose own marks keep it out: it answers the start with `Ready`."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=4, **UNHURRIED)
+        coordinator = hub.coordinator()
+        hub.start()
+        struck = hub.members["site-d"]
+        struck.driver.receive = lambda data: struck.ready() or []
+        assert await asyncio.wait_for(coordinator.run(), 20) == "the study is complete"
+        assert [event.included for event in hub.of(Summed)] == [("site-a", "site-b", "site-c")]
+        hub.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_member_that_says_the_same_for_ever_fills_no_log(tmp_path):
     async def scenario():
         hub = Hub(tmp_path, n=4, rounds=1, patience=2.0)

@@ -87,7 +87,7 @@ class Member:
             private=hub.private,
         )
         self.release, self.policy_hash = hub.release, hub.policy.hash().hex()
-        self.spent, self.finished, self.refused = None, None, None
+        self.spent, self.finished, self.refused, self.asked = None, None, None, (0, 0)
         self._dialogue = Dialogue(FROM_COORDINATOR)
         self.task = asyncio.create_task(self._run())
 
@@ -113,6 +113,7 @@ class Member:
                 unreplayed=[] if self.hub.private or open_release is None else [open_release.round_id.hex()],
                 inside=None if context is None else (context.round_number, context.attempt),
                 joined=joined,
+                asked=self.asked,
                 spent=self.spent,
             )
         )
@@ -145,6 +146,7 @@ class Member:
                 continue
             match self._dialogue.read(kind, payload):
                 case dialogue.Opened(start=start):
+                    self.asked = (start.round_number, start.attempt)
                     self.driver.model_hash = sums.about(start.previous_head)
                     self._do(self.driver.receive(wire.encode(start)))
                 case dialogue.Protocolled(data=data):
