@@ -117,7 +117,8 @@ class RoundBook:
             complaints = tuple((number, accuser, dealer) for number, accuser, dealer in saved["complaints"])
         except (KeyError, TypeError, ValueError, ProtocolError):
             raise ConfigError(
-                "this is no saved book of rounds, or it is damaged: give what `RoundBook.saved` returned"
+                "this is no saved book of rounds, or it is damaged, or of another version of secagg: give what "
+                "`RoundBook.saved` returned, and finish a run with the version that began it"
             ) from None
         self.number, self.attempt, self.receipts, self._encoded = number, attempt + 1, receipts, []
         self.convicted, self.complaints, self.drawn = convicted, complaints, drawn

@@ -394,27 +394,30 @@ class MailboxServer:
     # --- What comes ---------------------------------------------------------------------------------------------------
 
     async def _send(self, stream: AsyncIterator[Frame], context: Context) -> None:
-        """Messages, one after the other; who calls is asked again for each: a certificate may be revoked meanwhile."""
-        async for head in stream:
-            peer = await self._current(context)
-            mine: asyncio.Timeout | None = None
-            try:
-                async with asyncio.timeout(frames.STALL_SECONDS) as mine:
-                    end(peer.upload)
-                    peer.upload = mine
+        """Messages, one after the other, in one call of a site at a time, which ends where nothing comes for long."""
+        peer = await self._current(context)
+        mine: asyncio.Timeout | None = None
+        try:
+            async with asyncio.timeout(frames.STALL_SECONDS) as mine:
+                end(peer.upload)
+                peer.upload = mine
+                async for head in stream:
+                    await self._current(context)  # a certificate may have been revoked since the message before
+                    _go_on(peer, mine)
                     await self._take(peer, head, stream, context, mine)
+                    self._turns.done(mine)
                     await context.write(Position(sequence=peer.arrived))
-            except ValueError as error:
-                peer.partial.close()
-                await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            except TimeoutError:
-                if peer.upload is not mine:
-                    await _refuse(context, grpc.StatusCode.CANCELLED, "a newer call took over")
-                await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the upload stood still")
-            finally:
-                self._turns.done(mine)
-                if peer.upload is mine:
-                    peer.upload = None
+        except ValueError as error:
+            peer.partial.close()
+            await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except TimeoutError:
+            if peer.upload is not mine:
+                await _refuse(context, grpc.StatusCode.CANCELLED, "a newer call took over")
+            await _refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the upload stood still")
+        finally:
+            self._turns.done(mine)
+            if peer.upload is mine:
+                peer.upload = None
 
     async def _take(
         self, peer: Peer, head: Frame, stream: AsyncIterator[Frame], context: Context, mine: asyncio.Timeout

@@ -116,7 +116,10 @@ class Journal:
             database.execute("INSERT INTO state VALUES ('identity', ?)", (json.dumps(identity).encode(),))
             database.execute(f"PRAGMA user_version = {_VERSION}")
         elif version != _VERSION:
-            raise ConfigError(f"{self.path} is no journal of this version of secagg; choose another folder")
+            raise ConfigError(
+                f"journal {self.path}: it is no journal, or one of another version of secagg; finish its run with the "
+                "version that began it, or choose another folder for a new run"
+            )
         database.execute("COMMIT")
         found = self.get_json("identity", {})
         for name, value in identity.items():

@@ -48,6 +48,10 @@ LEFT_UNHEARD = (
     "this site left the run, as its operator said; the coordinator does not answer: the same command tells it later"
 )
 
+TOLD_SECONDS = 30.0
+"""How long a member that has the end of its run tries to say so: a coordinator that was killed as it told the end comes
+back within that, and would wait for this member for ever."""
+
 TICK_SECONDS = 0.2
 """How often a member looks at what its operator did beside it."""
 
@@ -140,7 +144,7 @@ class Member:
                     pass
                 if finished.final:
                     await written(partial(self._app.ended, finished), self._state, self._app.note)
-                await self._say_goodbye(dialogue.Done(), sending)
+                await self._say_goodbye(dialogue.Done(), sending, TOLD_SECONDS if finished.final else FAREWELL_SECONDS)
                 return finished
             except asyncio.CancelledError as stopped:
                 if STOPPED in stopped.args:
@@ -167,14 +171,16 @@ class Member:
             await self._mailbox.send(message.kind, payload)
             self._outgoing.task_done()
 
-    async def _say_goodbye(self, last: dialogue.Message, sending: _Task) -> None:
+    async def _say_goodbye(self, last: dialogue.Message, sending: _Task, seconds: float = FAREWELL_SECONDS) -> None:
         """The coordinator may be gone, and then nobody hears it."""
         if sending.done():
             return
         self._outgoing.put_nowait(last)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_SECONDS):
-                await self._outgoing.join()
+        heard = asyncio.create_task(self._outgoing.join())
+        try:  # what sends ends by itself where nothing can be sent any more
+            await asyncio.wait({heard, sending}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            heard.cancel()
 
     async def _next(self, sending: _Task) -> dialogue.Finished | None:
         """Answer one message, or go on after some work; the coordinator's last word once the run is over."""

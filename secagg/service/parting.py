@@ -34,9 +34,13 @@ class Parting(Hearing):
         self.last_word = self._word(f"the coordinator gave up: {error}", False, final=False)
         self._dismiss(self.mailbox.connected() & self.presence.heard())
         began = time.monotonic()
-        while self._taking() and time.monotonic() - began < FAREWELL_SECONDS:
-            if not await self._part():
-                await asyncio.sleep(0.02)
+        try:
+            while self._taking() and time.monotonic() - began < FAREWELL_SECONDS:
+                if not await self._part():
+                    await asyncio.sleep(0.02)
+        except BaseException:  # such as a signal; a server that was not stopped may hang the interpreter
+            await self.mailbox.stop(0.5)
+            raise
         await self.mailbox.stop()  # once everybody who is there has it
 
     async def _finish(self, reason: str, complete: bool) -> None:

@@ -352,3 +352,5 @@ def test_a_set_that_is_not_known_to_be_smallest_is_named():
 def test_a_saved_book_of_another_kind_is_refused():
     with pytest.raises(ConfigError, match="is no saved book of rounds"):
         book().restore({**book().saved(), "receipts": [wire.encode(Roster(())).hex()]})
+    with pytest.raises(ConfigError, match=r"of another version of secagg: .* with the version that began it"):
+        book().restore({"start": "00", "convicted": [], "complaints": [], "drawn": [], "smallest": False})  # of 0.10

@@ -51,6 +51,24 @@ def test_two_rounds_end_in_exact_sums_and_everybody_ends_with_the_last_word(tmp_
     run(scenario)
 
 
+def test_a_coordinator_that_is_killed_as_it_tells_the_end_and_comes_back_hears_who_has_it(tmp_path, monkeypatch):
+    """A member gave up after three seconds, and the next process of the coordinator waited for it for ever."""
+    monkeypatch.setattr(engine, "FAREWELL_SECONDS", 0.05)
+
+    async def scenario():
+        async with Federation(tmp_path) as federation:
+            await federation.all_ready()
+            federation.lines["site-a"].down.clear()
+            federation.send("site-a", dialogue.Finished(reason="the run is complete", complete=True, final=True))
+            _, waiting = await asyncio.wait([federation.tasks["site-a"]], timeout=0.5)
+            assert waiting, "it has not said that it has the end"
+            federation.lines["site-a"].down.set()
+            assert (await federation.tasks["site-a"]).complete
+            assert federation.said("site-a", dialogue.Done)
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("step", [AdvertiseKeys, EncryptedShares, MaskedInput, Confirmation])
 def test_a_coordinator_that_dies_in_any_step_gets_the_same_bytes_again_and_the_round_ends(tmp_path, step):
     async def scenario():

@@ -156,6 +156,38 @@ def test_a_call_on_which_nothing_follows_is_ended_and_the_next_message_begins_an
     run(scenario)
 
 
+@asynccontextmanager
+async def silent_call(raw, session=bytes(16)):
+    """A call for messages, on which none comes."""
+    begin = raw.stream_stream(f"/{frames.SERVICE}/Send", Frame.SerializeToString, Position.FromString)
+    call = begin(metadata=((frames.SESSION_KEY, session),))
+    yield call
+    call.cancel()
+
+
+def test_a_call_on_which_nothing_comes_ends_and_a_newer_one_of_the_same_site_ends_it_at_once(folder, monkeypatch):
+    async def scenario() -> None:
+        async with serving(folder) as (_, port), channel(folder, port) as raw:
+            await hello(raw)
+            async with silent_call(raw) as first, silent_call(raw) as second:
+                assert (await refusal(first.read()))[1] == "a newer call took over"
+                monkeypatch.setattr(frames, "STALL_SECONDS", 0.2)
+                await post(raw, Message(1, "kind", b"").frames())
+                assert (await refusal(second.read()))[1] == "a newer call took over"
+                async with silent_call(raw) as third:
+                    assert (await refusal(third.read()))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    run(scenario)
+
+
+def test_a_caller_that_is_no_site_is_refused_before_it_sends_anything(folder):
+    async def scenario() -> None:
+        async with serving(folder) as (_, port), channel(folder, port, "c") as raw, silent_call(raw) as call:
+            assert (await refusal(call.read()))[0] is grpc.StatusCode.PERMISSION_DENIED
+
+    run(scenario)
+
+
 def test_bytes_are_counted_at_both_ends(folder):
     async def scenario() -> None:
         async with serving(folder) as (server, port), site(folder, port) as a:

@@ -5,6 +5,7 @@ import errno
 import math
 import sqlite3
 import threading
+from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 
@@ -479,6 +480,38 @@ def test_a_journal_that_cannot_be_opened_says_what_to_do(tmp_path, monkeypatch, 
     monkeypatch.setattr("secagg.service.journal.sqlite3.connect", partial(sqlite3.connect, factory=Share))
     with pytest.raises(ConfigError, match=f"journal: .*{told}"):
         Journal(tmp_path / "journal", {"run": "r"})
+
+
+def test_a_journal_of_another_version_is_refused_with_what_to_do(tmp_path):
+    Journal(tmp_path / "journal", {"run": "r"}).close()
+    with closing(sqlite3.connect(tmp_path / "journal")) as other:
+        other.execute("PRAGMA user_version = 1")
+    with pytest.raises(ConfigError, match="another version of secagg; finish its run with the version that began it"):
+        Journal(tmp_path / "journal", {"run": "r"})
+
+
+def test_a_coordinator_that_is_stopped_while_it_gives_up_stops_its_server(tmp_path, monkeypatch):
+    """A server that was not stopped may hang the interpreter."""
+
+    async def scenario():
+        hub = Hub(tmp_path, n=3)
+        coordinator, stopped = hub.coordinator(), []
+
+        async def stop(*seconds):
+            stopped.append(seconds)
+
+        async def cancelled():
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(coordinator.mailbox, "stop", stop)
+        monkeypatch.setattr(coordinator, "_part", cancelled)
+        monkeypatch.setattr(coordinator, "_taking", lambda: {"site-a": 0})
+        with pytest.raises(asyncio.CancelledError):
+            await coordinator._give_up(RunFailedError("nobody came"))
+        assert stopped == [(0.5,)]
+        hub.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_journal_that_is_closed_lets_a_thread_finish_what_it_writes(tmp_path):
