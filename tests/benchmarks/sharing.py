@@ -47,7 +47,7 @@ KEY = (
 
 PLAIN = {
     "hippocampus": """--rounds 30 --local-steps 4 --lr 0.005 --training '{"optimizer": "adamw", "batch": 8%s}'""",
-    "lgg-plain": "--rounds 20 --local-steps 5 --lr 0.003 --size 64",
+    "lgg-plain": """--rounds 20 --local-steps 5 --lr 0.003 --size 64 --training '{"batch": 4}'""",
 }
 """How the sets are trained without privacy; the second begins with fresh weights."""
 PRIVATE = {
@@ -71,6 +71,25 @@ WAYS = (
     (SKETCH % (0.1, 4), 0.1),
 )
 """[sharing] and the range of what is sent."""
+
+FEW_ROUNDS = 10
+WHOLE = '{"method": "sketch", "share": %g, "rotation": true, "bits": %d}'
+FEW = {
+    "hippocampus": (
+        *((rounds, 120 // rounds, "{}", 2.0) for rounds in (5, 2, 1)),
+        *((1, 120, WHOLE % (1, bits), 0.2) for bits in (4, 3, 2)),
+        (10, 12, SKETCH % (0.15, 2), 0.05),
+        (5, 24, SKETCH % (0.35, 2), 0.05),
+        (2, 60, SKETCH % (0.7, 2), 0.1),
+        *((1, 240, way, ends) for way, ends in (("{}", 2.0), (WHOLE % (1, 3), 0.2))),
+    ),
+    "lgg-plain": (
+        *((rounds, 100 // rounds, "{}", 2.0) for rounds in (2, 1)),
+        (1, 100, WHOLE % (1, 2), 0.1),
+        (2, 50, SKETCH % (0.5, 2), 0.1),
+    ),
+}
+"""Rounds, local steps, [sharing] and its range: as many steps in fewer rounds, and twice as many in one."""
 
 Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 
@@ -192,8 +211,9 @@ def table(lines: list[dict[str, Any]], planned: list[str]) -> None:
 
     Its number is the line of `plan` that trains the first of its seeds.
     """
-    print("| line | set | mechanism | epsilon (delta) | shared | bytes up, a site | Dice | n, seeds | CPU s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = ("line", "set", "mechanism", "epsilon (delta)", "shared", "rounds x steps", "bytes up, a site", "Dice")
+    print("| " + " | ".join((*heads, "n, seeds", "CPU s")) + " |")
+    print("|---" * (len(heads) + 2) + "|")
     for line, dice in trainings(lines):
         spread = f"+- {student(dice):.3f}" if len(dice) > 1 else f"[{line['low']:.3f}, {line['high']:.3f}]"
         spent = line["epsilon"]
@@ -201,7 +221,8 @@ def table(lines: list[dict[str, Any]], planned: list[str]) -> None:
         about = words(line) + (f", released {line['released']:g}" if line["mechanism"] == "svt" else "")
         number = 1 + planned.index(line["cell"]) if line["cell"] in planned else "none"
         print(
-            f"| {number} | {line['data']} | {line['mechanism']} | {epsilon} | {about} | {line['bytes_up']:,} | "
+            f"| {number} | {line['data']} | {line['mechanism']} | {epsilon} | {about} | "
+            f"{line['rounds']} x {line['local_steps']} | {line['bytes_up']:,} | "
             f"{dice.mean():.3f} {spread} | {line['n']}, {len(dice)} | {line['cpu_seconds']:g} |"
         )
 
@@ -212,7 +233,8 @@ def bytes_curves(found: list[tuple[dict[str, Any], np.ndarray]]) -> Curves:
     for one, dice in found:
         if one["mechanism"] == "none" or (one["mechanism"] == "local" and round(one["epsilon"]) == 8):
             how = "no privacy" if one["mechanism"] == "none" else "epsilon 8"
-            curves[f"{method(one).partition(':')[0]}, {how}"].append((one["bytes_up"], float(dice.mean())))
+            few = " in few rounds" if one["mechanism"] == "none" and one["rounds"] <= FEW_ROUNDS else ""
+            curves[f"{method(one).partition(':')[0]}{few}, {how}"].append((one["bytes_up"], float(dice.mean())))
     return curves
 
 
@@ -313,6 +335,13 @@ def plan(folder: Path) -> list[str]:
             lines += [f"{sparse} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
             lines += [f"{dense} --epsilon {epsilon}" for epsilon in (2, 32)]
             lines += [f"{sparse} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
+        for name, ways in FEW.items():
+            how = PLAIN[name] % "" if "%s" in PLAIN[name] else PLAIN[name]
+            data = f"--set {name} {at}/{name.partition('-')[0]} {how}"
+            lines += [
+                f"{data} --rounds {rounds} --local-steps {steps} --sharing '{way}' --clip-range {ends}"
+                for rounds, steps, way, ends in ways
+            ]
     return lines
 
 
