@@ -60,22 +60,32 @@ SPARSE = {
     "lgg": "--mechanism svt --rounds 5 --local-steps 3 --lr 0.4 --clip-range 0.02",
 }
 """With the sparse vector technique: values of an update are as much smaller as lr is."""
+MASK = '{"method": "random-mask", "share": %g}'
 SKETCH = '{"method": "sketch", "share": %g, "rotation": true, "bits": %d, "error_feedback": true}'
 WAYS = (
     ("{}", 2.0),
-    ('{"method": "random-mask", "share": 0.1}', 2.0),
+    (MASK % 0.1, 2.0),
     ('{"method": "low-rank", "rank": 1}', 2.0),
     (SKETCH % (0.05, 2), 0.05),
     ('{"method": "low-rank", "rank": 12}', 2.0),
-    ('{"method": "random-mask", "share": 0.01}', 2.0),
+    (MASK % 0.01, 2.0),
     (SKETCH % (0.1, 4), 0.1),
 )
 """[sharing] and the range of what is sent."""
 
+VOLUMES = "--set hippocampus-private --mechanism local --rounds 12 --local-steps 1 --lr 3.0"
+SMALL = (
+    ("{}", 0.5),
+    (MASK % 0.1, 0.5),
+    (MASK % 0.01, 0.5),
+    ('{"method": "low-rank", "rank": 3}', 0.5),
+)
+"""The same of the volumes, from their better start."""
 FEW_ROUNDS = 10
 WHOLE = '{"method": "sketch", "share": %g, "rotation": true, "bits": %d}'
 FEW = {
     "hippocampus": (
+        (30, 8, "{}", 2.0),
         *((rounds, 120 // rounds, "{}", 2.0) for rounds in (5, 2, 1)),
         *((1, 120, WHOLE % (1, bits), 0.2) for bits in (4, 3, 2)),
         (10, 12, SKETCH % (0.15, 2), 0.05),
@@ -89,7 +99,7 @@ FEW = {
         (2, 50, SKETCH % (0.5, 2), 0.1),
     ),
 }
-"""Rounds, local steps, [sharing] and its range: as many steps in fewer rounds, and twice as many in one."""
+"""Rounds, local steps, [sharing] and its range: as many steps in fewer rounds, then twice as many."""
 
 Curves: TypeAlias = dict[str, list[tuple[float, float]]]
 
@@ -335,6 +345,7 @@ def plan(folder: Path) -> list[str]:
             lines += [f"{sparse} --epsilon {epsilon} --released 0.01" for epsilon in (8, 1000, 100000)]
             lines += [f"{dense} --epsilon {epsilon}" for epsilon in (2, 32)]
             lines += [f"{sparse} --epsilon {epsilon} --released 0.1" for epsilon in (10000, 1000000)]
+        lines += [f"{VOLUMES} {at}/hippocampus --sharing '{way}' --clip-range {ends}" for way, ends in SMALL]
         for name, ways in FEW.items():
             how = PLAIN[name] % "" if "%s" in PLAIN[name] else PLAIN[name]
             data = f"--set {name} {at}/{name.partition('-')[0]} {how}"
