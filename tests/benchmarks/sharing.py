@@ -281,7 +281,7 @@ def _whole(one: dict[str, Any], data: str) -> bool:
 def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str) -> str:
     """SVG on its own ground; on dark pages its colours change.
 
-    A way has one colour in all panes, and is hollow with privacy.
+    A way has one colour in all panes, and is hollow with privacy. Points of different rounds are not joined.
     """
     import matplotlib as mpl
 
@@ -304,8 +304,9 @@ def drawn(panes: dict[str, Curves], whole: dict[str, float | None], across: str)
                 way, _, privacy = curve.partition(", ")
                 kind = ways.index(way) % len(SERIES)
                 private = "epsilon" in privacy
+                line = "none" if way.endswith("rounds") or len(dict(points)) < len(points) else DASHES[private]
                 axis.plot(*zip(*sorted(points), strict=True), color=colours[SERIES[kind]], marker=MARKERS[kind],
-                          markerfacecolor=colours["paper" if private else SERIES[kind]], linestyle=DASHES[private],
+                          markerfacecolor=colours["paper" if private else SERIES[kind]], linestyle=line,
                           label=curve)  # fmt: skip
             axis.set(xscale="log", title=data, xlabel=across, ylabel="Dice", facecolor=colours["paper"])
             axis.grid(color=colours["line"])
