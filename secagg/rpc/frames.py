@@ -17,7 +17,7 @@ from secagg.rpc.pace import CHUNK_BYTES, FIRST_PIECE_BYTES, PIECE_BYTES, Pace
 from secagg.rpc.transport_pb2 import Frame
 
 SERVICE = "secagg.transport.v2.Mailbox"
-VERSION = 2
+VERSION = 3
 SESSION_BYTES = 16
 SESSION_KEY = "session-bin"
 OURS = ("mailbox", "secagg")
