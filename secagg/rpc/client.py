@@ -110,6 +110,7 @@ class MailboxClient:
         self._failure: Exception | None = None
         self._channel: aio.Channel | None = None
         self._sending: Any = None  # the call for what is sent, while it lasts
+        self._polling: Any = None  # the call for what comes
         self._running: asyncio.Task[None] | None = None
         self._silent = self._counted = 0.0
         self._reason, self._diagnosed = "", -_DIAGNOSE_EVERY
@@ -249,6 +250,8 @@ class MailboxClient:
 
     async def _reopen(self) -> None:
         self._hang_up()
+        if self._polling is not None:  # a channel that is closed overlooks a call that has just begun
+            self._polling.cancel()
         old, self._channel = self._channel, self._open_channel()
         if old is not None:
             await old.close(None)
@@ -372,6 +375,7 @@ class MailboxClient:
     async def _poll(self) -> None:
         """One long poll: acknowledge what has arrived, take what comes, until the server ends it."""
         call = self._method("Receive", Position.SerializeToString, Frame.FromString)(metadata=self._metadata)
+        self._polling = call
         partial = self._partial
         partial.begin_call()
         try:

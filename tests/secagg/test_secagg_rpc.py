@@ -126,6 +126,27 @@ def counting_calls(client: MailboxClient) -> list[str]:
     return names
 
 
+def test_a_connection_that_is_made_anew_ends_the_long_poll_of_the_old_one_itself(folder, monkeypatch):
+    """gRPC overlooks a call that has just begun as it closes a channel: nothing came to a site for half a minute."""
+
+    async def scenario() -> None:
+        async with serving(folder) as (_, port), site(folder, port) as a:
+            await a.send("kind", b"1")
+            while (poll := a._polling) is None:
+                await asyncio.sleep(0.01)
+
+            async def closes_nothing(grace: float | None) -> None:
+                """As where it overlooks the call."""
+
+            monkeypatch.setattr(a._channel, "close", closes_nothing)
+            await a._reopen()
+            assert poll.cancelled()
+            while a._polling is poll:
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
 def test_messages_that_follow_one_another_go_in_one_call(folder):
     sent = [bytes([number]) * size for number, size in enumerate((1, 2 * CHUNK_BYTES, 0, PIECE_BYTES, 5 << 20))]
 
