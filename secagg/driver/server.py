@@ -101,7 +101,7 @@ class ServerDriver:
         self._model_hash, self._left = b"", 0
         self._clients = frozenset[str]()
         self._asked = frozenset[str]()
-        self._gone, self._over = set[str](), set[str]()
+        self._gone, self._over, self._anew = set[str](), set[str](), set[str]()
         self._spoilt = set[str]()
         self._closes_at: float | None = None
         self._now = 0.0  # a step that is closed by a call without a time lasts from here, and not from 0
@@ -165,7 +165,8 @@ class ServerDriver:
         if not self._clients <= self.pinned.keys():
             raise ConfigError("clients names somebody whom the roster does not list")
         actions = self._published()
-        self._model_hash, self._left, self._gone, self._over = model_hash, self._attempts, set(), set()
+        self._model_hash, self._left = model_hash, self._attempts
+        self._gone, self._over, self._anew = set(), set(), set()
         return [*actions, *self._announced(now)]
 
     def resume(self, save: Save, now: float = 0.0) -> list[ServerAction]:
@@ -262,6 +263,7 @@ class ServerDriver:
         except IllegalTransitionError:
             return []  # the attempt is over
         self._over.discard(sender)  # it is in the attempt after all
+        self._anew.discard(sender)
         repeated: list[ServerAction] = [] if reply is None else [Send(wire.encode(reply), sender)]
         return [*repeated, *self._closed(now)]
 
@@ -295,6 +297,7 @@ class ServerDriver:
 
         Only clients whose updates are not private keep that (`secagg.client.conclude_later`).
         """
+        self._anew.add(client_id)
         if self.unpublished and not self._confirmed:
             self._over.add(client_id)
         return self._closed(now)
@@ -421,8 +424,7 @@ class ServerDriver:
 
     def _completed(self, session: ServerSession, result: Vector, receipt: Receipt) -> list[ServerAction]:
         self.book.completed(receipt)
-        if self._confirmed:  # a new process of a client may confirm out of its marks
-            self._over = set()
+        self._over = set() if self._confirmed else set(self._anew)  # who is in no attempt may still confirm its sum
         save = Save(self.book.saved())
         if self._recording is None:  # nobody has to wait for confirmations: they are for the transcript
             self._closes_at = None

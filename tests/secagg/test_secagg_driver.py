@@ -666,6 +666,24 @@ def test_who_was_killed_after_it_released_confirms_later_so_that_the_transcript_
     assert set(world.server.session.confirmations) == set(world.cohort.ids)
 
 
+def test_a_client_that_was_over_before_the_sum_may_still_confirm_it_and_is_waited_for(tmp_path):
+    """Hosts say so of a node that died; one that comes back confirms out of its marks (T-02)."""
+    world = World(5, private=False)
+    world.server._record = recording(tmp_path, world.cohort)
+
+    def says(me, data):
+        if me == "site-e" and type(wire.decode_from_client(data)).__name__ == "UnmaskingShares":
+            world.dead = {"site-e"}
+            world._take("", world.server.over("site-e", world.now))
+            return None
+        return data
+
+    world.says = says
+    world.begin()
+    assert world.of(Completed)
+    assert world.server.awaited == {"site-e"}
+
+
 def test_what_was_sent_last_is_repeated_byte_for_byte_until_the_attempt_is_over_without_a_sum():
     world = World()
     client, sent = world.clients["site-a"], []
